@@ -1,0 +1,120 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include <pith/core/types.hpp>
+
+/// A broken invariant inside the library. Off in release; a test defines it before the first include to turn it into a throw.
+#ifndef PITH_ASSERT
+#ifdef NDEBUG
+#define PITH_ASSERT(condition) static_cast<void>(0)
+#else
+#define PITH_ASSERT(condition)        \
+  ((condition) ? static_cast<void>(0) \
+               : (std::fprintf(stderr, "%s:%d: broken invariant: %s\n", __FILE__, __LINE__, #condition), std::abort()))
+#endif
+#endif
+
+#if defined(__cpp_exceptions) || defined(_CPPUNWIND)
+#define PITH_HAS_EXCEPTIONS 1
+#else
+#define PITH_HAS_EXCEPTIONS 0
+#endif
+
+namespace pith::inline v0 {
+
+/// Operands whose shapes do not belong together.
+struct ShapeError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+/// Something is full, too long, or a workspace is too small.
+struct CapacityError : std::length_error {
+  using std::length_error::length_error;
+};
+/// A call that has no meaning at this point: the order of calls is wrong.
+struct StateError : std::logic_error {
+  using std::logic_error::logic_error;
+};
+/// A file that breaks its format.
+struct FormatError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+/// A file that is sound but asks for something pith does not do.
+struct UnsupportedError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+/// A progress callback asked to stop.
+struct Cancelled : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+namespace detail {
+
+inline void append_text(std::string& out, std::string_view piece) { out.append(piece); }
+template <class N>
+requires std::is_arithmetic_v<N>
+void append_text(std::string& out, N number) { out += std::to_string(number); }
+
+/// Pieces of text and numbers in a row: error messages only, never on a hot path.
+template <class... Pieces> std::string text(const Pieces&... pieces) {
+  std::string out;
+  (append_text(out, pieces), ...);
+  return out;
+}
+
+inline std::string shape_text(Index rows, Index cols) {
+  const auto extent = [](Index n) { return n < 0 ? std::string("*") : std::to_string(n); };
+  return text("[", extent(rows), ", ", extent(cols), "]");
+}
+
+}  // namespace detail
+
+/// Throws Error with this message; without exceptions prints it and aborts. Every refusal of the library goes through here.
+template <class Error> [[noreturn, gnu::cold, gnu::noinline]] void raise(const std::string& message) {
+#if PITH_HAS_EXCEPTIONS
+  throw Error(message);
+#else
+  std::fprintf(stderr, "%s\n", message.c_str());
+  std::abort();
+#endif
+}
+
+inline constexpr Index any_extent = -1;  ///< in check_shape(): this extent is free
+
+namespace detail {
+[[noreturn, gnu::cold, gnu::noinline]] inline void raise_shape(std::string_view where, std::string_view what, Index rows, Index cols,
+                                                               Index want_rows, Index want_cols) {
+  const auto fits = [](Index n, Index want) { return want < 0 || n == want; };
+  const bool transposed = fits(cols, want_rows) && fits(rows, want_cols);
+  raise<ShapeError>(text("pith::", where, ": ", what, " is ", shape_text(rows, cols), ", expected ", shape_text(want_rows, want_cols),
+                         transposed ? text("; did you mean ", what, ".transpose()?") : std::string()));
+}
+}  // namespace detail
+
+/// Always on. Compares a matrix with the shape expected of it; `any_extent` accepts anything.
+///
+/// Cost     two compares
+/// Throws   ShapeError "pith::Linear: x is [4096, 1], expected [*, 4096]; did you mean x.transpose()?"
+template <class M> void check_shape(std::string_view where, std::string_view what, const M& m, Index rows, Index cols) {
+  if ((rows >= 0 && m.rows() != rows) || (cols >= 0 && m.cols() != cols)) [[unlikely]]
+    detail::raise_shape(where, what, m.rows(), m.cols(), rows, cols);
+}
+
+namespace detail {
+/// a * b, or a refusal: sizes that come from files are multiplied here before anything is allocated.
+inline Index checked_product(std::string_view where, Index a, Index b) {
+  Index product = 0;
+  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &product))
+    raise<CapacityError>(text("pith::", where, ": ", a, " x ", b, " is too large"));
+  return product;
+}
+}  // namespace detail
+
+}  // namespace pith::inline v0

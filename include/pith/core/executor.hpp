@@ -1,0 +1,141 @@
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <concepts>
+#include <memory>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+
+namespace pith::inline v0 {
+
+/// Runs f(0) … f(n-1) once each, on any threads, and returns when all have. Kernels call e(e.size(), f): index i is worker i.
+/// f does not throw, and no result of pith depends on size().
+template <class E>
+concept Executor = requires(E& e, void (&f)(Index)) {
+  { e.size() } -> std::convertible_to<Index>;
+  e(Index{1}, f);
+};
+
+/// The calling thread and no other.
+struct Serial {
+  static constexpr Index size() { return 1; }
+  template <class F> void operator()(Index n, F&& f) const {
+    for (Index i = 0; i < n; ++i) f(i);
+  }
+};
+inline constexpr Serial serial{};
+
+/// A non-owning, type-erased executor: what a Workspace carries. The executor must outlive it.
+class ExecutorRef {
+ public:
+  ExecutorRef() : ExecutorRef(serial) {}
+
+  template <class E>
+  requires(!std::same_as<std::remove_cvref_t<E>, ExecutorRef> && Executor<E>) ExecutorRef(E& executor)
+      : executor_(const_cast<void*>(static_cast<const void*>(&executor))),
+        size_([](void* e) -> Index { return static_cast<E*>(e)->size(); }),
+        run_([](void* e, Index n, void* context, void (*call)(void*, Index)) {
+          (*static_cast<E*>(e))(n, [=](Index i) { call(context, i); });
+        }) {}
+
+  Index size() const { return size_(executor_); }
+
+  template <class F> void operator()(Index n, F&& f) const {
+    if (n == 1) return f(Index{0});
+    run_(executor_, n, const_cast<void*>(static_cast<const void*>(&f)),
+         [](void* context, Index i) { (*static_cast<std::remove_reference_t<F>*>(context))(i); });
+  }
+
+ private:
+  void* executor_;
+  Index (*size_)(void*);
+  void (*run_)(void*, Index, void*, void (*)(void*, Index));
+};
+
+/// A fixed set of threads for short regions: the caller is worker 0, the others wait spinning, then yielding, then parked.
+///
+/// Heap     at construction only
+/// Law      a nested region, or one entered while another thread uses the pool, runs inline on its caller
+class ThreadPool {
+ public:
+  explicit ThreadPool(Index size = static_cast<Index>(std::thread::hardware_concurrency())) {
+    if (size < 1) size = 1;
+    workers_.reserve(static_cast<std::size_t>(size - 1));
+    for (Index i = 1; i < size; ++i) workers_.emplace_back([this, i] { work(i); });
+  }
+  ~ThreadPool() {
+    stop_.store(true, std::memory_order_relaxed);
+    generation_.fetch_add(1, std::memory_order_release);
+    generation_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  Index size() const { return static_cast<Index>(workers_.size()) + 1; }
+
+  template <class F> void operator()(Index n, F&& f) {
+    if (n <= 1 || workers_.empty() || busy_.exchange(true, std::memory_order_acquire)) {
+      for (Index i = 0; i < n; ++i) f(i);
+      return;
+    }
+    context_ = const_cast<void*>(static_cast<const void*>(&f));
+    call_ = [](void* context, Index i) { (*static_cast<std::remove_reference_t<F>*>(context))(i); };
+    count_ = n;
+    pending_.store(static_cast<Index>(workers_.size()), std::memory_order_relaxed);
+    generation_.fetch_add(1, std::memory_order_seq_cst);
+    if (parked_.load(std::memory_order_seq_cst) > 0) generation_.notify_all();
+    for (Index i = 0; i < n; i += size()) f(i);
+    for (int spin = 0; pending_.load(std::memory_order_acquire) != 0; ++spin) spin < spins ? relax() : std::this_thread::yield();
+    busy_.store(false, std::memory_order_release);
+  }
+
+ private:
+  static constexpr int spins = 2000;   // about 20 us: the gap between two regions of one decoded token
+  static constexpr int yields = 2000;  // then let others run for a millisecond or so before parking
+
+  static void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  unsigned wait_for_work(unsigned seen) {
+    for (int i = 0; i < spins + yields; ++i) {
+      if (const unsigned now = generation_.load(std::memory_order_acquire); now != seen) return now;
+      i < spins ? relax() : std::this_thread::yield();
+    }
+    parked_.fetch_add(1, std::memory_order_seq_cst);
+    generation_.wait(seen, std::memory_order_seq_cst);
+    parked_.fetch_sub(1, std::memory_order_relaxed);
+    return generation_.load(std::memory_order_acquire);
+  }
+
+  void work(Index first) {
+    for (unsigned seen = 0;;) {
+      seen = wait_for_work(seen);
+      if (stop_.load(std::memory_order_relaxed)) return;
+      for (Index i = first; i < count_; i += size()) call_(context_, i);
+      pending_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  alignas(64) std::atomic<unsigned> generation_{0};
+  std::atomic<int> parked_{0};
+  std::atomic<bool> stop_{false};
+  void* context_ = nullptr;
+  void (*call_)(void*, Index) = nullptr;
+  Index count_ = 0;
+  alignas(64) std::atomic<Index> pending_{0};
+  alignas(64) std::atomic<bool> busy_{false};
+  std::vector<std::thread> workers_;  // last: its threads read everything above
+};
+
+}  // namespace pith::inline v0

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <Eigen/Core>
+
+#include <cstdint>
+#include <type_traits>
+
+static_assert(EIGEN_VERSION_AT_LEAST(3, 4, 0), "pith needs Eigen 3.4 or newer");
+
+namespace pith::inline v0 {
+
+using Eigen::bfloat16;
+using Eigen::half;
+using Eigen::Index;
+
+using Position = std::int32_t;  ///< index of a token in the sequence; never changes, says nothing about where the token is stored
+using Token = std::int32_t;     ///< index into a vocabulary
+
+/// What a token stands for. Policies that treat modalities apart only compare kinds for equality.
+enum class TokenKind : std::uint8_t { text, image, audio, video };
+
+/// [tokens, features], features contiguous. An Eigen column-major [features, tokens] is the same bytes: pass x.transpose().
+template <class S> using Matrix = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+template <class S> using Vector = Eigen::Matrix<S, Eigen::Dynamic, 1>;
+
+namespace detail {
+template <class T> struct Arithmetic { using type = T; };
+template <> struct Arithmetic<bfloat16> { using type = float; };
+template <> struct Arithmetic<half> { using type = float; };
+}  // namespace detail
+
+/// The scalar that numbers stored as T are computed in: float for bfloat16 and half.
+template <class T> using arithmetic_t = typename detail::Arithmetic<T>::type;
+
+}  // namespace pith::inline v0

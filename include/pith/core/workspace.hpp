@@ -1,0 +1,90 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#include <pith/core/check.hpp>
+#include <pith/core/executor.hpp>
+#include <pith/core/view.hpp>
+
+namespace pith::inline v0 {
+
+/// What a kernel needs besides its operands: scratch memory and the threads to use.
+///
+/// A bump arena: take() hands out 64-byte aligned pieces, a Scope gives back what was taken since it began.
+/// Sizes come from workspace_bytes(tokens, workers) of the object that will be given the workspace.
+///
+/// Heap     once, at construction
+/// Throws   CapacityError when the arena is too small, saying by how much
+class Workspace {
+ public:
+  static constexpr std::size_t alignment = 64;
+
+  explicit Workspace(std::size_t bytes = 0, ExecutorRef executor = serial)
+      : memory_(bytes == 0 ? nullptr : static_cast<std::byte*>(::operator new(bytes, std::align_val_t(alignment)))),
+        bytes_(bytes),
+        executor_(executor) {}
+  Workspace(Workspace&&) = default;
+  Workspace& operator=(Workspace&&) = default;
+
+  std::size_t bytes() const { return bytes_; }
+  std::size_t used() const { return used_; }
+  ExecutorRef executor() const { return executor_; }
+  Index workers() const { return executor_.size(); }
+
+  /// Room for n values of T, uninitialised.
+  template <class T> T* take(Index n) {
+    static_assert(std::is_trivially_destructible_v<T> && alignof(T) <= alignment);
+    const std::size_t size = bytes_for<T>(n);
+    if (size > bytes_ - used_) [[unlikely]]
+      raise<CapacityError>(detail::text("pith::Workspace: ", bytes_, " bytes are too few, ", used_ + size,
+                                        " are needed: construct it with workspace_bytes(tokens, workers) of the object you call"));
+    T* piece = reinterpret_cast<T*>(memory_.get() + used_);
+    used_ += size;
+    return piece;
+  }
+  template <class S> MatrixRef<S> matrix(Index rows, Index cols) { return {take<S>(rows * cols), rows, cols}; }
+  template <class S> VectorRef<S> vector(Index size) { return {take<S>(size), size}; }
+
+  /// What take<T>(n) uses up: the building block of every workspace_bytes().
+  template <class T> static constexpr std::size_t bytes_for(Index n) {
+    return (static_cast<std::size_t>(n) * sizeof(T) + alignment - 1) / alignment * alignment;
+  }
+
+  class Scope {
+   public:
+    explicit Scope(Workspace& ws) : ws_(ws), used_(ws.used_) {}
+    ~Scope() { ws_.used_ = used_; }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    Workspace& ws_;
+    std::size_t used_;
+  };
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t(alignment)); }
+  };
+  std::unique_ptr<std::byte[], Free> memory_;
+  std::size_t bytes_ = 0, used_ = 0;
+  ExecutorRef executor_;
+};
+
+namespace detail {
+/// Contiguous share i of n pieces of work among `workers`, as even as can be.
+struct Share {
+  Index begin, end;
+};
+inline Share share(Index n, Index worker, Index workers) {
+  const Index each = n / workers, rest = n % workers;
+  const Index begin = worker * each + std::min(worker, rest);
+  return {begin, begin + each + (worker < rest ? 1 : 0)};
+}
+}  // namespace detail
+
+}  // namespace pith::inline v0
