@@ -58,6 +58,7 @@ struct Cancelled : std::runtime_error {
 namespace detail {
 
 inline void append_text(std::string& out, std::string_view piece) { out.append(piece); }
+inline void append_text(std::string& out, char letter) { out.push_back(letter); }
 template <class N>
 requires std::is_arithmetic_v<N>
 void append_text(std::string& out, N number) { out += std::to_string(number); }
@@ -112,7 +113,7 @@ namespace detail {
 inline Index checked_product(std::string_view where, Index a, Index b) {
   Index product = 0;
   if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &product))
-    raise<CapacityError>(text("pith::", where, ": ", a, " x ", b, " is too large"));
+    raise<CapacityError>(text("pith::", where, ": ", a, " x ", b, " is negative or too large"));
   return product;
 }
 }  // namespace detail

@@ -1,9 +1,8 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <concepts>
-#include <memory>
+#include <cstddef>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -65,15 +64,17 @@ class ThreadPool {
  public:
   explicit ThreadPool(Index size = static_cast<Index>(std::thread::hardware_concurrency())) {
     if (size < 1) size = 1;
+    struct Guard {  // no destructor follows a constructor that threw: threads that did start are joined here
+      ThreadPool* pool;
+      ~Guard() {
+        if (pool) pool->join();
+      }
+    } guard{this};
     workers_.reserve(static_cast<std::size_t>(size - 1));
     for (Index i = 1; i < size; ++i) workers_.emplace_back([this, i] { work(i); });
+    guard.pool = nullptr;
   }
-  ~ThreadPool() {
-    stop_.store(true, std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-  }
+  ~ThreadPool() { join(); }
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
@@ -105,6 +106,13 @@ class ThreadPool {
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
+  }
+
+  void join() {
+    stop_.store(true, std::memory_order_relaxed);
+    generation_.fetch_add(1, std::memory_order_seq_cst);
+    generation_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
   }
 
   unsigned wait_for_work(unsigned seen) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -22,14 +23,19 @@ concept EigenDense = requires {
   typename expression_t<D>;
 };
 
-/// Row-major rank-2 tensors, by their shape alone: no header of Eigen's tensors is needed to take one.
+/// Rank-2 tensors, by their shape alone: no header of Eigen's tensors is needed to take one.
 template <class T>
-concept RowMajorTensor = !EigenDense<T> && requires(T & t) {
+concept MatrixTensor = !EigenDense<T> && requires(T & t) {
   t.data();
   t.dimension(0);
   requires std::remove_cvref_t<T>::NumDimensions == 2;
-  requires int(std::remove_cvref_t<T>::Layout) == int(Eigen::RowMajor);
 };
+
+template <class S, class T> constexpr void bindable_tensor() {
+  static_assert(std::is_same_v<std::remove_const_t<typename T::Scalar>, S>, "pith: the tensor's scalar differs; cast and evaluate first");
+  static_assert(int(T::Layout) == int(Eigen::RowMajor),
+                "pith takes [tokens, features] row-major: swap_layout() of the tensor, or evaluate first");
+}
 
 template <class T>
 concept RowMajorTensor3 = requires(T& t) {
@@ -91,14 +97,15 @@ template <class S> class ConstMatrixRef : public Eigen::Map<const Matrix<S>, 0, 
   ConstMatrixRef(const S* data, Index rows, Index cols) : ConstMatrixRef(data, rows, cols, cols) {}
   ConstMatrixRef(const S* data, Index rows, Index cols, Index stride) : Base(data, rows, cols, Eigen::OuterStride<>(stride)) {}
   ConstMatrixRef(const ConstMatrixRef&) = default;
+  /// Shows the other's numbers from now on: what is read-only can only be rebound.
+  ConstMatrixRef& operator=(const ConstMatrixRef& other) { return *std::construct_at(this, ConstMatrixRef(other)); }
 
   template <detail::EigenDense D>
   requires(!std::is_same_v<std::remove_cvref_t<D>, ConstMatrixRef>) ConstMatrixRef(const D& m)
       : Base((detail::bindable<S, D>(), m.derived().data()), m.rows(), m.cols(), Eigen::OuterStride<>(detail::row_stride(m.derived()))) {}
 
-  template <detail::RowMajorTensor T> ConstMatrixRef(const T& t) : ConstMatrixRef(t.data(), t.dimension(0), t.dimension(1)) {
-    static_assert(std::is_same_v<std::remove_const_t<typename T::Scalar>, S>, "pith: the tensor's scalar differs; cast and evaluate first");
-  }
+  template <detail::MatrixTensor T>
+  ConstMatrixRef(const T& t) : ConstMatrixRef((detail::bindable_tensor<S, T>(), t.data()), t.dimension(0), t.dimension(1)) {}
 };
 
 /// A writable view; assigning to it writes the numbers it shows.
@@ -121,20 +128,22 @@ template <class S> class MatrixRef : public Eigen::Map<Matrix<S>, 0, Eigen::Oute
       : Base((detail::writable<S, D>(), const_cast<S*>(m.derived().data())), m.rows(), m.cols(),
              Eigen::OuterStride<>(detail::row_stride(m.derived()))) {}
 
-  template <detail::RowMajorTensor T> MatrixRef(T& t) : MatrixRef(t.data(), t.dimension(0), t.dimension(1)) {
-    static_assert(std::is_same_v<typename T::Scalar, S>, "pith: the tensor's scalar differs; cast and evaluate first");
-  }
+  template <detail::MatrixTensor T>
+  MatrixRef(T& t) : MatrixRef((detail::bindable_tensor<S, T>(), t.data()), t.dimension(0), t.dimension(1)) {}
 };
 
-/// A read-only view of contiguous numbers; vectors of either orientation and anything with data() and size() bind.
+/// A read-only view of contiguous numbers; vectors of either orientation, std::vector, std::array and std::span bind.
 template <class S> class ConstVectorRef : public Eigen::Map<const Vector<S>> {
   using Base = Eigen::Map<const Vector<S>>;
 
  public:
   ConstVectorRef() : Base(nullptr, 0) {}
   ConstVectorRef(const S* data, Index size) : Base(data, size) {}
-  ConstVectorRef(std::span<const S> s) : Base(s.data(), static_cast<Index>(s.size())) {}
+  template <class R>
+  requires(!detail::EigenDense<R> && std::is_convertible_v<const R&, std::span<const S>>) ConstVectorRef(const R& numbers)
+      : Base(std::span<const S>(numbers).data(), static_cast<Index>(std::span<const S>(numbers).size())) {}
   ConstVectorRef(const ConstVectorRef&) = default;
+  ConstVectorRef& operator=(const ConstVectorRef& other) { return *std::construct_at(this, ConstVectorRef(other)); }
 
   template <detail::EigenDense D>
   requires(!std::is_same_v<std::remove_cvref_t<D>, ConstVectorRef>) ConstVectorRef(const D& v)
@@ -149,7 +158,9 @@ template <class S> class VectorRef : public Eigen::Map<Vector<S>> {
   using Base::operator=;
   VectorRef() : Base(nullptr, 0) {}
   VectorRef(S* data, Index size) : Base(data, size) {}
-  VectorRef(std::span<S> s) : Base(s.data(), static_cast<Index>(s.size())) {}
+  template <class R>
+  requires(!detail::EigenDense<R> && std::is_convertible_v<R, std::span<S>>) VectorRef(R&& numbers)
+      : Base(std::span<S>(numbers).data(), static_cast<Index>(std::span<S>(numbers).size())) {}
   VectorRef(const VectorRef&) = default;
   VectorRef& operator=(const VectorRef& other) {
     Base::operator=(other);

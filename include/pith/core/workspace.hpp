@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 #include <pith/core/check.hpp>
 #include <pith/core/executor.hpp>
@@ -27,8 +29,18 @@ class Workspace {
       : memory_(bytes == 0 ? nullptr : static_cast<std::byte*>(::operator new(bytes, std::align_val_t(alignment)))),
         bytes_(bytes),
         executor_(executor) {}
-  Workspace(Workspace&&) = default;
-  Workspace& operator=(Workspace&&) = default;
+  Workspace(Workspace&& other) noexcept
+      : memory_(std::move(other.memory_)),
+        bytes_(std::exchange(other.bytes_, 0)),
+        used_(std::exchange(other.used_, 0)),
+        executor_(other.executor_) {}
+  Workspace& operator=(Workspace&& other) noexcept {
+    memory_ = std::move(other.memory_);
+    bytes_ = std::exchange(other.bytes_, 0);
+    used_ = std::exchange(other.used_, 0);
+    executor_ = other.executor_;
+    return *this;
+  }
 
   std::size_t bytes() const { return bytes_; }
   std::size_t used() const { return used_; }
@@ -40,17 +52,21 @@ class Workspace {
     static_assert(std::is_trivially_destructible_v<T> && alignof(T) <= alignment);
     const std::size_t size = bytes_for<T>(n);
     if (size > bytes_ - used_) [[unlikely]]
-      raise<CapacityError>(detail::text("pith::Workspace: ", bytes_, " bytes are too few, ", used_ + size,
+      raise<CapacityError>(detail::text("pith::Workspace: ", bytes_, " bytes are too few, ",
+                                        size > max_bytes - used_ ? max_bytes : used_ + size,
                                         " are needed: construct it with workspace_bytes(tokens, workers) of the object you call"));
     T* piece = reinterpret_cast<T*>(memory_.get() + used_);
     used_ += size;
     return piece;
   }
-  template <class S> MatrixRef<S> matrix(Index rows, Index cols) { return {take<S>(rows * cols), rows, cols}; }
+  template <class S> MatrixRef<S> matrix(Index rows, Index cols) {
+    return {take<S>(detail::checked_product("Workspace::matrix", rows, cols)), rows, cols};
+  }
   template <class S> VectorRef<S> vector(Index size) { return {take<S>(size), size}; }
 
-  /// What take<T>(n) uses up: the building block of every workspace_bytes().
+  /// What take<T>(n) uses up: the building block of every workspace_bytes(). More than there can be for an n no memory could hold.
   template <class T> static constexpr std::size_t bytes_for(Index n) {
+    if (n < 0 || static_cast<std::size_t>(n) > max_bytes / sizeof(T)) return max_bytes;
     return (static_cast<std::size_t>(n) * sizeof(T) + alignment - 1) / alignment * alignment;
   }
 
@@ -67,6 +83,8 @@ class Workspace {
   };
 
  private:
+  static constexpr std::size_t max_bytes = std::numeric_limits<std::size_t>::max() / alignment * alignment;
+
   struct Free {
     void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t(alignment)); }
   };

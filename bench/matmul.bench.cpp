@@ -1,0 +1,140 @@
+// y = x Wᵀ with weights no cache holds: panels and maps of every width against naive Eigen, and OpenBLAS where it was found.
+//
+// of_read   time of reading the f32 bytes of W once over the time taken: 1 is the limit for f32 and one token, 2 for 16 bit
+// of_peak   share of the multiply-adds this core can do, measured between the same iterations
+// rel_err   against the product in double; a wrong result is not reported
+#include <benchmark/benchmark.h>
+
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <pith/core.hpp>
+#include <pith/nn/linear.hpp>
+
+#include "support/measure.hpp"
+
+#ifdef PITH_BENCH_OPENBLAS
+#include <cblas.h>
+#endif
+
+using namespace pith;
+using namespace pith_bench;
+
+namespace {
+
+constexpr std::size_t cold_bytes = std::size_t(96) << 20;
+
+struct Case {
+  Index tokens, out, in;
+  std::size_t f32_bytes() const { return static_cast<std::size_t>(out * in) * sizeof(float); }
+};
+
+/// `prepare(weight)` makes one copy of the weights, `run(copy, x, y, ws)` multiplies by it; the copies take turns.
+template <class T, class Prepare, class Run> void measure(benchmark::State& state, Case c, Prepare prepare, Run run) {
+  const Matrix<float> w = random_matrix(c.out, c.in, 1), x = random_matrix(c.tokens, c.in, 2);
+  const Matrix<T> stored = w.template cast<T>();
+  const Index copies = static_cast<Index>(cold_bytes / (static_cast<std::size_t>(c.out * c.in) * sizeof(T))) + 1;
+  std::vector<decltype(prepare(stored))> weights;
+  for (Index i = 0; i < copies; ++i) weights.push_back(prepare(stored));
+  Matrix<float> y(c.tokens, c.out);
+  Workspace ws(matmul_workspace_bytes<T>(c.tokens, c.in));
+  run(weights[0], x, y, ws);
+
+  const Index rows = std::min<Index>(c.tokens, 4);  // enough to see a wrong kernel, tails and all
+  const Eigen::MatrixXd reference = x.bottomRows(rows).template cast<double>() * stored.template cast<double>().transpose();
+  const double error = rel_err(y.bottomRows(rows), reference);
+  if (!(error < 1e-5)) return state.SkipWithError("wrong result");
+
+  ColdRead read(c.f32_bytes());
+  Samples kernel, reading, peak;
+  Index turn = 0;
+  for (auto _ : state) {
+    const double seconds = seconds_of([&] { run(weights[static_cast<std::size_t>(turn++ % copies)], x, y, ws); });
+    keep(y);
+    state.SetIterationTime(seconds);
+    kernel.add(seconds);
+    reading.add(read.seconds());
+    peak.add(peak_flops());
+  }
+  const double flops = 2.0 * static_cast<double>(c.tokens) * static_cast<double>(c.out) * static_cast<double>(c.in);
+  state.counters["of_read"] = reading.median() / kernel.median();
+  state.counters["of_peak"] = flops / kernel.median() / peak.median();
+  state.counters["GFLOPS"] = flops / kernel.median() * 1e-9;
+  state.counters["rel_err"] = error;
+}
+
+template <class T> void packed(benchmark::State& state, Case c) {
+  measure<T>(
+      state, c, [](const Matrix<T>& w) { return PackedWeight<T>(w); },
+      [](const PackedWeight<T>& w, const Matrix<float>& x, Matrix<float>& y, Workspace& ws) { matmul(x, w, {}, y, ws); });
+}
+
+template <class T> void mapped(benchmark::State& state, Case c) {
+  measure<T>(
+      state, c, [](const Matrix<T>& w) { return w; },
+      [](const Matrix<T>& w, const Matrix<float>& x, Matrix<float>& y, Workspace& ws) { matmul(x, ConstMatrixRef<T>(w), {}, y, ws); });
+}
+
+void eigen(benchmark::State& state, Case c) {
+  measure<float>(
+      state, c, [](const Matrix<float>& w) { return w; },
+      [](const Matrix<float>& w, const Matrix<float>& x, Matrix<float>& y, Workspace&) {
+        if (x.rows() == 1) {
+          y.row(0).transpose().noalias() = w * x.row(0).transpose();
+        } else {
+          y.noalias() = x * w.transpose();
+        }
+      });
+}
+
+#ifdef PITH_BENCH_OPENBLAS
+void openblas(benchmark::State& state, Case c) {
+  openblas_set_num_threads(1);
+  measure<float>(
+      state, c, [](const Matrix<float>& w) { return w; },
+      [](const Matrix<float>& w, const Matrix<float>& x, Matrix<float>& y, Workspace&) {
+        const auto m = static_cast<blasint>(x.rows()), n = static_cast<blasint>(w.rows()), k = static_cast<blasint>(w.cols());
+        if (m == 1) {
+          cblas_sgemv(CblasRowMajor, CblasNoTrans, n, k, 1.f, w.data(), k, x.data(), 1, 0.f, y.data(), 1);
+        } else {
+          cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1.f, x.data(), k, w.data(), k, 0.f, y.data(), n);
+        }
+      });
+}
+#endif
+
+template <class F> void add(const char* name, F run, Case c) {
+  const std::string full =
+      std::string(name) + "/tokens:" + std::to_string(c.tokens) + "/out:" + std::to_string(c.out) + "/in:" + std::to_string(c.in);
+  benchmark::RegisterBenchmark(full.c_str(), [=](benchmark::State& state) { run(state, c); })
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond)
+      ->Repetitions(3)
+      ->ReportAggregatesOnly(true);
+}
+
+const bool registered = [] {
+  const auto peers = [](Case c) {
+    add("packed_f32", packed<float>, c);
+    add("mapped_f32", mapped<float>, c);
+    add("eigen", eigen, c);
+#ifdef PITH_BENCH_OPENBLAS
+    add("openblas", openblas, c);
+#endif
+  };
+  for (const Case c : {Case{1, 2048, 2048}, Case{1, 5632, 2048}, Case{1, 2048, 8192}}) {
+    peers(c);
+    add("packed_bf16", packed<pith::bfloat16>, c);
+  }
+  add("packed_f16", packed<pith::half>, {1, 2048, 2048});
+  add("mapped_bf16", mapped<pith::bfloat16>, {1, 2048, 2048});
+  for (const Index tokens : {5, 8, 16, 128}) peers({tokens, 2048, 2048});
+  for (const Index tokens : {5, 16, 128}) add("packed_bf16", packed<pith::bfloat16>, {tokens, 2048, 2048});
+  peers({128, 5632, 2048});
+  peers({512, 4096, 4096});
+  return true;
+}();
+
+}  // namespace

@@ -1,0 +1,106 @@
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include <pith/core.hpp>
+#include <pith/core/simd.hpp>
+
+/// What every benchmark measures beside its subject: the limits of this machine, in the same run.
+namespace pith_bench {
+
+using pith::Index;
+
+inline double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+template <class F> double seconds_of(F&& f) {
+  const double start = now();
+  f();
+  return now() - start;
+}
+
+class Samples {
+ public:
+  void add(double value) { values_.push_back(value); }
+  double median() const {
+    std::vector<double> v = values_;
+    if (v.empty()) return 0;
+    std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2), v.end());
+    return v[v.size() / 2];
+  }
+
+ private:
+  std::vector<double> values_;
+};
+
+/// Keeps a result alive that nobody looks at.
+template <class T> void keep(const T& value) { asm volatile("" : : "g"(&value) : "memory"); }
+
+/// Sums `count` floats, as fast as this build can read them.
+inline float read_all(const float* p, Index count) {
+  using V = pith::detail::Simd<float>;
+  V::Packet sum[8];
+  for (auto& s : sum) s = V::zero();
+  Index i = 0;
+  for (; i + 8 * V::width <= count; i += 8 * V::width) {
+#pragma GCC unroll 8
+    for (int a = 0; a < 8; ++a) sum[a] = V::add(sum[a], V::load(p + i + a * V::width));
+  }
+  float total = 0;
+  for (auto& s : sum) total += V::sum(s);
+  for (; i < count; ++i) total += p[i];
+  return total;
+}
+
+/// Time to read so many bytes that no cache holds: one place of a buffer larger than the last level after the other.
+class ColdRead {
+ public:
+  explicit ColdRead(std::size_t bytes) : count_(static_cast<Index>(bytes / sizeof(float))) {
+    copies_ = std::max<Index>(2, static_cast<Index>((std::size_t(96) << 20) / std::max<std::size_t>(bytes, 1)) + 1);
+    data_.assign(static_cast<std::size_t>(count_ * copies_), 1.f);
+  }
+  double seconds() {
+    const float* p = data_.data() + next_++ % copies_ * count_;
+    return seconds_of([&] { keep(read_all(p, count_)); });
+  }
+
+ private:
+  Index count_, copies_ = 0, next_ = 0;
+  std::vector<float> data_;
+};
+
+/// Floating-point operations a second of one thread: multiply-adds on registers, a burst of some 30 microseconds.
+template <class S = float> double peak_flops() {
+  using V = pith::detail::Simd<S>;
+  constexpr int chains = V::registers == 32 ? 24 : 12;
+  constexpr int steps = 8192;
+  typename V::Packet sum[chains];
+  typename V::Packet a = V::broadcast(S(0.999)), b = V::broadcast(S(1e-3));
+  for (auto& s : sum) s = a;
+  const double seconds = seconds_of([&] {
+    for (int i = 0; i < steps; ++i) {
+#pragma GCC unroll 24
+      for (int c = 0; c < chains; ++c) sum[c] = V::madd(sum[c], a, b);
+    }
+    for (auto& s : sum) keep(s);
+  });
+  return 2.0 * chains * V::width * steps / seconds;
+}
+
+inline pith::Matrix<float> random_matrix(Index rows, Index cols, std::uint64_t seed) {
+  std::mt19937_64 rng(seed);
+  pith::Matrix<float> m(rows, cols);
+  for (Index i = 0; i < m.size(); ++i) m.data()[i] = 2.f * pith::canonical<float>(rng) - 1.f;
+  return m;
+}
+
+/// |actual - reference| / |reference| in the Frobenius norm.
+template <class A, class R> double rel_err(const A& actual, const R& reference) {
+  return (actual.template cast<double>() - reference).norm() / reference.norm();
+}
+
+}  // namespace pith_bench

@@ -1,0 +1,127 @@
+// What a checkpoint holds and what pith would do with it: shape, types, memory, windows, what is ignored, or why it is refused.
+//
+//   inspect [FOLDER | FILE.safetensors] [CONFIG]      CONFIG: another configuration inside FOLDER, instead of config.json
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+
+#include <pith/io.hpp>
+
+using namespace pith;
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string shape_of(const TensorInfo& tensor) {
+  std::string out = "[";
+  for (const Index extent : tensor.shape) out += (out.size() > 1 ? ", " : "") + std::to_string(extent);
+  return out + "]";
+}
+
+void print_bytes(const char* what, std::size_t bytes) {
+  std::printf("%-26s %14zu bytes   %8.2f MiB\n", what, bytes, static_cast<double>(bytes) / (1 << 20));
+}
+
+void list(const Safetensors& file) {
+  std::printf("%s: %zu tensors, %zu bytes\n", file.name().c_str(), file.tensors().size(), file.size());
+  for (const auto& [key, value] : file.metadata()) std::printf("  metadata %s = %s\n", key.c_str(), value.c_str());
+  for (const TensorInfo& tensor : file.tensors())
+    std::printf("  %-56s %-5s %-18s %12zu bytes\n", tensor.name.c_str(), std::string(dtype_name(tensor.dtype)).c_str(),
+                shape_of(tensor).c_str(), tensor.bytes());
+}
+
+void print_config(const DecoderConfig& c) {
+  std::printf("family                     %s\n", c.model_type.c_str());
+  std::printf("vocabulary                 %td%s\n", c.vocab_size, c.tie_word_embeddings ? ", tied to the head" : "");
+  std::printf("layers                     %td of hidden %td, intermediate %td\n", c.num_hidden_layers, c.hidden_size, c.intermediate_size);
+  std::printf("heads                      %td over %td kv heads of %td\n", c.num_attention_heads, c.num_key_value_heads, c.head_dim);
+  std::printf("trained positions          %td\n", c.max_position_embeddings);
+  std::printf("rms_norm_eps               %g\n", c.rms_norm_eps);
+  const RopeScaling& rope = c.rope_scaling;
+  const char* types[] = {"none", "linear", "dynamic", "llama3"};
+  std::printf("rope                       theta %g, scaling %s", c.rope_theta, types[static_cast<int>(rope.type)]);
+  if (rope.type != RopeType::none) std::printf(", factor %g", rope.factor);
+  if (rope.type == RopeType::llama3)
+    std::printf(", frequency factors %g to %g, from %td positions", rope.low_freq_factor, rope.high_freq_factor,
+                rope.original_max_position_embeddings);
+  std::printf("\nsliding windows            ");
+  if (c.sliding_window.empty()) std::printf("none");
+  for (Index first = 0, last = 0; !c.sliding_window.empty() && first < c.num_hidden_layers; first = last) {
+    while (last < c.num_hidden_layers && c.window(last) == c.window(first)) ++last;
+    std::printf("%slayers %td to %td: %s", first == 0 ? "" : "; ", first, last - 1,
+                c.window(first) == 0 ? "none" : std::to_string(c.window(first)).c_str());
+  }
+  std::printf("\nends a text                ");
+  if (c.eos_token_id.empty()) std::printf("no token");
+  for (const Token eos : c.eos_token_id) std::printf("%d ", eos);
+  std::printf("\n");
+}
+
+struct Totals {
+  std::map<std::string, std::size_t> tensors_by_type;
+  std::size_t parameters = 0, on_disk = 0, packed = 0;
+};
+
+/// Panels hold 32 outputs each; what is narrower than float stays so.
+Totals add_up(const CheckpointFiles& files, const Checkpoint<float>& loaded) {
+  Totals totals;
+  for (const Safetensors& file : files.files()) {
+    totals.on_disk += file.size();
+    for (const TensorInfo& tensor : file.tensors()) {
+      const std::string_view name = tensor.name;
+      if (std::binary_search(loaded.ignored.begin(), loaded.ignored.end(), tensor.name) || name.ends_with(".inv_freq")) continue;
+      ++totals.tensors_by_type[std::string(dtype_name(tensor.dtype))];
+      const auto size = static_cast<std::size_t>(tensor.elements());
+      totals.parameters += size;
+      const std::size_t width =
+          tensor.shape.size() == 2 ? std::min<std::size_t>(dtype_bits(tensor.dtype) / 8, sizeof(float)) : sizeof(float);
+      const bool table = name == "model.embed_tokens.weight",
+                 panels = tensor.shape.size() == 2 && (!table || loaded.config.tie_word_embeddings);
+      if (!panels || table) totals.packed += size * width;
+      if (panels) totals.packed += static_cast<std::size_t>((tensor.shape[0] + 31) / 32 * 32 * tensor.shape[1]) * width;
+    }
+  }
+  return totals;
+}
+
+void inspect_checkpoint(const fs::path& folder, const std::string& config) {
+  const Checkpoint<float> loaded = load_checkpoint(folder, {.weights = WeightsLayout::mapped, .config = config});
+  const CheckpointFiles files(folder);
+  const DecoderConfig& c = loaded.config;
+  std::printf("%s (%s)\n", folder.string().c_str(), config.c_str());
+  print_config(c);
+  const Totals totals = add_up(files, loaded);
+  std::printf("parameters                 %zu in %zu file(s):", totals.parameters, files.files().size());
+  for (const auto& [type, count] : totals.tensors_by_type) std::printf(" %zu tensors %s", count, type.c_str());
+  std::printf("\n");
+  print_bytes("on disk", totals.on_disk);
+  print_bytes("in memory, packed", totals.packed);
+  print_bytes("in memory, mapped", totals.on_disk);
+  const std::size_t row = static_cast<std::size_t>(2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim);
+  print_bytes("kv cache a token, float", row * sizeof(float));
+  print_bytes("kv cache a token, 16 bit", row * 2);
+  std::printf("fingerprint                %016llx\n", static_cast<unsigned long long>(loaded.weights.fingerprint));
+  for (const std::string& name : loaded.ignored) std::printf("ignored                    %s\n", name.c_str());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const fs::path what = argc > 1 ? argv[1] : PITH_MODELS_DIR "/tiny-prose";
+  if (!fs::is_directory(what)) {
+    list(Safetensors::map(what));
+  } else if (fs::exists(what / "adapter_config.json")) {
+    list(Safetensors::map(what / "adapter_model.safetensors"));
+  } else {
+    inspect_checkpoint(what, argc > 2 ? argv[2] : "config.json");
+  }
+  return 0;
+} catch (const std::exception& refusal) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "refused: %s\n", refusal.what());
+  return 1;
+}

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
+
+// What the examples on the shipped byte-level model share: its folder, its text, and nats per byte.
+namespace example {
+
+/// The folder named on the command line, or the model that ships with pith.
+inline std::filesystem::path model_folder(int argc, char** argv) { return argc > 1 ? argv[1] : PITH_MODELS_DIR "/tiny-prose"; }
+
+/// The bytes of a text file as tokens, after token 0, which begins every text of a byte-level model.
+inline std::vector<pith::Token> byte_tokens(const std::filesystem::path& file) {
+  std::ifstream in(file, std::ios::binary);
+  if (!in) throw std::runtime_error("cannot open " + file.string());
+  std::vector<pith::Token> tokens{0};
+  for (std::istreambuf_iterator<char> c(in), end; c != end; ++c) tokens.push_back(static_cast<unsigned char>(*c));
+  return tokens;
+}
+
+/// log softmax(logits): what a model thinks of every next token.
+inline std::vector<double> log_probabilities(pith::ConstVectorRef<float> logits) {
+  const double top = logits.maxCoeff();
+  double sum = 0;
+  for (pith::Index i = 0; i < logits.size(); ++i) sum += std::exp(double(logits[i]) - top);
+  std::vector<double> out(static_cast<std::size_t>(logits.size()));
+  for (pith::Index i = 0; i < logits.size(); ++i) out[static_cast<std::size_t>(i)] = double(logits[i]) - top - std::log(sum);
+  return out;
+}
+
+/// Mean nats a byte of reading `text` one token at a time: what -log p(next) comes to.
+template <class Session>
+double nats_per_byte(Session& session, std::span<const pith::Token> text) {
+  double nats = 0;
+  for (std::size_t i = 0; i + 1 < text.size(); ++i) nats -= log_probabilities(session.decode(text[i]).row(0))[static_cast<std::size_t>(text[i + 1])];
+  return nats / static_cast<double>(text.size() - 1);
+}
+
+}  // namespace example

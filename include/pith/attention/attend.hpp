@@ -1,0 +1,154 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <type_traits>
+
+#include <pith/attention/attend_tile.hpp>
+#include <pith/attention/kv_view.hpp>
+#include <pith/attention/shape.hpp>
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+
+namespace pith::inline v0 {
+
+template <class S> struct AttendOptions {
+  Position first_query = -1;       ///< position of the first query; -1: the queries are the newest tokens, view.next - tokens + i
+  Index window = 0;                ///< sliding-window models: the distance rope sees must be < window; 0: none
+  S n = 0;                         ///< softmax_n: n extra keys of logit 0 and value 0
+  ConstMatrixRef<S> q_sinks = {};  ///< [tokens, num_heads*head_dim] the same queries rotated by position - gap; read KvRun::sinks
+  Position gap = 0;                ///< how much nearer the sinks are than their positions say: what their distances are measured with
+  Index observe_last = -1;         ///< the observer is shown only so many of the last queries; -1: all
+};
+
+/// What the queries of one tile looked at in one kv head: valid until the observer returns.
+template <class S> struct AttentionTile {
+  Index kv_head = 0;
+  ConstMatrixRef<S> weights;    ///< [queries*group, rows] softmax rows, query by query; columns = rows of the head's last run (no prefix)
+  ConstVectorRef<S> log_sum;    ///< [queries*group] log of the softmax's denominator: log Σ exp(logit), prefix and n included
+  ConstMatrixRef<S> queries;    ///< [queries*group, head_dim] as given
+  Index first_query_index = 0;  ///< row of q that the first of them is
+  Index num_queries = 0;
+  Position first_query = 0;  ///< its position
+};
+
+/// Watches nothing and costs nothing.
+struct NoObserver {};
+
+/// What attend() takes: `rows` are those of the largest head, prefix included; `tokens` as many as one call brings, 1 if it only decodes.
+template <class S = float>
+std::size_t attend_workspace_bytes(const AttentionShape& shape, Index rows, Index workers = 1, Index tokens = detail::attention_tile) {
+  shape.check("attend_workspace_bytes");
+  const detail::TileMemory<S> memory(shape, rows, tokens);
+  return Workspace::bytes_for<S>(
+      detail::checked_product("attend_workspace_bytes", memory.size, std::clamp(workers, Index(1), shape.num_kv_heads)));
+}
+
+namespace detail {
+
+/// The checks of attend(); returns the rows of the largest head.
+template <class T>
+Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& view, const MatrixRef<arithmetic_t<T>>& out,
+                   const AttendOptions<arithmetic_t<T>>& options) {
+  view.shape.check("attend");
+  const Index tokens = q.rows(), width = view.shape.num_heads * view.shape.head_dim, heads = view.shape.num_kv_heads;
+  check_shape("attend", "q", q, any_extent, width);
+  check_shape("attend", "out", out, tokens, width);
+  const auto refuse = [](const std::string& what) { raise<ShapeError>("pith::attend: " + what); };
+  const Index runs = static_cast<Index>(view.runs.size());
+  const bool two = runs % 2 == 0 && runs / 2 == heads;
+  if (runs != heads && !two) refuse(text("the view has ", runs, " runs, expected one or two for each of ", heads, " kv heads"));
+  Index most = 0, sinks = 0;
+  for (Index r = 0; r < runs; ++r) {
+    const KvRun<T>& run = view.runs[static_cast<std::size_t>(r)];
+    const auto refuse_run = [&](const std::string& what) { refuse(text("run ", r, " of the view ", what)); };
+    if (run.rows < 0 || run.rows > std::numeric_limits<Position>::max())
+      refuse_run(text("has ", run.rows, " rows, expected 0 .. 2147483647"));
+    if (run.rows > 0 && (run.keys == nullptr || run.values == nullptr)) refuse_run("has rows but no keys or no values");
+    if (run.rows > 0 && run.stride < view.shape.head_dim)
+      refuse_run(text("has stride ", run.stride, ", expected at least head_dim, which is ", view.shape.head_dim));
+    if (run.sinks < 0 || run.sinks > run.rows) refuse_run(text("has ", run.sinks, " sinks, expected 0 .. ", run.rows, ", its rows"));
+    sinks = std::max(sinks, run.sinks);
+    most = std::max(most, run.rows + (two && r % 2 == 1 ? view.runs[static_cast<std::size_t>(r - 1)].rows : 0));
+  }
+  if (options.q_sinks.size() > 0) check_shape("attend", "q_sinks", options.q_sinks, tokens, width);
+  if (sinks > 0 && tokens > 0 && options.q_sinks.size() == 0)
+    refuse(text("the view has ", sinks, " sinks: give AttendOptions::q_sinks, the queries rotated by position - gap (KvCache::gap())"));
+  const Index first = options.first_query >= 0 ? Index(options.first_query) : Index(view.next) - tokens;
+  if (options.first_query < -1) refuse(text("first_query is ", options.first_query, ", expected a position, or -1 for the newest tokens"));
+  if (first < 0) refuse(text(tokens, " queries are more than the ", view.next, " tokens seen; give AttendOptions::first_query"));
+  if (first + tokens - 1 > std::numeric_limits<Position>::max())
+    raise<CapacityError>(text("pith::attend: ", tokens, " queries from position ", first, " on run out of positions"));
+  if (options.window < 0) refuse(text("window is ", options.window, ", expected 0 (none) or more"));
+  if (options.gap < 0) refuse(text("gap is ", options.gap, ", expected 0 or more"));
+  if (!(options.n >= 0) || !std::isfinite(options.n)) refuse(text("n is ", options.n, ", expected a finite number >= 0"));
+  if (options.observe_last < -1) refuse(text("observe_last is ", options.observe_last, ", expected -1 (all) or more"));
+  return most;
+}
+
+}  // namespace detail
+
+/// Attends each query to every cached row at or before its own position, scaled by 1/sqrt(head_dim). A query that sees no row gets zeros.
+///
+/// Query heads of a group share every row read; queries go in tiles of at most 16, kv heads are split over the workers of ws. The observer
+/// is called once per tile and kv head, tiles of a head in ascending order; different heads may be shown by different threads at once. It
+/// must not throw where ws has several workers.
+///
+/// Shapes   q [tokens, num_heads*head_dim] (already rotated) · view rows [size(h), head_dim] per kv head
+///          out [tokens, num_heads*head_dim]
+/// Cost     4·tokens·num_heads·rows·head_dim flops; K and V are read once per group and tile; rows no query of a tile sees are not read
+/// Heap     none, given ws of attend_workspace_bytes(shape, rows, workers, tokens)
+/// Throws   ShapeError if q, view and out disagree, CapacityError if ws is too small or positions run out
+/// Law      a query's bits depend on itself and its rows alone: not on other queries, tile, workers, or rows behind its last visible one
+/// Law      an observer changes no bit of out; row order changes it by rounding only
+/// Law      a row of weight 0 adds nothing, whatever its value holds
+/// Paper    GQA: arXiv:2305.13245
+template <KvStorage T, class Observer = NoObserver>
+void attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, const KvView<T>& view,
+            std::type_identity_t<MatrixRef<arithmetic_t<T>>> out, Workspace& ws, Observer&& observer = {},
+            const std::type_identity_t<AttendOptions<arithmetic_t<T>>>& options = {}) {
+  using S = arithmetic_t<T>;
+  const Index most = detail::check_attend<T>(q, view, out, options);
+  const Index tokens = q.rows(), heads = view.shape.num_kv_heads, group = view.shape.group(), width = group * view.shape.head_dim;
+  if (tokens == 0) return;
+  const detail::TileMemory<S> memory(view.shape, most, tokens);
+  const ExecutorRef executor = ws.executor();
+  const Index workers = executor.size();
+  const Workspace::Scope scope(ws);
+  S* const scratch = ws.take<S>(detail::checked_product("attend", memory.size, std::min(workers, heads)));
+  const auto first = static_cast<Position>(options.first_query >= 0 ? Index(options.first_query) : Index(view.next) - tokens);
+  const std::size_t runs = view.runs.size() / static_cast<std::size_t>(heads);
+  const Index observed_from = options.observe_last < 0 ? 0 : std::max(Index(0), tokens - options.observe_last);
+
+  executor(workers, [&](Index worker) {
+    const detail::Share share = detail::share(heads, worker, workers);
+    for (Index h = share.begin; h < share.end; ++h) {
+      detail::AttendTile<T> tile(memory, scratch + worker * memory.size, view.runs.subspan(static_cast<std::size_t>(h) * runs, runs), group,
+                                 {options.window, options.gap}, options.n);
+      for (Index t = 0; t < tokens; t += detail::attention_tile) {
+        const Index count = std::min(detail::attention_tile, tokens - t), column = h * width;
+        const S* const queries = q.data() + t * q.outerStride() + column;
+        const S* const sinks = options.q_sinks.size() == 0 ? nullptr : options.q_sinks.data() + t * options.q_sinks.outerStride() + column;
+        tile.load_queries(queries, q.outerStride(), sinks, options.q_sinks.outerStride(), count, static_cast<Position>(first + t));
+        tile.run();
+        if constexpr (!std::is_same_v<std::remove_cvref_t<Observer>, NoObserver>) {
+          if (const Index skipped = std::max(Index(0), observed_from - t); skipped < count)
+            observer(AttentionTile<S>{.kv_head = h,
+                                      .weights = tile.weights(skipped),
+                                      .log_sum = tile.log_sums(skipped),
+                                      .queries = tile.shown_queries(queries, q.outerStride(), skipped),
+                                      .first_query_index = t + skipped,
+                                      .num_queries = count - skipped,
+                                      .first_query = static_cast<Position>(first + t + skipped)});
+        }
+        tile.store_output(out.data() + t * out.outerStride() + column, out.outerStride());
+      }
+    }
+  });
+}
+
+}  // namespace pith::inline v0

@@ -1,0 +1,197 @@
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include <pith/core/types.hpp>
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wignored-attributes"  // packets as template arguments of Eigen's functions: alignment is not lost there
+#endif
+
+namespace pith::inline v0::detail {
+
+/// The widest packet of S this build has: the one place that touches Eigen's packet internals. A packet of one number where
+/// vectorisation is off. Every lane of every elementwise function gives the bits that any other lane would.
+///
+/// Law      madd is one rounding where the target has FMA and two where it has not, never a mixture
+template <class S> struct Simd {
+  static_assert(std::is_same_v<S, float> || std::is_same_v<S, double>);
+  using Packet = typename Eigen::internal::packet_traits<S>::type;
+  static constexpr int width = Eigen::internal::unpacket_traits<Packet>::size;
+#if defined(EIGEN_VECTORIZE_AVX512) || (defined(__aarch64__) && defined(EIGEN_VECTORIZE_NEON))
+  static constexpr int registers = 32;
+#else
+  static constexpr int registers = 16;
+#endif
+
+  static Packet load(const S* p) { return Eigen::internal::ploadu<Packet>(p); }
+  static void store(S* p, Packet a) { Eigen::internal::pstoreu(p, a); }
+  static Packet broadcast(S v) { return Eigen::internal::pset1<Packet>(v); }
+  static Packet zero() { return broadcast(S(0)); }
+
+  static Packet add(Packet a, Packet b) { return Eigen::internal::padd(a, b); }
+  static Packet sub(Packet a, Packet b) { return Eigen::internal::psub(a, b); }
+  static Packet mul(Packet a, Packet b) { return Eigen::internal::pmul(a, b); }
+  static Packet div(Packet a, Packet b) { return Eigen::internal::pdiv(a, b); }
+  static Packet max(Packet a, Packet b) { return Eigen::internal::pmax(a, b); }
+  static Packet abs(Packet a) { return Eigen::internal::pabs(a); }
+  static Packet select(Packet mask, Packet yes, Packet no) { return Eigen::internal::pselect(mask, yes, no); }
+  static Packet less(Packet a, Packet b) { return Eigen::internal::pcmp_lt(a, b); }
+  static Packet equal(Packet a, Packet b) { return Eigen::internal::pcmp_eq(a, b); }
+
+  /// a * b + c
+  static Packet madd(Packet a, Packet b, Packet c) {
+    if constexpr (width > 1) {
+      return Eigen::internal::pmadd(a, b, c);
+    } else {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMAF)
+      return std::fma(a, b, c);  // spelled out: whether a compiler contracts a * b + c may differ from loop to loop
+#else
+      return a * b + c;
+#endif
+    }
+  }
+
+  /// e^a; exactly 0 below the smallest normal number and at -inf, NaN stays NaN; saturates where e^a overflows.
+  static Packet exp(Packet a) {
+    constexpr S smallest = std::is_same_v<S, float> ? S(-87.33654) : S(-708.39641);
+    const Packet e = select(less(a, broadcast(smallest)), zero(), Eigen::internal::pexp(a));
+    return select(equal(a, a), e, a);
+  }
+
+  static S sum(Packet a) { return Eigen::internal::predux(a); }
+  static S largest(Packet a) { return Eigen::internal::predux_max(a); }
+  static S first(Packet a) { return Eigen::internal::pfirst(a); }
+
+  /// The first n numbers at p, the other lanes `fill`: how tails go through the same code as everything else.
+  static Packet load_part(const S* p, Index n, S fill) {
+    S lanes[width];
+    for (Index i = 0; i < width; ++i) lanes[i] = i < n ? p[i] : fill;
+    return load(lanes);
+  }
+  static void store_part(S* p, Index n, Packet a) {
+    S lanes[width];
+    store(lanes, a);
+    for (Index i = 0; i < n; ++i) p[i] = lanes[i];
+  }
+
+  /// width numbers stored narrower, one after the other, widened.
+  static Packet load(const bfloat16* p) requires std::is_same_v<S, float>;
+  static Packet load(const half* p) requires std::is_same_v<S, float>;
+
+  /// Of 2 * width bfloat16 the even ones by a shift, the odd ones by a mask: half of what load() costs.
+  static Packet load_even(const bfloat16* p) requires std::is_same_v<S, float>;
+  static Packet load_odd(const bfloat16* p) requires std::is_same_v<S, float>;
+
+  /// Makes the compiler hold a packet in a register instead of loading it again with every use.
+  static void pin([[maybe_unused]] Packet& a) {
+#if defined(__GNUC__) && defined(EIGEN_VECTORIZE_AVX512)
+    asm("" : "+v"(a));
+#elif defined(__GNUC__) && defined(EIGEN_VECTORIZE_SSE2)
+    asm("" : "+x"(a));
+#elif defined(__GNUC__) && defined(__aarch64__) && defined(EIGEN_VECTORIZE_NEON)
+    asm("" : "+w"(a));
+#endif
+  }
+
+  /// Transposes width packets in place.
+  static void transpose(Packet (&rows)[width]) {
+    Eigen::internal::PacketBlock<Packet, width> block;
+    for (int i = 0; i < width; ++i) block.packet[i] = rows[i];
+    Eigen::internal::ptranspose(block);
+    for (int i = 0; i < width; ++i) rows[i] = block.packet[i];
+  }
+
+  /// Lane i is the sum of the lanes of rows[i], always added in the same order; rows are used up.
+  static Packet sum_each(Packet (&rows)[width]) {
+    transpose(rows);
+    for (int half = width / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) rows[i] = add(rows[i], rows[i + half]);
+    return rows[0];
+  }
+};
+
+inline float widen(bfloat16 v) { return std::bit_cast<float>(std::uint32_t(std::bit_cast<std::uint16_t>(v)) << 16); }
+inline float widen(half v) { return static_cast<float>(v); }
+inline float widen(float v) { return v; }
+inline double widen(double v) { return v; }
+
+template <class S> typename Simd<S>::Packet Simd<S>::load(const bfloat16* p) requires std::is_same_v<S, float> {
+#if defined(EIGEN_VECTORIZE_AVX512)
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+#elif defined(EIGEN_VECTORIZE_AVX2)
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+#elif defined(EIGEN_VECTORIZE_AVX)
+  const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), none = _mm_setzero_si128();
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_castsi128_ps(_mm_unpacklo_epi16(none, words))),
+                              _mm_castsi128_ps(_mm_unpackhi_epi16(none, words)), 1);
+#elif defined(EIGEN_VECTORIZE_SSE2)
+  return _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  S lanes[width];
+  for (int i = 0; i < width; ++i) lanes[i] = widen(p[i]);
+  return load(lanes);
+#endif
+}
+
+template <class S> typename Simd<S>::Packet Simd<S>::load(const half* p) requires std::is_same_v<S, float> {
+#if defined(EIGEN_VECTORIZE_AVX512)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(EIGEN_VECTORIZE_AVX) && defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  S lanes[width];
+  for (int i = 0; i < width; ++i) lanes[i] = widen(p[i]);
+  return load(lanes);
+#endif
+}
+
+template <class S> typename Simd<S>::Packet Simd<S>::load_even(const bfloat16* p) requires std::is_same_v<S, float> {
+  if constexpr (width > 1 && std::endian::native == std::endian::little) {
+    using Words = typename Eigen::internal::unpacket_traits<Packet>::integer_packet;
+    const Words words = Eigen::internal::preinterpret<Words>(load(reinterpret_cast<const S*>(p)));
+    return Eigen::internal::preinterpret<Packet>(Eigen::internal::plogical_shift_left<16>(words));
+  } else {
+    S lanes[width];
+    for (int i = 0; i < width; ++i) lanes[i] = widen(p[2 * i]);
+    return load(lanes);
+  }
+}
+
+template <class S> typename Simd<S>::Packet Simd<S>::load_odd(const bfloat16* p) requires std::is_same_v<S, float> {
+  if constexpr (width > 1 && std::endian::native == std::endian::little) {
+    return Eigen::internal::pand(load(reinterpret_cast<const S*>(p)), Eigen::internal::pset1frombits<Packet>(0xFFFF0000u));
+  } else {
+    S lanes[width];
+    for (int i = 0; i < width; ++i) lanes[i] = widen(p[2 * i + 1]);
+    return load(lanes);
+  }
+}
+
+/// out[i] = f(in[i]) packet by packet, the tail padded: a number's result does not depend on where it sits.
+template <class S, class F> void map_packets(const S* in, S* out, Index n, F&& f) {
+  using V = Simd<S>;
+  Index i = 0;
+  for (; i + V::width <= n; i += V::width) V::store(out + i, f(V::load(in + i)));
+  if (i < n) V::store_part(out + i, n - i, f(V::load_part(in + i, n - i, S(0))));
+}
+
+/// The same for two inputs.
+template <class S, class F> void map_packets(const S* a, const S* b, S* out, Index n, F&& f) {
+  using V = Simd<S>;
+  Index i = 0;
+  for (; i + V::width <= n; i += V::width) V::store(out + i, f(V::load(a + i), V::load(b + i)));
+  if (i < n) V::store_part(out + i, n - i, f(V::load_part(a + i, n - i, S(0)), V::load_part(b + i, n - i, S(0))));
+}
+
+}  // namespace pith::inline v0::detail
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

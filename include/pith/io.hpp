@@ -1,0 +1,9 @@
+#pragma once
+
+#include <pith/io/checkpoint.hpp>
+#include <pith/io/checkpoint_files.hpp>
+#include <pith/io/config_json.hpp>
+#include <pith/io/dtype.hpp>
+#include <pith/io/file_bytes.hpp>
+#include <pith/io/safetensors.hpp>
+#include <pith/io/safetensors_writer.hpp>

@@ -1,0 +1,94 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/io/checkpoint_files.hpp>
+#include <pith/io/checkpoint_plan.hpp>
+#include <pith/io/config_json.hpp>
+#include <pith/io/weight_reader.hpp>
+#include <pith/model/config.hpp>
+#include <pith/model/decoder.hpp>
+#include <pith/model/weights.hpp>
+
+namespace pith::inline v0 {
+
+/// Where the projections of a checkpoint live after loading.
+enum class WeightsLayout {
+  packed,  ///< panels in the file's own width, in memory; the file is released. The layout to decode from
+  mapped,  ///< the file itself, paged in when used: loads at once, shared between processes. The same bits, slower in 16 bit
+};
+
+/// How far a load has come. Called before each tensor, and once more when all are there.
+struct LoadProgress {
+  Index tensors_done = 0, tensors_total = 0;
+  std::size_t bytes_done = 0, bytes_total = 0;
+  std::string_view tensor = {};  ///< the one that comes next; empty at the end
+};
+
+struct LoadOptions {
+  WeightsLayout weights = WeightsLayout::packed;
+  std::string config = "config.json";     ///< the configuration's file name inside the folder
+  std::optional<bool> check_finite = {};  ///< refuse NaN and infinite weights; unset: when packed, where the data is read anyway
+  std::function<bool(const LoadProgress&)> progress = {};  ///< returns false to cancel
+};
+
+/// A checkpoint in memory: what a Decoder is made of.
+template <class S = float> struct Checkpoint {
+  DecoderConfig config;
+  DecoderWeights<S> weights;
+  std::vector<std::string> ignored;  ///< tensors of the file that the model has no place for: worth a warning
+};
+
+/// Reads an unconverted Hugging Face folder of the llama, mistral or qwen2 family.
+///
+/// Names, shapes, types and biases are checked against config.json before anything large is read. F64, F32, F16 and BF16 may be mixed.
+/// Under `mapped`, a tensor that cannot be used where it lies is packed instead: a misaligned one, or one that S is not computed from
+/// (F64 for float; anything but F64 for double). Norms and biases are always copied. With tied embeddings the embedding table
+/// is the head, whatever lm_head the file holds.
+///
+/// Cost     one pass over the weights when packed; the headers only when mapped
+/// Heap     packed: the weights in their own width, a tied table once as rows and once as panels
+/// Throws   FormatError naming file, tensor, expected and found; UnsupportedError for what pith does not do; Cancelled
+template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::path& folder, const LoadOptions& options = {}) {
+  Checkpoint<S> out;
+  out.config = read_config(folder / options.config);
+  const CheckpointFiles files(folder);
+  const detail::CheckpointPlan plan(files, out.config);
+  out.ignored = plan.ignored();
+  out.weights.fingerprint = detail::fingerprint(out.config, plan);
+
+  const bool mapped = options.weights == WeightsLayout::mapped;
+  LoadProgress progress{.tensors_total = static_cast<Index>(plan.tensors().size()), .bytes_total = plan.bytes()};
+  const auto report = [&](std::string_view tensor) {
+    progress.tensor = tensor;
+    if (options.progress && !options.progress(progress))
+      raise<Cancelled>(
+          detail::text("pith::load_checkpoint: cancelled after ", progress.tensors_done, " of ", progress.tensors_total, " tensors"));
+  };
+  detail::WeightReader<S> reader(plan, mapped, options.check_finite.value_or(!mapped));
+  const auto start = [&](const std::string& tensor) { report(tensor); };
+  const auto finish = [&](std::size_t bytes) {
+    ++progress.tensors_done;
+    progress.bytes_done += bytes;
+  };
+  reader.read_all(out.config, out.weights, start, finish);
+  report({});
+  return out;
+}
+
+/// load_checkpoint(), ready to use.
+template <class S = float> Decoder<S> load_decoder(const std::filesystem::path& folder, const LoadOptions& options = {}) {
+  Checkpoint<S> checkpoint = load_checkpoint<S>(folder, options);
+  return Decoder<S>(std::move(checkpoint.config), std::move(checkpoint.weights));
+}
+
+}  // namespace pith::inline v0

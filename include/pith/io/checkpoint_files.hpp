@@ -1,0 +1,106 @@
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/io/json.hpp>
+#include <pith/io/safetensors.hpp>
+#include <pith/io/text.hpp>
+
+namespace pith::inline v0 {
+
+/// The tensors of a Hugging Face folder, mapped: model.safetensors, or the shards that model.safetensors.index.json names.
+///
+/// Throws   FormatError if there is neither, a shard is missing or named by more than a bare file name, or the index and the shards
+///          disagree about which tensor is where
+class CheckpointFiles {
+ public:
+  struct Place {
+    const Safetensors* file = nullptr;
+    const TensorInfo* tensor = nullptr;
+    explicit operator bool() const { return tensor != nullptr; }
+    std::span<const std::byte> bytes() const { return file->bytes(*tensor); }
+  };
+
+  explicit CheckpointFiles(const std::filesystem::path& folder) : folder_(folder) {
+    const std::filesystem::path single = folder / "model.safetensors", index = folder / "model.safetensors.index.json";
+    std::error_code ignored;
+    if (std::filesystem::exists(single, ignored)) {
+      files_.push_back(Safetensors::map(single));
+    } else if (std::filesystem::exists(index, ignored)) {
+      open_shards(index);
+    } else {
+      raise<FormatError>(detail::text("pith: ", detail::in_quotes(folder.string()), " holds neither model.safetensors nor ",
+                                      "model.safetensors.index.json; convert .bin or .gguf weights to safetensors first"));
+    }
+  }
+
+  const std::filesystem::path& folder() const { return folder_; }
+  const std::vector<Safetensors>& files() const { return files_; }
+
+  /// The tensor of that name and its file, or an empty Place.
+  Place find(std::string_view name) const {
+    for (const Safetensors& file : files_)
+      if (const TensorInfo* tensor = file.find(name)) return {&file, tensor};
+    return {};
+  }
+
+ private:
+  static void check_bare(const std::string& index, const std::string& tensor, const std::string& file) {
+    const bool bare = !file.empty() && file.find_first_of("/\\") == std::string::npos && file != "." &&
+                      file.find("..") == std::string::npos && !std::filesystem::path(file).is_absolute() &&
+                      file.find('\0') == std::string::npos;
+    if (!bare)
+      raise<FormatError>(detail::text("pith: ", detail::in_quotes(index), ": weight_map sends tensor ", detail::in_quotes(tensor), " to ",
+                                      detail::in_quotes(file), ", expected the bare name of a file in the same folder"));
+  }
+
+  void open_shards(const std::filesystem::path& path) {
+    const nlohmann::json index = detail::read_json(path);
+    const std::string name = path.string();
+    const auto map = index.find("weight_map");
+    if (map == index.end() || !map->is_object() || map->empty())
+      raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": expected an object 'weight_map' from tensors to files"));
+    std::map<std::string, std::size_t> shards;
+    for (const auto& [tensor, file] : map->items()) {
+      if (!file.is_string())
+        raise<FormatError>(
+            detail::text("pith: ", detail::in_quotes(name), ": weight_map of ", detail::in_quotes(tensor), " is no file name"));
+      check_bare(name, tensor, file.get_ref<const std::string&>());
+      shards.emplace(file.get_ref<const std::string&>(), 0);
+    }
+    std::size_t held = 0;
+    for (auto& [file, number] : shards) {
+      std::error_code ignored;
+      if (!std::filesystem::exists(folder_ / file, ignored))
+        raise<FormatError>(
+            detail::text("pith: ", detail::in_quotes(name), ": shard ", detail::in_quotes(file), " is missing: fetch it into the folder"));
+      number = files_.size();
+      files_.push_back(Safetensors::map(folder_ / file));
+      held += files_.back().tensors().size();
+    }
+    for (const auto& [tensor, file] : map->items())
+      if (files_[shards.at(file.get_ref<const std::string&>())].find(tensor) == nullptr)
+        raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": shard ",
+                                        detail::in_quotes(file.get_ref<const std::string&>()), " does not hold tensor ",
+                                        detail::in_quotes(tensor)));
+    if (held == map->size()) return;  // every entry was found in its own shard, so equal counts mean equal sets
+    for (const auto& [file, number] : shards)
+      for (const TensorInfo& tensor : files_[number].tensors())
+        if (const auto at = map->find(tensor.name); at == map->end() || *at != file)
+          raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": shard ", detail::in_quotes(file), " holds tensor ",
+                                          detail::in_quotes(tensor.name),
+                                          at == map->end() ? ", which weight_map does not name" : ", which weight_map sends elsewhere"));
+  }
+
+  std::filesystem::path folder_;
+  std::vector<Safetensors> files_;
+};
+
+}  // namespace pith::inline v0

@@ -1,0 +1,176 @@
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/io/checkpoint_files.hpp>
+#include <pith/io/dtype.hpp>
+#include <pith/io/tensor_info.hpp>
+#include <pith/io/text.hpp>
+#include <pith/model/config.hpp>
+
+namespace pith::inline v0::detail {
+
+/// Which tensors of the files a config asks for, found and checked before any is read. Sets vocab_size where the config left it out.
+class CheckpointPlan {
+ public:
+  using Place = CheckpointFiles::Place;
+
+  CheckpointPlan(const CheckpointFiles& files, DecoderConfig& config) : files_(files) {
+    refuse_quantised();
+    if (config.vocab_size == 0)  // a missing or misshapen table is refused below
+      if (const Place table = files.find(embedding); table && table.tensor->shape.size() == 2 && table.tensor->shape[0] <= max_config_size)
+        config.vocab_size = table.tensor->shape[0];
+    const Index hidden = config.hidden_size, inner = config.intermediate_size;
+    const Index q = config.num_attention_heads * config.head_dim, kv = config.num_key_value_heads * config.head_dim;
+    const bool qwen2 = config.model_type == "qwen2";
+    const Promise qkv =
+        qwen2 ? Promise{"every qwen2 model has q, k and v biases"} : Promise{config.attention_bias ? "attention_bias is true" : nullptr};
+    const Promise o{config.attention_bias ? "attention_bias is true" : nullptr}, mlp{config.mlp_bias ? "mlp_bias is true" : nullptr};
+
+    want(embedding, {config.vocab_size, hidden});
+    for (Index l = 0; l < config.num_hidden_layers; ++l) {
+      const std::string prefix = text("model.layers.", l, ".");
+      want(prefix + "input_layernorm.weight", {hidden});
+      projection(prefix + "self_attn.q_proj", q, hidden, qkv);
+      projection(prefix + "self_attn.k_proj", kv, hidden, qkv);
+      projection(prefix + "self_attn.v_proj", kv, hidden, qkv);
+      projection(prefix + "self_attn.o_proj", hidden, q, o);
+      want(prefix + "post_attention_layernorm.weight", {hidden});
+      projection(prefix + "mlp.gate_proj", inner, hidden, mlp);
+      projection(prefix + "mlp.up_proj", inner, hidden, mlp);
+      projection(prefix + "mlp.down_proj", hidden, inner, mlp);
+    }
+    want("model.norm.weight", {hidden});
+    if (!config.tie_word_embeddings) {
+      if (!files.find(head)) missing(head, "; tie_word_embeddings is false, so the head must be there");
+      want(head, {config.vocab_size, hidden});
+    }
+    list_ignored();
+  }
+
+  static constexpr const char* embedding = "model.embed_tokens.weight";
+  static constexpr const char* head = "lm_head.weight";
+
+  const std::map<std::string, Place, std::less<>>& tensors() const { return tensors_; }
+  Place find(const std::string& name) const {
+    const auto at = tensors_.find(name);
+    return at == tensors_.end() ? Place{} : at->second;
+  }
+  const std::vector<std::string>& ignored() const { return ignored_; }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  struct Promise {
+    const char* reason;  ///< why a bias must be there; nullptr: it need not
+  };
+
+  [[noreturn]] void missing(const std::string& name, std::string_view why) const {
+    raise<FormatError>(text("pith: ", in_quotes(files_.folder().string()), ": tensor ", in_quotes(name), " is missing", why));
+  }
+
+  void want(const std::string& name, std::vector<Index> shape) {
+    const Place place = files_.find(name);
+    if (!place) missing(name, "; the config asks for it");
+    const TensorInfo& tensor = *place.tensor;
+    if (!is_floating(tensor.dtype))
+      raise<UnsupportedError>(text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(name), " is ", dtype_name(tensor.dtype),
+                                   ": quantised weights are not supported; F64, F32, F16 and BF16 are"));
+    if (tensor.shape != shape)
+      raise<FormatError>(text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(name), " is ", shape_list(tensor.shape),
+                              ", expected ", shape_list(shape), " by the config"));
+    bytes_ += tensor.bytes();
+    tensors_.emplace(name, place);
+  }
+
+  void projection(const std::string& name, Index out, Index in, Promise bias) {
+    want(name + ".weight", {out, in});
+    if (files_.find(name + ".bias")) return want(name + ".bias", {out});
+    if (bias.reason != nullptr) missing(name + ".bias", text("; ", bias.reason));
+  }
+
+  /// Checkpoints of GPTQ, AWQ, bitsandbytes and compressed-tensors hold float tensors too: their names give them away.
+  void refuse_quantised() const {
+    constexpr std::string_view marks[] = {".qweight",       ".qzeros",        ".scales",          ".g_idx",
+                                          ".SCB",           ".absmax",        ".quant_map",       ".weight_scale",
+                                          ".weight_packed", ".weight_format", ".weight_scale_inv"};
+    for (const Safetensors& file : files_.files())
+      for (const TensorInfo& tensor : file.tensors()) {
+        const std::string_view name = tensor.name;
+        const bool quantised = name.find(".quant_state.") != std::string_view::npos ||
+                               std::any_of(std::begin(marks), std::end(marks), [&](std::string_view mark) { return name.ends_with(mark); });
+        if (quantised)
+          raise<UnsupportedError>(text("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name),
+                                       " belongs to a quantised checkpoint, which is not supported; use the F32, F16 or BF16 one"));
+      }
+  }
+
+  void list_ignored() {
+    for (const Safetensors& file : files_.files())
+      for (const TensorInfo& tensor : file.tensors())
+        if (!tensors_.contains(tensor.name) && !std::string_view(tensor.name).ends_with(".rotary_emb.inv_freq"))
+          ignored_.push_back(tensor.name);
+    std::sort(ignored_.begin(), ignored_.end());
+  }
+
+  const CheckpointFiles& files_;
+  std::map<std::string, Place, std::less<>> tensors_;
+  std::vector<std::string> ignored_;
+  std::size_t bytes_ = 0;
+};
+
+/// FNV-1a, 64 bit: the same number on every machine.
+class Fingerprint {
+ public:
+  void bytes(std::span<const std::byte> data) {
+    for (const std::byte b : data) hash_ = (hash_ ^ std::to_integer<std::uint64_t>(b)) * 0x100000001B3u;
+  }
+  void number(std::uint64_t n) {
+    for (int shift = 0; shift < 64; shift += 8) hash_ = (hash_ ^ ((n >> shift) & 0xFF)) * 0x100000001B3u;
+  }
+  void number(double n) { number(std::bit_cast<std::uint64_t>(n)); }
+  template <std::integral N> void number(N n) { number(static_cast<std::uint64_t>(n)); }
+  void string(std::string_view s) {
+    number(s.size());
+    bytes(std::as_bytes(std::span(s.data(), s.size())));
+  }
+  std::uint64_t value() const { return hash_; }
+
+ private:
+  std::uint64_t hash_ = 0xCBF29CE484222325u;
+};
+
+/// Of everything that decides what a cached row means. Sharding, tensor order and spelling of the config make no difference.
+inline std::uint64_t fingerprint(const DecoderConfig& c, const CheckpointPlan& plan) {
+  Fingerprint f;
+  f.string(c.model_type);
+  for (const Index n : {c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads,
+                        c.head_dim, c.max_position_embeddings, static_cast<Index>(c.rope_scaling.type),
+                        c.rope_scaling.original_max_position_embeddings, static_cast<Index>(c.tie_word_embeddings)})
+    f.number(n);
+  for (const double x :
+       {c.rms_norm_eps, c.rope_theta, c.rope_scaling.factor, c.rope_scaling.low_freq_factor, c.rope_scaling.high_freq_factor})
+    f.number(x);
+  for (Index l = 0; l < c.num_hidden_layers; ++l) f.number(c.window(l));
+  constexpr std::size_t ends = 4096;
+  for (const auto& [name, place] : plan.tensors()) {
+    f.string(name);
+    f.string(dtype_name(place.tensor->dtype));
+    for (const Index extent : place.tensor->shape) f.number(extent);
+    const std::span<const std::byte> data = place.bytes();
+    f.bytes(data.first(std::min(ends, data.size())));
+    f.bytes(data.last(std::min(ends, data.size())));
+  }
+  return f.value();
+}
+
+}  // namespace pith::inline v0::detail

@@ -1,0 +1,173 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/io/json.hpp>
+#include <pith/io/json_fields.hpp>
+#include <pith/io/text.hpp>
+#include <pith/model/config.hpp>
+
+namespace pith::inline v0 {
+
+/// A config.json of the llama, mistral or qwen2 family, as transformers 4 or 5 writes it, with the family's defaults filled in.
+///
+/// What would make the numbers wrong is refused by name: other families, rope types and activations, quantised weights, partial rotary
+/// factors. vocab_size stays 0 when the file does not say: the embedding table does.
+///
+/// Throws   FormatError naming file, key, what was found and expected; UnsupportedError naming what pith does not do
+DecoderConfig read_config(const std::filesystem::path& path);
+DecoderConfig parse_config(std::string_view json, std::string_view name = "config.json");
+
+namespace detail {
+
+[[noreturn]] inline void unsupported(std::string_view file, const std::string& what) {
+  raise<UnsupportedError>(text("pith: ", in_quotes(file), ": ", what));
+}
+
+inline void refuse_unsupported_config(const JsonFields& c, const std::string& family) {
+  if (family != "llama" && family != "mistral" && family != "qwen2")
+    unsupported(c.file(), text("model_type ", in_quotes(family), " is not supported: llama, mistral and qwen2 are"));
+  for (const char* key : {"quantization_config", "compression_config"})
+    if (const auto* quantised = c.find(key)) {
+      const std::string method = quantised->is_object() ? quantised->value("quant_method", nlohmann::json()).dump() : quantised->dump();
+      unsupported(c.file(), text(key, " (", method.substr(0, 40),
+                                 "): quantised checkpoints are not supported; use the unquantised F32, F16 or BF16 one"));
+    }
+  if (const std::string act = c.string("hidden_act", "silu"); act != "silu" && act != "swish")
+    unsupported(c.file(), text("hidden_act ", in_quotes(act), " is not supported: silu is"));
+  if (c.number("partial_rotary_factor", 1) != 1)
+    unsupported(c.file(),
+                text("partial_rotary_factor ", c.number("partial_rotary_factor", 1), " is not supported: all features must rotate"));
+}
+
+/// rope_parameters of transformers 5, else rope_theta and rope_scaling of 4.
+inline void read_rope(const JsonFields& c, DecoderConfig& config) {
+  config.rope_theta = c.positive("rope_theta", 10000);
+  const auto* v5 = c.find("rope_parameters");
+  const auto* fields = v5 != nullptr ? v5 : c.find("rope_scaling");
+  if (fields == nullptr) return;
+  const JsonFields rope(c.file(), *fields, v5 != nullptr ? "rope_parameters." : "rope_scaling.");
+  if (v5 != nullptr) config.rope_theta = rope.positive("rope_theta", config.rope_theta);
+  for (const auto& [key, value] : fields->items())
+    if (value.is_object()) unsupported(c.file(), text("rope settings by layer type (", in_quotes(key), ") are not supported"));
+  if (rope.number("partial_rotary_factor", 1) != 1) unsupported(c.file(), "a partial_rotary_factor other than 1 is not supported");
+  if (rope.find("mrope_section") != nullptr) unsupported(c.file(), "rope with an mrope_section is not supported");
+
+  const std::string type = rope.string("rope_type", rope.string("type", "default"));
+  RopeScaling& scaling = config.rope_scaling;
+  if (type == "default") return;
+  if (type == "linear")
+    scaling.type = RopeType::linear;
+  else if (type == "dynamic")
+    scaling.type = RopeType::dynamic;
+  else if (type == "llama3")
+    scaling.type = RopeType::llama3;
+  else
+    unsupported(c.file(), text("rope type ", in_quotes(type), " is not supported: default, linear, dynamic and llama3 are"));
+  scaling.factor = rope.positive("factor");
+  if (scaling.type != RopeType::llama3) return;
+  scaling.low_freq_factor = rope.positive("low_freq_factor");
+  scaling.high_freq_factor = rope.positive("high_freq_factor");
+  scaling.original_max_position_embeddings = rope.size("original_max_position_embeddings");
+  if (scaling.low_freq_factor >= scaling.high_freq_factor) rope.refuse("low_freq_factor", "less than high_freq_factor");
+}
+
+/// Which layers see how far. Windows are a rule of each family, not of the field alone.
+inline std::vector<Index> read_windows(const JsonFields& c, const DecoderConfig& config) {
+  const auto layers = static_cast<std::size_t>(config.num_hidden_layers);
+  const bool mistral = config.model_type == "mistral", qwen2 = config.model_type == "qwen2";
+  const bool off = c.is_null("sliding_window");
+  const Index width = off ? 0 : mistral || qwen2 ? c.size("sliding_window", 4096) : 0;
+  const auto* types = c.find("layer_types");
+
+  std::vector<Index> windows(layers, mistral ? width : 0);
+  if (qwen2 && types == nullptr && c.boolean("use_sliding_window", false)) {
+    const Index first = c.size("max_window_layers", 28, 0, max_config_layers);
+    for (std::size_t l = 0; l < layers; ++l) windows[l] = static_cast<Index>(l) >= first ? width : 0;
+  }
+  if (types != nullptr) {
+    if (!types->is_array() || types->size() != layers) c.refuse("layer_types", text("a list of ", layers, " names, one a layer"));
+    for (std::size_t l = 0; l < layers; ++l) {
+      const auto& name = (*types)[l];
+      const bool sliding = name == "sliding_attention";
+      if (!sliding && name != "full_attention")
+        unsupported(c.file(), text("layer_types[", l, "] is neither full_attention nor sliding_attention"));
+      const bool possible = qwen2 ? !sliding || (width > 0 && c.boolean("use_sliding_window", true)) : sliding == (windows[l] > 0);
+      if (!possible) c.refuse("layer_types", text("the window that ", config.model_type, " gives layer ", l, " by its other keys"));
+      windows[l] = sliding ? width : 0;
+    }
+  }
+  for (const Index window : windows)
+    if (window != 0) return windows;
+  return {};
+}
+
+inline std::vector<Token> read_eos(const JsonFields& c, std::vector<Token> otherwise) {
+  if (c.is_null("eos_token_id")) return {};
+  const auto* eos = c.find("eos_token_id");
+  if (eos == nullptr) return otherwise;
+  std::vector<Token> tokens;
+  if (!eos->is_array()) return {static_cast<Token>(c.size("eos_token_id", 0, 0))};
+  for (const auto& one : *eos) tokens.push_back(static_cast<Token>(c.whole("eos_token_id", one, 0, max_config_size)));
+  return tokens;
+}
+
+}  // namespace detail
+
+inline DecoderConfig parse_config(std::string_view json, std::string_view name) {
+  const nlohmann::json object = detail::parse_json(json, name);
+  const detail::JsonFields c(name, object);
+  DecoderConfig config;
+  config.model_type = c.string("model_type");
+  detail::refuse_unsupported_config(c, config.model_type);
+  const bool llama = config.model_type == "llama", mistral = config.model_type == "mistral", qwen2 = config.model_type == "qwen2";
+
+  config.vocab_size = c.find("vocab_size") != nullptr ? c.size("vocab_size") : 0;
+  config.hidden_size = c.size("hidden_size", 4096);
+  config.intermediate_size = c.size("intermediate_size", llama ? 11008 : mistral ? 14336 : 22016);
+  config.num_hidden_layers = c.size("num_hidden_layers", 32, 1, max_config_layers);
+  config.num_attention_heads = c.size("num_attention_heads", 32);
+  const Index heads = config.num_attention_heads;
+  const bool heads_default = llama || c.is_null("num_key_value_heads");
+  config.num_key_value_heads = c.size("num_key_value_heads", heads_default ? heads : mistral ? 8 : 32);
+  if (heads % config.num_key_value_heads != 0)
+    c.refuse("num_key_value_heads", detail::text("a divisor of num_attention_heads, ", heads, " (the default here is ",
+                                                 heads_default ? heads
+                                                 : mistral     ? 8
+                                                               : 32,
+                                                 ")"));
+  if (c.find("head_dim") == nullptr && config.hidden_size % heads != 0)
+    c.refuse("hidden_size", detail::text("a multiple of num_attention_heads, ", heads, ", where head_dim is not given"));
+  config.head_dim = c.size("head_dim", config.hidden_size / heads);
+  if (config.head_dim % 2 != 0) c.refuse("head_dim", detail::text("an even number; it is ", config.head_dim));
+  if (config.head_dim > max_config_size / heads)
+    c.refuse("head_dim", detail::text("at most ", max_config_size, " over all ", heads, " heads"));
+
+  config.max_position_embeddings = c.size("max_position_embeddings", llama ? 2048 : mistral ? 131072 : 32768);
+  config.rms_norm_eps = c.number("rms_norm_eps", 1e-6);
+  if (config.rms_norm_eps < 0) c.refuse("rms_norm_eps", "a number from 0");
+  detail::read_rope(c, config);
+  config.attention_bias = llama && c.boolean("attention_bias", false);
+  config.mlp_bias = llama && c.boolean("mlp_bias", false);
+  config.tie_word_embeddings = c.boolean("tie_word_embeddings", false);
+  config.sliding_window = detail::read_windows(c, config);
+  config.eos_token_id = detail::read_eos(c, qwen2 ? std::vector<Token>{} : std::vector<Token>{2});
+  const bool no_bos = qwen2 ? c.find("bos_token_id") == nullptr : c.is_null("bos_token_id");
+  config.bos_token_id = no_bos ? Token{-1} : static_cast<Token>(c.size("bos_token_id", 1, 0));
+  return config;
+}
+
+inline DecoderConfig read_config(const std::filesystem::path& path) {
+  const FileBytes file = FileBytes::read(path);
+  return parse_config({reinterpret_cast<const char*>(file.bytes().data()), file.size()}, file.name());
+}
+
+}  // namespace pith::inline v0

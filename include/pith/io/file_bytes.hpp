@@ -1,0 +1,150 @@
+#pragma once
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <span>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+
+#if __has_include(<sys/mman.h>)
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#define PITH_HAS_MMAP 1
+#else
+#define PITH_HAS_MMAP 0
+#endif
+
+namespace pith::inline v0 {
+
+/// The bytes of a file, mapped or read; copies share them, and the last one gives them back.
+///
+/// A mapping shows the file itself: whoever shortens the file under it makes the next read of the missing part a bus error.
+/// Replacing a file by renaming another over it, as pith's own writers do, is safe.
+class FileBytes {
+ public:
+  /// Maps the file read-only; where the system cannot map, reads it.
+  ///
+  /// Throws   FormatError with the system's reason
+  static FileBytes map(const std::filesystem::path& path);
+
+  /// Reads the file into memory.
+  ///
+  /// Throws   FormatError with the system's reason
+  static FileBytes read(const std::filesystem::path& path);
+
+  /// Takes over bytes that are in memory already; `name` stands for the file in messages.
+  static FileBytes own(std::vector<std::byte> bytes, std::string name) {
+    auto owner = std::make_shared<const std::vector<std::byte>>(std::move(bytes));
+    return {std::span<const std::byte>(*owner), owner, std::move(name), false};
+  }
+
+  std::span<const std::byte> bytes() const { return bytes_; }
+  std::size_t size() const { return bytes_.size(); }
+  const std::string& name() const { return name_; }  ///< for messages
+  bool mapped() const { return mapped_; }
+  /// Keeps the bytes where they are for as long as it is held.
+  const std::shared_ptr<const void>& keep_alive() const { return owner_; }
+
+ private:
+  FileBytes(std::span<const std::byte> bytes, std::shared_ptr<const void> owner, std::string name, bool mapped)
+      : bytes_(bytes), owner_(std::move(owner)), name_(std::move(name)), mapped_(mapped) {}
+
+  std::span<const std::byte> bytes_;
+  std::shared_ptr<const void> owner_;
+  std::string name_;
+  bool mapped_ = false;
+};
+
+namespace detail {
+
+[[noreturn]] inline void raise_file(const char* verb, const std::filesystem::path& path, int error) {
+  raise<FormatError>(text("pith: cannot ", verb, " '", path.string(), "': ", std::generic_category().message(error)));
+}
+
+#if PITH_HAS_MMAP
+/// An open descriptor of a regular file.
+class InputFile {
+ public:
+  explicit InputFile(const std::filesystem::path& path)
+      : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {  // a pipe of that name must not block
+    if (fd_ < 0) raise_file("open", path, errno);
+    struct ::stat status {};
+    const bool known = ::fstat(fd_, &status) == 0;
+    const int error = errno;
+    const bool regular = known && S_ISREG(status.st_mode);
+    size_ = regular ? static_cast<std::size_t>(status.st_size) : 0;
+    if (regular) return;
+    ::close(fd_);
+    if (!known) raise_file("inspect", path, error);
+    raise<FormatError>(text("pith: cannot read '", path.string(), "': it is not a regular file"));
+  }
+  ~InputFile() { ::close(fd_); }
+  InputFile(const InputFile&) = delete;
+  InputFile& operator=(const InputFile&) = delete;
+
+  std::size_t size() const { return size_; }
+
+  std::shared_ptr<const void> map() const {
+    void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd_, 0);
+    if (address == MAP_FAILED) raise_file("map", path_, errno);
+    return {address, [size = size_](const void* p) { ::munmap(const_cast<void*>(p), size); }};
+  }
+
+  std::vector<std::byte> read() const {
+    std::vector<std::byte> bytes(size_);
+    for (std::size_t done = 0; done < size_;) {
+      const ::ssize_t got = ::read(fd_, bytes.data() + done, size_ - done);
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) raise_file("read", path_, errno);
+      if (got == 0) raise<FormatError>(text("pith: cannot read '", path_.string(), "': it ends after ", done, " of ", size_, " bytes"));
+      done += static_cast<std::size_t>(got);
+    }
+    return bytes;
+  }
+
+ private:
+  std::filesystem::path path_;
+  int fd_;
+  std::size_t size_ = 0;
+};
+#endif
+
+}  // namespace detail
+
+inline FileBytes FileBytes::read(const std::filesystem::path& path) {
+#if PITH_HAS_MMAP
+  return own(detail::InputFile(path).read(), path.string());
+#else
+  std::ifstream in(path, std::ios::binary | std::ios::ate);
+  if (!in) detail::raise_file("open", path, errno);
+  const std::streamoff size = in.tellg();
+  std::vector<std::byte> bytes(static_cast<std::size_t>(size < 0 ? 0 : size));
+  in.seekg(0);
+  if (size < 0 || !in.read(reinterpret_cast<char*>(bytes.data()), size)) detail::raise_file("read", path, errno);
+  return own(std::move(bytes), path.string());
+#endif
+}
+
+inline FileBytes FileBytes::map(const std::filesystem::path& path) {
+#if PITH_HAS_MMAP
+  const detail::InputFile file(path);
+  if (file.size() == 0) return own({}, path.string());  // nothing can be mapped of an empty file
+  std::shared_ptr<const void> owner = file.map();
+  const std::span<const std::byte> bytes(static_cast<const std::byte*>(owner.get()), file.size());
+  return {bytes, std::move(owner), path.string(), true};
+#else
+  return read(path);
+#endif
+}
+
+}  // namespace pith::inline v0

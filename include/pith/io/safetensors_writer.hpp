@@ -1,0 +1,157 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
+#include <pith/io/atomic_file.hpp>
+#include <pith/io/dtype.hpp>
+#include <pith/io/tensor_info.hpp>
+#include <pith/io/text.hpp>
+
+namespace pith::inline v0 {
+
+/// Collects tensors and writes them as one safetensors file, whole or not at all.
+///
+/// The header is padded to 8 bytes and tensors go by element size, largest first, then by name: every tensor lies aligned, and
+/// the same tensors make the same bytes.
+///
+/// Throws   FormatError for a name given twice, text that is not UTF-8, data of another size than its shape, and what the system refuses
+class SafetensorsWriter {
+ public:
+  /// Text about the file; a key given again replaces the earlier text.
+  void metadata(const std::string& key, std::string value) {
+    detail::check_utf8("metadata key", key);
+    detail::check_utf8("metadata", value);
+    metadata_[key] = std::move(value);
+  }
+
+  /// Copies a matrix, vector or raw data.
+  template <detail::EigenDense M> void add(std::string name, const M& values) {
+    using T = typename detail::expression_t<M>::Scalar;
+    const ConstMatrixRef<T> rows = values;
+    std::vector<std::byte> data(static_cast<std::size_t>(rows.size()) * sizeof(T));
+    const std::size_t row_bytes = static_cast<std::size_t>(rows.cols()) * sizeof(T);
+    for (Index i = 0; i < rows.rows() && row_bytes > 0; ++i)
+      std::memcpy(data.data() + static_cast<std::size_t>(i) * row_bytes, &rows.coeffRef(i, 0), row_bytes);
+    constexpr bool is_vector = bool(detail::expression_t<M>::IsVectorAtCompileTime);
+    insert({std::move(name),
+            detail::dtype_of<T>(),
+            is_vector ? std::vector<Index>{rows.size()} : std::vector<Index>{rows.rows(), rows.cols()},
+            std::move(data),
+            {}});
+  }
+  void add(std::string name, DType dtype, std::vector<Index> shape, std::span<const std::byte> data) {
+    insert({std::move(name), dtype, std::move(shape), std::vector<std::byte>(data.begin(), data.end()), {}});
+  }
+
+  /// Remembers where the data is: it must stay there until the file is written. For tensors too large to hold twice.
+  void add_view(std::string name, DType dtype, std::vector<Index> shape, std::span<const std::byte> data) {
+    insert({std::move(name), dtype, std::move(shape), {}, data});
+  }
+
+  /// Writes the file beside its name and renames it over what was there.
+  void write(const std::filesystem::path& path) const {
+    const std::vector<const Entry*> order = ordered();
+    AtomicFile file(path);
+    file.write(header(order));
+    for (const Entry* entry : order) file.write(entry->bytes());
+    file.commit();
+  }
+
+  /// The same file in memory.
+  std::vector<std::byte> bytes() const {
+    const std::vector<const Entry*> order = ordered();
+    std::vector<std::byte> out = header(order);
+    for (const Entry* entry : order) out.insert(out.end(), entry->bytes().begin(), entry->bytes().end());
+    return out;
+  }
+
+ private:
+  struct Entry {
+    std::string name;
+    DType dtype;
+    std::vector<Index> shape;
+    std::vector<std::byte> owned;
+    std::span<const std::byte> view;
+    std::span<const std::byte> bytes() const { return view.data() == nullptr ? std::span<const std::byte>(owned) : view; }
+  };
+
+  void insert(Entry entry) {
+    detail::check_utf8("tensor name", entry.name);
+    const auto refuse = [&](const std::string& what) {
+      raise<FormatError>(detail::text("pith::SafetensorsWriter: tensor ", detail::in_quotes(entry.name), what));
+    };
+    if (entry.name == "__metadata__") refuse(" has the name the format keeps for metadata()");
+    if (entries_.contains(entry.name)) refuse(" is given twice");
+    std::size_t bits = dtype_bits(entry.dtype);
+    for (const Index extent : entry.shape)
+      if (extent < 0 || __builtin_mul_overflow(bits, static_cast<std::size_t>(extent), &bits))
+        refuse(detail::text(": shape ", detail::shape_list(entry.shape), " is impossible"));
+    if (bits % 8 != 0 || bits / 8 != entry.bytes().size())
+      refuse(detail::text(": ", entry.bytes().size(), " bytes of data, expected ", bits / 8, " for ", dtype_name(entry.dtype), " ",
+                          detail::shape_list(entry.shape)));
+    std::string name = entry.name;
+    entries_.emplace(std::move(name), std::move(entry));
+  }
+
+  std::vector<const Entry*> ordered() const {
+    std::vector<const Entry*> order;
+    order.reserve(entries_.size());
+    for (const auto& [name, entry] : entries_) order.push_back(&entry);
+    std::stable_sort(order.begin(), order.end(),
+                     [](const Entry* a, const Entry* b) { return dtype_bits(a->dtype) > dtype_bits(b->dtype); });
+    return order;
+  }
+
+  std::vector<std::byte> header(const std::vector<const Entry*>& order) const {
+    std::string text = "{";
+    const auto key = [&](const std::string& name) {
+      if (text.back() != '{') text += ',';
+      detail::append_json_text(text, name);
+      text += ':';
+    };
+    if (!metadata_.empty()) {
+      key("__metadata__");
+      text += '{';
+      for (const auto& [name, value] : metadata_) {
+        key(name);
+        detail::append_json_text(text, value);
+      }
+      text += '}';
+    }
+    std::size_t begin = 0;
+    for (const Entry* entry : order) {
+      const std::size_t end = begin + entry->bytes().size();
+      key(entry->name);
+      text += detail::text("{\"dtype\":\"", dtype_name(entry->dtype), "\",\"shape\":", detail::shape_list(entry->shape),
+                           ",\"data_offsets\":[", begin, ",", end, "]}");
+      begin = end;
+    }
+    text += '}';
+    text.resize((text.size() + 7) / 8 * 8, ' ');
+    if (text.size() > max_header_bytes)
+      raise<FormatError>(
+          detail::text("pith::SafetensorsWriter: the header is ", text.size(), " bytes long, the format allows ", max_header_bytes));
+    const std::uint64_t length = text.size();
+    std::vector<std::byte> out(sizeof length + text.size());
+    std::memcpy(out.data(), &length, sizeof length);
+    std::memcpy(out.data() + sizeof length, text.data(), text.size());
+    return out;
+  }
+
+  std::map<std::string, Entry> entries_;
+  std::map<std::string, std::string> metadata_;
+};
+
+}  // namespace pith::inline v0

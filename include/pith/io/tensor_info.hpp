@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstddef>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include <pith/core/types.hpp>
+#include <pith/io/dtype.hpp>
+
+namespace pith::inline v0 {
+
+/// One tensor of a safetensors file, as its header describes it.
+struct TensorInfo {
+  std::string name;
+  DType dtype = DType::f32;
+  std::vector<Index> shape;        ///< row-major; empty: a scalar
+  std::size_t begin = 0, end = 0;  ///< bytes [begin, end) of the file's data, which follows the header
+
+  Index elements() const {
+    return std::accumulate(shape.begin(), shape.end(), Index{1}, [](Index a, Index b) { return a * b; });
+  }
+  std::size_t bytes() const { return end - begin; }
+};
+
+/// Limits of the reader. The first is the format's own; the others keep a hostile header from costing more memory than a few times its
+/// size.
+inline constexpr std::size_t max_header_bytes = 100'000'000;
+inline constexpr std::size_t max_header_entries = 1'000'000;
+inline constexpr std::size_t max_tensor_rank = 64;
+
+}  // namespace pith::inline v0

@@ -1,0 +1,120 @@
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
+#include <pith/io/checkpoint_plan.hpp>
+#include <pith/io/tensor_values.hpp>
+#include <pith/io/text.hpp>
+#include <pith/model/weights.hpp>
+#include <pith/nn/embedding.hpp>
+#include <pith/nn/linear.hpp>
+
+namespace pith::inline v0::detail {
+
+/// Turns planned tensors into weights, one at a time, in the order a token meets them.
+template <class S> class WeightReader {
+ public:
+  WeightReader(const CheckpointPlan& plan, bool mapped, bool check_finite) : plan_(plan), mapped_(mapped), check_finite_(check_finite) {}
+
+  /// start(name) before each tensor, finish(bytes) after it.
+  template <class Start, class Finish>
+  void read_all(const DecoderConfig& config, DecoderWeights<S>& out, const Start& start, const Finish& finish) {
+    const auto step = [&](const std::string& name, auto&& read) {
+      start(name);
+      const Place place = plan_.find(name);
+      if (check_finite_) check_values(place);
+      read(place);
+      finish(place.bytes().size());
+    };
+    const auto norm = [&](const std::string& name, Vector<S>& to) {
+      step(name, [&](const Place& place) { to = place.file->template load_vector<S>(name); });
+    };
+    step(CheckpointPlan::embedding, [&](const Place& place) { out.embed_tokens = embedding(place); });
+    out.layers.resize(static_cast<std::size_t>(config.num_hidden_layers));
+    for (std::size_t l = 0; l < out.layers.size(); ++l) {
+      const std::string prefix = text("model.layers.", l, ".");
+      norm(prefix + "input_layernorm.weight", out.layers[l].input_layernorm);
+      norm(prefix + "post_attention_layernorm.weight", out.layers[l].post_attention_layernorm);
+      for_each_projection(out.layers[l], config, [&](const char* name, AnyLinear<S>& to, Index, Index) {
+        Vector<S> bias;
+        if (plan_.find(prefix + name + ".bias")) norm(prefix + name + ".bias", bias);
+        step(prefix + name + ".weight", [&](const Place& place) { to = linear(place, std::move(bias)); });
+      });
+    }
+    norm("model.norm.weight", out.norm);
+    if (config.tie_word_embeddings) {
+      out.lm_head = linear(plan_.find(CheckpointPlan::embedding), {});
+    } else {
+      step(CheckpointPlan::head, [&](const Place& place) { out.lm_head = linear(place, {}); });
+    }
+  }
+
+ private:
+  using Place = CheckpointPlan::Place;
+
+  /// What a mapped projection looks into.
+  struct Alive {
+    std::shared_ptr<const void> file;
+    Vector<S> bias;
+  };
+
+  void check_values(const Place& place) const {
+    const Index bad = first_non_finite<S>(place.tensor->dtype, place.bytes().data(), place.tensor->elements());
+    if (bad < 0) return;
+    raise<FormatError>(
+        text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(place.tensor->name), ": value ", bad,
+             " is NaN or infinite, expected finite weights; set LoadOptions::check_finite to false to load it all the same"));
+  }
+
+  /// use(rows, in_place) with the tensor's rows as T where Usable<T>, else converted to S. Not in place: the rows vanish afterwards.
+  template <template <class> class Usable, class Use> static void with_rows(const Place& place, Use&& use) {
+    const std::string& name = place.tensor->name;
+    with_type(place.tensor->dtype, [&]<class T>(T) {
+      if constexpr (!std::is_integral_v<T> && Usable<T>::value) {
+        if (place.file->template aligned<T>(*place.tensor)) return use(place.file->template matrix<T>(name), true);
+        const Matrix<T> copy = place.file->template load_matrix<T>(name);
+        use(ConstMatrixRef<T>(copy), false);
+      } else {
+        const Matrix<S> converted = place.file->template load_matrix<S>(name);
+        use(ConstMatrixRef<S>(converted), false);
+      }
+    });
+  }
+
+  template <class T> using computes_in_s = std::is_same<arithmetic_t<T>, S>;
+  template <class T> using widens_to_s = std::bool_constant<sizeof(T) <= sizeof(S)>;
+
+  AnyLinear<S> linear(const Place& place, Vector<S> bias) const {
+    AnyLinear<S> out;
+    with_rows<computes_in_s>(place, [&]<class T>(ConstMatrixRef<T> rows, bool in_place) {
+      if (mapped_ && in_place) {
+        auto alive = std::make_shared<const Alive>(Alive{place.file->keep_alive(), std::move(bias)});
+        out = AnyLinear<S>(LinearView<S, T>(rows, alive->bias), alive);
+      } else {
+        out = AnyLinear<S>(PackedLinear<S, T>(rows, bias));
+      }
+    });
+    return out;
+  }
+
+  Embedding<S> embedding(const Place& place) const {
+    Embedding<S> out;
+    with_rows<widens_to_s>(place, [&]<class T>(ConstMatrixRef<T> rows, bool in_place) {
+      out = mapped_ && in_place ? Embedding<S>(rows, place.file->keep_alive()) : Embedding<S>(Matrix<T>(rows));
+    });
+    return out;
+  }
+
+  const CheckpointPlan& plan_;
+  bool mapped_, check_finite_;
+};
+
+}  // namespace pith::inline v0::detail

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <concepts>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+#include <pith/kv/policy.hpp>
+
+namespace pith::inline v0 {
+
+/// Any policy behind one type: for choosing at run time, and a different one per layer. Copies share the immutable policy.
+///
+/// Cost     one virtual call per kv head and step, none for policies by age
+/// Heap     one allocation when made from a policy; none when copied or used
+template <class S = float> class AnyPolicy {
+ public:
+  AnyPolicy() : AnyPolicy(Dense{}) {}
+
+  template <class P>
+  requires(!std::same_as<P, AnyPolicy> && WholePolicy<P, S>) AnyPolicy(P policy) : held_(std::make_shared<Holder<P>>(std::move(policy))) {}
+
+  Index budget() const { return held_->facts({1, 1, 1}).budget; }
+  Index stats(const AttentionShape& shape) const { return held_->facts(shape).stats; }
+  detail::PolicyFacts facts(const AttentionShape& shape) const { return held_->facts(shape); }
+  void score(const KvRows<S>& rows, VectorRef<S> out) const { held_->score(rows, out); }
+  void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const { held_->observe(seen, rows, stats); }
+  void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const { held_->admit(fresh, stats); }
+
+ private:
+  struct Held {
+    virtual ~Held() = default;
+    virtual detail::PolicyFacts facts(const AttentionShape&) const = 0;
+    virtual void score(const KvRows<S>&, VectorRef<S>) const {}
+    virtual void observe(const AttentionBlock<S>&, const KvRows<S>&, MatrixRef<S>) const {}
+    virtual void admit(const KvRows<S>&, MatrixRef<S>) const {}
+  };
+  template <class P> struct Holder final : Held {
+    explicit Holder(P p) : policy(std::move(p)) {}
+    detail::PolicyFacts facts(const AttentionShape& shape) const override { return detail::policy_facts<S>(policy, shape); }
+    void score(const KvRows<S>& rows, VectorRef<S> out) const override {
+      if constexpr (ScoringPolicy<P, S>) policy.score(rows, out);
+    }
+    void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const override {
+      if constexpr (ObservingPolicy<P, S>) policy.observe(seen, rows, stats);
+    }
+    void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const override {
+      if constexpr (AdmittingPolicy<P, S>) policy.admit(fresh, stats);
+    }
+    P policy;
+  };
+  std::shared_ptr<const Held> held_;
+};
+
+}  // namespace pith::inline v0

@@ -1,0 +1,145 @@
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include <pith/attention/shape.hpp>
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/kv/policy.hpp>
+
+namespace pith::inline v0 {
+
+struct KvCacheOptions {
+  Index max_chunk = 1;      ///< tokens appended between two evictions, unless a landing is lent
+  Index max_draft = 8;      ///< a checkpoint can take back one token more than this; 0: no checkpoints and no memory for them
+  Index max_tokens = 4096;  ///< rows of a policy without a budget (Dense)
+  Index window = 0;         ///< sliding-window models: rows no query can see any more leave first; 0: none
+};
+
+struct AppendOptions {
+  std::span<const TokenKind> kinds = {};     ///< [tokens]; empty: text
+  std::span<const Position> positions = {};  ///< [tokens] increasing, from next_position() on; empty: without gaps
+};
+
+namespace detail {
+
+/// Everything about a cache that never changes, and what it refuses because of it.
+struct CacheRules {
+  AttentionShape shape;
+  KvCacheOptions options;
+  PolicyFacts facts;
+
+  CacheRules(const AttentionShape& s, const KvCacheOptions& o, const PolicyFacts& f) : shape(s), options(o), facts(f) {
+    shape.check("KvCache");
+    check_policy(facts);
+    check_options();
+  }
+
+  bool never_evicts() const { return facts.eviction == Eviction::never; }
+  bool by_age() const { return facts.eviction == Eviction::by_age; }
+  Index home_rows() const { return never_evicts() ? options.max_tokens : facts.budget + options.max_chunk; }
+  Index width() const { return shape.num_kv_heads * shape.head_dim; }
+  bool keeps_journal() const { return options.max_draft > 0 && !never_evicts(); }
+  /// Swaps a journal can come to hold, per head: rows that keep their order may all move for each token.
+  Index max_swaps() const {
+    const bool stable = facts.traits.ordered || facts.retain < facts.budget;
+    return stable ? (options.max_draft + 1) * home_rows() : home_rows() + options.max_draft + 1;
+  }
+  /// Rows that stay when `coming` tokens are to find room within the budget.
+  Index retained(Index coming) const {
+    return coming == 0 ? facts.retain : std::max(std::min(facts.retain, facts.budget - coming), facts.initial);
+  }
+  bool due(Index rows, Index coming) const { return !never_evicts() && rows > facts.budget - std::min(coming, facts.budget); }
+
+  void check_head(Index kv_head) const {
+    if (kv_head < 0 || kv_head >= shape.num_kv_heads) [[unlikely]]
+      raise<ShapeError>(text("pith::KvCache: kv head ", kv_head, " of ", shape.num_kv_heads));
+  }
+
+  void check_range(Position next, Index tokens) const {
+    if (tokens > std::numeric_limits<Position>::max() - next)
+      raise<CapacityError>(text("pith::KvCache: position ", next, " + ", tokens, " tokens leaves the range of positions: clear() first"));
+  }
+
+  void check_marks(const AppendOptions& append, Index tokens, Position next) const {
+    const auto count = [&](std::string_view what, std::size_t n) {
+      if (n != 0 && static_cast<Index>(n) != tokens)
+        raise<ShapeError>(text("pith::KvCache::append: ", n, " ", what, " for ", tokens, " tokens"));
+    };
+    count("kinds", append.kinds.size());
+    count("positions", append.positions.size());
+    Index at = next;
+    for (const Position p : append.positions) {
+      if (p < at) raise<ShapeError>(text("pith::KvCache::append: position ", p, " where ", at, " or more is expected: positions increase"));
+      if (p != at && facts.traits.reading == Reading::cache)
+        raise<ShapeError>(text("pith::KvCache::append: position ", p, " leaves a gap after ", at - 1, ": cache positions have none"));
+      at = Index(p) + 1;
+    }
+    check_range(next, std::max(tokens, at - next));
+  }
+
+  /// `seen`: queries whose attention the policy was shown since `appended` tokens came.
+  void check_observed(Index seen, Index appended) const {
+    const Index expected = facts.observes ? std::min(appended, facts.traits.watches) : 0;
+    if (seen < expected)
+      raise<StateError>(text("pith::KvCache: evict() after ", appended, " tokens, but the policy saw the attention of ", seen, " of ",
+                             expected, " queries: call observe() for every kv head, or give attend() cache.observer()"));
+  }
+
+  void check_weights(Index rows) const {
+    if (!facts.observes) raise<StateError>("pith::KvCache: observe() under a policy that does not watch attention");
+    if (rows == 0 || rows % shape.group() != 0)
+      raise<ShapeError>(text("pith::KvCache::observe: ", rows, " rows of weights, expected a multiple of ", shape.group(),
+                             " query heads that share the kv head"));
+  }
+
+  void check_coming(Index coming, bool journal_open) const {
+    if (coming < 0) raise<ShapeError>(text("pith::KvCache::evict: coming is ", coming, ", expected 0 or more tokens"));
+    if (coming > 0 && journal_open) raise<StateError>("pith::KvCache: room cannot be made inside a journal: crop() to end it first");
+  }
+
+  [[noreturn]] void raise_full(Index rows, Index capacity, Index tokens) const {
+    raise<CapacityError>(text("pith::KvCache: full (", rows, " of ", capacity, " rows + chunk ", tokens, "): ",
+                              never_evicts() ? std::string_view("construct with a larger max_tokens, or choose a policy with a budget")
+                                             : "call evict() after each chunk, or construct with a larger max_chunk"));
+  }
+
+  [[noreturn]] void raise_protected(Index rows) const {
+    raise<CapacityError>(text("pith::KvCache: the policy scores ", rows, " rows of a head +inf, ", home_rows(),
+                              " fit at home: protect fewer, or raise its budget"));
+  }
+
+  [[noreturn]] void raise_mid_prompt(std::string_view call) const {
+    raise<StateError>(text("pith::KvCache: ", call, " in the middle of a prompt: call evict() first"));
+  }
+
+  [[noreturn]] void raise_crop(Position p, Position next, bool journal_open) const {
+    raise<StateError>(text("pith::KvCache: crop(", p, ") at position ", next, ": ",
+                           never_evicts() ? text("expected 0 .. ", next)
+                           : journal_open ? std::string("no append since the checkpoint began there")
+                                          : std::string("no journal: call checkpoint() before the tokens that may be taken back")));
+  }
+
+ private:
+  void check_options() const {
+    const auto at_least = [](std::string_view name, Index value, Index least) {
+      if (value < least) raise<ShapeError>(text("pith::KvCacheOptions: ", name, " is ", value, ", expected ", least, " or more"));
+    };
+    at_least("max_chunk", options.max_chunk, 1);
+    at_least("max_draft", options.max_draft, 0);
+    at_least("max_tokens", options.max_tokens, 1);
+    at_least("window", options.window, 0);
+    constexpr Index most = std::numeric_limits<std::int32_t>::max();
+    const Index budget = never_evicts() ? options.max_tokens : facts.budget;
+    if (budget > most || options.max_chunk > most - budget || options.max_draft >= most)
+      raise<CapacityError>(text("pith::KvCache: budget ", budget, " + max_chunk ", options.max_chunk, " rows, expected at most ", most));
+  }
+};
+
+}  // namespace detail
+
+}  // namespace pith::inline v0

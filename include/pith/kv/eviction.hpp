@@ -1,0 +1,115 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <span>
+
+#include <pith/kv/journal.hpp>
+#include <pith/kv/policy.hpp>
+#include <pith/kv/storage.hpp>
+
+namespace pith::inline v0::detail {
+
+/// What the cache decides whatever the policy says: the newest token stays, rows that no query of a sliding-window model can see go.
+template <class S> void overrule(const KvRows<S>& rows, bool keeps_newest, Index window, VectorRef<S> score) {
+  constexpr S inf = std::numeric_limits<S>::infinity();
+  const Index n = rows.size();
+  const auto position = [&](Index i) { return Index(rows.positions[static_cast<std::size_t>(i)]); };
+  if (window > 0)
+    for (Index i = 0; i < n; ++i)
+      if (rows.next - position(i) >= window) score[i] = -inf;
+  if (!keeps_newest) return;
+  for (Index i = n - 1; i >= 0; --i)  // appended last: found at once
+    if (position(i) == rows.next - 1) {
+      score[i] = inf;
+      return;
+    }
+}
+
+/// Closes the ranks of one head after its victims were chosen: survivors in front, in storage without holes.
+///
+/// While a journal records, victims are swapped behind the survivors, where crop() finds them; otherwise survivors are just copied over
+/// them.
+template <KvStorage T> struct Ranks {
+  KvSlab<T>& home;
+  KvJournal<T>& journal;
+  Index head;
+
+  /// A window's ring: the oldest `leaving` rows behind the initial ones, in order of age from the cursor, make place for the newest.
+  void close_ring(HeadState& state, Index leaving, Index initial) {
+    const Index ring = state.size - leaving - initial, moved = std::min(leaving, ring);
+    for (Index i = 0; i < moved; ++i) replace(initial + (state.cursor - initial + i) % ring, state.size - moved + i);
+    state.cursor = initial + (state.cursor - initial + moved) % ring;
+  }
+
+  /// The same when fewer rows than the whole ring stay: they end up in order of age.
+  void close_by_age(const HeadState& state, Index budget, Index leaving, Index initial) {
+    straighten(state, budget, initial);
+    for (Index to = initial; to < state.size - leaving; ++to) replace(to, to + leaving);
+  }
+
+  /// Rows in no order: the last survivors fill the holes. `ordered`: survivors move up and keep their order.
+  void close(Index n, std::span<const std::int32_t> victims, bool ordered) {
+    const Index survivors = n - static_cast<Index>(victims.size());
+    std::size_t next_victim = 0, hole = 0;
+    if (!ordered) next_victim = static_cast<std::size_t>(std::lower_bound(victims.begin(), victims.end(), survivors) - victims.begin());
+    Index to = victims.front();
+    for (Index row = ordered ? to : survivors; row < n; ++row) {
+      if (next_victim < victims.size() && victims[next_victim] == row) {
+        ++next_victim;
+      } else {
+        replace(ordered ? to++ : victims[hole++], row);
+      }
+    }
+  }
+
+  void bring_home(const KvSlab<T>& landing, Index n, std::span<const std::int32_t> victims) {
+    Index to = 0;
+    std::size_t next_victim = 0;
+    for (Index row = 0; row < n; ++row) {
+      if (next_victim < victims.size() && victims[next_victim] == row) {
+        ++next_victim;
+      } else {
+        home.copy_row(head, to++, landing, row);
+      }
+    }
+  }
+
+  void bring_home_by_age(const KvSlab<T>& landing, Index n, Index leaving, Index initial) {
+    for (Index to = 0; to < n - leaving; ++to) home.copy_row(head, to, landing, to < initial ? to : to + leaving);
+  }
+
+  /// Moves a head into a landing, policies by age in order of age.
+  void land(KvSlab<T>& landing, const HeadState& state, Index budget, Index initial) {
+    const Index ring = std::min(state.size, budget) - initial;
+    for (Index row = 0; row < state.size; ++row) {
+      const bool turned = row >= initial && row - initial < ring;
+      landing.copy_row(head, row, home, turned ? initial + (state.cursor - initial + row - initial) % ring : row);
+    }
+  }
+
+ private:
+  void replace(Index to, Index from) {
+    if (journal.recording()) {
+      home.swap_rows(head, to, from);
+      journal.record_swap(head, to, from);
+    } else {
+      home.copy_row(head, to, home, from);
+    }
+  }
+
+  /// Turns a ring until its oldest row comes first.
+  void straighten(const HeadState& state, Index budget, Index initial) {
+    if (state.cursor == initial) return;
+    const auto reverse = [&](Index first, Index last) {
+      for (; first < --last; ++first) home.swap_rows(head, first, last);
+    };
+    const Index end = std::min(state.size, budget);
+    reverse(initial, state.cursor);
+    reverse(state.cursor, end);
+    reverse(initial, end);
+  }
+};
+
+}  // namespace pith::inline v0::detail

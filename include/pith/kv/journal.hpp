@@ -1,0 +1,144 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <pith/core/types.hpp>
+#include <pith/kv/storage.hpp>
+
+namespace pith::inline v0::detail {
+
+/// One head besides its rows.
+struct HeadState {
+  Index size = 0;      ///< rows
+  Index cursor = 0;    ///< policies by age: the oldest row behind the initial ones
+  Index observed = 0;  ///< queries seen since the last eviction
+  Index live = 0;      ///< rows that an open journal may bring back lie below this
+};
+
+/// What undoing needs, from a checkpoint on. Evicted rows are swapped behind the last retained one, so an eviction is undone by its swaps;
+/// the only rows lost are those a later append lands on, and these are saved here.
+///
+/// Heap     all of it at construction; recording allocates nothing
+template <KvStorage T> class KvJournal {
+ public:
+  using S = arithmetic_t<T>;
+  struct Swap {
+    std::int32_t head, a, b;
+  };
+  /// One append and everything until the next.
+  struct Append {
+    Position first;  ///< of its tokens
+    Position next;   ///< what next_position() was before it
+    Index tokens;
+    Index unevicted;          ///< tokens appended before it and not yet followed by an eviction
+    std::size_t first_saved;  ///< its first overwritten row, in the order of saving
+    std::size_t first_swap;   ///< its first swap
+  };
+  /// A row an append landed on: row `row` of `head`, kept as row `slot` of the saved slab.
+  struct Saved {
+    std::int32_t head, row, slot;
+  };
+  KvJournal() = default;
+  KvJournal(const SlabShape& home, Index max_draft, Index max_swaps)
+      : heads_(home.heads),
+        tokens_(max_draft + 1),
+        rows_(home.rows),
+        stats_(home.stats),
+        saved_rows_({.heads = home.heads, .rows = tokens_, .head_dim = home.head_dim}),
+        stats_before_(static_cast<std::size_t>(checked_product("KvCache", tokens_ * home.heads, home.stats * home.rows))),
+        heads_before_(static_cast<std::size_t>(tokens_ * home.heads)) {
+    appends_.reserve(static_cast<std::size_t>(tokens_));
+    saved_.reserve(static_cast<std::size_t>(tokens_ * home.heads));
+    swaps_.reserve(static_cast<std::size_t>(checked_product("KvCache", max_swaps, home.heads)));
+  }
+
+  bool open() const { return open_; }
+  void start() {
+    close();
+    open_ = true;
+  }
+  void close() {
+    open_ = false;
+    tokens_used_ = 0;
+    appends_.clear();
+    saved_.clear();
+    swaps_.clear();
+  }
+
+  void check_room(Index tokens) const {
+    if (open_ && tokens > tokens_ - tokens_used_)
+      raise<StateError>(text("pith::KvCache: ", tokens, " tokens, but the open journal can take back ", tokens_ - tokens_used_,
+                             " more: crop() or checkpoint() first, or construct with a larger max_draft"));
+  }
+  bool recording() const { return open_ && !appends_.empty(); }
+  Index newest() const { return static_cast<Index>(appends_.size()) - 1; }
+  const Append& append(Index i) const { return appends_[static_cast<std::size_t>(i)]; }
+  /// Index of the append that began at p, or -1.
+  Index find(Position p) const {
+    for (std::size_t i = 0; i < appends_.size(); ++i)
+      if (appends_[i].first == p) return static_cast<Index>(i);
+    return -1;
+  }
+
+  void begin_append(Position first, Position next, Index tokens, Index unevicted) {
+    appends_.push_back({first, next, tokens, unevicted, saved_.size(), swaps_.size()});
+    tokens_used_ += tokens;
+  }
+  HeadState& head_before(Index append, Index head) { return heads_before_[static_cast<std::size_t>(append * heads_ + head)]; }
+  MatrixRef<S> stats_before(Index append, Index head, Index rows) {
+    return {stats_before_.data() + (append * heads_ + head) * stats_ * rows_, stats_, rows, rows_};
+  }
+
+  /// Keeps row `row` of `slab`, which the k-th token of the newest append is about to overwrite.
+  void save_row(const KvSlab<T>& slab, Index head, Index row, Index token) {
+    const Index slot = tokens_used_ - appends_.back().tokens + token;
+    saved_rows_.copy_row(head, slot, slab, row);
+    saved_.push_back({static_cast<std::int32_t>(head), static_cast<std::int32_t>(row), static_cast<std::int32_t>(slot)});
+  }
+  void record_swap(Index head, Index a, Index b) {
+    PITH_ASSERT(swaps_.size() < swaps_.capacity());
+    swaps_.push_back({static_cast<std::int32_t>(head), static_cast<std::int32_t>(a), static_cast<std::int32_t>(b)});
+  }
+
+  /// Takes back the newest append: its evictions, then the rows it landed on. Sizes and stats are the caller's.
+  void undo_newest(KvSlab<T>& slab) {
+    const Append last = appends_.back();
+    for (; swaps_.size() > last.first_swap; swaps_.pop_back()) slab.swap_rows(swaps_.back().head, swaps_.back().a, swaps_.back().b);
+    for (; saved_.size() > last.first_saved; saved_.pop_back())
+      slab.copy_row(saved_.back().head, saved_.back().row, saved_rows_, saved_.back().slot);
+    tokens_used_ -= last.tokens;
+    appends_.pop_back();
+  }
+
+  void copy_state(const KvJournal& other) {
+    open_ = other.open_;
+    tokens_used_ = other.tokens_used_;
+    appends_ = other.appends_;
+    saved_ = other.saved_;
+    swaps_ = other.swaps_;
+    appends_.reserve(other.appends_.capacity());
+    saved_.reserve(other.saved_.capacity());
+    swaps_.reserve(other.swaps_.capacity());
+    saved_rows_.copy_all(other.saved_rows_);
+    stats_before_ = other.stats_before_;
+    heads_before_ = other.heads_before_;
+  }
+
+  std::size_t bytes() const {
+    return saved_rows_.bytes() + stats_before_.capacity() * sizeof(S) + heads_before_.capacity() * sizeof(HeadState) +
+           appends_.capacity() * sizeof(Append) + saved_.capacity() * sizeof(Saved) + swaps_.capacity() * sizeof(Swap);
+  }
+
+ private:
+  Index heads_ = 0, tokens_ = 0, rows_ = 0, stats_ = 0, tokens_used_ = 0;
+  bool open_ = false;
+  std::vector<Append> appends_;
+  std::vector<Saved> saved_;
+  std::vector<Swap> swaps_;
+  KvSlab<T> saved_rows_;
+  std::vector<S> stats_before_;
+  std::vector<HeadState> heads_before_;
+};
+
+}  // namespace pith::inline v0::detail

@@ -1,0 +1,161 @@
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <limits>
+#include <span>
+
+#include <pith/attention/shape.hpp>
+#include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+
+namespace pith::inline v0 {
+
+inline constexpr Index unlimited = std::numeric_limits<Index>::max();    ///< the budget of a policy that never evicts
+inline constexpr Index all_queries = std::numeric_limits<Index>::max();  ///< PolicyTraits::watches: every query of a prompt
+
+/// Where a query finds its distances after rows have left.
+enum class Reading : std::uint8_t {
+  stream,  ///< a token keeps its place in the text: gaps stay gaps, distances may exceed the trained length
+  cache,   ///< rows count as neighbours once what lay between them is gone: distances never exceed the cache
+};
+
+/// One kv head as a policy sees it: all it may look at, nothing it may change. Stored numbers come widened to the arithmetic type.
+template <class S> struct KvRows {
+  Index kv_head;                        ///< for per-head data a policy carries
+  AttentionShape shape;                 ///< of the layer
+  Position next;                        ///< position of the token to come; ages and "newest" are relative to it
+  std::span<const Position> positions;  ///< [rows] rows are in no particular order unless traits().ordered
+  std::span<const TokenKind> kinds;     ///< [rows] text, image, …
+  ConstMatrixRef<S> stats;              ///< [stats(shape), rows] what observe() and admit() left
+  ConstMatrixRef<S> keys = {};          ///< [rows, head_dim] as stored; in admit(), and in score() if traits().reads_rows
+  ConstMatrixRef<S> values = {};        ///< [rows, head_dim] as stored; in admit(), and in score() if traits().reads_rows
+  Index size() const { return static_cast<Index>(positions.size()); }
+};
+
+/// What the queries of one kv head just looked at: any tile of a chunk.
+template <class S> struct AttentionBlock {
+  Index kv_head = 0;
+  ConstMatrixRef<S> weights;       ///< [queries*group, rows] softmax rows, query by query; columns = own rows in row order
+  ConstVectorRef<S> log_sum = {};  ///< [queries*group] log Σ exp(logit)
+  ConstMatrixRef<S> queries = {};  ///< [queries*group, head_dim] as rotated
+  Position first_query = -1;       ///< position of the first query; -1: the newest tokens
+};
+
+/// What a policy asks of the cache and the kernel.
+struct PolicyTraits {
+  bool ordered = false;               ///< score() reads neighbours: rows arrive in ascending position
+  bool keeps_newest = true;           ///< the cache protects the newest row, whatever its score
+  bool reads_rows = false;            ///< score() looks at keys and values; admit() sees those of the fresh rows in any case
+  Reading reading = Reading::stream;  ///< cache: for policies by age only
+  Index watches = all_queries;        ///< how many of a prompt's last queries observe() must see
+};
+
+template <class P>
+concept CachePolicy = std::copyable<P> && requires(const P p) {
+  { p.budget() } -> std::convertible_to<Index>;
+};
+
+/// Rows leave in order of age, the first initial() tokens never: Window, SinkWindow. The cache asks for no scores and evicts in O(1).
+template <class P>
+concept AgePolicy = CachePolicy<P> && requires(const P p) {
+  { p.initial() } -> std::convertible_to<Index>;
+};
+
+/// One number a row: +inf stays even beyond the budget, -inf goes, the rest competes for what is left.
+template <class P, class S>
+concept ScoringPolicy = CachePolicy<P> && requires(const P p, const KvRows<S>& rows, VectorRef<S> score) {
+  p.score(rows, score);
+};
+
+/// Numbers kept beside each row, [stats(shape), rows]; they move with their row.
+template <class P>
+concept HasStats = requires(const P p, const AttentionShape& shape) {
+  { p.stats(shape) } -> std::convertible_to<Index>;
+};
+
+/// Watches attention: observe() is shown every tile of softmax rows and updates the stats.
+template <class P, class S>
+concept ObservingPolicy = ScoringPolicy<P, S> && HasStats<P> &&
+    requires(const P p, const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) {
+  p.observe(seen, rows, stats);
+};
+
+/// Stats of the row alone, computed once at append.
+template <class P, class S>
+concept AdmittingPolicy = ScoringPolicy<P, S> && HasStats<P> && requires(const P p, const KvRows<S>& fresh, MatrixRef<S> stats) {
+  p.admit(fresh, stats);
+};
+
+/// Keeps every row; a full cache refuses the next token.
+///
+/// Keeps    everything, up to KvCacheOptions::max_tokens
+/// Needs    nothing
+/// Cost     nothing per step; attention and memory grow with the text
+struct Dense {
+  static constexpr Index budget() { return unlimited; }
+};
+
+/// What KvCache accepts; never a stats() that nobody fills.
+template <class P, class S>
+concept WholePolicy = CachePolicy<P> &&
+    (std::same_as<P, Dense> || AgePolicy<P> || ScoringPolicy<P, S>)&&(!HasStats<P> || ObservingPolicy<P, S> || AdmittingPolicy<P, S>);
+
+// Optional members of a policy:
+//   PolicyTraits traits() const
+//   Index retain() const  rows left by one eviction, 1 .. budget(), default budget(); less: evict rarely, in larger bites
+
+/// The newest `count` rows outrank everything: for policies that keep a recent window besides what they score.
+template <class S> void keep_newest(const KvRows<S>& rows, Index count, VectorRef<S> score) {
+  const Index oldest_kept = Index(rows.next) - count;
+  for (Index i = 0; i < rows.size(); ++i)
+    if (rows.positions[static_cast<std::size_t>(i)] >= oldest_kept) score[i] = std::numeric_limits<S>::infinity();
+}
+
+namespace detail {
+
+enum class Eviction : std::uint8_t { never, by_age, by_score };
+
+/// Everything a cache asks of a policy that does not change, asked once.
+struct PolicyFacts {
+  Eviction eviction = Eviction::never;
+  Index budget = unlimited, retain = unlimited, initial = 0, stats = 0;
+  PolicyTraits traits;
+  bool observes = false, admits = false;
+};
+
+template <class S, class P> PolicyFacts policy_facts(const P& policy, const AttentionShape& shape) {
+  if constexpr (requires { policy.facts(shape); }) return policy.facts(shape);  // AnyPolicy: its answers are those of what it holds
+  PolicyFacts facts;
+  facts.budget = facts.retain = policy.budget();
+  if constexpr (AgePolicy<P>) {
+    facts.eviction = Eviction::by_age;
+    facts.initial = policy.initial();
+  } else if constexpr (ScoringPolicy<P, S>) {
+    facts.eviction = Eviction::by_score;
+  }
+  if constexpr (requires { policy.retain(); }) facts.retain = policy.retain();
+  if constexpr (requires { policy.traits(); }) facts.traits = policy.traits();
+  if constexpr (HasStats<P>) facts.stats = policy.stats(shape);
+  facts.observes = ObservingPolicy<P, S>;
+  facts.admits = AdmittingPolicy<P, S>;
+  return facts;
+}
+
+inline void check_policy(const PolicyFacts& facts) {
+  const auto refuse = [](const std::string& what) { raise<ShapeError>("pith::KvCache: " + what); };
+  if (facts.budget < 1) refuse(text("the policy's budget() is ", facts.budget, ", expected at least 1 row"));
+  if (facts.retain < 1 || facts.retain > facts.budget)
+    refuse(text("the policy's retain() is ", facts.retain, ", expected 1 .. budget() = ", facts.budget));
+  if (facts.eviction == Eviction::by_age && (facts.initial < 0 || facts.initial >= facts.retain))
+    refuse(text("the policy keeps ", facts.initial, " initial tokens of ", facts.retain,
+                " rows: at least one row must be left for the newest token; raise the window"));
+  if (facts.stats < 0) refuse(text("the policy's stats() is ", facts.stats, ", expected 0 or more numbers a row"));
+  if (facts.traits.reading == Reading::cache && facts.eviction != Eviction::by_age)
+    refuse("only policies by age can be read at cache positions without moving keys; use Reading::stream");
+}
+
+}  // namespace detail
+
+}  // namespace pith::inline v0

@@ -1,0 +1,175 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include <pith/attention/kv_view.hpp>
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/kv/select.hpp>
+
+namespace pith::inline v0 {
+
+namespace detail {
+
+/// Stores numbers as T: the one rounding of a cached row.
+template <class T> void narrow(const arithmetic_t<T>* from, T* to, Index n) {
+  if constexpr (std::is_same_v<T, arithmetic_t<T>>) {
+    std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
+  } else {
+    for (Index i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
+  }
+}
+
+template <class T> void widen(const T* from, arithmetic_t<T>* to, Index n) {
+  for (Index i = 0; i < n; ++i) to[i] = static_cast<arithmetic_t<T>>(from[i]);
+}
+
+/// What a slab is made of; every byte count and offset follows from these.
+struct SlabShape {
+  Index heads = 0, rows = 0, head_dim = 0, stats = 0;
+  bool scores = false;   ///< room to score and select the rows of all heads
+  bool widened = false;  ///< room for one head's keys and values in the arithmetic type
+};
+
+/// Rows of every kv head of one layer and what belongs to each row, in one allocation: [heads][rows] of everything.
+///
+/// Heap     one allocation, at construction; pages are touched as rows arrive
+template <KvStorage T> class KvSlab {
+ public:
+  using S = arithmetic_t<T>;
+
+  KvSlab() = default;
+  explicit KvSlab(const SlabShape& shape) : shape_(shape) {
+    std::size_t offset = 0;
+    const auto part = [&]<class X>(X*, Index count) {
+      const std::size_t at = offset;
+      const Index bytes = checked_product("KvCache", count, static_cast<Index>(sizeof(X)));
+      if (bytes > max_bytes - static_cast<Index>(offset)) raise<CapacityError>(text("pith::KvCache: ", shape.rows, " rows are too many"));
+      offset += Workspace::bytes_for<X>(count);
+      return at;
+    };
+    const Index all = checked_product("KvCache", shape.heads, shape.rows);
+    const Index row_values = checked_product("KvCache", all, shape.head_dim);
+    keys_ = part(static_cast<T*>(nullptr), row_values);
+    values_ = part(static_cast<T*>(nullptr), row_values);
+    positions_ = part(static_cast<Position*>(nullptr), all);
+    kinds_ = part(static_cast<TokenKind*>(nullptr), all);
+    stats_ = part(static_cast<S*>(nullptr), checked_product("KvCache", all, shape.stats));
+    scores_ = part(static_cast<S*>(nullptr), shape.scores ? shape.rows : 0);
+    race_ = part(static_cast<Candidate<S>*>(nullptr), shape.scores ? shape.rows : 0);
+    victims_ = part(static_cast<std::int32_t*>(nullptr), shape.scores ? shape.rows : 0);
+    widened_ = part(static_cast<S*>(nullptr), shape.widened ? 2 * shape.rows * shape.head_dim : 0);
+    bytes_ = offset;
+    memory_.reset(static_cast<std::byte*>(::operator new(bytes_, std::align_val_t(Workspace::alignment))));
+  }
+
+  const SlabShape& shape() const { return shape_; }
+  Index rows() const { return shape_.rows; }
+  std::size_t bytes() const { return bytes_; }
+
+  T* keys(Index head) const { return at<T>(keys_) + head * shape_.rows * shape_.head_dim; }
+  T* values(Index head) const { return at<T>(values_) + head * shape_.rows * shape_.head_dim; }
+  T* key(Index head, Index row) const { return keys(head) + row * shape_.head_dim; }
+  T* value(Index head, Index row) const { return values(head) + row * shape_.head_dim; }
+  Position* positions(Index head) const { return at<Position>(positions_) + head * shape_.rows; }
+  TokenKind* kinds(Index head) const { return at<TokenKind>(kinds_) + head * shape_.rows; }
+  /// [stats, count] of the rows from `first` on.
+  MatrixRef<S> stats(Index head, Index first, Index count) const {
+    return {at<S>(stats_) + head * shape_.stats * shape_.rows + first, shape_.stats, count, shape_.rows};
+  }
+  S* scores() const { return at<S>(scores_); }
+  Candidate<S>* race() const { return at<Candidate<S>>(race_); }
+  std::int32_t* victims() const { return at<std::int32_t>(victims_); }
+  /// Keys and values of n rows in the arithmetic type: where they are, or widened into the slab's own scratch.
+  std::pair<const S*, const S*> widened_rows(Index head, Index first, Index n) const {
+    if constexpr (std::is_same_v<T, S>) {
+      return {key(head, first), value(head, first)};
+    } else {
+      S* const k = at<S>(widened_);
+      S* const v = k + n * shape_.head_dim;
+      widen(key(head, first), k, n * shape_.head_dim);
+      widen(value(head, first), v, n * shape_.head_dim);
+      return {k, v};
+    }
+  }
+
+  /// Copies one row and all that belongs to it from another slab (or another place of this one).
+  void copy_row(Index head, Index to, const KvSlab& from, Index from_row) {
+    const std::size_t row_bytes = static_cast<std::size_t>(shape_.head_dim) * sizeof(T);
+    std::memcpy(key(head, to), from.key(head, from_row), row_bytes);
+    std::memcpy(value(head, to), from.value(head, from_row), row_bytes);
+    positions(head)[to] = from.positions(head)[from_row];
+    kinds(head)[to] = from.kinds(head)[from_row];
+    for (Index s = 0; s < std::min(shape_.stats, from.shape_.stats); ++s) stats(head, to, 1)(s, 0) = from.stats(head, from_row, 1)(s, 0);
+  }
+
+  void swap_rows(Index head, Index a, Index b) {
+    std::swap_ranges(key(head, a), key(head, a) + shape_.head_dim, key(head, b));
+    std::swap_ranges(value(head, a), value(head, a) + shape_.head_dim, value(head, b));
+    std::swap(positions(head)[a], positions(head)[b]);
+    std::swap(kinds(head)[a], kinds(head)[b]);
+    for (Index s = 0; s < shape_.stats; ++s) std::swap(stats(head, a, 1)(s, 0), stats(head, b, 1)(s, 0));
+  }
+
+  void copy_all(const KvSlab& from) {
+    if (bytes_ > 0) std::memcpy(memory_.get(), from.memory_.get(), bytes_);
+  }
+
+ private:
+  static constexpr Index max_bytes = std::numeric_limits<Index>::max() / 2;
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t(Workspace::alignment)); }
+  };
+  template <class X> X* at(std::size_t offset) const { return reinterpret_cast<X*>(memory_.get() + offset); }
+
+  SlabShape shape_;
+  std::size_t keys_ = 0, values_ = 0, positions_ = 0, kinds_ = 0, stats_ = 0, scores_ = 0, race_ = 0, victims_ = 0, widened_ = 0,
+              bytes_ = 0;
+  std::unique_ptr<std::byte[], Free> memory_;
+};
+
+}  // namespace detail
+
+/// Memory for a chunk that is longer than a cache's budget, lent to the layers of a session in turn: reserve() moves a cache in, evict()
+/// brings the survivors home. So only one layer at a time holds a whole prompt.
+///
+/// Heap     one allocation, at construction
+template <KvStorage T = float> class KvLanding {
+ public:
+  /// Room for `rows` rows a head: the longest chunk plus the largest budget that will meet it.
+  KvLanding(const AttentionShape& shape, Index rows, Index stats = 0, bool reads_rows = false)
+      : slab_({.heads = shape.num_kv_heads,
+               .rows = rows,
+               .head_dim = shape.head_dim,
+               .stats = stats,
+               .scores = true,
+               .widened = reads_rows && !std::is_same_v<T, arithmetic_t<T>>}) {}
+  std::size_t bytes() const { return slab_.bytes(); }
+  Index rows() const { return slab_.rows(); }
+  detail::KvSlab<T>& slab() { return slab_; }
+
+  /// Throws   CapacityError, ShapeError unless `rows` rows a head of a cache with such a home find room
+  void check_fits(const detail::SlabShape& home, Index rows) const {
+    const detail::SlabShape& ours = slab_.shape();
+    if (rows > ours.rows)
+      raise<CapacityError>(detail::text("pith::KvCache: ", rows, " rows a head are needed, the landing holds ", ours.rows));
+    if (ours.heads != home.heads || ours.head_dim != home.head_dim || ours.stats < home.stats || (home.widened && !ours.widened))
+      raise<ShapeError>(detail::text("pith::KvCache: the landing holds ", ours.heads, " heads of ", ours.head_dim, " with ", ours.stats,
+                                     " stats, the cache needs ", home.heads, " of ", home.head_dim, " with ", home.stats));
+  }
+
+ private:
+  detail::KvSlab<T> slab_;
+};
+
+}  // namespace pith::inline v0

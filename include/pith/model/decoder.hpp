@@ -1,0 +1,87 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/kv/any_policy.hpp>
+#include <pith/kv/kv_cache.hpp>
+#include <pith/model/config.hpp>
+#include <pith/model/layer.hpp>
+#include <pith/model/session.hpp>
+#include <pith/model/weights.hpp>
+
+namespace pith::inline v0 {
+
+/// A Llama-family decoder: configuration and weights, immutable and shareable. Conversations are sessions.
+///
+///   Decoder<float> llama{config, weights};
+///   auto session = llama.start(SinkWindow{.sinks = 4, .window = 1020});
+///   auto logits = session.prefill(prompt);
+///
+/// Const methods may be called from any number of threads. A session keeps what it needs of its decoder alive.
+template <class S = float> class Decoder {
+ public:
+  using Scalar = S;
+
+  /// Throws   ShapeError, UnsupportedError if configuration and weights do not belong together
+  Decoder(DecoderConfig config, DecoderWeights<S> weights)
+      : model_(std::make_shared<const detail::DecoderModel<S>>(std::move(config), std::move(weights))) {}
+  Decoder(Decoder&&) = default;
+  Decoder& operator=(Decoder&&) = default;
+
+  const DecoderConfig& config() const { return model_->config; }
+  const DecoderWeights<S>& weights() const { return model_->weights; }
+  Index vocab_size() const { return model_->config.vocab_size; }
+  std::uint64_t fingerprint() const { return model_->weights.fingerprint; }  ///< of config, tensor names, shapes and samples of each tensor
+
+  /// Starts a conversation with this policy in every layer, rows stored as T.
+  ///
+  /// Heap     all buffers of the session
+  template <KvStorage T = S> Session<S, T> start(AnyPolicy<S> policy = Dense{}, const SessionOptions& options = {}) const {
+    const std::vector<AnyPolicy<S>> per_layer(static_cast<std::size_t>(model_->config.num_hidden_layers), policy);
+    return Session<S, T>(model_, per_layer, options);
+  }
+  /// The same with a policy per layer.
+  template <KvStorage T = S> Session<S, T> start(std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options = {}) const {
+    return Session<S, T>(model_, per_layer, options);
+  }
+
+  /// Logits of every token at once, without a cache: what cached decoding is measured against.
+  ///
+  /// Shapes   returns [tokens, vocab_size]; probe(layer, hidden [tokens, hidden_size]) is called num_hidden_layers + 1 times in the
+  ///          convention of Hugging Face's hidden_states: 0 the embeddings, then each layer's output, the last one after the final norm
+  /// Heap     all its buffers, one layer's keys and values among them
+  template <class Probe = detail::NoProbe>
+  Matrix<S> forward(std::span<const Token> tokens, Probe&& probe = {}, ExecutorRef executor = serial) const {
+    const DecoderConfig& config = model_->config;
+    const Index n = static_cast<Index>(tokens.size()), layers = config.num_hidden_layers;
+    Matrix<S> hidden(n, config.hidden_size);
+    Matrix<S> logits(n, config.vocab_size);
+    if (n == 0) return logits;
+    model_->weights.embed_tokens.gather(tokens, hidden);
+    KvCache<Dense, Drop, S> cache(config.attention(), Dense{}, {.max_draft = 0, .max_tokens = n});
+    Workspace ws(detail::layer_workspace_bytes<S>(*model_, detail::prefill_tile, n, executor.size()), executor);
+    for (Index layer = 0; layer < layers; ++layer) {
+      probe(layer, ConstMatrixRef<S>(hidden));
+      cache.clear();
+      detail::LayerPass<S>{*model_, layer, ws}.prefill(cache, hidden, {}, static_cast<Position>(n));
+    }
+    model_->norm.forward(hidden, hidden);
+    probe(layers, ConstMatrixRef<S>(hidden));
+    for (Index t = 0; t < n; t += detail::prefill_tile) {
+      const Index tile = std::min(detail::prefill_tile, n - t);
+      model_->weights.lm_head.forward(hidden.middleRows(t, tile), logits.middleRows(t, tile), ws);
+    }
+    return logits;
+  }
+
+ private:
+  std::shared_ptr<const detail::DecoderModel<S>> model_;
+};
+
+}  // namespace pith::inline v0

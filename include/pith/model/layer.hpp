@@ -1,0 +1,178 @@
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <pith/attention/attend.hpp>
+#include <pith/attention/rope.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/kv/kv_cache.hpp>
+#include <pith/model/config.hpp>
+#include <pith/model/weights.hpp>
+#include <pith/nn/feed_forward.hpp>
+#include <pith/nn/norm.hpp>
+
+namespace pith::inline v0::detail {
+
+inline constexpr Index prefill_tile =
+    64;  ///< tokens projected together: enough to read each weight once from cache, few enough to stay there
+
+struct NoProbe {
+  template <class S> void operator()(Index, const ConstMatrixRef<S>&) const {}
+};
+
+/// Configuration, weights, and what follows from them.
+template <class S> struct DecoderModel {
+  using Mlp = SwiGlu<AnyLinear<S>, AnyLinear<S>, AnyLinear<S>>;
+  struct Layer {
+    RmsNorm<S> input_norm, post_attention_norm;
+    Mlp mlp;
+  };
+
+  DecoderModel(DecoderConfig c, DecoderWeights<S> w)
+      : config(checked(std::move(c))),
+        weights(checked(std::move(w), config)),
+        rope({.head_dim = config.head_dim,
+              .theta = config.rope_theta,
+              .scaling = config.rope_scaling,
+              .max_position_embeddings = config.max_position_embeddings}),
+        norm(weights.norm, S(config.rms_norm_eps)) {
+    layers.reserve(weights.layers.size());
+    for (const LayerWeights<S>& layer : weights.layers)
+      layers.push_back({RmsNorm<S>(layer.input_layernorm, S(config.rms_norm_eps)),
+                        RmsNorm<S>(layer.post_attention_layernorm, S(config.rms_norm_eps)),
+                        Mlp(layer.gate_proj, layer.up_proj, layer.down_proj)});
+  }
+
+  static DecoderConfig checked(DecoderConfig c) {
+    c.check();
+    return c;
+  }
+  static DecoderWeights<S> checked(DecoderWeights<S> w, const DecoderConfig& c) {
+    w.check(c);
+    return w;
+  }
+
+  DecoderConfig config;
+  DecoderWeights<S> weights;
+  Rope<S> rope;
+  RmsNorm<S> norm;
+  std::vector<Layer> layers;
+};
+
+/// One decoder layer over one cache: hidden [tokens, hidden_size] is updated in place.
+template <class S> struct LayerPass {
+  const DecoderModel<S>& model;
+  Index layer;
+  Workspace& ws;
+
+  /// A prompt: the keys and values of all tokens first, then all queries tile by tile; the caller evicts.
+  /// `rope_length` is the length dynamic scaling looks at: the call's, for all its tokens.
+  template <class Cache> void prefill(Cache& cache, MatrixRef<S> hidden, std::span<const TokenKind> kinds, Position rope_length) const {
+    const Index n = hidden.rows();
+    const Position start = cache.next_position();
+    for (Index t = 0; t < n; t += prefill_tile) {
+      const Index tile = std::min(prefill_tile, n - t);
+      const Workspace::Scope scope(ws);
+      const MatrixRef<S> x = normed(hidden.middleRows(t, tile));
+      const MatrixRef<S> k = project(weights().k_proj, x), v = project(weights().v_proj, x);
+      model.rope.rotate(k, positions(start + t, tile), rope_length);
+      cache.append(k, v, {.kinds = kinds.empty() ? kinds : kinds.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(tile))});
+    }
+    const Position gap = cache.gap();
+    for (Index t = 0; t < n; t += prefill_tile) {
+      const Index tile = std::min(prefill_tile, n - t);
+      const MatrixRef<S> rows = hidden.middleRows(t, tile);
+      const Workspace::Scope scope(ws);
+      const MatrixRef<S> q = project(weights().q_proj, normed(rows));
+      const MatrixRef<S> out = ws.matrix<S>(tile, q.cols());
+      look(cache, q, out, static_cast<Position>(start + t), gap, rope_length);
+      finish(rows, out);
+    }
+  }
+
+  /// The next tokens: every weight is read once for all of them, but each is appended, attends and evicts before the next one does.
+  template <class Cache> void decode(Cache& cache, MatrixRef<S> hidden) const {
+    const Index n = hidden.rows();
+    const Workspace::Scope scope(ws);
+    const MatrixRef<S> x = normed(hidden);
+    MatrixRef<S> q = project(weights().q_proj, x), k = project(weights().k_proj, x), v = project(weights().v_proj, x);
+    MatrixRef<S> out = ws.matrix<S>(n, q.cols());
+    for (Index t = 0; t < n; ++t) {
+      const Position position = cache.next_position();
+      model.rope.rotate(k.middleRows(t, 1), positions(position, 1), position + 1);
+      cache.append(k.middleRows(t, 1), v.middleRows(t, 1));
+      look(cache, q.middleRows(t, 1), out.middleRows(t, 1), position, cache.gap(), position + 1);
+      cache.evict();
+    }
+    finish(hidden, out);
+  }
+
+ private:
+  const LayerWeights<S>& weights() const { return model.weights.layers[static_cast<std::size_t>(layer)]; }
+  const typename DecoderModel<S>::Layer& derived() const { return model.layers[static_cast<std::size_t>(layer)]; }
+
+  MatrixRef<S> normed(const MatrixRef<S>& hidden) const {
+    const MatrixRef<S> x = ws.matrix<S>(hidden.rows(), hidden.cols());
+    derived().input_norm.forward(hidden, x);
+    return x;
+  }
+  MatrixRef<S> project(const AnyLinear<S>& linear, const MatrixRef<S>& x) const {
+    const MatrixRef<S> y = ws.matrix<S>(x.rows(), linear.out());
+    linear.forward(x, y, ws);
+    return y;
+  }
+  std::span<const Position> positions(Index first, Index n) const {
+    Position* p = ws.take<Position>(n);
+    for (Index i = 0; i < n; ++i) p[i] = static_cast<Position>(first + i);
+    return {p, static_cast<std::size_t>(n)};
+  }
+
+  /// Rotates the queries and attends. Sinks at cache positions are read by a second copy of them, rotated as if `gap` tokens were not there.
+  template <class Cache>
+  void look(Cache& cache, const MatrixRef<S>& q, const MatrixRef<S>& out, Position first, Position gap, Position rope_length) const {
+    const Workspace::Scope scope(ws);
+    MatrixRef<S> sinks = gap > 0 ? ws.matrix<S>(q.rows(), q.cols()) : MatrixRef<S>();
+    if (gap > 0) {
+      sinks = q;
+      model.rope.rotate(sinks, positions(first - gap, q.rows()), rope_length);
+    }
+    model.rope.rotate(q, positions(first, q.rows()), rope_length);
+    const AttendOptions<S> options{.first_query = first, .window = model.config.window(layer), .q_sinks = sinks, .gap = gap};
+    if constexpr (requires { cache.observer(); }) {
+      if (cache.observes()) return attend(q, cache.view(), out, ws, cache.observer(), options);
+    }
+    attend(q, cache.view(), out, ws, NoObserver{}, options);
+  }
+
+  /// Everything after attention: output projection, residual, norm, MLP, residual.
+  void finish(MatrixRef<S> hidden, const MatrixRef<S>& attended) const {
+    const Workspace::Scope scope(ws);
+    const MatrixRef<S> y = project(weights().o_proj, attended);
+    hidden += y;
+    const MatrixRef<S> x = ws.matrix<S>(hidden.rows(), hidden.cols());
+    derived().post_attention_norm.forward(hidden, x);
+    derived().mlp.forward(x, y, ws);
+    hidden += y;
+  }
+};
+
+/// What a LayerPass over tiles of `tokens` takes, its kernels included, with up to `rows` cached rows a head.
+template <class S> std::size_t layer_workspace_bytes(const DecoderModel<S>& model, Index tokens, Index rows, Index workers) {
+  const DecoderConfig& c = model.config;
+  const Index q = c.num_attention_heads * c.head_dim, kv = c.num_key_value_heads * c.head_dim;
+  const auto bytes = [&](Index width) { return Workspace::bytes_for<S>(tokens * width); };
+  std::size_t kernels = attend_workspace_bytes<S>(c.attention(), rows, workers, tokens);
+  for (std::size_t l = 0; l < model.layers.size(); ++l) {
+    const LayerWeights<S>& w = model.weights.layers[l];
+    for (const AnyLinear<S>* linear : {&w.q_proj, &w.k_proj, &w.v_proj, &w.o_proj})
+      kernels = std::max(kernels, linear->workspace_bytes(tokens, workers));
+    kernels = std::max(kernels, model.layers[l].mlp.workspace_bytes(tokens, workers));
+  }
+  kernels = std::max(kernels, model.weights.lm_head.workspace_bytes(tokens, workers));
+  return kernels + 3 * bytes(c.hidden_size) + 3 * bytes(q) + 2 * bytes(kv) + 4 * Workspace::bytes_for<Position>(tokens);
+}
+
+}  // namespace pith::inline v0::detail

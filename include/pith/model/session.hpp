@@ -1,0 +1,217 @@
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/executor.hpp>
+#include <pith/kv/any_policy.hpp>
+#include <pith/kv/kv_cache.hpp>
+#include <pith/model/layer.hpp>
+
+namespace pith::inline v0 {
+
+struct SessionOptions {
+  Index max_prompt = 512;         ///< tokens of one prefill()
+  Index max_tokens = 4096;        ///< rows of a Dense cache: the longest text it can hold
+  Index max_draft = 8;            ///< decode() takes, and a checkpoint takes back, one token more than this; 0: one token, no checkpoints
+  ExecutorRef executor = serial;  ///< threads to use; must outlive the session
+};
+
+/// One conversation: the caches of all layers, and every buffer it will ever need.
+///
+/// Heap     at construction only: prefill, decode, checkpoint and crop allocate nothing
+/// Law      the same logits bit for bit for any number of threads, and for a token decoded alone or in company
+/// Law      crop() restores bit for bit under every policy
+template <class S, KvStorage T = S>
+requires std::same_as<arithmetic_t<T>, S>
+class Session {
+ public:
+  using Scalar = S;
+  using Cache = KvCache<AnyPolicy<S>, Drop, T>;
+
+  /// Called by Decoder::start().
+  ///
+  /// Throws   ShapeError for options or a number of policies that make no sense, UnsupportedError for cache positions under dynamic rope
+  Session(std::shared_ptr<const detail::DecoderModel<S>> model, std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options)
+      : model_(std::move(model)), max_prompt_(options.max_prompt), max_chunk_(options.max_draft + 1) {
+    const DecoderConfig& config = model_->config;
+    check_options(per_layer.size(), options);
+    const AttentionShape shape = config.attention();
+    Index home = 0, landing = 0, stats = 0;
+    bool reads_rows = false;
+    caches_.reserve(per_layer.size());
+    for (std::size_t layer = 0; layer < per_layer.size(); ++layer) {
+      const detail::PolicyFacts facts = per_layer[layer].facts(shape);
+      if (facts.traits.reading == Reading::cache && config.rope_scaling.type == RopeType::dynamic)
+        raise<UnsupportedError>(
+            "pith::Session: cache positions under dynamic rope: its angles change with the length; use Reading::stream");
+      caches_.emplace_back(shape, per_layer[layer],
+                           KvCacheOptions{.max_chunk = 1,
+                                          .max_draft = options.max_draft,
+                                          .max_tokens = options.max_tokens,
+                                          .window = config.window(static_cast<Index>(layer))});
+      home = std::max(home, caches_.back().capacity());
+      if (facts.budget != unlimited && options.max_prompt > 1) landing = std::max(landing, facts.budget + options.max_prompt);
+      stats = std::max(stats, facts.stats);
+      reads_rows = reads_rows || facts.traits.reads_rows || facts.admits;
+    }
+    if (landing > 0) landing_ = std::make_unique<KvLanding<T>>(shape, landing, stats, reads_rows);
+    const Index tile = std::max(std::min(detail::prefill_tile, max_prompt_), max_chunk_);
+    hidden_.resize(std::max(max_prompt_, max_chunk_), config.hidden_size);
+    normed_.resize(max_chunk_, config.hidden_size);
+    logits_.resize(max_chunk_, config.vocab_size);
+    ws_ = Workspace(detail::layer_workspace_bytes<S>(*model_, tile, std::max(home, landing), options.executor.size()), options.executor);
+  }
+
+  /// Reads a prompt, or the next turn of a conversation, in one go: every token sees all before it, then each layer evicts once.
+  ///
+  /// Shapes   returns logits [1, vocab_size] of the last token, valid until the next call
+  /// Throws   CapacityError for more than max_prompt tokens or a full Dense cache, ShapeError for a token outside the vocabulary or none
+  ConstMatrixRef<S> prefill(std::span<const Token> tokens) {
+    const Index n = check_prompt(static_cast<Index>(tokens.size()));
+    model_->weights.embed_tokens.gather(tokens, hidden_.topRows(n));
+    return read_prompt(n, {});
+  }
+  /// The same for embedding rows [tokens, hidden_size], each with its kind (none given: text).
+  ConstMatrixRef<S> prefill(ConstMatrixRef<S> embeddings, std::span<const TokenKind> kinds = {}) {
+    check_shape("Session::prefill", "embeddings", embeddings, any_extent, model_->config.hidden_size);
+    if (!kinds.empty() && static_cast<Index>(kinds.size()) != embeddings.rows())
+      raise<ShapeError>(detail::text("pith::Session::prefill: ", kinds.size(), " kinds for ", embeddings.rows(), " embedding rows"));
+    const Index n = check_prompt(embeddings.rows());
+    hidden_.topRows(n) = embeddings;
+    return read_prompt(n, kinds);
+  }
+
+  /// Feeds the next tokens, 1 .. max_draft + 1 of them: each appends, attends and evicts before the next, so a chunk equals its tokens one
+  /// by one, bit for bit, while every weight is read once.
+  ///
+  /// Shapes   returns logits [tokens, vocab_size], row i follows token i; valid until the next call
+  /// Throws   CapacityError for a longer chunk or a full Dense cache, ShapeError for a token outside the vocabulary or none
+  ConstMatrixRef<S> decode(std::span<const Token> tokens) {
+    const Index n = static_cast<Index>(tokens.size());
+    if (n == 0) raise<ShapeError>("pith::Session::decode: no tokens, expected 1 or more");
+    if (n > max_chunk_)
+      raise<CapacityError>(detail::text("pith::Session::decode: ", n, " tokens, expected at most max_draft + 1 = ", max_chunk_,
+                                        ": start the session with a larger max_draft, or use prefill()"));
+    check_ready(n, nullptr);
+    model_->weights.embed_tokens.gather(tokens, hidden_.topRows(n));
+    whole_ = false;
+    for (std::size_t layer = 0; layer < caches_.size(); ++layer) pass(layer).decode(caches_[layer], hidden_.topRows(n));
+    whole_ = true;
+    return read_logits(hidden_.topRows(n));
+  }
+  ConstMatrixRef<S> decode(Token token) { return decode(std::span<const Token>(&token, 1)); }
+
+  Index vocab_size() const { return model_->config.vocab_size; }
+  Position next_position() const { return caches_.front().next_position(); }
+  const DecoderConfig& config() const { return model_->config; }
+
+  /// Starts (or restarts) the journal of every layer: crop() can return to before any token decoded from here on.
+  void checkpoint() {
+    check_whole();
+    for (Cache& cache : caches_) cache.checkpoint();
+  }
+  /// Returns to exactly the state before the token at p, and ends the journal; crop(next_position()) accepts every token since.
+  ///
+  /// Throws   StateError unless p was reached by decode() since the checkpoint; Dense needs no checkpoint
+  void crop(Position p) {
+    check_whole();
+    for (Cache& cache : caches_)
+      if (!cache.can_crop(p)) cache.crop(p);  // throws, and says why, before any layer changes
+    for (Cache& cache : caches_) cache.crop(p);
+  }
+  /// Forgets the conversation; nothing is allocated again.
+  void clear() {
+    for (Cache& cache : caches_) cache.clear();
+    whole_ = true;
+  }
+  /// Evicts so that every layer can take `coming` tokens within its budget: before a turn whose answer should see all of it.
+  Index make_room(Index coming) {
+    check_whole();
+    Index dropped = 0;
+    for (Cache& cache : caches_) dropped += cache.evict(coming);
+    return dropped;
+  }
+
+  std::span<Cache> caches() { return caches_; }
+  std::span<const Cache> caches() const { return caches_; }
+  /// What was allocated for the rows of all layers and what belongs to them.
+  std::size_t cache_bytes() const {
+    std::size_t bytes = 0;
+    for (const Cache& cache : caches_) bytes += cache.bytes();
+    return bytes;
+  }
+  /// What was allocated for the one prompt that may be longer than the budget; the layers use it in turn.
+  std::size_t landing_bytes() const { return landing_ ? landing_->bytes() : 0; }
+  std::size_t bytes() const {
+    return cache_bytes() + landing_bytes() + ws_.bytes() + static_cast<std::size_t>(hidden_.size() + normed_.size() + logits_.size()) * sizeof(S);
+  }
+
+ private:
+  detail::LayerPass<S> pass(std::size_t layer) { return {*model_, static_cast<Index>(layer), ws_}; }
+
+  ConstMatrixRef<S> read_prompt(Index n, std::span<const TokenKind> kinds) {
+    const Position length = static_cast<Position>(next_position() + n);
+    whole_ = false;
+    for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
+      caches_[layer].reserve(n, landing_.get());
+      pass(layer).prefill(caches_[layer], hidden_.topRows(n), kinds, length);
+      caches_[layer].evict();
+    }
+    whole_ = true;
+    return read_logits(hidden_.middleRows(n - 1, 1));
+  }
+
+  ConstMatrixRef<S> read_logits(ConstMatrixRef<S> hidden) {
+    const Index n = hidden.rows();
+    model_->norm.forward(hidden, normed_.topRows(n));
+    model_->weights.lm_head.forward(normed_.topRows(n), logits_.topRows(n), ws_);
+    return logits_.topRows(n);
+  }
+
+  void check_options(std::size_t policies, const SessionOptions& options) const {
+    const auto at_least = [](std::string_view name, Index value, Index least) {
+      if (value < least) raise<ShapeError>(detail::text("pith::SessionOptions: ", name, " is ", value, ", expected ", least, " or more"));
+    };
+    if (static_cast<Index>(policies) != model_->config.num_hidden_layers)
+      raise<ShapeError>(detail::text("pith::Decoder::start: ", policies, " policies for ", model_->config.num_hidden_layers, " layers"));
+    at_least("max_prompt", options.max_prompt, 1);
+    at_least("max_tokens", options.max_tokens, 1);
+    at_least("max_draft", options.max_draft, 0);
+    constexpr Index most = std::numeric_limits<std::int32_t>::max() / 2;
+    if (options.max_prompt > most || options.max_draft > most)
+      raise<CapacityError>(detail::text("pith::SessionOptions: max_prompt ", options.max_prompt, " or max_draft ", options.max_draft,
+                                        " is more than ", most));
+  }
+  Index check_prompt(Index n) const {
+    if (n == 0) raise<ShapeError>("pith::Session::prefill: no tokens, expected 1 or more");
+    if (n > max_prompt_)
+      raise<CapacityError>(detail::text("pith::Session::prefill: ", n, " tokens, expected at most max_prompt = ", max_prompt_,
+                                        ": start the session with a larger max_prompt"));
+    check_ready(n, landing_.get());
+    return n;
+  }
+  /// Every refusal of every layer, before the first one changes.
+  void check_ready(Index n, const KvLanding<T>* landing) const {
+    check_whole();
+    for (const Cache& cache : caches_) cache.check_room(n, landing);
+  }
+  void check_whole() const {
+    if (!whole_) raise<StateError>("pith::Session: an earlier call threw half-way through the layers: clear() first");
+  }
+
+  std::shared_ptr<const detail::DecoderModel<S>> model_;
+  Index max_prompt_, max_chunk_;
+  std::vector<Cache> caches_;
+  std::unique_ptr<KvLanding<T>> landing_;
+  Matrix<S> hidden_, normed_, logits_;
+  Workspace ws_;
+  bool whole_ = true;  ///< no layer is ahead of another
+};
+
+}  // namespace pith::inline v0

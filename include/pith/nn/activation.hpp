@@ -1,0 +1,121 @@
+#pragma once
+
+#include <cmath>
+#include <concepts>
+#include <numbers>
+
+#include <pith/core/check.hpp>
+#include <pith/core/simd.hpp>
+#include <pith/core/view.hpp>
+
+namespace pith::inline v0 {
+
+/// A function of one number. Optional: `template <class S> packets(p)`, the same function of a packet, bit for bit;
+/// derivative(z), for training.
+template <class A, class S>
+concept Activation = requires(const A a, S z) {
+  { a(z) } -> std::same_as<S>;
+};
+
+namespace detail {
+
+template <class S> using packet_t = typename Simd<S>::Packet;
+
+/// 1 / (1 + e^-z), from e^-|z|: neither end overflows, and far out it is exactly 0 or 1.
+template <class S> packet_t<S> sigmoid(packet_t<S> z) {
+  using V = Simd<S>;
+  const packet_t<S> one = V::broadcast(S(1)), e = V::exp(V::sub(V::zero(), V::abs(z)));
+  return V::div(V::select(V::less(z, V::zero()), e, one), V::add(one, e));
+}
+
+/// z · sigmoid(z)
+template <class S> packet_t<S> silu(packet_t<S> z) { return Simd<S>::mul(z, sigmoid<S>(z)); }
+
+/// √(2/π) (z + 0.044715 z³), what the tanh form of gelu takes the tanh of.
+template <class S> packet_t<S> gelu_argument(packet_t<S> z) {
+  using V = Simd<S>;
+  constexpr S root = S(0.79788456080286535588), cubic = root * S(0.044715);
+  return V::mul(z, V::madd(V::broadcast(cubic), V::mul(z, z), V::broadcast(root)));
+}
+
+template <class S> S of_one(packet_t<S> p) { return Simd<S>::first(p); }
+
+}  // namespace detail
+
+/// z / (1 + e^-z); the gate of Llama's feed-forward block.
+///
+/// Paper    arXiv:1702.03118
+struct Silu {
+  template <std::floating_point S> S operator()(S z) const { return detail::of_one<S>(packets<S>(detail::Simd<S>::broadcast(z))); }
+  template <std::floating_point S> S derivative(S z) const {
+    const S s = detail::of_one<S>(detail::sigmoid<S>(detail::Simd<S>::broadcast(z)));
+    return s * (S(1) + z * (S(1) - s));
+  }
+  template <class S> detail::packet_t<S> packets(detail::packet_t<S> z) const { return detail::silu<S>(z); }
+};
+
+/// z Φ(z) with the normal distribution itself (`gelu` in config.json).
+///
+/// Paper    arXiv:1606.08415
+struct Gelu {
+  template <std::floating_point S> S operator()(S z) const { return z * S(0.5) * std::erfc(-z * (std::numbers::sqrt2_v<S> / S(2))); }
+  template <std::floating_point S> S derivative(S z) const {
+    constexpr S density = std::numbers::inv_sqrtpi_v<S> / std::numbers::sqrt2_v<S>;  // 1 / √(2π)
+    return S(0.5) * std::erfc(-z * (std::numbers::sqrt2_v<S> / S(2))) + z * density * std::exp(S(-0.5) * z * z);
+  }
+};
+
+/// 0.5 z (1 + tanh(√(2/π) (z + 0.044715 z³))) (`gelu_new` and `gelu_pytorch_tanh`).
+struct GeluTanh {
+  template <std::floating_point S> S operator()(S z) const { return detail::of_one<S>(packets<S>(detail::Simd<S>::broadcast(z))); }
+  template <std::floating_point S> S derivative(S z) const {
+    const detail::packet_t<S> u = detail::gelu_argument<S>(detail::Simd<S>::broadcast(z));
+    const S s = detail::of_one<S>(detail::sigmoid<S>(detail::Simd<S>::add(u, u)));
+    constexpr S root = S(0.79788456080286535588);
+    return s + z * S(2) * s * (S(1) - s) * root * (S(1) + S(3) * S(0.044715) * z * z);
+  }
+  template <class S> detail::packet_t<S> packets(detail::packet_t<S> z) const {  // (1 + tanh u) / 2 is sigmoid(2u)
+    const detail::packet_t<S> u = detail::gelu_argument<S>(z);
+    return detail::Simd<S>::mul(z, detail::sigmoid<S>(detail::Simd<S>::add(u, u)));
+  }
+};
+
+/// max(z, 0); NaN stays NaN.
+struct Relu {
+  template <std::floating_point S> S operator()(S z) const { return z < S(0) ? S(0) : z; }
+  template <std::floating_point S> S derivative(S z) const { return z > S(0) ? S(1) : S(0); }
+  template <class S> detail::packet_t<S> packets(detail::packet_t<S> z) const {
+    return detail::Simd<S>::select(detail::Simd<S>::less(z, detail::Simd<S>::zero()), detail::Simd<S>::zero(), z);
+  }
+};
+
+/// Applies an activation to every number, in place.
+///
+/// Law      a number's result depends on that number alone, bit for bit: not on its place, nor on its company
+template <class S, Activation<S> A> void activate(const A& activation, MatrixRef<S> x) {
+  for (Index t = 0; t < x.rows(); ++t) {
+    S* row = x.data() + t * x.outerStride();
+    if constexpr (requires(detail::packet_t<S> p) { activation.template packets<S>(p); }) {
+      detail::map_packets(row, row, x.cols(), [&](detail::packet_t<S> z) { return activation.template packets<S>(z); });
+    } else {
+      for (Index c = 0; c < x.cols(); ++c) row[c] = activation(row[c]);
+    }
+  }
+}
+
+/// out = silu(gate) ∘ up, the middle of SwiGLU.
+///
+/// Shapes   gate, up, out [tokens, features]; out may be gate or up
+/// Throws   ShapeError if they disagree
+/// Law      as activate()
+/// Paper    arXiv:2002.05202
+template <class S>
+void silu_mul(ConstMatrixRef<S> gate, std::type_identity_t<ConstMatrixRef<S>> up, std::type_identity_t<MatrixRef<S>> out) {
+  check_shape("silu_mul", "up", up, gate.rows(), gate.cols());
+  check_shape("silu_mul", "out", out, gate.rows(), gate.cols());
+  for (Index t = 0; t < gate.rows(); ++t)
+    detail::map_packets(gate.data() + t * gate.outerStride(), up.data() + t * up.outerStride(), out.data() + t * out.outerStride(),
+                        gate.cols(), [](detail::packet_t<S> g, detail::packet_t<S> u) { return detail::Simd<S>::mul(detail::silu<S>(g), u); });
+}
+
+}  // namespace pith::inline v0

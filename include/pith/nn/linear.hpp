@@ -1,0 +1,227 @@
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/nn/linear_op.hpp>
+#include <pith/nn/matmul.hpp>
+#include <pith/nn/packed.hpp>
+
+namespace pith::inline v0 {
+
+namespace detail {
+/// Enough for forward and for backward, whose depth is out.
+template <class S> std::size_t dense_workspace_bytes(Index in, Index out, Index tokens, Index workers) {
+  return matmul_workspace_bytes<S>(tokens, std::max(in, out), workers);
+}
+}  // namespace detail
+
+/// y = x Wᵀ + bias, owning its numbers.
+///
+/// Shapes   weight [out, in] · bias [out] or empty · x [tokens, in] · y [tokens, out]
+/// Cost     2·tokens·in·out flops
+/// Heap     none in forward(x, y, ws) and backward(dy, dx, ws), given ws of workspace_bytes(tokens, workers)
+/// Throws   ShapeError if the shapes disagree
+/// Law      the same bits as LinearView and PackedLinear of the same numbers, however many tokens there are
+template <class S = float> class Linear {
+ public:
+  using Scalar = S;
+
+  Linear() = default;
+  explicit Linear(Matrix<S> weight, Vector<S> bias = {}) : weight_(std::move(weight)), bias_(std::move(bias)) {
+    detail::check_bias("Linear", weight_.rows(), bias_.size());
+  }
+
+  void forward(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const { matmul(x, ConstMatrixRef<S>(weight_), bias(), y, ws); }
+  Matrix<S> forward(ConstMatrixRef<S> x) const { return detail::forward_alone(*this, x); }
+  /// dx = dy W: the gradient of the input. Shapes: dy [tokens, out] · dx [tokens, in]
+  void backward(ConstMatrixRef<S> dy, MatrixRef<S> dx, Workspace& ws) const { matmul_transposed(dy, ConstMatrixRef<S>(weight_), dx, ws); }
+
+  Index in() const { return weight_.cols(); }
+  Index out() const { return weight_.rows(); }
+  std::size_t bytes() const { return static_cast<std::size_t>(weight_.size() + bias_.size()) * sizeof(S); }
+  std::size_t workspace_bytes(Index tokens, Index workers = 1) const { return detail::dense_workspace_bytes<S>(in(), out(), tokens, workers); }
+
+  const Matrix<S>& weight() const { return weight_; }
+  ConstVectorRef<S> bias() const { return bias_; }
+  void copy_weight(Index first_row, MatrixRef<S> rows) const { detail::copy_rows("Linear", ConstMatrixRef<S>(weight_), first_row, rows); }
+
+ private:
+  Matrix<S> weight_;
+  Vector<S> bias_;
+};
+
+/// The same over somebody else's numbers, possibly stored narrower (T) than they are computed with (S). They must outlive it.
+///
+/// Shapes   weight [out, in], any row stride · bias [out] or empty
+template <class S = float, class T = S> class LinearView {
+  static_assert(std::is_same_v<S, arithmetic_t<T>>, "pith: bfloat16 and half weights are computed in float");
+
+ public:
+  using Scalar = S;
+
+  LinearView() = default;
+  explicit LinearView(ConstMatrixRef<T> weight, ConstVectorRef<S> bias = {}) : weight_(weight), bias_(bias) {
+    detail::check_bias("LinearView", weight.rows(), bias.size());
+  }
+  explicit LinearView(const Linear<S>& linear) requires std::same_as<S, T> : LinearView(linear.weight(), linear.bias()) {}
+  LinearView(Linear<S>&&) = delete;  // it would outlive what it shows
+  LinearView(const LinearView&) = default;
+  LinearView& operator=(const LinearView& other) {  // a map assigned to copies numbers: bind again instead
+    std::construct_at(&weight_, other.weight_);
+    std::construct_at(&bias_, other.bias_);
+    return *this;
+  }
+
+  void forward(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const { matmul(x, weight_, bias_, y, ws); }
+  Matrix<S> forward(ConstMatrixRef<S> x) const { return detail::forward_alone(*this, x); }
+  void backward(ConstMatrixRef<S> dy, MatrixRef<S> dx, Workspace& ws) const { matmul_transposed(dy, weight_, dx, ws); }
+
+  Index in() const { return weight_.cols(); }
+  Index out() const { return weight_.rows(); }
+  std::size_t bytes() const { return static_cast<std::size_t>(weight_.size()) * sizeof(T) + static_cast<std::size_t>(bias_.size()) * sizeof(S); }
+  std::size_t workspace_bytes(Index tokens, Index workers = 1) const { return detail::dense_workspace_bytes<S>(in(), out(), tokens, workers); }
+
+  ConstMatrixRef<T> weight() const { return weight_; }
+  ConstVectorRef<S> bias() const { return bias_; }
+  void copy_weight(Index first_row, MatrixRef<S> rows) const { detail::copy_rows("LinearView", weight_, first_row, rows); }
+
+ private:
+  ConstMatrixRef<T> weight_;
+  ConstVectorRef<S> bias_;
+};
+
+template <class S> LinearView(const Linear<S>&) -> LinearView<S, S>;
+template <detail::EigenDense W> LinearView(const W&) -> LinearView<arithmetic_t<detail::scalar_t<W>>, detail::scalar_t<W>>;
+template <detail::EigenDense W, class B> LinearView(const W&, const B&) -> LinearView<arithmetic_t<detail::scalar_t<W>>, detail::scalar_t<W>>;
+
+/// The same over panels packed once: the form for decoding, where reading the weights is all the time there is. Copies share the panels.
+///
+/// Heap     at construction only
+template <class S = float, class T = S> class PackedLinear {
+  static_assert(std::is_same_v<S, arithmetic_t<T>>, "pith: bfloat16 and half weights are computed in float");
+
+ public:
+  using Scalar = S;
+
+  PackedLinear() = default;
+  explicit PackedLinear(PackedWeight<T> weight, Vector<S> bias = {}) : weight_(std::move(weight)), bias_(std::move(bias)) {
+    detail::check_bias("PackedLinear", weight_.out(), bias_.size());
+  }
+  explicit PackedLinear(ConstMatrixRef<T> weight, ConstVectorRef<S> bias = {})
+      : PackedLinear((detail::check_bias("PackedLinear", weight.rows(), bias.size()), PackedWeight<T>(weight)), Vector<S>(bias)) {}
+  explicit PackedLinear(const Linear<S>& linear) requires std::same_as<S, T> : PackedLinear(linear.weight(), linear.bias()) {}
+
+  void forward(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const { matmul(x, weight_, bias(), y, ws); }
+  Matrix<S> forward(ConstMatrixRef<S> x) const { return detail::forward_alone(*this, x); }
+
+  Index in() const { return weight_.in(); }
+  Index out() const { return weight_.out(); }
+  std::size_t bytes() const { return weight_.bytes() + static_cast<std::size_t>(bias_.size()) * sizeof(S); }
+  std::size_t workspace_bytes(Index tokens, Index workers = 1) const { return detail::dense_workspace_bytes<S>(in(), out(), tokens, workers); }
+
+  const PackedWeight<T>& weight() const { return weight_; }
+  ConstVectorRef<S> bias() const { return bias_; }
+  void copy_weight(Index first_row, MatrixRef<S> rows) const { weight_.copy_rows(first_row, rows); }
+
+ private:
+  PackedWeight<T> weight_;
+  Vector<S> bias_;
+};
+
+template <class S> PackedLinear(const Linear<S>&) -> PackedLinear<S, S>;
+template <class T> PackedLinear(PackedWeight<T>) -> PackedLinear<arithmetic_t<T>, T>;
+template <class T, class B> PackedLinear(PackedWeight<T>, const B&) -> PackedLinear<arithmetic_t<T>, T>;
+template <detail::EigenDense W> PackedLinear(const W&) -> PackedLinear<arithmetic_t<detail::scalar_t<W>>, detail::scalar_t<W>>;
+template <detail::EigenDense W, class B>
+PackedLinear(const W&, const B&) -> PackedLinear<arithmetic_t<detail::scalar_t<W>>, detail::scalar_t<W>>;
+
+/// Any LinearOp behind one type and one virtual call: what a decoder holds. Copies share the same immutable layer.
+///
+/// Heap     once, when it is made of a layer
+/// Throws   StateError when an empty one is asked for anything but empty(); UnsupportedError when the layer lacks what is asked for
+template <class S = float> class AnyLinear {
+ public:
+  using Scalar = S;
+
+  AnyLinear() = default;
+  /// `keep_alive` is held as long as the layer is: the mapping a view looks into.
+  template <class L>
+  requires(!std::same_as<std::remove_cvref_t<L>, AnyLinear> && LinearOp<std::remove_cvref_t<L>>)
+      AnyLinear(L&& op, std::shared_ptr<const void> keep_alive = {})
+      : op_(std::make_shared<const Holder<std::remove_cvref_t<L>>>(std::forward<L>(op), std::move(keep_alive))) {
+    static_assert(std::same_as<typename std::remove_cvref_t<L>::Scalar, S>, "pith: the layer computes in another scalar");
+  }
+
+  bool empty() const { return op_ == nullptr; }
+  Index in() const { return op().in(); }
+  Index out() const { return op().out(); }
+  void forward(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const { op().forward(x, y, ws); }
+  Matrix<S> forward(ConstMatrixRef<S> x) const { return detail::forward_alone(*this, x); }
+  void backward(ConstMatrixRef<S> dy, MatrixRef<S> dx, Workspace& ws) const { op().backward(dy, dx, ws); }
+  std::size_t bytes() const { return op().bytes(); }
+  std::size_t workspace_bytes(Index tokens, Index workers = 1) const { return op().workspace_bytes(tokens, workers); }
+  ConstVectorRef<S> bias() const { return op().bias(); }
+  void copy_weight(Index first_row, MatrixRef<S> rows) const { op().copy_weight(first_row, rows); }
+
+ private:
+  struct Op {
+    virtual ~Op() = default;
+    virtual Index in() const = 0;
+    virtual Index out() const = 0;
+    virtual void forward(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const = 0;
+    virtual void backward(ConstMatrixRef<S> dy, MatrixRef<S> dx, Workspace& ws) const = 0;
+    virtual std::size_t bytes() const = 0;
+    virtual std::size_t workspace_bytes(Index tokens, Index workers) const = 0;
+    virtual ConstVectorRef<S> bias() const = 0;
+    virtual void copy_weight(Index first_row, MatrixRef<S> rows) const = 0;
+  };
+
+  template <class L> struct Holder final : Op {
+    Holder(const L& layer, std::shared_ptr<const void> alive) : keep_alive(std::move(alive)), op(layer) {}
+    Holder(L&& layer, std::shared_ptr<const void> alive) : keep_alive(std::move(alive)), op(std::move(layer)) {}
+    Index in() const override { return op.in(); }
+    Index out() const override { return op.out(); }
+    void forward(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const override { op.forward(x, y, ws); }
+    void backward(ConstMatrixRef<S> dy, MatrixRef<S> dx, Workspace& ws) const override {
+      if constexpr (requires { op.backward(dy, dx, ws); }) {
+        op.backward(dy, dx, ws);
+      } else {
+        raise<UnsupportedError>("pith::AnyLinear::backward: this layer has no backward(); train over a Linear or a LinearView");
+      }
+    }
+    std::size_t bytes() const override { return detail::bytes_of(op); }
+    std::size_t workspace_bytes(Index tokens, Index workers) const override { return detail::workspace_bytes_of(op, tokens, workers); }
+    ConstVectorRef<S> bias() const override {
+      if constexpr (DenseLinear<L>) return op.bias();
+      raise<UnsupportedError>("pith::AnyLinear::bias: this layer does not show its numbers; use one with copy_weight() and bias()");
+    }
+    void copy_weight(Index first_row, MatrixRef<S> rows) const override {
+      if constexpr (DenseLinear<L>) return op.copy_weight(first_row, rows);
+      raise<UnsupportedError>("pith::AnyLinear::copy_weight: this layer does not show its numbers; use one with copy_weight() and bias()");
+    }
+    std::shared_ptr<const void> keep_alive;  // outlives op
+    L op;
+  };
+
+  const Op& op() const {
+    if (!op_) [[unlikely]] raise<StateError>("pith::AnyLinear: empty; assign a Linear, LinearView or PackedLinear to it first");
+    return *op_;
+  }
+
+  std::shared_ptr<const Op> op_;
+};
+
+template <class L>
+requires LinearOp<L> AnyLinear(L) -> AnyLinear<typename L::Scalar>;
+template <class L>
+requires LinearOp<L> AnyLinear(L, std::shared_ptr<const void>) -> AnyLinear<typename L::Scalar>;
+
+}  // namespace pith::inline v0

@@ -1,0 +1,104 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#include <pith/core/check.hpp>
+#include <pith/core/simd.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+
+namespace pith::inline v0 {
+
+namespace detail {
+
+inline constexpr Index panel_width = 32;  // a constant of the format; the packet width is only a loop bound
+
+/// Where column c of a panel lies in each of the panel's rows: bfloat16 keeps c and c + 16 side by side, so that one 32-bit word
+/// widens to both with a shift and a mask.
+template <class T> constexpr Index panel_slot(Index c) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    return c % 16 * 2 + c / 16;
+  } else {
+    return c;
+  }
+}
+
+}  // namespace detail
+
+/// A weight matrix in panels of 32 outputs: one sequential stream for a product with one token, the same bytes for many.
+///
+/// Packed once, immutable, and shared by copies. The last panel is padded with zeros.
+///
+/// Shapes   weight [out, in] as checkpoints have it · panels [ceil(out / 32)][in][32]
+/// Heap     once, at construction
+/// Throws   CapacityError if the panels could not be addressed
+/// Law      copy_rows() gives back the numbers it was made of, bit for bit
+template <class T> class PackedWeight {
+ public:
+  using Scalar = arithmetic_t<T>;
+  static constexpr Index width = detail::panel_width;
+
+  PackedWeight() = default;
+  explicit PackedWeight(ConstMatrixRef<T> weight) : in_(weight.cols()), out_(weight.rows()) {
+    const Index size = detail::checked_product("PackedWeight", detail::checked_product("PackedWeight", panels(), width), in_);
+    const std::size_t bytes = static_cast<std::size_t>(detail::checked_product("PackedWeight", size, Index(sizeof(T))));
+    T* first = static_cast<T*>(::operator new(bytes, alignment));
+    data_ = std::shared_ptr<T>(first, [](T* p) { ::operator delete(p, alignment); });
+    for (Index p = 0; p < panels(); ++p) pack(weight.middleRows(p * width, std::min(width, out_ - p * width)), first + p * width * in_);
+  }
+
+  Index in() const { return in_; }
+  Index out() const { return out_; }
+  Index panels() const { return (out_ + width - 1) / width; }
+  std::size_t bytes() const { return static_cast<std::size_t>(panels() * width * in_) * sizeof(T); }
+
+  /// Panel p as [in][32]: outputs 32p … 32p + 31. bfloat16 keeps outputs c and c + 16 of a panel side by side.
+  const T* panel(Index p) const {
+    PITH_ASSERT(0 <= p && p < panels());
+    return data_.get() + p * width * in_;
+  }
+
+  /// Rows first_row … of the matrix it was made of, widened.
+  ///
+  /// Shapes   rows [any, in]
+  /// Throws   ShapeError if there are no such rows
+  void copy_rows(Index first_row, MatrixRef<Scalar> rows) const {
+    check_shape("PackedWeight::copy_rows", "rows", rows, any_extent, in_);
+    if (first_row < 0 || first_row > out_ - rows.rows()) [[unlikely]]
+      raise<ShapeError>(detail::text("pith::PackedWeight::copy_rows: rows ", first_row, " to ", first_row + rows.rows(), " of a weight with ",
+                                     out_, " rows: ask for rows within it"));
+    for (Index r = 0; r < rows.rows(); ++r) {
+      const Index row = first_row + r;
+      const T* from = panel(row / width) + detail::panel_slot<T>(row % width);
+      for (Index k = 0; k < in_; ++k) rows(r, k) = detail::widen(from[k * width]);
+    }
+  }
+
+ private:
+  static constexpr std::align_val_t alignment{Workspace::alignment};
+
+  void pack(ConstMatrixRef<T> rows, T* panel) const {
+    constexpr Index depth = 32;  // a square of 32 x 32 stays in L1 while its columns are scattered
+    if (rows.rows() < width) std::memset(static_cast<void*>(panel), 0, static_cast<std::size_t>(width * in_) * sizeof(T));
+    for (Index k0 = 0; k0 < in_; k0 += depth) {
+      const Index end = std::min(in_, k0 + depth);
+      for (Index r = 0; r < rows.rows(); ++r) {
+        const T* from = rows.data() + r * rows.outerStride();
+        T* to = panel + detail::panel_slot<T>(r);
+        for (Index k = k0; k < end; ++k) to[k * width] = from[k];
+      }
+    }
+  }
+
+  std::shared_ptr<const T> data_;
+  Index in_ = 0, out_ = 0;
+};
+
+template <detail::EigenDense D> PackedWeight(const D&) -> PackedWeight<typename detail::expression_t<D>::Scalar>;
+
+}  // namespace pith::inline v0

@@ -1,0 +1,207 @@
+#include <string>
+#include <vector>
+
+#include <pith/io/config_json.hpp>
+
+#include "io/temp_folder.hpp"
+#include "support/catch.hpp"
+
+namespace {
+
+using namespace pith;
+using pith_test::contains;
+
+/// A small config of the family with these keys besides, the later of two winning.
+DecoderConfig with(const std::string& family, const std::string& keys) {
+  const std::string base = R"("hidden_size":64,"intermediate_size":112,"num_hidden_layers":3,"num_attention_heads":4,"vocab_size":128)";
+  return parse_config(R"({"model_type":")" + family + "\"," + base + (keys.empty() ? "}" : "," + keys + "}"), "c.json");
+}
+DecoderConfig only(const std::string& keys) { return parse_config("{" + keys + "}", "c.json"); }
+using Windows = std::vector<Index>;
+using Tokens = std::vector<Token>;
+
+TEST_CASE("config: defaults of the families", "[io]") {
+  const DecoderConfig llama = only(R"("model_type":"llama")"), mistral = only(R"("model_type":"mistral")"),
+                      qwen2 = only(R"("model_type":"qwen2")");
+  CHECK((llama.hidden_size == 4096 && mistral.hidden_size == 4096 && qwen2.hidden_size == 4096));
+  CHECK((llama.intermediate_size == 11008 && mistral.intermediate_size == 14336 && qwen2.intermediate_size == 22016));
+  CHECK((llama.num_key_value_heads == 32 && mistral.num_key_value_heads == 8 && qwen2.num_key_value_heads == 32));
+  CHECK((llama.max_position_embeddings == 2048 && mistral.max_position_embeddings == 131072 && qwen2.max_position_embeddings == 32768));
+  CHECK((llama.head_dim == 128 && llama.rope_theta == 10000 && llama.rms_norm_eps == 1e-6 && !llama.tie_word_embeddings));
+  CHECK((llama.vocab_size == 0 && llama.num_hidden_layers == 32));
+  CHECK((llama.sliding_window.empty() && qwen2.sliding_window.empty()));
+  CHECK(mistral.sliding_window == Windows(32, 4096));
+  CHECK((llama.bos_token_id == 1 && mistral.bos_token_id == 1 && qwen2.bos_token_id == -1));
+  CHECK((llama.eos_token_id == Tokens{2} && qwen2.eos_token_id.empty()));
+  CHECK(llama.rope_scaling.type == RopeType::none);
+
+  CHECK(with("llama", R"("num_attention_heads2":0)").num_key_value_heads == 4);
+  CHECK(with("mistral", R"("num_key_value_heads":null)").num_key_value_heads == 4);
+  CHECK_THROWS_WITH(with("mistral", ""),
+                    contains("'num_key_value_heads' is missing") && contains("divisor") && contains("default here is 8"));
+  CHECK(with("llama", R"("head_dim":null)").head_dim == 16);
+  CHECK(with("llama", R"("head_dim":32)").head_dim == 32);
+}
+
+TEST_CASE("config: spellings", "[io]") {
+  CHECK(with("llama", R"("rope_theta":1000000)").rope_theta == 1e6);
+  CHECK(with("llama", R"("rope_theta":1000000.0,"max_position_embeddings":512.0)").max_position_embeddings == 512);
+  CHECK(with("llama", R"("rope_scaling":null,"rope_parameters":null)").rope_scaling.type == RopeType::none);
+  CHECK(with("llama", R"("rope_scaling":{"type":"default"})").rope_scaling.type == RopeType::none);
+  CHECK(with("llama", R"("rope_scaling":{"rope_type":"default"})").rope_scaling.type == RopeType::none);
+  const DecoderConfig linear = with("llama", R"("rope_scaling":{"type":"linear","factor":4})");
+  CHECK((linear.rope_scaling.type == RopeType::linear && linear.rope_scaling.factor == 4));
+  CHECK(with("llama", R"("rope_scaling":{"rope_type":"dynamic","type":"linear","factor":2.0})").rope_scaling.type == RopeType::dynamic);
+
+  const std::string llama3 =
+      R"("rope_type":"llama3","factor":8.0,"low_freq_factor":1,"high_freq_factor":4.0,"original_max_position_embeddings":8192)";
+  const DecoderConfig v4 = with("llama", R"("rope_theta":500000.0,"torch_dtype":"float16","rope_scaling":{)" + llama3 + "}");
+  const DecoderConfig v5 = with("llama", R"("dtype":"float16","rope_parameters":{"rope_theta":500000,)" + llama3 + "}");
+  const DecoderConfig both =
+      with("llama", R"("rope_theta":3,"rope_scaling":{"type":"linear","factor":4},"rope_parameters":{"rope_theta":500000,)" + llama3 + "}");
+  for (const DecoderConfig& c : {v4, v5, both}) {
+    CHECK((c.rope_scaling.type == RopeType::llama3 && c.rope_theta == 500000 && c.rope_scaling.factor == 8));
+    CHECK((c.rope_scaling.low_freq_factor == 1 && c.rope_scaling.high_freq_factor == 4));
+    CHECK(c.rope_scaling.original_max_position_embeddings == 8192);
+  }
+  CHECK(with("llama", R"("rope_theta":7,"rope_parameters":{"rope_type":"default"})").rope_theta == 7);
+
+  CHECK(with("llama", R"("eos_token_id":[5,7])").eos_token_id == Tokens{5, 7});
+  CHECK(with("llama", R"("eos_token_id":5)").eos_token_id == Tokens{5});
+  CHECK(with("llama", R"("eos_token_id":null,"bos_token_id":null)").eos_token_id.empty());
+  CHECK(with("llama", R"("bos_token_id":null)").bos_token_id == -1);
+  CHECK(with("llama", R"("bos_token_id":0)").bos_token_id == 0);
+  const DecoderConfig biased = with("llama", R"("attention_bias":true,"mlp_bias":true)");
+  CHECK((biased.attention_bias && biased.mlp_bias));
+}
+
+TEST_CASE("config: sliding windows", "[io]") {
+  const std::string kv = R"("num_key_value_heads":2,)";
+  CHECK(with("mistral", kv + R"("sliding_window":12)").sliding_window == Windows(3, 12));
+  CHECK(with("mistral", kv + R"("sliding_window":null)").sliding_window.empty());
+  CHECK(with("llama", R"("sliding_window":12)").sliding_window.empty());
+  CHECK(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":false)").sliding_window.empty());
+  CHECK(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":true,"max_window_layers":1)").sliding_window == Windows{0, 16, 16});
+  CHECK(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":true,"max_window_layers":0)").sliding_window == Windows(3, 16));
+  CHECK(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":true)").sliding_window.empty());  // 28 layers see everything
+  CHECK(with("qwen2", kv + R"("sliding_window":null,"use_sliding_window":true,"max_window_layers":0)").sliding_window.empty());
+
+  const std::string types = R"("layer_types":["full_attention","sliding_attention","full_attention"])";
+  CHECK(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":true,"max_window_layers":0,)" + types).sliding_window ==
+        Windows{0, 16, 0});
+  CHECK(with("qwen2", kv + R"("sliding_window":16,)" + types).sliding_window == Windows{0, 16, 0});
+  CHECK_THROWS_AS(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":false,)" + types), FormatError);
+  CHECK_THROWS_AS(with("qwen2", kv + R"("sliding_window":null,)" + types), FormatError);
+  CHECK_THROWS_AS(with("llama", R"("sliding_window":16,)" + types), FormatError);
+  CHECK_THROWS_AS(with("mistral", kv + R"("sliding_window":16,)" + types), FormatError);
+  CHECK_THROWS_WITH(with("qwen2", kv + R"("layer_types":["full_attention"])"), contains("a list of 3 names"));
+  CHECK_THROWS_AS(with("qwen2", kv + R"("layer_types":["a","b","c"])"), UnsupportedError);
+}
+
+TEST_CASE("config: what is not supported is refused by name", "[io]") {
+  CHECK_THROWS_AS(only(R"("model_type":"gemma2")"), UnsupportedError);
+  CHECK_THROWS_WITH(only(R"("model_type":"gemma2")"), contains("'gemma2'") && contains("llama, mistral and qwen2 are"));
+  const struct {
+    const char* keys;
+    const char* message;
+  } cases[] = {
+      {R"("quantization_config":{"quant_method":"gptq","bits":4})", "gptq"},
+      {R"("quantization_config":{})", "quantised"},
+      {R"("compression_config":{"quant_method":"compressed-tensors"})", "compressed-tensors"},
+      {R"("hidden_act":"gelu")", "'gelu'"},
+      {R"("partial_rotary_factor":0.5)", "partial_rotary_factor"},
+      {R"("rope_parameters":{"rope_type":"default","partial_rotary_factor":0.25})", "partial_rotary_factor"},
+      {R"("rope_scaling":{"type":"yarn","factor":4})", "'yarn'"},
+      {R"("rope_scaling":{"rope_type":"longrope"})", "'longrope'"},
+      {R"("rope_scaling":{"type":"su"})", "'su'"},
+      {R"("rope_scaling":{"type":"ntk","factor":2})", "'ntk'"},
+      {R"("rope_scaling":{"type":"mrope","mrope_section":[1]})", "mrope"},
+      {R"("rope_scaling":{"type":"default","mrope_section":[1]})", "mrope"},
+      {R"("rope_parameters":{"rope_type":"proportional"})", "'proportional'"},
+      {R"("rope_parameters":{"full_attention":{"rope_type":"default"}})", "by layer type"},
+  };
+  for (const auto& refused : cases) {
+    INFO(refused.keys);
+    CHECK_THROWS_AS(with("llama", refused.keys), UnsupportedError);
+    CHECK_THROWS_WITH(with("llama", refused.keys), contains(refused.message) && contains("c.json"));
+  }
+  CHECK_NOTHROW(with("llama", R"("quantization_config":null,"hidden_act":null,"partial_rotary_factor":1.0,"pretraining_tp":4)"));
+}
+
+TEST_CASE("config: nonsense is refused with file, key, found and expected", "[io]") {
+  const struct {
+    const char* keys;
+    const char* message;
+  } cases[] = {
+      {R"("hidden_size":0)", "'hidden_size' is '0', expected a whole number from 1"},
+      {R"("hidden_size":-64)", "'-64'"},
+      {R"("hidden_size":64.5)", "'64.5'"},
+      {R"("hidden_size":"64")", "expected a whole number"},
+      {R"("hidden_size":99999999999)", "to 2147483647"},
+      {R"("hidden_size":18446744073709551615)", "to 2147483647"},
+      {R"("hidden_size":[64])", "is a list of 1"},
+      {R"("hidden_size":66)", "a multiple of num_attention_heads, 4"},
+      {R"("num_hidden_layers":1000000)", "to 65536"},
+      {R"("num_attention_heads":true)", "'num_attention_heads'"},
+      {R"("num_key_value_heads":3)", "a divisor of num_attention_heads, 4"},
+      {R"("head_dim":15)", "an even number"},
+      {R"("head_dim":2147483646)", "over all 4 heads"},
+      {R"("vocab_size":-1)", "'vocab_size'"},
+      {R"("rms_norm_eps":-1e-6)", "'rms_norm_eps'"},
+      {R"("rms_norm_eps":"1e-6")", "a finite number"},
+      {R"("rms_norm_eps":1e999)", "not valid JSON"},
+      {R"("rms_norm_eps":NaN)", "not valid JSON"},
+      {R"("rope_theta":0)", "'rope_theta' is '0'"},
+      {R"("rope_theta":-1)", "above 0"},
+      {R"("rope_theta":"x")", "a finite number"},
+      {R"("rope_parameters":{"rope_theta":0})", "'rope_parameters.rope_theta'"},
+      {R"("rope_scaling":[])", "rope_scaling.* is a list of 0, expected an object"},
+      {R"("rope_scaling":{"type":4})", "'rope_scaling.type'"},
+      {R"("rope_scaling":{"type":"linear"})", "'rope_scaling.factor' is missing"},
+      {R"("rope_scaling":{"type":"linear","factor":0})", "above 0"},
+      {R"("rope_scaling":{"type":"llama3","factor":8})", "low_freq_factor' is missing"},
+      {R"("rope_scaling":{"type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4})",
+       "original_max_position_embeddings' is missing"},
+      {R"("rope_scaling":{"type":"llama3","factor":8,"low_freq_factor":4,"high_freq_factor":4,"original_max_position_embeddings":64})",
+       "less than"},
+      {R"("tie_word_embeddings":1)", "true or false"},
+      {R"("eos_token_id":"2")", "'eos_token_id'"},
+      {R"("eos_token_id":[2,-1])", "'eos_token_id'"},
+      {R"("eos_token_id":-1)", "'eos_token_id'"},
+      {R"("bos_token_id":1.5)", "'bos_token_id'"},
+      {R"("hidden_act":1)", "expected text"},
+  };
+  for (const auto& broken : cases) {
+    INFO(broken.keys);
+    std::string keys = broken.keys, base = R"("model_type":"llama","num_attention_heads":4)";
+    if (keys.find("\"num_attention_heads\"") == 0) base = R"("model_type":"llama")";
+    if (keys.find("\"hidden_size\"") == std::string::npos) base += R"(,"hidden_size":64)";
+    CHECK_THROWS_AS(only(base + "," + keys), FormatError);
+    CHECK_THROWS_WITH(only(base + "," + keys), contains(broken.message) && contains("c.json"));
+  }
+  CHECK_THROWS_WITH(only(""), contains("'model_type' is missing"));
+  CHECK_THROWS_AS(only(R"("model_type":7)"), FormatError);
+  CHECK_THROWS_WITH(only(R"("model_type":"llama","model_type":"qwen2")"), contains("'model_type' is given twice"));
+  for (const char* text : {"", "[]", "null", "{", "{}}", "{\"a\":1,}", "\xff", "// {}", "7"}) {
+    INFO(text);
+    CHECK_THROWS_AS(parse_config(text), FormatError);
+  }
+  CHECK_THROWS_WITH(only("\"a\":" + std::string(1'000'000, '[')), contains("nested deeper"));
+  CHECK_THROWS_WITH(parse_config(std::string("{}\0x", 4)), contains("zero byte"));
+}
+
+TEST_CASE("config: the published files", "[io]") {
+  const auto folder = pith_test::golden_folder() / "model";
+  const DecoderConfig v4 = read_config(folder / "llama3-rope-f16/config.json"), v5 = read_config(folder / "llama3-rope-f16/config.v5.json");
+  CHECK((v4.rope_theta == v5.rope_theta && v4.rope_scaling.type == RopeType::llama3 && v5.rope_scaling.type == RopeType::llama3));
+  const DecoderConfig sharded = read_config(folder / "llama-sharded-f32/config.json");
+  CHECK((sharded.num_key_value_heads == 2 && sharded.rms_norm_eps == 1e-6 && sharded.rope_theta == 10000));
+  const DecoderConfig mistral = read_config(folder / "mistral-swa-bf16/config.json");
+  CHECK((mistral.head_dim == 16 && mistral.hidden_size == 48 && mistral.window(1) == 12));
+  CHECK(read_config(folder / "qwen2-bias-bf16/config.json").sliding_window.empty());
+  CHECK(read_config(folder / "qwen2-bias-bf16/config.swa.json").sliding_window == Windows{0, 16});
+  CHECK(read_config(folder / "llama-gqa-f32/config.rope_dynamic.json").rope_scaling.type == RopeType::dynamic);
+  CHECK_THROWS_WITH(read_config(folder / "no.json"), contains("cannot open") && contains("no.json"));
+}
+
+}  // namespace

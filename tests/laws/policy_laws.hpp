@@ -1,0 +1,98 @@
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <limits>
+#include <set>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <pith/kv/any_policy.hpp>
+#include <pith/kv/kv_cache.hpp>
+
+#include "support/catch.hpp"
+#include "support/kv_stream.hpp"
+
+namespace pith_test {
+
+/// Any policy of yours can be run through this: policy_laws(MyPolicy{…}). Budgets of about 4 to 40 rows test most.
+template <class P, class T = float>
+void policy_laws(const P& policy, const pith::AttentionShape& shape = {4, 2, 8}, std::uint64_t seed = 1) {
+  using S = pith::arithmetic_t<T>;
+  using Cache = pith::KvCache<P, pith::Drop, T>;
+  INFO("seed " << seed);
+  KvStream<T> stream(shape, seed);
+  Cache cache(shape, policy, {.max_chunk = 5, .max_draft = 12, .max_tokens = 500});
+  const pith::detail::PolicyFacts facts = pith::detail::policy_facts<S>(policy, shape);
+  const pith::Index heads = shape.num_kv_heads;
+
+  // 5: while no head has held more rows than its budget, attention equals Dense's bit for bit.
+  {
+    pith::KvCache<pith::Dense, pith::Drop, T> dense(shape, {}, {.max_tokens = 500});
+    Cache watched(shape, policy, {.max_chunk = 5, .max_tokens = 500});
+    KvStream<T> same(shape, seed + 1);
+    for (pith::Index fed = 0; fed + 3 <= std::min<pith::Index>(cache.budget(), 60); fed += 3) {
+      const pith::Matrix<S> q = same.random(3, shape.num_heads * shape.head_dim), k = same.random(3, heads * shape.head_dim),
+                            v = same.random(3, heads * shape.head_dim);
+      const pith::Matrix<S> ours = KvStream<T>::feed(watched, q, k, v), theirs = KvStream<T>::feed(dense, q, k, v);
+      REQUIRE(ours == theirs);
+    }
+  }
+
+  std::vector<std::set<pith::Position>> held(static_cast<std::size_t>(heads));
+  for (int step = 0; step < 60; ++step) {
+    const pith::Index tokens = 1 + step % 5;
+    const pith::Position before = cache.next_position();
+    stream.step(cache, tokens);
+    REQUIRE(cache.next_position() == before + tokens);
+    for (pith::Index h = 0; h < heads; ++h) {
+      const auto positions = cache.positions(h);
+      // 1: a head exceeds its budget only by rows scored +inf, which a policy within its own budget never has.
+      REQUIRE(cache.size(h) <= cache.budget());
+      // 3: what stays was there before, once, and unchanged.
+      std::set<pith::Position> now(positions.begin(), positions.end());
+      REQUIRE(now.size() == positions.size());
+      for (const pith::Position p : now) REQUIRE((p >= before || held[static_cast<std::size_t>(h)].count(p) == 1));
+      for (std::size_t r = 0; r < positions.size(); ++r) {
+        const auto p = static_cast<std::size_t>(positions[r]);
+        for (pith::Index i = 0; i < shape.head_dim; ++i) {
+          REQUIRE(cache.keys(h)(static_cast<pith::Index>(r), i) == static_cast<T>(stream.keys[p](0, h * shape.head_dim + i)));
+          REQUIRE(cache.values(h)(static_cast<pith::Index>(r), i) == static_cast<T>(stream.values[p](0, h * shape.head_dim + i)));
+        }
+      }
+      // 4: the newest token survives.
+      if (facts.traits.keeps_newest) REQUIRE(now.count(cache.next_position() - 1) == 1);
+      if (facts.traits.ordered) REQUIRE(std::is_sorted(positions.begin(), positions.end()));
+      held[static_cast<std::size_t>(h)] = std::move(now);
+    }
+    // 2: a second evict() changes nothing.
+    const Cache once = cache.clone();
+    REQUIRE(cache.evict() == 0);
+    REQUIRE(same_state(cache, once));
+  }
+
+  // 8: crop restores bit for bit, and the stream goes on as if nothing had been tried.
+  for (int round = 0; round < 12; ++round) {
+    cache.checkpoint();
+    std::vector<Cache> before;
+    std::vector<pith::Position> begins;
+    for (pith::Index left = 12; left > 0;) {
+      const pith::Index tokens = std::min<pith::Index>(1 + static_cast<pith::Index>(stream.rng() % 4), left);
+      before.push_back(cache.clone());
+      begins.push_back(cache.next_position());
+      stream.step(cache, tokens);
+      left -= tokens;
+    }
+    const std::size_t to = static_cast<std::size_t>(stream.rng() % begins.size());
+    cache.crop(begins[to]);
+    REQUIRE(same_state(cache, before[to]));
+    before[to].crop(before[to].next_position());
+    KvStream<T> a(shape, seed + 7), b(shape, seed + 7);
+    Cache twin = cache.clone();
+    for (int i = 0; i < 3; ++i) REQUIRE(a.step(twin, 2) == b.step(before[to], 2));
+    REQUIRE(same_state(twin, before[to]));
+  }
+}
+
+}  // namespace pith_test

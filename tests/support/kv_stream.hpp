@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include <pith/attention/attend.hpp>
+#include <pith/core/random.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/kv/kv_cache.hpp>
+
+namespace pith_test {
+
+/// An endless stream of random queries, keys and values with everything remembered, to hold a cache against.
+template <class T>
+class KvStream {
+ public:
+  using S = pith::arithmetic_t<T>;
+  pith::AttentionShape shape;
+  std::mt19937_64 rng;
+  std::vector<pith::Matrix<S>> keys, values;  ///< one [1, num_kv_heads*head_dim] a position, as appended
+
+  KvStream(const pith::AttentionShape& s, std::uint64_t seed) : shape(s), rng(seed) {}
+
+  pith::Matrix<S> random(pith::Index rows, pith::Index cols) {
+    pith::Matrix<S> m(rows, cols);
+    for (pith::Index i = 0; i < m.size(); ++i) m.data()[i] = pith::normal<S>(rng);
+    return m;
+  }
+
+  /// One step in the way of anybody's loop: append, attend (watched if the policy asks), evict. Returns the attention's output.
+  template <class Cache>
+  pith::Matrix<S> step(Cache& cache, pith::Index tokens, bool evict = true) {
+    const pith::Index width = shape.num_kv_heads * shape.head_dim;
+    const pith::Matrix<S> k = random(tokens, width), v = random(tokens, width), q = random(tokens, shape.num_heads * shape.head_dim);
+    keys.resize(static_cast<std::size_t>(cache.next_position()));
+    values.resize(keys.size());
+    for (pith::Index t = 0; t < tokens; ++t) {
+      keys.push_back(k.row(t));
+      values.push_back(v.row(t));
+    }
+    return feed(cache, q, k, v, evict);
+  }
+
+  template <class Cache>
+  static pith::Matrix<S> feed(Cache& cache, const pith::Matrix<S>& q, const pith::Matrix<S>& k, const pith::Matrix<S>& v, bool evict = true) {
+    cache.append(k, v);
+    pith::Matrix<S> out(q.rows(), q.cols());
+    pith::Index rows = 0;
+    for (pith::Index h = 0; h < cache.shape().num_kv_heads; ++h) rows = std::max(rows, cache.size(h));
+    pith::Workspace ws(pith::attend_workspace_bytes<S>(cache.shape(), rows, 1));
+    if constexpr (requires { cache.observer(); }) {
+      if (cache.observes()) {
+        pith::attend(q, cache.view(), out, ws, cache.observer());
+      } else {
+        pith::attend(q, cache.view(), out, ws);
+      }
+    } else {
+      pith::attend(q, cache.view(), out, ws);
+    }
+    if (evict) cache.evict();
+    return out;
+  }
+};
+
+/// Whether two caches hold the same bits in the same order: rows, positions, kinds, stats and what comes next.
+template <class A, class B>
+bool same_state(const A& a, const B& b) {
+  if (a.next_position() != b.next_position() || a.gap() != b.gap()) return false;
+  for (pith::Index h = 0; h < a.shape().num_kv_heads; ++h) {
+    if (a.size(h) != b.size(h)) return false;
+    for (std::size_t r = 0; r < a.positions(h).size(); ++r)
+      if (a.positions(h)[r] != b.positions(h)[r] || a.kinds(h)[r] != b.kinds(h)[r]) return false;
+    if (a.keys(h) != b.keys(h) || a.values(h) != b.values(h) || a.stats(h) != b.stats(h)) return false;
+  }
+  return true;
+}
+
+}  // namespace pith_test
