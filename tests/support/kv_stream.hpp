@@ -13,8 +13,7 @@
 namespace pith_test {
 
 /// An endless stream of random queries, keys and values with everything remembered, to hold a cache against.
-template <class T>
-class KvStream {
+template <class T> class KvStream {
  public:
   using S = pith::arithmetic_t<T>;
   pith::AttentionShape shape;
@@ -30,8 +29,7 @@ class KvStream {
   }
 
   /// One step in the way of anybody's loop: append, attend (watched if the policy asks), evict. Returns the attention's output.
-  template <class Cache>
-  pith::Matrix<S> step(Cache& cache, pith::Index tokens, bool evict = true) {
+  template <class Cache> pith::Matrix<S> step(Cache& cache, pith::Index tokens, bool evict = true) {
     const pith::Index width = shape.num_kv_heads * shape.head_dim;
     const pith::Matrix<S> k = random(tokens, width), v = random(tokens, width), q = random(tokens, shape.num_heads * shape.head_dim);
     keys.resize(static_cast<std::size_t>(cache.next_position()));
@@ -44,20 +42,22 @@ class KvStream {
   }
 
   template <class Cache>
-  static pith::Matrix<S> feed(Cache& cache, const pith::Matrix<S>& q, const pith::Matrix<S>& k, const pith::Matrix<S>& v, bool evict = true) {
+  static pith::Matrix<S> feed(Cache& cache, const pith::Matrix<S>& q, const pith::Matrix<S>& k, const pith::Matrix<S>& v,
+                              bool evict = true) {
     cache.append(k, v);
     pith::Matrix<S> out(q.rows(), q.cols());
     pith::Index rows = 0;
     for (pith::Index h = 0; h < cache.shape().num_kv_heads; ++h) rows = std::max(rows, cache.size(h));
     pith::Workspace ws(pith::attend_workspace_bytes<S>(cache.shape(), rows, 1));
+    const pith::AttendOptions<S> options{.q_sinks = q, .gap = cache.gap()};  // nothing is rotated here: the sinks' queries are the same
     if constexpr (requires { cache.observer(); }) {
       if (cache.observes()) {
-        pith::attend(q, cache.view(), out, ws, cache.observer());
+        pith::attend(q, cache.view(), out, ws, cache.observer(), options);
       } else {
-        pith::attend(q, cache.view(), out, ws);
+        pith::attend(q, cache.view(), out, ws, pith::NoObserver{}, options);
       }
     } else {
-      pith::attend(q, cache.view(), out, ws);
+      pith::attend(q, cache.view(), out, ws, pith::NoObserver{}, options);
     }
     if (evict) cache.evict();
     return out;
@@ -65,8 +65,7 @@ class KvStream {
 };
 
 /// Whether two caches hold the same bits in the same order: rows, positions, kinds, stats and what comes next.
-template <class A, class B>
-bool same_state(const A& a, const B& b) {
+template <class A, class B> bool same_state(const A& a, const B& b) {
   if (a.next_position() != b.next_position() || a.gap() != b.gap()) return false;
   for (pith::Index h = 0; h < a.shape().num_kv_heads; ++h) {
     if (a.size(h) != b.size(h)) return false;

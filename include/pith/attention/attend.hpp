@@ -134,7 +134,7 @@ void attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, const KvVie
         const S* const queries = q.data() + t * q.outerStride() + column;
         const S* const sinks = options.q_sinks.size() == 0 ? nullptr : options.q_sinks.data() + t * options.q_sinks.outerStride() + column;
         tile.load_queries(queries, q.outerStride(), sinks, options.q_sinks.outerStride(), count, static_cast<Position>(first + t));
-        tile.run();
+        tile.run(h + 1 < share.end ? view.runs[static_cast<std::size_t>(h + 1) * runs].keys : nullptr);
         if constexpr (!std::is_same_v<std::remove_cvref_t<Observer>, NoObserver>) {
           if (const Index skipped = std::max(Index(0), observed_from - t); skipped < count)
             observer(AttentionTile<S>{.kv_head = h,

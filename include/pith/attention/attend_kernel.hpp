@@ -33,43 +33,61 @@ template <class T> struct RowLayout {
   bool whole;     ///< rows can be read where they are
   Index padded() const { return packets * V::width; }
 
-  Index place(Index feature) const {
-    if (step == 1 || !whole) return feature;
-    const Index within = feature % (2 * V::width);
-    return feature - within + within % 2 * V::width + within / 2;
+  /// A head's features times scale, in the order of loaded rows and padded with zeros; and back.
+  void arrange(const S* features, S scale, S* to) const {
+    each_place([=](Index feature, Index place) { to[place] = features[feature] * scale; });
+    for (Index i = head_dim; i < padded(); ++i) to[i] = S(0);
+  }
+  void restore(const S* arranged, S scale, S* features) const {
+    each_place([=](Index feature, Index place) { features[feature] = arranged[place] * scale; });
   }
 
-  /// Copies and widens rows to [rows, padded()], features where place() says.
+  /// Copies and widens rows to [rows, padded()], features in the order of loaded rows.
   void stage(const T* rows, Index stride, Index count, S* to) const {
     for (Index r = 0; r < count; ++r, rows += stride, to += padded()) {
       if (whole) {
-        for (Index i = 0; i < head_dim; i += step * V::width) {
-          typename V::Packet loaded[step];
-          load(rows + i, loaded);
-          for (int s = 0; s < step; ++s) V::store(to + i + s * V::width, loaded[s]);
-        }
+        for (Index i = 0; i < packets; i += step)
+          for (int s = 0; s < step; ++s) V::store(to + (i + s) * V::width, load(rows + i * V::width, s));
       } else {
         for (Index i = 0; i < padded(); ++i) to[i] = i < head_dim ? widen(rows[i]) : S(0);
       }
     }
   }
 
-  template <std::size_t N> static void load(const T* from, typename V::Packet (&to)[N]) {
+  /// Packet i of a padded row, in a register for all its uses.
+  static typename V::Packet load(const T* row, Index i) {
+    typename V::Packet loaded;
     if constexpr (step == 2) {
-#pragma GCC unroll 16
-      for (std::size_t i = 0; i < N; i += 2) V::load_pairs(from + Index(i) * V::width, to[i], to[i + 1]);
+      loaded = i % 2 ? V::load_odd(row + (i - 1) * V::width) : V::load_even(row + i * V::width);
     } else {
-#pragma GCC unroll 16
-      for (std::size_t i = 0; i < N; ++i) to[i] = V::load(from + Index(i) * V::width);
+      loaded = V::load(row + i * V::width);
+      V::pin(loaded);
+    }
+    return loaded;
+  }
+
+ private:
+  template <class F> void each_place(F&& f) const {
+    if (step == 2 && whole) {
+      for (Index i = 0; i < head_dim; i += 2 * V::width)
+        for (Index j = 0; j < V::width; ++j) f(i + 2 * j, i + j), f(i + 2 * j + 1, i + V::width + j);
+    } else {
+      for (Index i = 0; i < head_dim; ++i) f(i, i);
     }
   }
 };
 
-/// Touches a row some rows ahead of the one in use. One page further: there the hardware's own streams have stopped.
-template <class T> void prefetch_ahead(const T* row, Index count) {
-  const char* const bytes = reinterpret_cast<const char*>(row) + 4096;
-  for (Index b = 0; b < count * Index(sizeof(T)); b += 64) __builtin_prefetch(bytes + b);
-}
+/// Starts to bring a cache line in. Any address will do: what is fetched lies ahead, and may lie beyond the end.
+inline void fetch(const void* line) { __builtin_prefetch(line); }
+
+/// Rows to work on, and what is fetched into the cache meanwhile: as many, one behind the other, from `ahead` on (nullptr: nothing).
+///
+/// Fetched evenly and in order of address, which is what memory likes best; few rows with many queries take all theirs at once.
+template <class T> struct Rows {
+  const T* first;
+  Index stride, count;
+  const T* ahead;
+};
 
 /// score[q, r] = Σ_i query[q, i] row[r, i] for Q queries: one multiply-add chain per lane, i ascending, then the lanes by halves.
 ///
@@ -79,52 +97,58 @@ template <class T, int Q> struct ScoreKernel {
   using V = Simd<S>;
   using Packet = typename V::Packet;
   static constexpr int sums = V::width < 8 ? 8 : V::width, rows_together = sums / Q;
+  static constexpr int step = RowLayout<T>::step;
+  static constexpr int line = std::max(step, int(64 / sizeof(T)) / V::width);  ///< packets in a cache line
 
-  static void run(const S* query, Index padded, const T* rows, Index stride, Index count, bool prefetch, S* score, Index score_stride) {
-    constexpr int step = RowLayout<T>::step;
-    for (Index r = 0; r < count; r += rows_together) {
+  static void run(const S* query, Index padded, const Rows<T>& rows, S* score, Index score_stride) {
+    const T* const ahead = rows.ahead == nullptr ? rows.first : rows.ahead;  // lines already there cost next to nothing
+    for (Index r = 0; r < rows.count; r += rows_together) {
       const T* row[rows_together];
 #pragma GCC unroll 16
-      for (int i = 0; i < rows_together; ++i) row[i] = rows + std::min(r + i, count - 1) * stride;
-      if (prefetch)
-        for (int i = 0; i < rows_together; ++i) prefetch_ahead(row[i], padded);
+      for (int i = 0; i < rows_together; ++i) row[i] = rows.first + std::min(r + i, rows.count - 1) * rows.stride;
+      if (Q > rows_together && rows.ahead != nullptr)
+        for (Index i = 0; i < rows_together * padded; i += Index(64 / sizeof(T))) fetch(ahead + r * rows.stride + i);
       Packet sum[sums];
 #pragma GCC unroll 16
       for (int i = 0; i < sums; ++i) sum[i] = V::zero();
-      for (Index c = 0; c < padded; c += step * V::width) add_packets(query + c, padded, row, c, sum);
-      store(sum, score + r, score_stride, std::min<Index>(rows_together, count - r));
+      Index c = 0;
+      for (; c + line * V::width <= padded; c += line * V::width) {
+        if constexpr (Q <= rows_together) {
+#pragma GCC unroll 16
+          for (int i = 0; i < rows_together; ++i) fetch(ahead + r * rows.stride + c * rows_together + i * line * V::width);
+        }
+#pragma GCC unroll 8
+        for (int s = 0; s < line; s += step) add_packets(query, padded, row, c + s * V::width, sum);
+      }
+      for (; c < padded; c += step * V::width) add_packets(query, padded, row, c, sum);
+      store(sum, score + r, score_stride, std::min<Index>(rows_together, rows.count - r));
     }
   }
 
  private:
   /// Keeps the smaller of the two operands in registers.
   static void add_packets(const S* query, Index padded, const T* const (&row)[rows_together], Index c, Packet (&sum)[sums]) {
-    constexpr int step = RowLayout<T>::step;
-    if constexpr (Q <= rows_together) {
-      Packet q[Q][step];
+#pragma GCC unroll 2
+    for (int s = 0; s < step; ++s) {
+      if constexpr (Q <= rows_together) {
+        Packet q[Q];
 #pragma GCC unroll 16
-      for (int j = 0; j < Q; ++j) RowLayout<S>::load(query + j * padded, q[j]);
+        for (int j = 0; j < Q; ++j) q[j] = RowLayout<S>::load(query + j * padded + c, s);
 #pragma GCC unroll 16
-      for (int i = 0; i < rows_together; ++i) {
-        Packet k[step];
-        RowLayout<T>::load(row[i] + c, k);
+        for (int i = 0; i < rows_together; ++i) {
+          const Packet k = RowLayout<T>::load(row[i] + c, s);
+#pragma GCC unroll 16
+          for (int j = 0; j < Q; ++j) sum[j * rows_together + i] = V::madd(q[j], k, sum[j * rows_together + i]);
+        }
+      } else {
+        Packet k[rows_together];
+#pragma GCC unroll 16
+        for (int i = 0; i < rows_together; ++i) k[i] = RowLayout<T>::load(row[i] + c, s);
 #pragma GCC unroll 16
         for (int j = 0; j < Q; ++j) {
-#pragma GCC unroll 2
-          for (int s = 0; s < step; ++s) sum[j * rows_together + i] = V::madd(q[j][s], k[s], sum[j * rows_together + i]);
-        }
-      }
-    } else {
-      Packet k[rows_together][step];
+          const Packet q = RowLayout<S>::load(query + j * padded + c, s);
 #pragma GCC unroll 16
-      for (int i = 0; i < rows_together; ++i) RowLayout<T>::load(row[i] + c, k[i]);
-#pragma GCC unroll 16
-      for (int j = 0; j < Q; ++j) {
-#pragma GCC unroll 2
-        for (int s = 0; s < step; ++s) {
-          const Packet q = V::load(query + j * padded + s * V::width);
-#pragma GCC unroll 16
-          for (int i = 0; i < rows_together; ++i) sum[j * rows_together + i] = V::madd(q, k[i][s], sum[j * rows_together + i]);
+          for (int i = 0; i < rows_together; ++i) sum[j * rows_together + i] = V::madd(q, k[i], sum[j * rows_together + i]);
         }
       }
     }
@@ -162,27 +186,31 @@ template <class T, int Q> struct ValueKernel {
   static constexpr int step = RowLayout<T>::step;
   static constexpr int strip = std::max(step, (V::registers == 32 ? 16 : 8) / Q);  ///< packets of a row that have their sums in registers
 
-  static void run(const S* weight, Index weight_stride, const T* rows, Index stride, Index count, bool prefetch, S* sum, Index padded) {
+  static void run(const S* weight, Index weight_stride, const Rows<T>& rows, S* sum, Index padded) {
     Index c = 0;
-    for (; c + strip * V::width <= padded; c += strip * V::width)
-      run_strip<strip>(weight, weight_stride, rows + c, stride, count, prefetch && c == 0 ? padded : 0, sum + c, padded);
-    for (; c < padded; c += step * V::width)
-      run_strip<step>(weight, weight_stride, rows + c, stride, count, prefetch && c == 0 ? padded : 0, sum + c, padded);
+    for (; c + strip * V::width <= padded; c += strip * V::width) run_strip<strip>(weight, weight_stride, rows, c, sum, padded);
+    for (; c < padded; c += step * V::width) run_strip<step>(weight, weight_stride, rows, c, sum, padded);
   }
 
  private:
-  template <int N>
-  static void run_strip(const S* weight, Index weight_stride, const T* row, Index stride, Index count, Index ahead, S* to, Index padded) {
+  template <int N> static void run_strip(const S* weight, Index weight_stride, const Rows<T>& rows, Index column, S* sums, Index padded) {
+    S* const to = sums + column;
+    const T* row = rows.first + column;
+    constexpr Index fetched = Index(N) * V::width;
+    const T* ahead = rows.ahead == nullptr ? rows.first : rows.ahead + column * rows.count;
     Packet sum[Q][std::size_t(N)];
 #pragma GCC unroll 16
     for (int j = 0; j < Q; ++j) {
 #pragma GCC unroll 16
       for (int i = 0; i < N; ++i) sum[j][i] = V::load(to + j * padded + i * V::width);
     }
-    for (Index r = 0; r < count; ++r, row += stride) {
-      if (ahead > 0) prefetch_ahead(row, ahead);
+    for (Index r = 0; r < rows.count; ++r, row += rows.stride) {
+#pragma GCC unroll 8
+      for (Index i = 0; i < fetched; i += Index(64 / sizeof(T))) fetch(ahead + i);
+      ahead += fetched;
       Packet v[std::size_t(N)];
-      RowLayout<T>::load(row, v);
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) v[i] = RowLayout<T>::load(row, i);
 #pragma GCC unroll 16
       for (int j = 0; j < Q; ++j) {
         const Packet w = V::broadcast(weight[j * weight_stride + r]);

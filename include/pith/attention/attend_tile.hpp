@@ -24,7 +24,7 @@ inline constexpr Index attention_tile = 16;  ///< queries attended together, at 
 /// Where a worker keeps what while it attends a tile: offsets into one slice of S.
 template <class S> struct TileMemory {
   Index lanes, head_dim, padded, row_stride, blocks;  ///< lanes: queries times group; padded: head_dim in whole packets
-  Index queries, sink_queries, shown, sums, mass, largest, top, total, log_sum, stage, weights, seen_by, size;
+  Index queries, sink_queries, shown, sums, mass, largest, top, total, inverse, log_sum, stage, weights, seen_by, size;
 
   TileMemory(const AttentionShape& shape, Index rows, Index tokens) {
     const auto product = [](Index a, Index b) { return checked_product("attend", a, b); };
@@ -51,6 +51,7 @@ template <class S> struct TileMemory {
     largest = take(product(lanes, width));
     top = take(lanes);
     total = take(lanes);
+    inverse = take(lanes);
     log_sum = take(lanes);
     stage = take(product(attention_block, padded));
     weights = take(product(lanes, row_stride));
@@ -82,7 +83,9 @@ template <class T> class AttendTile {
     if (sinks != nullptr) scale_queries(sinks, sinks_stride, at(m_.sink_queries));
   }
 
-  void run() {
+  /// Everything; `next` is what will be read after this head.
+  void run(const T* next) {
+    next_ = next;
     score_all();
     for (Index l = 0; l < lanes(); ++l) settle_top(l);
     std::fill_n(at(m_.sums), lanes() * m_.padded, S(0));
@@ -97,12 +100,8 @@ template <class T> class AttendTile {
   }
 
   void store_output(S* out, Index out_stride) const {
-    for (Index l = 0; l < lanes(); ++l) {
-      S* const to = out + l / group_ * out_stride + l % group_ * m_.head_dim;
-      const S* const sum = at(m_.sums) + l * m_.padded;
-      const S scale = inverse(l);
-      for (Index i = 0; i < m_.head_dim; ++i) to[i] = sum[layout_.place(i)] * scale;
-    }
+    for (Index l = 0; l < lanes(); ++l)
+      layout_.restore(at(m_.sums) + l * m_.padded, at(m_.inverse)[l], out + l / group_ * out_stride + l % group_ * m_.head_dim);
   }
 
   /// Softmax rows of the last run, from query `first` of the tile on: [(tokens - first)*group, rows].
@@ -117,7 +116,7 @@ template <class T> class AttendTile {
         if (const Index t = l / group_; t < seen.begin || t >= seen.end) {
           std::fill_n(w, count, S(0));
         } else {
-          const typename V::Packet scale = V::broadcast(inverse(l));
+          const typename V::Packet scale = V::broadcast(at(m_.inverse)[l]);
           for (Index i = 0; i < attention_block; i += V::width) V::store(w + i, V::mul(V::load(w + i), scale));
         }
       }
@@ -150,11 +149,7 @@ template <class T> class AttendTile {
 
   void scale_queries(const S* q, Index stride, S* to) const {
     const S scale = S(1) / std::sqrt(static_cast<S>(m_.head_dim));
-    std::fill_n(to, lanes() * m_.padded, S(0));
-    for (Index l = 0; l < lanes(); ++l) {
-      const S* const from = q + l / group_ * stride + l % group_ * m_.head_dim;
-      for (Index i = 0; i < m_.head_dim; ++i) to[l * m_.padded + layout_.place(i)] = from[i] * scale;
-    }
+    for (Index l = 0; l < lanes(); ++l) layout_.arrange(q + l / group_ * stride + l % group_ * m_.head_dim, scale, to + l * m_.padded);
   }
 
   void score_all() {
@@ -187,38 +182,46 @@ template <class T> class AttendTile {
 
   void score(const KvRun<T>& run, Index row, Index count, Index block, Index begin, Index end) {
     const Index sinks = std::clamp(run.sinks - row, Index(0), count);
-    if (sinks > 0) score_rows(at(m_.sink_queries), run.keys + row * run.stride, run.stride, 0, sinks, block, begin, end);
-    if (sinks < count) score_rows(at(m_.queries), run.keys + row * run.stride, run.stride, sinks, count, block, begin, end);
+    if (sinks > 0) score_rows(at(m_.sink_queries), run, row, 0, sinks, block, begin, end);
+    if (sinks < count) score_rows(at(m_.queries), run, row, sinks, count, block, begin, end);
   }
 
   /// Rows first .. last of a block.
-  void score_rows(const S* queries, const T* keys, Index stride, Index first, Index last, Index block, Index begin, Index end) {
-    with_rows(keys + first * stride, stride, last - first, end - begin, [&](const auto* rows, Index row_stride, bool in_place) {
+  void score_rows(const S* queries, const KvRun<T>& run, Index row, Index first, Index last, Index block, Index begin, Index end) {
+    const Index next = row + attention_block;
+    const T* const ahead = next < run.rows ? run.keys + next * run.stride : run.values;
+    with_rows({run.keys + (row + first) * run.stride, run.stride, last - first, ahead}, end - begin, [&](auto rows) {
       for_query_groups(end - begin, [&](Index group, auto size) {
         const Index lane = begin + group;
-        ScoreKernel<std::remove_cvref_t<decltype(*rows)>, size()>::run(queries + lane * m_.padded, m_.padded, rows, row_stride,
-                                                                       last - first, in_place && group == 0, weight(lane, block) + first,
-                                                                       m_.row_stride);
+        kernel_of<ScoreKernel, size()>(rows).run(queries + lane * m_.padded, m_.padded, rows, weight(lane, block) + first, m_.row_stride);
+        rows.ahead = nullptr;
       });
     });
   }
+
+  /// Rows more than a block that values are fetched before their use: strip by strip the last of them comes late and is needed soon.
+  static constexpr Index fetch_lead = 8;
 
   void add_values(const KvRun<T>& run, Index row, Index count, Index block, Index begin, Index end) {
-    with_rows(run.values + row * run.stride, run.stride, count, end - begin, [&](const auto* rows, Index row_stride, bool in_place) {
+    const Index next = row + attention_block + fetch_lead;
+    const T* const ahead = next < run.rows ? run.values + next * run.stride : next_;
+    with_rows({run.values + row * run.stride, run.stride, count, ahead}, end - begin, [&](auto rows) {
       for_query_groups(end - begin, [&](Index group, auto size) {
         const Index lane = begin + group;
-        ValueKernel<std::remove_cvref_t<decltype(*rows)>, size()>::run(weight(lane, block), m_.row_stride, rows, row_stride, count,
-                                                                       in_place && group == 0, at(m_.sums) + lane * m_.padded, m_.padded);
+        kernel_of<ValueKernel, size()>(rows).run(weight(lane, block), m_.row_stride, rows, at(m_.sums) + lane * m_.padded, m_.padded);
+        rows.ahead = nullptr;
       });
     });
   }
 
-  /// f(rows, stride, in place): where they are, or widened once for many queries, or padded.
-  template <class F> void with_rows(const T* rows, Index stride, Index count, Index queries, F&& f) {
+  template <template <class, int> class Kernel, int Q, class U> static Kernel<U, Q> kernel_of(const Rows<U>&) { return {}; }
+
+  /// f(rows): where they are, or widened once for many queries, or padded.
+  template <class F> void with_rows(const Rows<T>& rows, Index queries, F&& f) {
     constexpr Index few = 8;
-    if (layout_.whole && (std::is_same_v<T, S> || queries <= few)) return f(rows, stride, true);
-    layout_.stage(rows, stride, count, at(m_.stage));
-    f(static_cast<const S*>(at(m_.stage)), m_.padded, false);
+    if (layout_.whole && (std::is_same_v<T, S> || queries <= few)) return f(rows);
+    layout_.stage(rows.first, rows.stride, rows.count, at(m_.stage));
+    f(Rows<S>{at(m_.stage), m_.padded, rows.count, nullptr});
   }
 
   /// The number that is subtracted from every logit of a lane. Not-a-number passes through the weights, whatever the maximum made of it.
@@ -233,7 +236,7 @@ template <class T> class AttendTile {
     S* const w = weight(lane, block);
     S* const mass = at(m_.mass) + lane * attention_block;
     for (Index i = 0; i < attention_block; i += V::width) {
-      const typename V::Packet e = V::exp(V::sub(V::load(w + i), top));
+      const typename V::Packet e = V::exp_down(V::sub(V::load(w + i), top));
       V::store(w + i, e);
       V::store(mass + i, V::add(V::load(mass + i), e));
     }
@@ -246,6 +249,7 @@ template <class T> class AttendTile {
     S sum = V::sum(all);
     if (n_ > 0) sum += n_ * std::exp(-at(m_.top)[lane]);
     at(m_.total)[lane] = sum;
+    at(m_.inverse)[lane] = sum == S(0) ? S(0) : S(1) / sum;
     const S* const values = at(m_.sums) + lane * m_.padded;
     typename V::Packet odd = V::zero();  // not-a-number as soon as anything is not finite
     for (Index i = 0; i < m_.padded; i += V::width) odd = V::add(odd, V::sub(V::load(values + i), V::load(values + i)));
@@ -263,14 +267,9 @@ template <class T> class AttendTile {
       for (Index i = 0; i < count; ++i) {
         if (weight(lane, block)[i] == S(0)) continue;
         layout_.stage(run.values + (row + i) * run.stride, run.stride, 1, at(m_.stage));
-        ValueKernel<S, 1>::run(weight(lane, block) + i, m_.row_stride, at(m_.stage), m_.padded, 1, false, sums, m_.padded);
+        ValueKernel<S, 1>::run(weight(lane, block) + i, m_.row_stride, {at(m_.stage), m_.padded, 1, nullptr}, sums, m_.padded);
       }
     });
-  }
-
-  S inverse(Index lane) const {
-    const S sum = at(m_.total)[lane];
-    return sum == S(0) ? S(0) : S(1) / sum;
   }
 
   const TileMemory<S>& m_;
@@ -282,6 +281,7 @@ template <class T> class AttendTile {
   RowLayout<T> layout_;
   Index tokens_ = 0;
   Position first_ = 0;
+  const T* next_ = nullptr;
 };
 
 }  // namespace pith::inline v0::detail

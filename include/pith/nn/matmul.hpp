@@ -108,7 +108,10 @@ template <class Source, class S> void product_streamed(const Product<S>& o, cons
       }
     }
   }
-  for (; p < panels.end; ++p) panel_rows(o, p, 0, o.tokens, o.x, o.x_stride, w.panel(p), in, true, reinterpret_cast<const char*>(w.panel(p)) + PITH_AHEAD, PITH_STEP);
+  // The hardware keeps up with wide panels; of narrow ones too few lines fit the window of the core.
+  constexpr Index step = sizeof(T) == 2 ? Source::row_bytes : 0;
+  for (; p < panels.end; ++p)
+    panel_rows(o, p, 0, o.tokens, o.x, o.x_stride, w.panel(p), in, true, static_cast<const char*>(w.address(p, 0)) + 1024, step);
 }
 
 /// Any number of tokens: weights in blocks that stay in L1 while the tokens pass by.

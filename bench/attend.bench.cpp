@@ -1,0 +1,204 @@
+// Attention over caches that no level of the hardware's holds, and the price of watching it.
+//
+// of_read   time of reading the f32 bytes of K and V once over the time taken: 1 is the limit for f32 and one token, 2 for 16 bit
+// of_peak   share of the multiply-adds this core can do (prompts), measured between the same iterations
+// watching  what showing the weights to an observer that sums their columns adds, in percent; both measured in turn
+// rel_err   against attention in double over the stored numbers; a wrong result is not reported
+#include <benchmark/benchmark.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include <pith/attention.hpp>
+#include <pith/core.hpp>
+
+#include "support/measure.hpp"
+
+using namespace pith;
+using namespace pith_bench;
+
+namespace {
+
+struct Case {
+  AttentionShape shape;
+  Index rows, tokens;
+  Index values() const { return shape.num_kv_heads * rows * shape.head_dim; }  // of K, and of V
+  std::size_t f32_bytes() const { return 2 * static_cast<std::size_t>(values()) * sizeof(float); }
+};
+
+/// One layer's K and V, [kv head][row][feature].
+template <class T> struct Layer {
+  Layer(const Case& c, const Matrix<float>& k, const Matrix<float>& v, const Position* positions)
+      : memory(2 * Workspace::bytes_for<T>(c.values())) {
+    T* const keys = memory.take<T>(c.values());
+    T* const values = memory.take<T>(c.values());
+    for (Index i = 0; i < c.values(); ++i) {
+      keys[i] = static_cast<T>(k.data()[i]);
+      values[i] = static_cast<T>(v.data()[i]);
+    }
+    const Index head = c.rows * c.shape.head_dim;
+    for (Index h = 0; h < c.shape.num_kv_heads; ++h)
+      runs.push_back({keys + h * head, values + h * head, c.rows, c.shape.head_dim, positions});
+  }
+  Workspace memory;
+  std::vector<KvRun<T>> runs;
+};
+
+/// Of the last query alone: it sees every row.
+template <class T> Matrix<double> reference(const Case& c, const Matrix<float>& q, const Layer<T>& layer) {
+  const Index d = c.shape.head_dim;
+  Matrix<double> out(1, q.cols());
+  for (Index h = 0; h < c.shape.num_heads; ++h) {
+    const KvRun<T>& run = layer.runs[static_cast<std::size_t>(h / c.shape.group())];
+    const Matrix<double> k = Eigen::Map<const Matrix<T>>(run.keys, c.rows, d).template cast<double>();
+    const Matrix<double> v = Eigen::Map<const Matrix<T>>(run.values, c.rows, d).template cast<double>();
+    Vector<double> p = k * q.row(c.tokens - 1).segment(h * d, d).transpose().template cast<double>() / std::sqrt(static_cast<double>(d));
+    p = (p.array() - p.maxCoeff()).exp().matrix().eval();
+    out.row(0).segment(h * d, d) = (p.transpose() * v) / p.sum();
+  }
+  return out;
+}
+
+/// run(q, layer, out) for all rows of q; `watched` likewise, or null.
+template <class T, class Run, class Watched> void measure(benchmark::State& state, const Case& c, Run run, Watched watched) {
+  const Index kv = c.shape.num_kv_heads * c.rows;
+  const Matrix<float> k = random_matrix(kv, c.shape.head_dim, 1), v = random_matrix(kv, c.shape.head_dim, 2);
+  const Matrix<float> q = 3 * random_matrix(c.tokens, c.shape.num_heads * c.shape.head_dim, 3);
+  std::vector<Position> positions(static_cast<std::size_t>(c.rows));
+  for (Index r = 0; r < c.rows; ++r) positions[static_cast<std::size_t>(r)] = static_cast<Position>(r);
+  const std::size_t cold = std::size_t(96) << 20, bytes = 2 * static_cast<std::size_t>(c.values()) * sizeof(T);
+  std::vector<Layer<T>> layers;
+  for (std::size_t i = 0; i < cold / bytes + 1; ++i) layers.emplace_back(c, k, v, positions.data());
+
+  Matrix<float> out(c.tokens, q.cols());
+  run(q, layers[0], out);
+  const double error = rel_err(out.bottomRows(1), reference(c, q, layers[0]));
+  if (!(error < 1e-5)) return state.SkipWithError("wrong result");
+  const Matrix<float> expected = out;
+
+  ColdRead read(c.f32_bytes());
+  Samples kernel, reading, watching, peak;
+  std::size_t turn = 0;
+  const auto next = [&]() -> const Layer<T>& { return layers[turn++ % layers.size()]; };
+  for (auto _ : state) {
+    const double seconds = seconds_of([&] { run(q, next(), out); });
+    keep(out);
+    state.SetIterationTime(seconds);
+    kernel.add(seconds);
+    reading.add(read.seconds());
+    peak.add(peak_flops());
+    if constexpr (!std::is_same_v<Watched, std::nullptr_t>) {
+      watching.add(seconds_of([&] { watched(q, next(), out); }));
+      if (out != expected) return state.SkipWithError("watching changed the result");
+    }
+  }
+  const double rows_seen = static_cast<double>(c.tokens) * (static_cast<double>(c.rows) - static_cast<double>(c.tokens - 1) / 2);
+  const double flops = 4.0 * static_cast<double>(c.shape.num_heads * c.shape.head_dim) * rows_seen;
+  if (c.tokens == 1) state.counters["of_read"] = reading.median() / kernel.median();
+  if (c.tokens > 1) state.counters["of_peak"] = flops / kernel.median() / peak.median();
+  if (watching.median() > 0) state.counters["watching"] = 100 * (watching.median() / kernel.median() - 1);
+  state.counters["rel_err"] = error;
+}
+
+template <class T> void ours(benchmark::State& state, const Case& c) {
+  Workspace ws(attend_workspace_bytes<float>(c.shape, c.rows, 1, c.tokens));
+  Matrix<float> sums = Matrix<float>::Zero(c.shape.num_kv_heads, c.rows);
+  const auto view = [&](const Layer<T>& layer) { return KvView<T>{c.shape, static_cast<Position>(c.rows), layer.runs}; };
+  measure<T>(
+      state, c, [&](const Matrix<float>& q, const Layer<T>& layer, Matrix<float>& out) { attend(q, view(layer), out, ws); },
+      [&](const Matrix<float>& q, const Layer<T>& layer, Matrix<float>& out) {
+        attend(q, view(layer), out, ws, [&](const AttentionTile<float>& tile) { sums.row(tile.kv_head) += tile.weights.colwise().sum(); });
+      });
+}
+
+/// Softmax of the rows of p, each over the rows its query may see.
+void softmax_rows(Matrix<float>& p, const Case& c, Index heads_a_token) {
+  for (Index i = 0; i < p.rows(); ++i) {
+    const Index seen = c.rows - c.tokens + 1 + i / heads_a_token;
+    auto row = p.row(i).head(seen).array();
+    row = (row - row.maxCoeff()).exp();
+    row /= row.sum();
+    p.row(i).tail(c.rows - seen).setZero();
+  }
+}
+
+/// Eigen, a product per query head.
+void eigen_heads(benchmark::State& state, const Case& c) {
+  const Index d = c.shape.head_dim;
+  const float scale = 1.f / std::sqrt(static_cast<float>(d));
+  Matrix<float> p(c.tokens, c.rows);
+  measure<float>(
+      state, c,
+      [&](const Matrix<float>& q, const Layer<float>& layer, Matrix<float>& out) {
+        for (Index h = 0; h < c.shape.num_heads; ++h) {
+          const KvRun<float>& run = layer.runs[static_cast<std::size_t>(h / c.shape.group())];
+          const Eigen::Map<const Matrix<float>> keys(run.keys, c.rows, d), values(run.values, c.rows, d);
+          if (c.tokens == 1) {
+            p.row(0).transpose().noalias() = scale * (keys * q.row(0).segment(h * d, d).transpose());
+          } else {
+            p.noalias() = scale * (q.middleCols(h * d, d) * keys.transpose());
+          }
+          softmax_rows(p, c, 1);
+          if (c.tokens == 1) {
+            out.row(0).segment(h * d, d).noalias() = p.row(0) * values;
+          } else {
+            out.middleCols(h * d, d).noalias() = p * values;
+          }
+        }
+      },
+      nullptr);
+}
+
+/// Eigen, a product per kv head for its whole group of one token.
+void eigen_groups(benchmark::State& state, const Case& c) {
+  const Index d = c.shape.head_dim, g = c.shape.group();
+  const float scale = 1.f / std::sqrt(static_cast<float>(d));
+  Matrix<float> p(g, c.rows);
+  measure<float>(
+      state, c,
+      [&](const Matrix<float>& q, const Layer<float>& layer, Matrix<float>& out) {
+        for (Index h = 0; h < c.shape.num_kv_heads; ++h) {
+          const KvRun<float>& run = layer.runs[static_cast<std::size_t>(h)];
+          const Eigen::Map<const Matrix<float>> keys(run.keys, c.rows, d), values(run.values, c.rows, d), group(q.data() + h * g * d, g, d);
+          p.noalias() = scale * (group * keys.transpose());
+          softmax_rows(p, c, g);
+          Eigen::Map<Matrix<float>>(out.data() + h * g * d, g, d).noalias() = p * values;
+        }
+      },
+      nullptr);
+}
+
+template <class F> void add(const char* name, F run, Case c) {
+  const std::string full = std::string(name) + "/tokens:" + std::to_string(c.tokens) + "/rows:" + std::to_string(c.rows) +
+                           "/dim:" + std::to_string(c.shape.head_dim) + "/heads:" + std::to_string(c.shape.num_heads) +
+                           "/group:" + std::to_string(c.shape.group());
+  benchmark::RegisterBenchmark(full.c_str(), [=](benchmark::State& state) { run(state, c); })
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond)
+      ->Repetitions(3)
+      ->ReportAggregatesOnly(true);
+}
+
+const bool registered = [] {
+  const auto decode = [](AttentionShape shape, Index rows) {
+    const Case c{shape, rows, 1};
+    add("attend_f32", ours<float>, c);
+    add("attend_bf16", ours<bfloat16>, c);
+    add("attend_f16", ours<half>, c);
+    add("eigen_heads", eigen_heads, c);
+    add("eigen_groups", eigen_groups, c);
+  };
+  decode({32, 8, 64}, 256);
+  decode({32, 8, 64}, 1024);
+  decode({32, 8, 64}, 4096);
+  decode({32, 8, 128}, 4096);
+  decode({32, 32, 128}, 1024);
+  const Case prompt{{32, 8, 64}, 1024, 512};
+  add("attend_f32", ours<float>, prompt);
+  add("attend_bf16", ours<bfloat16>, prompt);
+  add("eigen_heads", eigen_heads, prompt);
+  return true;
+}();
+
+}  // namespace

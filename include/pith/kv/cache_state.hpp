@@ -1,0 +1,235 @@
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <pith/attention/kv_view.hpp>
+#include <pith/core/check.hpp>
+#include <pith/kv/cache_rules.hpp>
+#include <pith/kv/eviction.hpp>
+#include <pith/kv/journal.hpp>
+#include <pith/kv/storage.hpp>
+
+namespace pith::inline v0::detail {
+
+/// The rows of a cache and their history, whatever the policy: everything KvCache does without asking it.
+template <KvStorage T> class CacheState {
+ public:
+  using S = arithmetic_t<T>;
+
+  explicit CacheState(const CacheRules& r)
+      : rules(r),
+        home({.heads = r.shape.num_kv_heads,
+              .rows = r.home_rows(),
+              .head_dim = r.shape.head_dim,
+              .stats = r.facts.stats,
+              .scores = r.facts.eviction == Eviction::by_score,
+              .widened = (r.facts.traits.reads_rows || r.facts.admits) && !std::is_same_v<T, S>}),
+        heads_(static_cast<std::size_t>(r.shape.num_kv_heads), {.cursor = r.facts.initial}),
+        sizes_after_(heads_.size()),
+        runs_(heads_.size()) {
+    if (rules.keeps_journal()) journal = KvJournal<T>(home.shape(), rules.options.max_draft, rules.max_swaps());
+    refresh();
+  }
+
+  Index heads() const { return rules.shape.num_kv_heads; }
+  HeadState& head(Index h) { return heads_[static_cast<std::size_t>(h)]; }
+  Index size(Index h) const { return heads_[static_cast<std::size_t>(h)].size; }
+  std::span<const KvRun<T>> runs() const { return runs_; }
+  bool landed() const { return landing_ != nullptr; }
+  KvSlab<T>& slab() { return landed() ? *landing_ : home; }
+  const KvSlab<T>& slab() const { return landed() ? *landing_ : home; }
+  /// Cache reading: tokens missing between the sinks and the window.
+  Position gap() const { return rules.facts.traits.reading == Reading::cache ? static_cast<Position>(next - size(0)) : 0; }
+  Index largest_size() const {
+    Index largest = 0;
+    for (const HeadState& state : heads_) largest = std::max(largest, state.size);
+    return largest;
+  }
+
+  void check_room(Index tokens, const KvLanding<T>* landing) const {
+    rules.check_range(next, tokens);
+    journal.check_room(tokens);
+    const bool all = landing != nullptr || rules.never_evicts();
+    const Index rows = landing != nullptr && !rules.never_evicts() ? std::max(home.rows(), landing->rows()) : home.rows();
+    if (largest_size() + (all ? tokens : 1) > rows) rules.raise_full(largest_size(), rows, tokens);
+  }
+
+  void reserve(Index tokens, KvLanding<T>* landing) {
+    journal.check_room(tokens);
+    const Index rows = largest_size() + tokens;
+    if (rows <= slab().rows()) return;
+    if (rules.never_evicts() || landing == nullptr || landed()) rules.raise_full(largest_size(), slab().rows(), tokens);
+    if (journal.open())
+      raise<StateError>("pith::KvCache: a chunk longer than the budget cannot be taken back: crop() to end the journal first");
+    landing->check_fits(home.shape(), rows);
+    for (Index h = 0; h < heads(); ++h) Ranks<T>{home, journal, h}.land(landing->slab(), head(h), rules.facts.budget, rules.facts.initial);
+    landing_ = &landing->slab();
+    refresh();
+  }
+
+  void append(const ConstMatrixRef<S>& k, const ConstMatrixRef<S>& v, const AppendOptions& options) {
+    const Index tokens = k.rows(), d = rules.shape.head_dim;
+    check_shape("KvCache::append", "k", k, any_extent, rules.width());
+    check_shape("KvCache::append", "v", v, tokens, rules.width());
+    rules.check_marks(options, tokens, next);
+    if (largest_size() + tokens > slab().rows()) rules.raise_full(largest_size(), slab().rows(), tokens);
+    journal.check_room(tokens);
+    if (tokens == 0) return;
+    const auto position = [&](Index t) {
+      return options.positions.empty() ? static_cast<Position>(next + t) : options.positions[static_cast<std::size_t>(t)];
+    };
+    if (journal.open()) record(position(0), tokens);
+    for (Index h = 0; h < heads(); ++h) {
+      HeadState& state = head(h);
+      for (Index t = 0; t < tokens; ++t) {
+        const Index row = state.size + t;
+        if (row < state.live) journal.save_row(slab(), h, row, t);
+        narrow<T>(&k.coeffRef(t, h * d), slab().key(h, row), d);
+        narrow<T>(&v.coeffRef(t, h * d), slab().value(h, row), d);
+        slab().positions(h)[row] = position(t);
+        slab().kinds(h)[row] = options.kinds.empty() ? TokenKind::text : options.kinds[static_cast<std::size_t>(t)];
+      }
+      if (rules.facts.stats > 0) slab().stats(h, state.size, tokens).setZero();
+      state.size += tokens;
+      if (journal.open()) state.live = std::max(state.live, state.size);
+    }
+    next = position(tokens - 1) + 1;
+    unevicted += tokens;
+    refresh();
+  }
+
+  /// Closes the ranks of a head whose victims, if it is not by age, stand in the slab. Its new size counts from end_eviction() on.
+  void close_head(Index h, Index leaving, Index coming) {
+    const PolicyFacts& facts = rules.facts;
+    const Index n = size(h);
+    sizes_after_[static_cast<std::size_t>(h)] = n - leaving;
+    if (n - leaving > home.rows()) rules.raise_protected(n - leaving);
+    Ranks<T> ranks{home, journal, h};
+    const std::span<const std::int32_t> victims(slab().victims(), rules.by_age() ? 0 : static_cast<std::size_t>(leaving));
+    if (landed()) {
+      rules.by_age() ? ranks.bring_home_by_age(slab(), n, leaving, facts.initial) : ranks.bring_home(slab(), n, victims);
+    } else if (leaving > 0 && !rules.by_age()) {
+      ranks.close(n, victims, facts.traits.ordered);
+    } else if (leaving > 0 && coming == 0 && facts.retain == facts.budget) {
+      ranks.close_ring(head(h), leaving, facts.initial);
+    } else if (leaving > 0) {
+      ranks.close_by_age(head(h), facts.budget, leaving, facts.initial);
+    }
+  }
+
+  void end_eviction(Index coming) {
+    for (std::size_t h = 0; h < heads_.size(); ++h) {
+      HeadState& state = heads_[h];
+      if (landed() || coming > 0) state.cursor = rules.facts.initial;
+      state.size = sizes_after_[h];
+      state.observed = 0;
+      // Nothing evicted before the first append of a journal comes back.
+      if (journal.open() && !journal.recording()) state.live = state.size;
+    }
+    landing_ = nullptr;
+    unevicted = 0;
+    refresh();
+  }
+
+  void checkpoint() {
+    if (rules.never_evicts()) return;
+    if (!rules.keeps_journal()) raise<StateError>("pith::KvCache: checkpoint() on a cache constructed with max_draft = 0");
+    if (landed()) rules.raise_mid_prompt("checkpoint()");
+    journal.start();
+    for (HeadState& state : heads_) state.live = state.size;
+  }
+
+  bool can_crop(Position p) const {
+    if (landed()) return false;
+    return p == next || (rules.never_evicts() ? p >= 0 && p < next : journal.open() && journal.find(p) >= 0);
+  }
+
+  void crop(Position p) {
+    if (landed()) rules.raise_mid_prompt("crop()");
+    if (!can_crop(p)) rules.raise_crop(p, next, journal.open());
+    if (rules.never_evicts()) {
+      for (Index h = 0; h < heads(); ++h) {
+        const Position* first = home.positions(h);
+        head(h).size = std::lower_bound(first, first + head(h).size, p) - first;
+      }
+      next = p;
+      unevicted = 0;
+    } else if (p != next) {
+      undo_to(journal.find(p));
+    }
+    end_journal();
+    refresh();
+  }
+
+  void clear() {
+    for (HeadState& state : heads_) state = {.cursor = rules.facts.initial};
+    landing_ = nullptr;
+    next = 0;
+    unevicted = 0;
+    end_journal();
+    refresh();
+  }
+
+  void copy(const CacheState& from) {
+    if (from.landed()) rules.raise_mid_prompt("clone()");
+    home.copy_all(from.home);
+    journal.copy_state(from.journal);
+    heads_ = from.heads_;
+    next = from.next;
+    unevicted = from.unevicted;
+    refresh();
+  }
+
+  CacheRules rules;
+  KvSlab<T> home;
+  KvJournal<T> journal;
+  Position next = 0;
+  Index unevicted = 0;  ///< tokens appended since the last eviction
+
+ private:
+  void refresh() {
+    const Index sinks = gap() > 0 ? rules.facts.initial : 0;
+    for (Index h = 0; h < heads(); ++h)
+      runs_[static_cast<std::size_t>(h)] = {.keys = slab().keys(h),
+                                            .values = slab().values(h),
+                                            .rows = size(h),
+                                            .stride = rules.shape.head_dim,
+                                            .positions = slab().positions(h),
+                                            .sinks = std::min(sinks, size(h))};
+  }
+
+  void record(Position first, Index tokens) {
+    journal.begin_append(first, next, tokens, unevicted);
+    for (Index h = 0; h < heads(); ++h) {
+      journal.head_before(journal.newest(), h) = head(h);
+      journal.stats_before(journal.newest(), h, size(h)) = slab().stats(h, 0, size(h));
+    }
+  }
+
+  /// Takes back the journal's appends from number `to` on.
+  void undo_to(Index to) {
+    const auto target = journal.append(to);
+    while (journal.newest() >= to) journal.undo_newest(home);
+    for (Index h = 0; h < heads(); ++h) {
+      head(h) = journal.head_before(to, h);
+      home.stats(h, 0, size(h)) = journal.stats_before(to, h, size(h));
+    }
+    next = target.next;
+    unevicted = target.unevicted;
+  }
+
+  void end_journal() {
+    journal.close();
+    for (HeadState& state : heads_) state.live = 0;
+  }
+
+  KvSlab<T>* landing_ = nullptr;  ///< where the rows are during a chunk too long for home
+  std::vector<HeadState> heads_;
+  std::vector<Index> sizes_after_;
+  std::vector<KvRun<T>> runs_;
+};
+
+}  // namespace pith::inline v0::detail

@@ -1,0 +1,125 @@
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include <pith/attention/attend_kernel.hpp>
+
+#include "support/attention_rows.hpp"
+#include "support/catch.hpp"
+#include "support/near.hpp"
+
+using namespace pith;
+using namespace pith::detail;
+using pith_test::near;
+
+namespace {
+
+template <class T> Matrix<T> random_rows(Index rows, Index dim, std::uint64_t seed) {
+  std::mt19937_64 rng(seed);
+  const Matrix<arithmetic_t<T>> wide = pith_test::random_matrix<arithmetic_t<T>>(rows, dim, rng);
+  Matrix<T> stored(rows, dim);
+  for (Index i = 0; i < wide.size(); ++i) stored.data()[i] = static_cast<T>(wide.data()[i]);
+  return stored;
+}
+
+template <class M> Matrix<double> widened(const M& m) {
+  Matrix<double> wide(m.rows(), m.cols());
+  for (Index i = 0; i < m.rows(); ++i)
+    for (Index j = 0; j < m.cols(); ++j) wide(i, j) = static_cast<double>(widen(m(i, j)));
+  return wide;
+}
+
+/// Scores of all queries by kernels of Q queries.
+template <int Q, class T> Matrix<arithmetic_t<T>> scores(const Matrix<arithmetic_t<T>>& arranged, const Rows<T>& rows) {
+  using S = arithmetic_t<T>;
+  Matrix<S> out(arranged.rows(), rows.count);
+  for (Index q = 0; q < arranged.rows(); q += Q)
+    ScoreKernel<T, Q>::run(arranged.data() + q * arranged.cols(), arranged.cols(), rows, out.data() + q * rows.count, rows.count);
+  return out;
+}
+
+template <int Q, class T> Matrix<arithmetic_t<T>> sums(const Matrix<arithmetic_t<T>>& weights, const Rows<T>& rows, Index padded) {
+  using S = arithmetic_t<T>;
+  Matrix<S> out = Matrix<S>::Zero(weights.rows(), padded);
+  for (Index q = 0; q < weights.rows(); q += Q)
+    ValueKernel<T, Q>::run(weights.data() + q * weights.cols(), weights.cols(), rows, out.data() + q * padded, padded);
+  return out;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("kernels give the same bits for every group of queries, in place or staged", "[attend_kernel]", float, double, bfloat16,
+                   half) {
+  using T = TestType;
+  using S = arithmetic_t<T>;
+  const Index dim = GENERATE(1, 12, 16, 32, 64, 72, 128), count = GENERATE(1, 3, 8, 31, 32);
+  CAPTURE(dim, count);
+  const RowLayout<T> layout(dim);
+  CHECK(layout.padded() >= dim);
+  CHECK(layout.padded() < dim + Simd<S>::width);
+  const Matrix<T> rows = random_rows<T>(count, dim, 1);
+  const Matrix<S> queries = random_rows<S>(4, dim, 2), weights = random_rows<S>(4, count, 3);
+  Matrix<S> arranged(4, layout.padded()), staged = Matrix<S>::Constant(count, layout.padded(), S(9)), back(4, dim);
+  for (Index q = 0; q < 4; ++q) layout.arrange(queries.data() + q * dim, S(.5), arranged.data() + q * layout.padded());
+  layout.stage(rows.data(), dim, count, staged.data());
+
+  const Rows<S> copied{staged.data(), layout.padded(), count, nullptr};
+  const Matrix<S> score = scores<4>(arranged, copied), sum = sums<4>(weights, copied, layout.padded());
+  CHECK(near(score, .5 * widened(queries) * widened(rows).transpose(), pith_test::dot_bound<S>(widened(queries), widened(rows))));
+  for (Index q = 0; q < 4; ++q) layout.restore(sum.data() + q * layout.padded(), S(2), back.data() + q * dim);
+  CHECK(near(back, 2 * widened(weights) * widened(rows), 2 * pith_test::dot_bound<S>(widened(weights), widened(rows).transpose())));
+
+  CHECK(near(scores<1>(arranged, copied), score, 0));
+  CHECK(near(scores<2>(arranged, copied), score, 0));
+  CHECK(near(sums<1>(weights, copied, layout.padded()), sum, 0));
+  CHECK(near(sums<2>(weights, copied, layout.padded()), sum, 0));
+  if (!layout.whole) return;
+  for (const T* ahead : {static_cast<const T*>(nullptr), rows.data()}) {
+    const Rows<T> there{rows.data(), dim, count, ahead};
+    CHECK(near(scores<1>(arranged, there), score, 0));
+    CHECK(near(scores<2>(arranged, there), score, 0));
+    CHECK(near(scores<4>(arranged, there), score, 0));
+    CHECK(near(sums<1>(weights, there, layout.padded()), sum, 0));
+    CHECK(near(sums<2>(weights, there, layout.padded()), sum, 0));
+    CHECK(near(sums<4>(weights, there, layout.padded()), sum, 0));
+  }
+}
+
+TEMPLATE_TEST_CASE("lanes are summed each on its own", "[attend_kernel]", float, double) {
+  using V = Simd<TestType>;
+  typename V::Packet rows[V::width];
+  TestType lanes[V::width];
+  for (int r = 0; r < V::width; ++r) {
+    for (int i = 0; i < V::width; ++i) lanes[i] = static_cast<TestType>(100 * r + i * i);
+    rows[r] = V::load(lanes);
+  }
+  V::store(lanes, V::sum_each(rows));
+  for (int r = 0; r < V::width; ++r) {
+    int expected = 0;
+    for (int i = 0; i < V::width; ++i) expected += 100 * r + i * i;
+    CHECK(lanes[r] == static_cast<TestType>(expected));
+  }
+}
+
+TEMPLATE_TEST_CASE("exp of what is not positive", "[attend_kernel]", float, double) {
+  using S = TestType;
+  using V = Simd<S>;
+  const auto exp_down = [](S x) { return V::first(V::exp_down(V::broadcast(x))); };
+  const S inf = std::numeric_limits<S>::infinity();
+  CHECK(exp_down(S(0)) == S(1));
+  CHECK(exp_down(-S(0)) == S(1));
+  CHECK(exp_down(-inf) == S(0));
+  CHECK(exp_down(std::numeric_limits<S>::lowest()) == S(0));
+  CHECK(exp_down(S(-1e5)) == S(0));
+  CHECK(std::isnan(exp_down(std::numeric_limits<S>::quiet_NaN())));
+  const double smallest = std::is_same_v<S, float> ? -87.3 : -708.3, eps = static_cast<double>(std::numeric_limits<S>::epsilon());
+  double worst = 0;
+  for (int i = 0; i <= 20000; ++i) {
+    const S x = static_cast<S>(smallest * i / 20000);
+    worst = std::max(worst, std::abs(static_cast<double>(exp_down(x)) / static_cast<double>(std::exp(static_cast<long double>(x))) - 1));
+  }
+  CAPTURE(worst / eps);
+  CHECK(worst <= 2 * eps);
+}
