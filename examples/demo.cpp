@@ -34,7 +34,7 @@ struct Contender {
 std::vector<Contender> contenders(Index rows) {
   return {{"window", rows, Window{rows}},
           {"sinks + window", rows, SinkWindow{.sinks = 4, .window = rows - 4}},
-          {"sinks + window, stream positions", rows, SinkWindow{.sinks = 4, .window = rows - 4, .reading = Reading::stream}, true},
+          {"sinks + window at stream positions", rows, SinkWindow{.sinks = 4, .window = rows - 4, .reading = Reading::stream}, true},
           {"heavy hitters", rows, HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2}, true}};
 }
 
@@ -92,10 +92,10 @@ void short_table(const Decoder<float>& decoder, const std::vector<Token>& text, 
   csv << "policy,rows,bytes_held,nats_per_byte,kl_to_dense\n";
   std::printf("Short: %zu windows of %td held-out bytes, the first %td as prompt, the last %td measured\n\n", windows.size(), window_bytes,
               prompt_bytes, measured);
-  std::printf("  %-34s %5s %11s %11s %12s\n", "policy", "rows", "bytes held", "nats/byte", "KL to dense");
+  std::printf("  %-35s %5s %11s %11s %12s\n", "policy", "rows", "bytes held", "nats/byte", "KL to dense");
   const auto line = [&](const std::string& name, Index rows, const ShortRun& run) {
     const Quality quality = compare(run, dense, windows);
-    std::printf("  %-34s %5td %11zu %11.4f %12.4f\n", name.c_str(), rows, run.bytes_held, quality.nats, quality.divergence);
+    std::printf("  %-35s %5td %11zu %11.4f %12.4f\n", name.c_str(), rows, run.bytes_held, quality.nats, quality.divergence);
     csv << '"' << name << "\"," << rows << ',' << run.bytes_held << ',' << quality.nats << ',' << quality.divergence << '\n';
   };
   line("dense", full.caches()[0].capacity(), dense);
@@ -113,16 +113,17 @@ void stream_table(const Decoder<float>& decoder, std::span<const Token> text, co
   csv << "policy,rows,bytes_held,nats_per_byte_first,nats_per_byte_all,past_trained_length\n";
   std::printf("\nStream: %zu held-out bytes in one go, one by one; the model was trained on %td\n\n", text.size() - 1,
               decoder.config().max_position_embeddings);
-  std::printf("  %-34s %5s %11s %12s %11s\n", "policy", "rows", "bytes held", "first 1,500", "nats/byte");
+  std::printf("  %-35s %5s %11s %12s %11s\n", "policy", "rows", "bytes held", "first 1,500", "nats/byte");
   std::vector<Contender> all{{"dense", static_cast<Index>(text.size()), Dense{}, true}};
   for (const Index rows : {32, 128})
     for (Contender& contender : contenders(rows)) all.push_back(std::move(contender));
   for (const Contender& contender : all) {
-    auto session = decoder.start(contender.policy, {.max_prompt = 1, .max_tokens = static_cast<Index>(text.size()), .max_draft = 0, .executor = executor});
+    auto session = decoder.start(contender.policy,
+                                 {.max_prompt = 1, .max_tokens = static_cast<Index>(text.size()), .max_draft = 0, .executor = executor});
     const double early = example::nats_per_byte(session, text.first(first + 1));
     const double late = example::nats_per_byte(session, text.subspan(first));
     const double whole = (early * first + late * static_cast<double>(text.size() - 1 - first)) / static_cast<double>(text.size() - 1);
-    std::printf("  %-34s %5td %11zu %12.4f %11.4f%s\n", contender.name.c_str(), contender.rows, session.cache_bytes(), early, whole,
+    std::printf("  %-35s %5td %11zu %12.4f %11.4f%s\n", contender.name.c_str(), contender.rows, session.cache_bytes(), early, whole,
                 contender.leaves_trained_length ? "  past the trained length" : "");
     csv << '"' << contender.name << "\"," << contender.rows << ',' << session.cache_bytes() << ',' << early << ',' << whole << ','
         << contender.leaves_trained_length << '\n';
@@ -158,7 +159,8 @@ int main(int argc, char** argv) try {
   stream_table(decoder, std::span(text).first(std::min<std::size_t>(text.size(), 6001)), csv_folder, pool);
   continuation(decoder, std::span(text).first(241), pool);
   std::printf("\n%.1f seconds on %td threads; the same numbers are in %s/short.csv and %s/stream.csv\n",
-              std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), pool.size(), csv_folder.c_str(), csv_folder.c_str());
+              std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), pool.size(), csv_folder.c_str(),
+              csv_folder.c_str());
 } catch (const std::exception& error) {
   std::fprintf(stderr, "%s\n", error.what());
   return 1;

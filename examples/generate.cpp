@@ -39,15 +39,24 @@ Arguments parse(int argc, char** argv) {
     }
     if (i + 1 == argc) throw std::invalid_argument(name + " needs a value");
     const char* value = argv[++i];
-    if (name == "--policy") arguments.policy = value;
-    else if (name == "--prompt") arguments.prompt = value;
-    else if (name == "--ids") arguments.ids = value;
-    else if (name == "--tokens") arguments.tokens = std::atoll(value);
-    else if (name == "--threads") arguments.threads = std::atoll(value);
-    else if (name == "--temperature") arguments.temperature = std::strtof(value, nullptr);
-    else if (name == "--top-p") arguments.top_p = std::strtof(value, nullptr);
-    else if (name == "--seed") arguments.seed = std::strtoull(value, nullptr, 10);
-    else throw std::invalid_argument("unknown option " + name);
+    if (name == "--policy")
+      arguments.policy = value;
+    else if (name == "--prompt")
+      arguments.prompt = value;
+    else if (name == "--ids")
+      arguments.ids = value;
+    else if (name == "--tokens")
+      arguments.tokens = std::atoll(value);
+    else if (name == "--threads")
+      arguments.threads = std::atoll(value);
+    else if (name == "--temperature")
+      arguments.temperature = std::strtof(value, nullptr);
+    else if (name == "--top-p")
+      arguments.top_p = std::strtof(value, nullptr);
+    else if (name == "--seed")
+      arguments.seed = std::strtoull(value, nullptr, 10);
+    else
+      throw std::invalid_argument("unknown option " + name);
   }
   return arguments;
 }
@@ -86,11 +95,13 @@ int main(int argc, char** argv) try {
     prompt.push_back(0);
     for (const char c : arguments.prompt) prompt.push_back(static_cast<unsigned char>(c));
   } else {
-    throw std::invalid_argument("this model has " + std::to_string(decoder.vocab_size()) + " tokens and pith has no tokenizer: give --ids 1,2,3");
+    throw std::invalid_argument("this model has " + std::to_string(decoder.vocab_size()) +
+                                " tokens and pith has no tokenizer: give --ids 1,2,3");
   }
 
   ThreadPool pool(arguments.threads);
-  auto session = decoder.start(policy(arguments.policy), {.max_prompt = static_cast<Index>(prompt.size()), .max_draft = 0, .executor = pool});
+  auto session =
+      decoder.start(policy(arguments.policy), {.max_prompt = static_cast<Index>(prompt.size()), .max_draft = 0, .executor = pool});
   std::mt19937_64 rng(arguments.seed);
   const auto print = [&](Token t) { bytes ? std::printf("%c", char(t)) : std::printf("%d ", t); };
   if (bytes) std::printf("%s", arguments.prompt.c_str());

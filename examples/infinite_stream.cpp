@@ -30,8 +30,8 @@ int main(int argc, char** argv) {
     nats -= example::log_probabilities(session.decode(token(i)).row(0))[static_cast<std::size_t>(token(i + 1))];
     if (const long long every = stream / 10; (i + 1) % every == 0) {
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
-      std::printf("%12d %12td %16zu %12.4f %12.0f\n", session.next_position(), session.caches()[0].size(0), session.bytes(), nats / double(every),
-                  double(every) / seconds);
+      std::printf("%12d %12td %16zu %12.4f %12.0f\n", session.next_position(), session.caches()[0].size(0), session.bytes(),
+                  nats / double(every), double(every) / seconds);
       nats = 0;
       since = std::chrono::steady_clock::now();
     }
@@ -43,7 +43,8 @@ int main(int argc, char** argv) {
   auto dense = decoder.start(Dense{}, {.max_prompt = 1, .max_tokens = prompt, .max_draft = 0});
   bounded.prefill(tokens);
   const double row = double(dense.cache_bytes()) / double(prompt * decoder.config().num_hidden_layers);
-  std::printf("\nA prompt of %td tokens through %td rows a head, %td layers:\n", prompt, bounded.caches()[0].budget(), decoder.config().num_hidden_layers);
+  std::printf("\nA prompt of %td tokens through %td rows a head, %td layers:\n", prompt, bounded.caches()[0].budget(),
+              decoder.config().num_hidden_layers);
   std::printf("%24s %14zu bytes\n", "dense, all layers", dense.cache_bytes());
   std::printf("%24s %14zu bytes = %.2f layers of the prompt\n", "all that was allocated", bounded.cache_bytes() + bounded.landing_bytes(),
               double(bounded.cache_bytes() + bounded.landing_bytes()) / (row * double(prompt)));

@@ -17,7 +17,8 @@ Matrix<float> random_rows(Index rows, Index cols, std::mt19937_64& rng) {
 }
 
 /// Softmax attention as anybody writes it, for the queries [group, head_dim] of one kv head; leaves the weights for the cache to see.
-Matrix<float> your_attention(const Matrix<float>& q, Eigen::Map<const Matrix<float>> keys, Eigen::Map<const Matrix<float>> values, Matrix<float>& weights) {
+Matrix<float> your_attention(const Matrix<float>& q, Eigen::Map<const Matrix<float>> keys, Eigen::Map<const Matrix<float>> values,
+                             Matrix<float>& weights) {
   weights = (q * keys.transpose() / std::sqrt(float(q.cols()))).array().exp();
   weights.array().colwise() /= weights.rowwise().sum().array().eval();
   return weights * values;
@@ -50,5 +51,6 @@ int main() {
     cache.evict();  // at most 128 rows a head between tokens
   }
   std::printf("dense         %5td rows  %8zu bytes\n", dense.size(0), dense.bytes());
-  std::printf("heavy hitters %5td rows  %8zu bytes  relative error of the output %.3f\n", cache.size(0), cache.bytes(), std::sqrt(error / size));
+  std::printf("heavy hitters %5td rows  %8zu bytes  relative error of the output %.3f\n", cache.size(0), cache.bytes(),
+              std::sqrt(error / size));
 }

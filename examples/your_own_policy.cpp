@@ -1,6 +1,8 @@
 #include <cstdio>
+
 #include <pith/io.hpp>
 #include <pith/pith.hpp>
+
 #include "support/model_text.hpp"
 
 /// Keeps the rows with the largest values, and the newest: whoever speaks softly is forgotten.
@@ -8,10 +10,10 @@ struct LoudValues {
   pith::Index loud = 16, recent = 16;
   pith::Index budget() const { return loud + recent; }
   pith::Index stats(const pith::AttentionShape&) const { return 1; }  // one number beside each row: the norm of its value
-  template <class S>
-  void admit(const pith::KvRows<S>& fresh, pith::MatrixRef<S> stats) const { stats.row(0) = fresh.values.rowwise().norm(); }
-  template <class S>
-  void score(const pith::KvRows<S>& rows, pith::VectorRef<S> out) const {
+  template <class S> void admit(const pith::KvRows<S>& fresh, pith::MatrixRef<S> stats) const {
+    stats.row(0) = fresh.values.rowwise().norm();
+  }
+  template <class S> void score(const pith::KvRows<S>& rows, pith::VectorRef<S> out) const {
     out = rows.stats.row(0);
     keep_newest(rows, recent, out);
   }

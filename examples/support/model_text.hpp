@@ -40,10 +40,10 @@ inline std::vector<double> log_probabilities(pith::ConstVectorRef<float> logits)
 }
 
 /// Mean nats a byte of reading `text` one token at a time: what -log p(next) comes to.
-template <class Session>
-double nats_per_byte(Session& session, std::span<const pith::Token> text) {
+template <class Session> double nats_per_byte(Session& session, std::span<const pith::Token> text) {
   double nats = 0;
-  for (std::size_t i = 0; i + 1 < text.size(); ++i) nats -= log_probabilities(session.decode(text[i]).row(0))[static_cast<std::size_t>(text[i + 1])];
+  for (std::size_t i = 0; i + 1 < text.size(); ++i)
+    nats -= log_probabilities(session.decode(text[i]).row(0))[static_cast<std::size_t>(text[i + 1])];
   return nats / static_cast<double>(text.size() - 1);
 }
 

@@ -37,8 +37,7 @@ struct Tensor {
   Index extent(std::size_t axis) const { return axis < shape.size() ? shape[axis] : 1; }
   Index width() const { return shape.back(); }
   /// The last axis at these leading indices.
-  template <class V>
-  auto row_of(const V& all, std::initializer_list<Index> at) const {
+  template <class V> auto row_of(const V& all, std::initializer_list<Index> at) const {
     Index offset = 0;
     std::size_t axis = 0;
     for (const Index i : at) offset = offset * shape[axis++] + i;
@@ -84,8 +83,7 @@ class Golden {
   std::set<std::string> unread_;
 };
 
-template <class Row>
-double distance(const Row& ours, std::span<const double> theirs) {
+template <class Row> double distance(const Row& ours, std::span<const double> theirs) {
   REQUIRE(ours.size() == static_cast<Index>(theirs.size()));
   double worst = 0;
   for (Index i = 0; i < ours.size(); ++i) worst = std::max(worst, std::abs(double(ours[i]) - theirs[static_cast<std::size_t>(i)]));
@@ -99,8 +97,7 @@ Token argmax(ConstVectorRef<float> row) {
   return static_cast<Token>(best);
 }
 
-template <class Weights>
-Decoder<float> load(const fs::path& folder, const std::string& config, Weights layout) {
+template <class Weights> Decoder<float> load(const fs::path& folder, const std::string& config, Weights layout) {
   LoadOptions options;
   options.config = config;
   options.weights = layout;
@@ -138,7 +135,8 @@ void check_greedy(const Decoder<float>& decoder, std::span<const Token> prompt, 
 
 /// Cached decoding is full recomputation: bit for bit where the angles of a token do not depend on who follows it.
 void check_cached(const Decoder<float>& decoder, std::span<const Token> ids, const Matrix<float>& full) {
-  const bool moving = decoder.config().rope_scaling.type == RopeType::dynamic && static_cast<Index>(ids.size()) > decoder.config().max_position_embeddings;
+  const bool moving =
+      decoder.config().rope_scaling.type == RopeType::dynamic && static_cast<Index>(ids.size()) > decoder.config().max_position_embeddings;
   if (moving) return;
   auto session = decoder.start(Dense{}, room_for(ids.size()));
   const std::size_t prompt = ids.size() / 2;
@@ -170,9 +168,11 @@ void check_config(const fs::path& folder, const std::string& config, const fs::p
   if (golden.has("inv_freq")) {
     const Tensor inv_freq = golden.get("inv_freq");
     const DecoderConfig& c = decoder.config();
-    const Rope<float> rope({.head_dim = c.head_dim, .theta = c.rope_theta, .scaling = c.rope_scaling, .max_position_embeddings = c.max_position_embeddings});
+    const Rope<float> rope(
+        {.head_dim = c.head_dim, .theta = c.rope_theta, .scaling = c.rope_scaling, .max_position_embeddings = c.max_position_embeddings});
     for (Index i = 0; i < inv_freq.width(); ++i)
-      CHECK(std::abs(double(rope.inv_freq()[i]) - inv_freq.values[i]) <= 4 * double(std::numeric_limits<float>::epsilon()) * inv_freq.values[i]);
+      CHECK(std::abs(double(rope.inv_freq()[i]) - inv_freq.values[i]) <=
+            4 * double(std::numeric_limits<float>::epsilon()) * inv_freq.values[i]);
   }
   golden.done();
 }
@@ -187,9 +187,12 @@ void check_checkpoint(const fs::path& folder) {
   };
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
-    if (const auto suffix = middle(name, "golden", ".safetensors")) goldens[*suffix] = entry.path();
-    else if (middle(name, "config", ".json")) configs.push_back(name);
-    else if (!middle(name, "model", ".safetensors") && name != "model.safetensors.index.json") FAIL_CHECK("nobody tests " << entry.path().string());
+    if (const auto suffix = middle(name, "golden", ".safetensors"))
+      goldens[*suffix] = entry.path();
+    else if (middle(name, "config", ".json"))
+      configs.push_back(name);
+    else if (!middle(name, "model", ".safetensors") && name != "model.safetensors.index.json")
+      FAIL_CHECK("nobody tests " << entry.path().string());
   }
   std::set<std::string> used;
   for (const std::string& config : configs) {
@@ -249,7 +252,8 @@ void check_scores(const Session<float>& session, const Tensor& scores, const Ten
 /// The leading features of layer 0's rows after the last call, as the reference keeps them: keys before rotation.
 void check_rows(const Decoder<float>& decoder, const Session<float>& session, Golden& golden, const Tensor& kept, Index call) {
   const DecoderConfig& c = decoder.config();
-  const Rope<float> rope({.head_dim = c.head_dim, .theta = c.rope_theta, .scaling = c.rope_scaling, .max_position_embeddings = c.max_position_embeddings});
+  const Rope<float> rope(
+      {.head_dim = c.head_dim, .theta = c.rope_theta, .scaling = c.rope_scaling, .max_position_embeddings = c.max_position_embeddings});
   const Tensor k = golden.get("k0_final"), v = golden.get("v0_final");
   const auto& cache = session.caches()[0];
   for (Index h = 0; h < k.extent(0); ++h) {
@@ -340,8 +344,11 @@ TEST_CASE("golden.model: every checkpoint, config spelling and cache trace", "[g
             check_trace(file.path(), trace, traces % 2 == 0 ? ExecutorRef(serial) : ExecutorRef(pool));
             ++traces;
             break;
-          case Owner::nobody: FAIL_CHECK("nobody tests " << file.path().string()); break;
-          default: ++left_to_others;
+          case Owner::nobody:
+            FAIL_CHECK("nobody tests " << file.path().string());
+            break;
+          default:
+            ++left_to_others;
         }
       }
     }

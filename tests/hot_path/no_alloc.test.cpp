@@ -17,8 +17,7 @@ using namespace pith;
 
 namespace {
 
-template <class F>
-std::size_t allocations_in(F&& f) {
+template <class F> std::size_t allocations_in(F&& f) {
   const auto before = pith_test::allocations();
   f();
   return static_cast<std::size_t>(pith_test::allocations() - before);
@@ -41,7 +40,8 @@ TEST_CASE("prefill, decode, checkpoint and crop allocate nothing", "[hot_path]")
   const Decoder<float> decoder = pith_test::random_decoder<float>(config);
   const std::vector<Token> tokens = pith_test::random_tokens(300, 50);
   ThreadPool pool(2);
-  const std::vector<AnyPolicy<float>> policies{Dense{}, Window{20}, SinkWindow{.sinks = 4, .window = 16}, HeavyHitter{.heavy = 12, .recent = 12}};
+  const std::vector<AnyPolicy<float>> policies{Dense{}, Window{20}, SinkWindow{.sinks = 4, .window = 16},
+                                               HeavyHitter{.heavy = 12, .recent = 12}};
   for (std::size_t p = 0; p < policies.size(); ++p)
     for (const ExecutorRef executor : {ExecutorRef(serial), ExecutorRef(pool)}) {
       INFO("policy " << p << ", " << executor.size() << " threads");
@@ -50,7 +50,8 @@ TEST_CASE("prefill, decode, checkpoint and crop allocate nothing", "[hot_path]")
         std::mt19937_64 rng(1);
         CHECK(allocations_in([&] { session.prefill(std::span(tokens).first(200)); }) == 0);
         CHECK(allocations_in([&] {
-                for (int i = 0; i < 40; ++i) session.decode(sampler.sample(session.decode(tokens[static_cast<std::size_t>(i)]).row(0), rng));
+                for (int i = 0; i < 40; ++i)
+                  session.decode(sampler.sample(session.decode(tokens[static_cast<std::size_t>(i)]).row(0), rng));
               }) == 0);
         CHECK(allocations_in([&] {
                 for (int i = 0; i < 10; ++i) {

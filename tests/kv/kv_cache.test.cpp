@@ -1,8 +1,8 @@
-#include <pith/kv.hpp>
-
 #include <limits>
 #include <utility>
 #include <vector>
+
+#include <pith/kv.hpp>
 
 #include "support/catch.hpp"
 #include "support/kv_stream.hpp"
@@ -19,19 +19,13 @@ constexpr Index width = 16;
 struct KeepsAll {
   Index rows = 4;
   Index budget() const { return rows; }
-  template <class S>
-  void score(const KvRows<S>&, VectorRef<S> out) const {
-    out.setConstant(std::numeric_limits<S>::infinity());
-  }
+  template <class S> void score(const KvRows<S>&, VectorRef<S> out) const { out.setConstant(std::numeric_limits<S>::infinity()); }
 };
 struct Greedy {
   Index b = 4, r = 4, s = 0;
   Index budget() const { return b; }
   Index retain() const { return r; }
-  template <class S>
-  void score(const KvRows<S>&, VectorRef<S> out) const {
-    out.setZero();
-  }
+  template <class S> void score(const KvRows<S>&, VectorRef<S> out) const { out.setZero(); }
 };
 }  // namespace
 
@@ -57,20 +51,23 @@ TEST_CASE("a refused call changes nothing and says what to do", "[kv]") {
   KvStream<float> stream(shape, 3);
   for (int i = 0; i < 6; ++i) stream.step(cache, 1);
   const auto before = cache.clone();
-  const Matrix<float> row = stream.random(1, width), two = stream.random(2, width), three = stream.random(3, width), wrong = stream.random(1, 15);
+  const Matrix<float> row = stream.random(1, width), two = stream.random(2, width), three = stream.random(3, width),
+                      wrong = stream.random(1, 15);
   const Eigen::VectorXf column = Eigen::VectorXf::Zero(width);
 
   CHECK_THROWS_AS(cache.append(wrong, row), ShapeError);
   CHECK_THROWS_AS(cache.append(row, two), ShapeError);
   CHECK_THROWS_WITH(cache.append(column, column), contains("did you mean k.transpose()?"));
   CHECK_THROWS_AS(cache.append(three, three), CapacityError);
-  CHECK_THROWS_WITH(cache.append(three, three), contains("full (4 of 6 rows + chunk 3): call evict() after each chunk, or construct with a larger max_chunk"));
+  CHECK_THROWS_WITH(cache.append(three, three),
+                    contains("full (4 of 6 rows + chunk 3): call evict() after each chunk, or construct with a larger max_chunk"));
   const std::vector<TokenKind> kinds(3);
   CHECK_THROWS_WITH(cache.append(row, row, {.kinds = kinds}), contains("3 kinds for 1 tokens"));
   const std::vector<Position> past{3};
   CHECK_THROWS_WITH(cache.append(row, row, {.positions = past}), contains("position 3 where 6 or more is expected"));
   CHECK_THROWS_AS(cache.observe({.kv_head = 2, .weights = row}), ShapeError);
-  CHECK_THROWS_WITH(cache.observe({.kv_head = 0, .weights = Matrix<float>::Zero(2, 3).eval()}), contains("weights is [2, 3], expected [*, 4]"));
+  CHECK_THROWS_WITH(cache.observe({.kv_head = 0, .weights = Matrix<float>::Zero(2, 3).eval()}),
+                    contains("weights is [2, 3], expected [*, 4]"));
   CHECK_THROWS_WITH(cache.observe({.kv_head = 0, .weights = Matrix<float>::Zero(3, 4).eval()}), contains("a multiple of 2"));
   CHECK_THROWS_AS(cache.evict(-1), ShapeError);
   CHECK_THROWS_AS(cache.crop(5), StateError);
@@ -147,7 +144,8 @@ TEST_CASE("a chunk longer than the budget lands, and comes home evicted", "[kv]"
     // The same rows in another order: the same sums up to rounding.
     CHECK((a.step(cache, tokens) - b.step(roomy, tokens)).cwiseAbs().maxCoeff() < 60 * 1.2e-7f * 8);
     for (Index h = 0; h < 2; ++h) {
-      std::vector<Position> ours(cache.positions(h).begin(), cache.positions(h).end()), theirs(roomy.positions(h).begin(), roomy.positions(h).end());
+      std::vector<Position> ours(cache.positions(h).begin(), cache.positions(h).end()),
+          theirs(roomy.positions(h).begin(), roomy.positions(h).end());
       std::sort(ours.begin(), ours.end());
       std::sort(theirs.begin(), theirs.end());
       CHECK(ours == theirs);

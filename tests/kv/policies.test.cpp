@@ -16,17 +16,14 @@ struct Bites {
   Index retain() const { return most / 2; }
   PolicyTraits traits() const { return {.ordered = true, .reads_rows = true}; }
   Index stats(const AttentionShape& shape) const { return shape.group() + 1; }
-  template <class S>
-  void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const {
+  template <class S> void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const {
     for (Index r = 0; r < fresh.size(); ++r) stats(0, r) = -fresh.keys.row(r).norm();
   }
-  template <class S>
-  void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {
+  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {
     const Index group = rows.shape.group();
     for (Index q = 0; q < seen.weights.rows(); ++q) stats.row(1 + q % group) += seen.weights.row(q);
   }
-  template <class S>
-  void score(const KvRows<S>& rows, VectorRef<S> out) const {
+  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     for (Index r = 0; r < rows.size(); ++r) {
       const Index next = std::min(r + 1, rows.size() - 1);
       out[r] = rows.stats.col(r).sum() + (rows.keys.row(r) - rows.values.row(next)).norm();
@@ -39,8 +36,7 @@ struct ScoredWindow {
   Index initial_rows, window;
   Index budget() const { return initial_rows + window; }
   PolicyTraits traits() const { return {.keeps_newest = false}; }
-  template <class S>
-  void score(const KvRows<S>& rows, VectorRef<S> out) const {
+  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     for (Index i = 0; i < rows.size(); ++i) {
       const Position p = rows.positions[static_cast<std::size_t>(i)];
       out[i] = p < initial_rows ? std::numeric_limits<S>::infinity() : S(p);
@@ -75,7 +71,8 @@ TEST_CASE("policies keep the laws for other head shapes, in double", "[kv]") {
 }
 
 TEST_CASE("the ring of a window keeps what a score by position keeps", "[kv]") {
-  const auto [sinks, window] = GENERATE(std::pair<Index, Index>{0, 1}, std::pair<Index, Index>{0, 7}, std::pair<Index, Index>{3, 5}, std::pair<Index, Index>{4, 1});
+  const auto [sinks, window] =
+      GENERATE(std::pair<Index, Index>{0, 1}, std::pair<Index, Index>{0, 7}, std::pair<Index, Index>{3, 5}, std::pair<Index, Index>{4, 1});
   const AttentionShape shape{2, 2, 4};
   KvCache<SinkWindow> ring(shape, {.sinks = sinks, .window = window}, {.max_chunk = 30});
   KvCache<ScoredWindow> scored(shape, {sinks, window}, {.max_chunk = 30});
@@ -87,7 +84,8 @@ TEST_CASE("the ring of a window keeps what a score by position keeps", "[kv]") {
     scored.append(k, v);
     REQUIRE(ring.evict() == scored.evict());
     for (Index h = 0; h < 2; ++h) {
-      std::vector<Position> a(ring.positions(h).begin(), ring.positions(h).end()), b(scored.positions(h).begin(), scored.positions(h).end());
+      std::vector<Position> a(ring.positions(h).begin(), ring.positions(h).end()),
+          b(scored.positions(h).begin(), scored.positions(h).end());
       std::sort(a.begin(), a.end());
       std::sort(b.begin(), b.end());
       REQUIRE(a == b);

@@ -35,8 +35,19 @@ std::vector<std::int32_t> naive_victims(const std::vector<S>& score, const std::
 TEMPLATE_TEST_CASE("victims are the lowest scores, older first among equals, NaN below every number", "[kv]", float, double) {
   using S = TestType;
   constexpr S inf = std::numeric_limits<S>::infinity(), nan = std::numeric_limits<S>::quiet_NaN();
-  const std::vector<S> odd = {inf, -inf, nan, -nan, S(0), S(-0.0), std::numeric_limits<S>::lowest(), std::numeric_limits<S>::max(),
-                              std::numeric_limits<S>::denorm_min(), -std::numeric_limits<S>::denorm_min(), S(1), S(1), S(1)};
+  const std::vector<S> odd = {inf,
+                              -inf,
+                              nan,
+                              -nan,
+                              S(0),
+                              S(-0.0),
+                              std::numeric_limits<S>::lowest(),
+                              std::numeric_limits<S>::max(),
+                              std::numeric_limits<S>::denorm_min(),
+                              -std::numeric_limits<S>::denorm_min(),
+                              S(1),
+                              S(1),
+                              S(1)};
   std::mt19937_64 rng(3);
   for (int round = 0; round < 400; ++round) {
     const std::size_t n = 1 + rng() % 40;

@@ -1,11 +1,10 @@
-#include <pith/model/session.hpp>
-
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include <pith/core/executor.hpp>
 #include <pith/kv.hpp>
+#include <pith/model/session.hpp>
 
 #include "laws/token_model_laws.hpp"
 #include "support/catch.hpp"

@@ -13,8 +13,7 @@ using namespace pith;
 
 namespace {
 
-template <class P, class T>
-void random_calls(const P& policy, const AttentionShape& shape, std::uint64_t seed, int operations) {
+template <class P, class T> void random_calls(const P& policy, const AttentionShape& shape, std::uint64_t seed, int operations) {
   using Cache = KvCache<P, Drop, T>;
   INFO("seed " << seed);
   const bool dense = std::is_same_v<P, Dense>;
@@ -48,7 +47,9 @@ void random_calls(const P& policy, const AttentionShape& shape, std::uint64_t se
       case 2:
         if (!open && !dense) cache.evict(static_cast<Index>(stream.rng() % 5));
         break;
-      case 3: cache = cache.clone(); break;
+      case 3:
+        cache = cache.clone();
+        break;
       default: {
         const Index tokens = 1 + static_cast<Index>(stream.rng() % 6);
         if (open && tokens > left) break;

@@ -23,8 +23,7 @@ inline pith::DecoderConfig tiny_config() {
   return config;
 }
 
-template <class S>
-pith::Decoder<S> random_decoder(const pith::DecoderConfig& c, std::uint64_t seed = 1) {
+template <class S> pith::Decoder<S> random_decoder(const pith::DecoderConfig& c, std::uint64_t seed = 1) {
   std::mt19937_64 rng(seed);
   const auto matrix = [&](pith::Index out, pith::Index in) {
     pith::Matrix<S> m(out, in);
