@@ -5,13 +5,13 @@
 
 #include "support/model_text.hpp"
 
-/// Keeps the rows with the largest values, and the newest: whoever speaks softly is forgotten.
-struct LoudValues {
-  pith::Index loud = 16, recent = 16;
-  pith::Index budget() const { return loud + recent; }
+/// Keeps the rows with the smallest values, and the newest: attention parks on tokens that have little to say.
+struct QuietValues {
+  pith::Index quiet = 8, recent = 24;
+  pith::Index budget() const { return quiet + recent; }
   pith::Index stats(const pith::AttentionShape&) const { return 1; }  // one number beside each row: the norm of its value
   template <class S> void admit(const pith::KvRows<S>& fresh, pith::MatrixRef<S> stats) const {
-    stats.row(0) = fresh.values.rowwise().norm();
+    stats.row(0) = -fresh.values.rowwise().norm();
   }
   template <class S> void score(const pith::KvRows<S>& rows, pith::VectorRef<S> out) const {
     out = rows.stats.row(0);
@@ -23,7 +23,7 @@ int main(int argc, char** argv) {
   const auto folder = example::model_folder(argc, argv);
   const auto decoder = pith::load_decoder(folder);
   const auto text = example::byte_tokens(folder / "heldout.txt");
-  auto loud = decoder.start(LoudValues{}), window = decoder.start(pith::Window{32});
-  std::printf("%-28s %6.4f nats/byte\n", "16 loudest + 16 newest:", example::nats_per_byte(loud, std::span(text).first(240)));
+  auto quiet = decoder.start(QuietValues{}), window = decoder.start(pith::Window{32});
+  std::printf("%-28s %6.4f nats/byte\n", "8 quietest + 24 newest:", example::nats_per_byte(quiet, std::span(text).first(240)));
   std::printf("%-28s %6.4f nats/byte\n", "32 newest:", example::nats_per_byte(window, std::span(text).first(240)));
 }
