@@ -69,8 +69,10 @@ template <class S> struct LayerPass {
   Workspace& ws;
 
   /// A prompt: the keys and values of all tokens first, then all queries tile by tile; the caller evicts.
-  /// `rope_length` is the length dynamic scaling looks at: the call's, for all its tokens.
-  template <class Cache> void prefill(Cache& cache, MatrixRef<S> hidden, std::span<const TokenKind> kinds, Position rope_length) const {
+  /// `rope_length` is the length dynamic scaling looks at: the call's, for all its tokens. Rows of hidden before `first_needed` are left
+  /// as they were: nobody reads what the last layer makes of them.
+  template <class Cache>
+  void prefill(Cache& cache, MatrixRef<S> hidden, std::span<const TokenKind> kinds, Position rope_length, Index first_needed = 0) const {
     const Index n = hidden.rows();
     const Position start = cache.next_position();
     for (Index t = 0; t < n; t += prefill_tile) {
@@ -82,7 +84,7 @@ template <class S> struct LayerPass {
       cache.append(k, v, {.kinds = kinds.empty() ? kinds : kinds.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(tile))});
     }
     const Position gap = cache.gap();
-    for (Index t = 0; t < n; t += prefill_tile) {
+    for (Index t = first_needed; t < n; t += prefill_tile) {
       const Index tile = std::min(prefill_tile, n - t);
       const MatrixRef<S> rows = hidden.middleRows(t, tile);
       const Workspace::Scope scope(ws);
@@ -130,7 +132,8 @@ template <class S> struct LayerPass {
     return {p, static_cast<std::size_t>(n)};
   }
 
-  /// Rotates the queries and attends. Sinks at cache positions are read by a second copy of them, rotated as if `gap` tokens were not there.
+  /// Rotates the queries and attends. Sinks at cache positions are read by a second copy of them, rotated as if `gap` tokens were not
+  /// there.
   template <class Cache>
   void look(Cache& cache, const MatrixRef<S>& q, const MatrixRef<S>& out, Position first, Position gap, Position rope_length) const {
     const Workspace::Scope scope(ws);

@@ -149,7 +149,8 @@ class Session {
   /// What was allocated for the one prompt that may be longer than the budget; the layers use it in turn.
   std::size_t landing_bytes() const { return landing_ ? landing_->bytes() : 0; }
   std::size_t bytes() const {
-    return cache_bytes() + landing_bytes() + ws_.bytes() + static_cast<std::size_t>(hidden_.size() + normed_.size() + logits_.size()) * sizeof(S);
+    return cache_bytes() + landing_bytes() + ws_.bytes() +
+           static_cast<std::size_t>(hidden_.size() + normed_.size() + logits_.size()) * sizeof(S);
   }
 
  private:
@@ -160,7 +161,8 @@ class Session {
     whole_ = false;
     for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
       caches_[layer].reserve(n, landing_.get());
-      pass(layer).prefill(caches_[layer], hidden_.topRows(n), kinds, length);
+      const bool only_last = layer + 1 == caches_.size() && !caches_[layer].observes();
+      pass(layer).prefill(caches_[layer], hidden_.topRows(n), kinds, length, only_last ? n - 1 : 0);
       caches_[layer].evict();
     }
     whole_ = true;
