@@ -115,7 +115,8 @@ void silu_mul(ConstMatrixRef<S> gate, std::type_identity_t<ConstMatrixRef<S>> up
   check_shape("silu_mul", "out", out, gate.rows(), gate.cols());
   for (Index t = 0; t < gate.rows(); ++t)
     detail::map_packets(gate.data() + t * gate.outerStride(), up.data() + t * up.outerStride(), out.data() + t * out.outerStride(),
-                        gate.cols(), [](detail::packet_t<S> g, detail::packet_t<S> u) { return detail::Simd<S>::mul(detail::silu<S>(g), u); });
+                        gate.cols(),
+                        [](detail::packet_t<S> g, detail::packet_t<S> u) { return detail::Simd<S>::mul(detail::silu<S>(g), u); });
 }
 
 }  // namespace pith::inline v0

@@ -47,7 +47,9 @@ template <class S = float> class Linear {
   Index in() const { return weight_.cols(); }
   Index out() const { return weight_.rows(); }
   std::size_t bytes() const { return static_cast<std::size_t>(weight_.size() + bias_.size()) * sizeof(S); }
-  std::size_t workspace_bytes(Index tokens, Index workers = 1) const { return detail::dense_workspace_bytes<S>(in(), out(), tokens, workers); }
+  std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
+    return detail::dense_workspace_bytes<S>(in(), out(), tokens, workers);
+  }
 
   const Matrix<S>& weight() const { return weight_; }
   ConstVectorRef<S> bias() const { return bias_; }
@@ -86,8 +88,12 @@ template <class S = float, class T = S> class LinearView {
 
   Index in() const { return weight_.cols(); }
   Index out() const { return weight_.rows(); }
-  std::size_t bytes() const { return static_cast<std::size_t>(weight_.size()) * sizeof(T) + static_cast<std::size_t>(bias_.size()) * sizeof(S); }
-  std::size_t workspace_bytes(Index tokens, Index workers = 1) const { return detail::dense_workspace_bytes<S>(in(), out(), tokens, workers); }
+  std::size_t bytes() const {
+    return static_cast<std::size_t>(weight_.size()) * sizeof(T) + static_cast<std::size_t>(bias_.size()) * sizeof(S);
+  }
+  std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
+    return detail::dense_workspace_bytes<S>(in(), out(), tokens, workers);
+  }
 
   ConstMatrixRef<T> weight() const { return weight_; }
   ConstVectorRef<S> bias() const { return bias_; }
@@ -100,7 +106,8 @@ template <class S = float, class T = S> class LinearView {
 
 template <class S> LinearView(const Linear<S>&) -> LinearView<S, S>;
 template <detail::EigenDense W> LinearView(const W&) -> LinearView<arithmetic_t<detail::scalar_t<W>>, detail::scalar_t<W>>;
-template <detail::EigenDense W, class B> LinearView(const W&, const B&) -> LinearView<arithmetic_t<detail::scalar_t<W>>, detail::scalar_t<W>>;
+template <detail::EigenDense W, class B>
+LinearView(const W&, const B&) -> LinearView<arithmetic_t<detail::scalar_t<W>>, detail::scalar_t<W>>;
 
 /// The same over panels packed once: the form for decoding, where reading the weights is all the time there is. Copies share the panels.
 ///
@@ -125,7 +132,9 @@ template <class S = float, class T = S> class PackedLinear {
   Index in() const { return weight_.in(); }
   Index out() const { return weight_.out(); }
   std::size_t bytes() const { return weight_.bytes() + static_cast<std::size_t>(bias_.size()) * sizeof(S); }
-  std::size_t workspace_bytes(Index tokens, Index workers = 1) const { return detail::dense_workspace_bytes<S>(in(), out(), tokens, workers); }
+  std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
+    return detail::dense_workspace_bytes<S>(in(), out(), tokens, workers);
+  }
 
   const PackedWeight<T>& weight() const { return weight_; }
   ConstVectorRef<S> bias() const { return bias_; }
@@ -212,7 +221,8 @@ template <class S = float> class AnyLinear {
   };
 
   const Op& op() const {
-    if (!op_) [[unlikely]] raise<StateError>("pith::AnyLinear: empty; assign a Linear, LinearView or PackedLinear to it first");
+    if (!op_) [[unlikely]]
+      raise<StateError>("pith::AnyLinear: empty; assign a Linear, LinearView or PackedLinear to it first");
     return *op_;
   }
 
@@ -220,8 +230,10 @@ template <class S = float> class AnyLinear {
 };
 
 template <class L>
-requires LinearOp<L> AnyLinear(L) -> AnyLinear<typename L::Scalar>;
+requires LinearOp<L> AnyLinear(L)
+->AnyLinear<typename L::Scalar>;
 template <class L>
-requires LinearOp<L> AnyLinear(L, std::shared_ptr<const void>) -> AnyLinear<typename L::Scalar>;
+requires LinearOp<L> AnyLinear(L, std::shared_ptr<const void>)
+->AnyLinear<typename L::Scalar>;
 
 }  // namespace pith::inline v0

@@ -60,8 +60,7 @@ inline void check_bias(std::string_view where, Index out, Index bias) {
 }
 
 /// Rows first_row … of a weight, widened.
-template <class T>
-void copy_rows(std::string_view where, ConstMatrixRef<T> weight, Index first_row, MatrixRef<arithmetic_t<T>> rows) {
+template <class T> void copy_rows(std::string_view where, ConstMatrixRef<T> weight, Index first_row, MatrixRef<arithmetic_t<T>> rows) {
   check_shape(text(where, "::copy_weight"), "rows", rows, any_extent, weight.cols());
   if (first_row < 0 || first_row > weight.rows() - rows.rows()) [[unlikely]]
     raise<ShapeError>(text("pith::", where, "::copy_weight: rows ", first_row, " to ", first_row + rows.rows(), " of a weight with ",

@@ -41,17 +41,23 @@ void matmul_transposed(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> x, 
 
 namespace detail {
 
-inline constexpr Index token_block = 128;        // tokens that share a pass over the weights
-inline constexpr Index copied_depth = 512;       // columns of x copied together: 128 rows of them fit half of L2
+inline constexpr Index token_block = 128;                  // tokens that share a pass over the weights
+inline constexpr Index copied_depth = 512;                 // columns of x copied together: 128 rows of them fit half of L2
 inline constexpr Index copied_stride = copied_depth + 16;  // no power of two: rows spread over all sets of L1
-inline constexpr Index copy_tokens = 24;         // from here on rows of x that lie far apart would evict each other
-inline constexpr Index alone_bytes = 1 << 20;    // weights that stay in L2: one token is bound by latency, not by reading
-inline constexpr double worth_waking = 1 << 16;  // multiply-adds below which a second worker costs more than it saves
+inline constexpr Index copy_tokens = 24;                   // from here on rows of x that lie far apart would evict each other
+inline constexpr Index alone_bytes = 1 << 20;              // weights that stay in L2: one token is bound by latency, not by reading
+inline constexpr double worth_waking = 1 << 16;            // multiply-adds below which a second worker costs more than it saves
 
 template <class S> struct Product {
   Product(const ConstMatrixRef<S>& x_, const ConstVectorRef<S>& bias_, MatrixRef<S>& y_)
-      : x(x_.data()), bias(bias_.size() ? bias_.data() : nullptr), y(y_.data()), x_stride(x_.outerStride()), y_stride(y_.outerStride()),
-        tokens(x_.rows()), in(x_.cols()), out(y_.cols()) {}
+      : x(x_.data()),
+        bias(bias_.size() ? bias_.data() : nullptr),
+        y(y_.data()),
+        x_stride(x_.outerStride()),
+        y_stride(y_.outerStride()),
+        tokens(x_.rows()),
+        in(x_.cols()),
+        out(y_.cols()) {}
   const S* x;
   const S* bias;  // nullptr: none
   S* y;
@@ -78,8 +84,15 @@ void panel_rows(const Product<S>& o, Index p, Index begin, Index end, const S* x
     const Index tokens = rows.end - rows.begin;
     S* y = o.y + (begin + rows.begin) * o.y_stride + column;
     const Index y_stride = o.y_stride;
-    TileArgs<S> a{x + rows.begin * x_stride, x_stride, depth, first ? first_sums(o, column) : y, first ? 0 : y_stride, y, y_stride,
-                  static_cast<const char*>(ahead) + i * step * depth, step};
+    TileArgs<S> a{x + rows.begin * x_stride,
+                  x_stride,
+                  depth,
+                  first ? first_sums(o, column) : y,
+                  first ? 0 : y_stride,
+                  y,
+                  y_stride,
+                  static_cast<const char*>(ahead) + i * step * depth,
+                  step};
     if (columns == panel_width) {
       run_tile<T>(int(tokens), a, w);
       continue;
@@ -169,7 +182,8 @@ template <class Source, class S> void product(const Product<S>& o, const Source&
   });
 }
 
-template <class S> void check_product(const char* where, const ConstMatrixRef<S>& x, Index in, Index out, Index bias, const MatrixRef<S>& y) {
+template <class S>
+void check_product(const char* where, const ConstMatrixRef<S>& x, Index in, Index out, Index bias, const MatrixRef<S>& y) {
   check_shape(where, "x", x, any_extent, in);
   check_shape(where, "y", y, x.rows(), out);
   if (bias != 0 && bias != out) [[unlikely]]

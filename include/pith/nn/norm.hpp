@@ -28,7 +28,8 @@ template <class S, class F> S sum_packets(const S* x, Index n, S pad, F&& f) {
 
 template <class S> void check_norm(std::string_view where, Index weight, S eps) {
   if (weight == 0 || !(eps >= S(0))) [[unlikely]]
-    raise<ShapeError>(text("pith::", where, ": weight has ", weight, " entries and eps is ", eps, "; expected one for each feature and eps >= 0"));
+    raise<ShapeError>(
+        text("pith::", where, ": weight has ", weight, " entries and eps is ", eps, "; expected one for each feature and eps >= 0"));
 }
 
 }  // namespace detail
@@ -89,7 +90,8 @@ template <class S = float> class LayerNorm {
   using Scalar = S;
 
   LayerNorm() = default;
-  explicit LayerNorm(Vector<S> weight, Vector<S> bias = {}, S eps = S(1e-5)) : weight_(std::move(weight)), bias_(std::move(bias)), eps_(eps) {
+  explicit LayerNorm(Vector<S> weight, Vector<S> bias = {}, S eps = S(1e-5))
+      : weight_(std::move(weight)), bias_(std::move(bias)), eps_(eps) {
     detail::check_norm("LayerNorm", weight_.size(), eps);
     if (bias_.size() == 0) bias_ = Vector<S>::Zero(weight_.size());
     check_shape("LayerNorm", "bias", bias_, weight_.size(), 1);

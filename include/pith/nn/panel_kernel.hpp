@@ -18,9 +18,9 @@ namespace pith::inline v0::detail {
 /// How many accumulators the register file holds, and what follows from it.
 template <class S> struct TileShape {
   using V = Simd<S>;
-  static constexpr int row = int(panel_width) / V::width;        // packets in a row of a panel
-  static constexpr int budget = V::registers == 32 ? 24 : 12;    // accumulators, leaving room for weights and a broadcast
-  static constexpr int tokens = budget / std::min(4, row);       // rows of x together: 3 on AVX2, 12 on AVX-512
+  static constexpr int row = int(panel_width) / V::width;          // packets in a row of a panel
+  static constexpr int budget = V::registers == 32 ? 24 : 12;      // accumulators, leaving room for weights and a broadcast
+  static constexpr int tokens = budget / std::min(4, row);         // rows of x together: 3 on AVX2, 12 on AVX-512
   static constexpr int alone = std::max(1, std::min(4, 8 / row));  // panels together for one token, to hide the latency of the chains
   static constexpr Index depth = 24576 / (panel_width * Index(sizeof(S)));  // rows of a panel block: three quarters of a 32 KiB L1
 
@@ -139,7 +139,8 @@ template <class T, int Tokens, int Panels = 1> struct PanelTile {
 };
 
 /// The tile of `tokens` rows, at most Most.
-template <class T, int Most = TileShape<arithmetic_t<T>>::tokens> void run_tile(int tokens, const TileArgs<arithmetic_t<T>>& a, const T* w) {
+template <class T, int Most = TileShape<arithmetic_t<T>>::tokens>
+void run_tile(int tokens, const TileArgs<arithmetic_t<T>>& a, const T* w) {
   if constexpr (Most > 1) {
     if (tokens < Most) return run_tile<T, Most - 1>(tokens, a, w);
   }
@@ -151,7 +152,7 @@ template <class T> struct PackedPanels {
   using Stored = T;
   using S = arithmetic_t<T>;
   const PackedWeight<T>& weight;
-  static constexpr bool direct = true;           // one tile of tokens multiplies the panels as they are
+  static constexpr bool direct = true;            // one tile of tokens multiplies the panels as they are
   static constexpr bool copies = sizeof(T) == 2;  // more tokens widen a block first, once for all of them
 
   const T* panel(Index p) const { return weight.panel(p); }
