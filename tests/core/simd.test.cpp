@@ -100,30 +100,21 @@ TEST_CASE("simd: a sum of several packets does not depend on which packet it is"
   for (Index i = 0; i < V::width; ++i) CHECK(sums[i] == sums[0]);
 }
 
-TEMPLATE_TEST_CASE("simd: exp at its ends and in between", "[core]", float, double) {
+TEMPLATE_TEST_CASE("simd: exp_down at its ends and in between", "[core]", float, double) {
   using S = TestType;
   using V = Simd<S>;
-  const auto exp = [](S a) { return V::first(V::exp(V::broadcast(a))); };
   const auto exp_down = [](S a) { return V::first(V::exp_down(V::broadcast(a))); };
   const S lowest = std::is_same_v<S, float> ? S(-87.3) : S(-708.3);
-  double worst = 0, worst_down = 0;
+  double worst = 0;
   for (int i = 0; i <= 20000; ++i) {
-    const S a = lowest * (S(1) - S(i) / S(10000));  // from the lowest to as far above 0
-    worst = std::max(worst, units<S>(exp(a), std::exp(static_cast<long double>(a))));
-    if (a <= 0) worst_down = std::max(worst_down, units<S>(exp_down(a), std::exp(static_cast<long double>(a))));
+    const S a = lowest * (S(1) - S(i) / S(20000));
+    worst = std::max(worst, units<S>(exp_down(a), std::exp(static_cast<long double>(a))));
   }
-  INFO("units in the last place: " << worst << ", going down " << worst_down);
-  CHECK(worst <= 4);
-  CHECK(worst_down <= (std::is_same_v<S, float> ? 3 : 4));
-  CHECK(exp(S(0)) == S(1));
+  INFO("units in the last place: " << worst);
+  CHECK(worst <= (std::is_same_v<S, float> ? 3 : 4));
   CHECK(exp_down(S(0)) == S(1));
-  for (const S tiny : {-infinity<S>, std::numeric_limits<S>::lowest(), S(2) * lowest}) {
-    CHECK(exp(tiny) == S(0));
-    CHECK(exp_down(tiny) == S(0));
-  }
-  CHECK(std::isnan(exp(not_a_number<S>)));
+  for (const S tiny : {-infinity<S>, std::numeric_limits<S>::lowest(), S(2) * lowest}) CHECK(exp_down(tiny) == S(0));
   CHECK(std::isnan(exp_down(not_a_number<S>)));
-  CHECK(exp(infinity<S>) > std::numeric_limits<S>::max() / 4);
 }
 
 TEST_CASE("simd: every bfloat16 and every half widens exactly", "[core]") {
@@ -163,8 +154,8 @@ TEMPLATE_TEST_CASE("simd: map_packets gives each number the bits it has alone", 
   using S = TestType;
   using V = Simd<S>;
   const Vector<S> a = numbers<S>(41, 6, 20), b = numbers<S>(41, 7);
-  const auto one = [](auto v) { return V::exp(v); };
-  const auto two = [](auto v, auto w) { return V::madd(V::exp(v), w, w); };
+  const auto one = [](auto v) { return V::exp_down(v); };
+  const auto two = [](auto v, auto w) { return V::madd(V::exp_down(v), w, w); };
   for (Index n = 0; n <= a.size(); ++n) {
     Vector<S> out = Vector<S>::Constant(a.size() + 1, S(-5)), both = out;
     detail::map_packets(a.data(), out.data(), n, one);

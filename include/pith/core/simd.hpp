@@ -58,16 +58,12 @@ template <class S> struct Simd {
     }
   }
 
-  /// e^a; exactly 0 below the smallest normal number and at -inf, NaN stays NaN; saturates where e^a overflows.
-  static Packet exp(Packet a) {
-    constexpr S smallest = std::is_same_v<S, float> ? S(-87.33654) : S(-708.39641);
-    const Packet e = select(less(a, broadcast(smallest)), zero(), Eigen::internal::pexp(a));
-    return select(equal(a, a), e, a);
-  }
-
-  /// e^a for a <= 0, as softmax needs it and in a third of the time: to 3 units in the last place (the
-  /// series' remainder r^7/5040 at |r| <= ln(2)/2 is half of that), exactly 1 at 0, else as exp().
+  /// e^a for a <= 0, all that softmax and the gates need: to 3 units in the last place of a float (the series' remainder
+  /// r^7/5040 at |r| <= ln(2)/2 is half of that) and 4 of a double. Exactly 1 at 0, exactly 0 below the smallest normal
+  /// number and at -inf, NaN stays NaN.
   static Packet exp_down(Packet a) {
+    constexpr S smallest = std::is_same_v<S, float> ? S(-87.33654) : S(-708.39641);
+    Packet e;
     if constexpr (std::is_same_v<S, float> && width > 1) {
       using Words = typename Eigen::internal::unpacket_traits<Packet>::integer_packet;
       const Packet magic = broadcast(S(12582912));  // adding it rounds to an integer and leaves that in the lowest bits
@@ -82,11 +78,11 @@ template <class S> struct Simd {
       p = madd(p, r, broadcast(S(1)));
       p = madd(p, r, broadcast(S(1)));
       const Words power = Eigen::internal::plogical_shift_left<23>(Eigen::internal::preinterpret<Words>(shifted));
-      const Packet e = Eigen::internal::preinterpret<Packet>(Eigen::internal::padd(Eigen::internal::preinterpret<Words>(p), power));
-      return select(less(a, broadcast(S(-87.33654))), zero(), select(equal(a, a), e, a));
+      e = Eigen::internal::preinterpret<Packet>(Eigen::internal::padd(Eigen::internal::preinterpret<Words>(p), power));
     } else {
-      return exp(a);
+      e = Eigen::internal::pexp(a);
     }
+    return select(less(a, broadcast(smallest)), zero(), select(equal(a, a), e, a));
   }
 
   static S sum(Packet a) { return Eigen::internal::predux(a); }

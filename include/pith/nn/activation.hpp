@@ -24,7 +24,7 @@ template <class S> using packet_t = typename Simd<S>::Packet;
 /// 1 / (1 + e^-z), from e^-|z|: neither end overflows, and far out it is exactly 0 or 1.
 template <class S> packet_t<S> sigmoid(packet_t<S> z) {
   using V = Simd<S>;
-  const packet_t<S> one = V::broadcast(S(1)), e = V::exp(V::sub(V::zero(), V::abs(z)));
+  const packet_t<S> one = V::broadcast(S(1)), e = V::exp_down(V::sub(V::zero(), V::abs(z)));
   return V::div(V::select(V::less(z, V::zero()), e, one), V::add(one, e));
 }
 

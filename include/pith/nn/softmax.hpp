@@ -34,12 +34,12 @@ template <class S> S softmax_row(const S* x, S* out, Index size, S n = S(0)) {
   const Packet shift = V::broadcast(max);
   Packet sum = V::zero();
   for (i = 0; i + V::width <= size; i += V::width) {
-    const Packet e = V::exp(V::sub(V::load(x + i), shift));
+    const Packet e = V::exp_down(V::sub(V::load(x + i), shift));
     V::store(out + i, e);
     sum = V::add(sum, e);
   }
   if (i < size) {
-    const Packet e = V::exp(V::sub(V::load_part(x + i, size - i, lowest), shift));
+    const Packet e = V::exp_down(V::sub(V::load_part(x + i, size - i, lowest), shift));
     V::store_part(out + i, size - i, e);
     sum = V::add(sum, e);
   }
