@@ -52,11 +52,12 @@ TEMPLATE_TEST_CASE("packed: copy_rows() gives back every bit", "[nn]", float, do
   for (const Index first : {0, 1, 30, 44, 45}) {
     for (const Index rows : {0, 1, 15}) {
       if (first + rows > 45) continue;
-      Matrix<S> room = Matrix<S>::Constant(rows, 12, S(8));
-      packed.copy_rows(first, room.middleCols(1, 9));
-      CHECK(same_bits(room.middleCols(1, 9), wide.middleRows(first, rows)));
+      Matrix<S> room = Matrix<S>::Constant(rows + 1, 12, S(8));
+      packed.copy_rows(first, room.block(0, 1, rows, 9));
+      CHECK(same_bits(room.block(0, 1, rows, 9), wide.middleRows(first, rows)));
       CHECK((room.col(0).array() == S(8)).all());
       CHECK((room.rightCols(2).array() == S(8)).all());
+      CHECK((room.row(rows).array() == S(8)).all());
     }
   }
 }
