@@ -135,7 +135,7 @@ TEST_CASE("policies and options that make no sense are refused", "[kv]") {
 }
 
 TEST_CASE("a chunk longer than the budget lands, and comes home evicted", "[kv]") {
-  KvLanding<float> landing(shape, 60, 1);
+  KvLanding<float> landing(shape, 60, {.stats = 1});
   KvCache cache(shape, HeavyHitter{.heavy = 5, .recent = 3}, {.max_chunk = 1});
   KvCache roomy(shape, HeavyHitter{.heavy = 5, .recent = 3}, {.max_chunk = 50});
   KvStream<float> a(shape, 9), b(shape, 9);
@@ -154,7 +154,7 @@ TEST_CASE("a chunk longer than the budget lands, and comes home evicted", "[kv]"
   CHECK(cache.bytes() < landing.bytes());
   CHECK_THROWS_AS(cache.reserve(60, &landing), CapacityError);
   CHECK_THROWS_AS(cache.reserve(2), CapacityError);
-  KvLanding<float> other(AttentionShape{4, 4, 8}, 60, 1), without_stats(shape, 60);
+  KvLanding<float> other(AttentionShape{4, 4, 8}, 60, {.stats = 1}), without_stats(shape, 60);
   CHECK_THROWS_AS(cache.reserve(20, &other), ShapeError);
   CHECK_THROWS_AS(cache.reserve(20, &without_stats), ShapeError);
   cache.reserve(20, &landing);

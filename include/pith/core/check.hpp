@@ -64,7 +64,7 @@ requires std::is_arithmetic_v<N>
 void append_text(std::string& out, N number) { out += std::to_string(number); }
 
 /// Pieces of text and numbers in a row: error messages only, never on a hot path.
-template <class... Pieces> std::string text(const Pieces&... pieces) {
+template <class... Pieces> [[gnu::cold, gnu::noinline]] std::string text(const Pieces&... pieces) {
   std::string out;
   (append_text(out, pieces), ...);
   return out;

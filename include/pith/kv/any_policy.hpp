@@ -24,16 +24,21 @@ template <class S = float> class AnyPolicy {
   Index stats(const AttentionShape& shape) const { return held_->facts(shape).stats; }
   detail::PolicyFacts facts(const AttentionShape& shape) const { return held_->facts(shape); }
   void score(const KvRows<S>& rows, VectorRef<S> out) const { held_->score(rows, out); }
-  void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const { held_->observe(seen, rows, stats); }
+  Index memory(const AttentionShape& shape) const { return held_->facts(shape).memory; }
+  void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats, VectorRef<S> memory) const {
+    held_->observe(seen, rows, stats, memory);
+  }
   void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const { held_->admit(fresh, stats); }
+  void combine(LayerScores<S>& layer) const { held_->combine(layer); }
 
  private:
   struct Held {
     virtual ~Held() = default;
     virtual detail::PolicyFacts facts(const AttentionShape&) const = 0;
     virtual void score(const KvRows<S>&, VectorRef<S>) const {}
-    virtual void observe(const AttentionBlock<S>&, const KvRows<S>&, MatrixRef<S>) const {}
+    virtual void observe(const AttentionBlock<S>&, const KvRows<S>&, MatrixRef<S>, VectorRef<S>) const {}
     virtual void admit(const KvRows<S>&, MatrixRef<S>) const {}
+    virtual void combine(LayerScores<S>&) const {}
   };
   template <class P> struct Holder final : Held {
     explicit Holder(P p) : policy(std::move(p)) {}
@@ -41,11 +46,18 @@ template <class S = float> class AnyPolicy {
     void score(const KvRows<S>& rows, VectorRef<S> out) const override {
       if constexpr (ScoringPolicy<P, S>) policy.score(rows, out);
     }
-    void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const override {
-      if constexpr (ObservingPolicy<P, S>) policy.observe(seen, rows, stats);
+    void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats, VectorRef<S> memory) const override {
+      if constexpr (RememberingPolicy<P, S>) {
+        policy.observe(seen, rows, stats, memory);
+      } else if constexpr (ObservingPolicy<P, S>) {
+        policy.observe(seen, rows, stats);
+      }
     }
     void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const override {
       if constexpr (AdmittingPolicy<P, S>) policy.admit(fresh, stats);
+    }
+    void combine(LayerScores<S>& layer) const override {
+      if constexpr (CombiningPolicy<P, S>) policy.combine(layer);
     }
     P policy;
   };

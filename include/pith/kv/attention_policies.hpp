@@ -1,5 +1,9 @@
 #pragma once
 
+#include <algorithm>
+#include <limits>
+
+#include <pith/kv/layer_scores.hpp>
 #include <pith/kv/policy.hpp>
 
 namespace pith::inline v0 {
@@ -24,6 +28,118 @@ struct HeavyHitter {
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     out = rows.stats.row(0);
     keep_newest(rows, recent, out);
+  }
+};
+
+/// Observed attention: the weight a row received from a prompt, per query that could see it; so an early row has no advantage of age.
+///
+/// Keeps    `keep` rows by average attention, when a prompt ends
+/// Needs    attention weights of the whole prompt
+/// Cost     one add per weight while watching
+/// Paper    after H2O, arXiv:2306.14048, as its one-shot form is measured
+struct ObservedAttention {
+  Index keep = 1024;  ///< rows kept
+  Index budget() const { return keep; }
+  PolicyTraits traits() const { return {.prompt_only = true}; }
+  Index stats(const AttentionShape&) const { return 1; }
+  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {
+    for (Index q = 0; q < seen.weights.rows(); ++q) stats.row(0) += seen.weights.row(q);
+  }
+  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
+    for (Index r = 0; r < rows.size(); ++r)
+      out[r] = rows.stats(0, r) / static_cast<S>(rows.shape.group() * (rows.next - rows.positions[static_cast<std::size_t>(r)]));
+  }
+};
+
+/// TOVA: drops what the newest query looks at least, the same row for all heads of a layer, be it the newest.
+///
+/// Keeps    `keep` rows by the last query's attention, averaged over all heads
+/// Needs    attention weights of the last query
+/// Cost     one add per weight of one query; one look at every score when evicting
+/// Paper    TOVA: arXiv:2401.06104
+struct Tova {
+  Index keep = 1024;  ///< rows kept
+  Index budget() const { return keep; }
+  PolicyTraits traits() const { return {.keeps_newest = false, .watches = 1}; }
+  Index stats(const AttentionShape&) const { return 1; }
+  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {
+    stats.row(0) = seen.weights.colwise().sum();
+  }
+  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const { out = rows.stats.row(0); }
+  /// All heads drop the same rows, so all hold the same tokens in the same order.
+  template <class S> void combine(LayerScores<S>& layer) const {
+    for (Index h = 1; h < layer.num_heads(); ++h) layer.scores(0) += layer.scores(h);
+    for (Index h = 1; h < layer.num_heads(); ++h) layer.scores(h) = layer.scores(0);
+  }
+};
+
+/// Scissorhands: a query marks a row it looks at more than at the average one; the rows with the fewest marks leave, half of all at once.
+///
+/// Marks are counted over the last `history` queries, to half of that: counts move on in two halves.
+///
+/// Keeps    half of `keep` by marks, the newest `recent` among them; then fills up again
+/// Needs    attention weights
+/// Cost     one compare and add per weight while watching; one eviction every keep/2 tokens
+/// Paper    Scissorhands: arXiv:2305.17118
+struct Scissorhands {
+  Index keep = 1024;    ///< rows kept at most (B of the paper)
+  Index history = 400;  ///< queries whose marks count (w)
+  Index recent = 10;    ///< newest rows, always kept (r)
+  Index budget() const { return keep; }
+  Index retain() const { return keep - keep / 2; }        // m = B/2 leave at once
+  Index stats(const AttentionShape&) const { return 3; }  // marks of this half of the history, of the one before, and which half it is
+  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {
+    const Index group = rows.shape.group(), half_history = std::max(Index(1), history / 2);
+    for (Index q = 0; q < seen.weights.rows(); ++q) {
+      const Position position = static_cast<Position>(seen.first_query + q / group);
+      const S half = static_cast<S>(position / half_history);
+      const auto sees = [&](Position p) { return p <= position; };
+      const auto visible = std::count_if(rows.positions.begin(), rows.positions.end(), sees);
+      for (Index r = 0; r < rows.size(); ++r) {
+        if (const S passed = half - stats(2, r); passed > S(0)) {
+          stats(1, r) = passed == S(1) ? stats(0, r) : S(0);
+          stats(0, r) = S(0);
+          stats(2, r) = half;
+        }
+        if (seen.weights(q, r) * static_cast<S>(visible) > S(1)) stats(0, r) += S(1);
+      }
+    }
+  }
+  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
+    out = rows.stats.row(0) + rows.stats.row(1);
+    keep_newest(rows, recent, out);
+  }
+};
+
+/// SnapKV: when a prompt ends, keeps what its last queries look at, and the neighbours of it.
+///
+/// Keeps    `keep` rows by pooled attention of the last `window` queries, those tokens among them
+/// Needs    attention weights of the last `window` queries
+/// Cost     one add per weight of the window; `kernel` looks per row, once
+/// Paper    SnapKV: arXiv:2404.14469
+struct SnapKv {
+  enum class Pool : std::uint8_t { average, largest };
+  enum class Group : std::uint8_t { mean, largest };
+  Index keep = 1024;          ///< rows kept, the window included
+  Index window = 32;          ///< last queries watched; their tokens stay
+  Index kernel = 5;           ///< rows pooled together, odd
+  Pool pool = Pool::average;  ///< averages count what lies past the ends as 0
+  Group group = Group::mean;  ///< how the query heads of a kv head agree, before pooling
+  Index budget() const { return keep; }
+  PolicyTraits traits() const { return {.prompt_only = true, .ordered = true, .watches = window}; }
+  Index stats(const AttentionShape& shape) const { return group == Group::mean ? 1 : shape.group(); }
+  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {
+    for (Index q = 0; q < seen.weights.rows(); ++q) stats.row(q % stats.rows()) += seen.weights.row(q);
+  }
+  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
+    const Index candidates = std::max(Index(0), rows.size() - window), reach = kernel / 2;
+    for (Index r = 0; r < candidates; ++r) rows.scratch[r] = rows.stats.col(r).maxCoeff();
+    for (Index r = 0; r < candidates; ++r) {
+      const Index first = std::max(Index(0), r - reach), last = std::min(candidates - 1, r + reach);
+      const ConstVectorRef<S> near(rows.scratch + first, last - first + 1);
+      out[r] = pool == Pool::average ? near.sum() / static_cast<S>(2 * reach + 1) : near.maxCoeff();
+    }
+    out.tail(rows.size() - candidates).setConstant(std::numeric_limits<S>::infinity());
   }
 };
 

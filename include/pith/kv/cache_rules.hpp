@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <string>
@@ -14,13 +15,19 @@
 namespace pith::inline v0 {
 
 struct KvCacheOptions {
-  Index max_chunk = 1;      ///< tokens appended between two evictions, unless a landing is lent
-  Index max_draft = 8;      ///< a checkpoint can take back one token more than this; 0: no checkpoints and no memory for them
-  Index max_tokens = 4096;  ///< rows of a policy without a budget (Dense)
-  Index window = 0;         ///< sliding-window models: rows no query can see any more leave first; 0: none
+  Index max_chunk = 1;        ///< tokens appended between two evictions, unless a landing is lent
+  Index max_draft = 8;        ///< a checkpoint can take back one token more than this; 0: no checkpoints and no memory for them
+  Index max_tokens = 4096;    ///< rows of a policy without a budget (Dense)
+  Index max_generated = 512;  ///< rows of a prompt-only policy for tokens decoded after the prompt
+  Index window = 0;           ///< sliding-window models: rows no query can see any more leave first; 0: none
 };
 
+/// Whether a prompt is read or an answer written. Only prompt-only policies tell them apart: they evict when a prompt ends.
+enum class Phase : std::uint8_t { decode, prefill };
+
 struct AppendOptions {
+  Phase phase = Phase::decode;
+  bool more = false;                         ///< prefill: another piece of the prompt follows
   std::span<const TokenKind> kinds = {};     ///< [tokens]; empty: text
   std::span<const Position> positions = {};  ///< [tokens] increasing, from next_position() on; empty: without gaps
 };
@@ -41,11 +48,17 @@ struct CacheRules {
 
   bool never_evicts() const { return facts.eviction == Eviction::never; }
   bool by_age() const { return facts.eviction == Eviction::by_age; }
-  Index home_rows() const { return never_evicts() ? options.max_tokens : facts.budget + options.max_chunk; }
+  bool prompt_only() const { return facts.traits.prompt_only; }
+  Index home_rows() const {
+    return never_evicts() ? options.max_tokens
+                          : facts.budget + options.max_chunk + (prompt_only() ? options.max_generated : 0) +
+                                (facts.traits.ragged ? 1 : 0);  // heads that share may keep a row more each
+  }
   Index width() const { return shape.num_kv_heads * shape.head_dim; }
   bool keeps_journal() const { return options.max_draft > 0 && !never_evicts(); }
   /// Swaps a journal can come to hold, per head: rows that keep their order may all move for each token.
   Index max_swaps() const {
+    if (prompt_only()) return 0;  // nothing leaves inside a journal
     const bool stable = facts.traits.ordered || facts.retain < facts.budget;
     return stable ? (options.max_draft + 1) * home_rows() : home_rows() + options.max_draft + 1;
   }
@@ -54,6 +67,15 @@ struct CacheRules {
     return coming == 0 ? facts.retain : std::max(std::min(facts.retain, facts.budget - coming), facts.initial);
   }
   bool due(Index rows, Index coming) const { return !never_evicts() && rows > facts.budget - std::min(coming, facts.budget); }
+  /// Whether an eviction now may drop anything: a prompt-only policy waits for the end of a prompt.
+  bool may_evict(const AppendOptions& last) const { return !prompt_only() || (last.phase == Phase::prefill && !last.more); }
+  bool begins_prompt(const AppendOptions& append, const AppendOptions& last) const {
+    return prompt_only() && append.phase == Phase::prefill && !(last.phase == Phase::prefill && last.more);
+  }
+  /// Whether the attention of the tokens just appended must be shown: of a prompt in pieces, the last piece has the last queries.
+  bool watches(const AppendOptions& last) const {
+    return facts.observes && (!prompt_only() || (last.phase == Phase::prefill && (!last.more || facts.traits.watches == all_queries)));
+  }
 
   void check_head(Index kv_head) const {
     if (kv_head < 0 || kv_head >= shape.num_kv_heads) [[unlikely]]
@@ -83,8 +105,8 @@ struct CacheRules {
   }
 
   /// `seen`: queries whose attention the policy was shown since `appended` tokens came.
-  void check_observed(Index seen, Index appended) const {
-    const Index expected = facts.observes ? std::min(appended, facts.traits.watches) : 0;
+  void check_observed(Index seen, Index appended, const AppendOptions& last) const {
+    const Index expected = watches(last) ? std::min(appended, facts.traits.watches) : 0;
     if (seen < expected)
       raise<StateError>(text("pith::KvCache: evict() after ", appended, " tokens, but the policy saw the attention of ", seen, " of ",
                              expected, " queries: call observe() for every kv head, or give attend() cache.observer()"));
@@ -104,13 +126,20 @@ struct CacheRules {
 
   [[noreturn]] void raise_full(Index rows, Index capacity, Index tokens) const {
     raise<CapacityError>(text("pith::KvCache: full (", rows, " of ", capacity, " rows + chunk ", tokens, "): ",
-                              never_evicts() ? std::string_view("construct with a larger max_tokens, or choose a policy with a budget")
-                                             : "call evict() after each chunk, or construct with a larger max_chunk"));
+                              never_evicts()  ? std::string_view("construct with a larger max_tokens, or choose a policy with a budget")
+                              : prompt_only() ? "the policy evicts only when a prompt ends: construct with a larger max_generated"
+                                              : "call evict() after each chunk, or construct with a larger max_chunk"));
   }
 
   [[noreturn]] void raise_protected(Index rows) const {
     raise<CapacityError>(text("pith::KvCache: the policy scores ", rows, " rows of a head +inf, ", home_rows(),
                               " fit at home: protect fewer, or raise its budget"));
+  }
+
+  void check_prompt(const AppendOptions& append, bool journal_open) const {
+    if (append.more && append.phase != Phase::prefill) raise<StateError>("pith::KvCache::append: more is for pieces of a prompt");
+    if (prompt_only() && append.phase == Phase::prefill && journal_open)
+      raise<StateError>("pith::KvCache: a prompt under a prompt-only policy cannot be taken back: crop() to end the journal first");
   }
 
   [[noreturn]] void raise_mid_prompt(std::string_view call) const {
@@ -132,11 +161,13 @@ struct CacheRules {
     at_least("max_chunk", options.max_chunk, 1);
     at_least("max_draft", options.max_draft, 0);
     at_least("max_tokens", options.max_tokens, 1);
+    at_least("max_generated", options.max_generated, 0);
     at_least("window", options.window, 0);
     constexpr Index most = std::numeric_limits<std::int32_t>::max();
     const Index budget = never_evicts() ? options.max_tokens : facts.budget;
-    if (budget > most || options.max_chunk > most - budget || options.max_draft >= most)
-      raise<CapacityError>(text("pith::KvCache: budget ", budget, " + max_chunk ", options.max_chunk, " rows, expected at most ", most));
+    if (budget > most / 2 || options.max_chunk > most / 2 - budget || options.max_generated > most / 2 || options.max_draft >= most)
+      raise<CapacityError>(
+          text("pith::KvCache: budget ", budget, " + max_chunk ", options.max_chunk, " rows, expected at most ", most / 2));
   }
 };
 

@@ -10,6 +10,7 @@
 #include <pith/kv/cache_rules.hpp>
 #include <pith/kv/eviction.hpp>
 #include <pith/kv/journal.hpp>
+#include <pith/kv/layer_scores.hpp>
 #include <pith/kv/storage.hpp>
 
 namespace pith::inline v0::detail {
@@ -26,11 +27,18 @@ template <KvStorage T> class CacheState {
               .head_dim = r.shape.head_dim,
               .stats = r.facts.stats,
               .scores = r.facts.eviction == Eviction::by_score,
+              .combines = r.facts.combines,
               .widened = (r.facts.traits.reads_rows || r.facts.admits) && !std::is_same_v<T, S>}),
         heads_(static_cast<std::size_t>(r.shape.num_kv_heads), {.cursor = r.facts.initial}),
         sizes_after_(heads_.size()),
+        layer_(r.facts.combines ? heads_.size() : 0),
         runs_(heads_.size()) {
-    if (rules.keeps_journal()) journal = KvJournal<T>(home.shape(), rules.options.max_draft, rules.max_swaps());
+    memory = Matrix<S>::Zero(heads(), rules.facts.memory);
+    if (rules.keeps_journal()) {
+      SlabShape journaled = home.shape();
+      if (rules.prompt_only()) journaled.stats = 0;  // no attention is watched inside a journal
+      journal = KvJournal<T>(journaled, rules.options.max_draft, rules.max_swaps());
+    }
     refresh();
   }
 
@@ -38,6 +46,7 @@ template <KvStorage T> class CacheState {
   HeadState& head(Index h) { return heads_[static_cast<std::size_t>(h)]; }
   Index size(Index h) const { return heads_[static_cast<std::size_t>(h)].size; }
   std::span<const KvRun<T>> runs() const { return runs_; }
+  std::size_t bytes() const { return home.bytes() + journal.bytes() + static_cast<std::size_t>(memory.size()) * sizeof(S); }
   bool landed() const { return landing_ != nullptr; }
   KvSlab<T>& slab() { return landed() ? *landing_ : home; }
   const KvSlab<T>& slab() const { return landed() ? *landing_ : home; }
@@ -53,18 +62,18 @@ template <KvStorage T> class CacheState {
     rules.check_range(next, tokens);
     journal.check_room(tokens);
     const bool all = landing != nullptr || rules.never_evicts();
-    const Index rows = landing != nullptr && !rules.never_evicts() ? std::max(home.rows(), landing->rows()) : home.rows();
-    if (largest_size() + (all ? tokens : 1) > rows) rules.raise_full(largest_size(), rows, tokens);
+    const Index needed = all || rules.prompt_only() ? tokens : 1;
+    if (landing != nullptr && !rules.never_evicts() && largest_size() + needed <= landing->rows()) return;
+    check_fits(needed, home);
   }
 
   void reserve(Index tokens, KvLanding<T>* landing) {
     journal.check_room(tokens);
-    const Index rows = largest_size() + tokens;
-    if (rows <= slab().rows()) return;
-    if (rules.never_evicts() || landing == nullptr || landed()) rules.raise_full(largest_size(), slab().rows(), tokens);
+    if (fits(tokens, slab())) return;
+    if (rules.never_evicts() || landing == nullptr || landed()) check_fits(tokens, slab());
     if (journal.open())
       raise<StateError>("pith::KvCache: a chunk longer than the budget cannot be taken back: crop() to end the journal first");
-    landing->check_fits(home.shape(), rows);
+    landing->check_fits(home.shape(), largest_size() + tokens);
     for (Index h = 0; h < heads(); ++h) Ranks<T>{home, journal, h}.land(landing->slab(), head(h), rules.facts.budget, rules.facts.initial);
     landing_ = &landing->slab();
     refresh();
@@ -75,12 +84,14 @@ template <KvStorage T> class CacheState {
     check_shape("KvCache::append", "k", k, any_extent, rules.width());
     check_shape("KvCache::append", "v", v, tokens, rules.width());
     rules.check_marks(options, tokens, next);
-    if (largest_size() + tokens > slab().rows()) rules.raise_full(largest_size(), slab().rows(), tokens);
+    rules.check_prompt(options, journal.open());
+    check_fits(tokens, slab());
     journal.check_room(tokens);
     if (tokens == 0) return;
     const auto position = [&](Index t) {
       return options.positions.empty() ? static_cast<Position>(next + t) : options.positions[static_cast<std::size_t>(t)];
     };
+    if (rules.begins_prompt(options, last) && unevicted == 0) forget_attention();
     if (journal.open()) record(position(0), tokens);
     for (Index h = 0; h < heads(); ++h) {
       HeadState& state = head(h);
@@ -98,6 +109,7 @@ template <KvStorage T> class CacheState {
     }
     next = position(tokens - 1) + 1;
     unevicted += tokens;
+    last = {.phase = options.phase, .more = options.more};
     refresh();
   }
 
@@ -106,7 +118,7 @@ template <KvStorage T> class CacheState {
     const PolicyFacts& facts = rules.facts;
     const Index n = size(h);
     sizes_after_[static_cast<std::size_t>(h)] = n - leaving;
-    if (n - leaving > home.rows()) rules.raise_protected(n - leaving);
+    if (landed()) make_home(h, n - leaving);
     Ranks<T> ranks{home, journal, h};
     const std::span<const std::int32_t> victims(slab().victims(), rules.by_age() ? 0 : static_cast<std::size_t>(leaving));
     if (landed()) {
@@ -129,9 +141,21 @@ template <KvStorage T> class CacheState {
       // Nothing evicted before the first append of a journal comes back.
       if (journal.open() && !journal.recording()) state.live = state.size;
     }
+    if (rules.facts.traits.ragged && (landed() || rules.may_evict(last))) home.divide([this](Index h) { return size(h); });
     landing_ = nullptr;
     unevicted = 0;
     refresh();
+  }
+
+  /// The scores of all heads, as combine() sees them.
+  LayerScores<S> layer(Index retain) {
+    for (Index h = 0; h < heads(); ++h)
+      layer_[static_cast<std::size_t>(h)] = {.size = size(h),
+                                             .positions = slab().positions(h),
+                                             .kinds = slab().kinds(h),
+                                             .stats = slab().stats(h, 0, size(h)).data(),
+                                             .scores = slab().scores(h)};
+    return {rules.shape, next, retain, rules.facts.stats, slab().stats_stride(), layer_, slab().race()};
   }
 
   void checkpoint() {
@@ -169,6 +193,9 @@ template <KvStorage T> class CacheState {
     landing_ = nullptr;
     next = 0;
     unevicted = 0;
+    last = {};
+    memory.setZero();
+    home.divide_evenly();
     end_journal();
     refresh();
   }
@@ -180,6 +207,8 @@ template <KvStorage T> class CacheState {
     heads_ = from.heads_;
     next = from.next;
     unevicted = from.unevicted;
+    last = from.last;
+    memory = from.memory;
     refresh();
   }
 
@@ -188,8 +217,32 @@ template <KvStorage T> class CacheState {
   KvJournal<T> journal;
   Position next = 0;
   Index unevicted = 0;  ///< tokens appended since the last eviction
+  AppendOptions last;   ///< how the newest were appended; without their marks
+  Matrix<S> memory;     ///< [heads, memory] what a policy keeps of each head as a whole
 
  private:
+  bool fits(Index tokens, const KvSlab<T>& where) const {
+    for (Index h = 0; h < heads(); ++h)
+      if (size(h) + tokens > where.rows(h)) return false;
+    return true;
+  }
+  void check_fits(Index tokens, const KvSlab<T>& where) const {
+    for (Index h = 0; h < heads(); ++h)
+      if (size(h) + tokens > where.rows(h)) rules.raise_full(size(h), where.rows(h), tokens);
+  }
+
+  /// Makes sure that `rows` rows of head h find room at home: in its own share, or behind the heads before it.
+  void make_home(Index h, Index rows) {
+    if (rules.facts.traits.ragged) home.put_head(h, rows);
+    if (rows > home.rows(h)) rules.raise_protected(rows);
+  }
+
+  /// What a prompt-only policy saw of an earlier prompt says nothing of the next.
+  void forget_attention() {
+    for (Index h = 0; h < heads() && !rules.facts.admits; ++h) slab().stats(h, 0, size(h)).setZero();
+    memory.setZero();
+  }
+
   void refresh() {
     const Index sinks = gap() > 0 ? rules.facts.initial : 0;
     for (Index h = 0; h < heads(); ++h)
@@ -205,7 +258,7 @@ template <KvStorage T> class CacheState {
     journal.begin_append(first, next, tokens, unevicted);
     for (Index h = 0; h < heads(); ++h) {
       journal.head_before(journal.newest(), h) = head(h);
-      journal.stats_before(journal.newest(), h, size(h)) = slab().stats(h, 0, size(h));
+      if (!rules.prompt_only()) journal.stats_before(journal.newest(), h, size(h)) = slab().stats(h, 0, size(h));
     }
   }
 
@@ -215,7 +268,7 @@ template <KvStorage T> class CacheState {
     while (journal.newest() >= to) journal.undo_newest(home);
     for (Index h = 0; h < heads(); ++h) {
       head(h) = journal.head_before(to, h);
-      home.stats(h, 0, size(h)) = journal.stats_before(to, h, size(h));
+      if (!rules.prompt_only()) home.stats(h, 0, size(h)) = journal.stats_before(to, h, size(h));
     }
     next = target.next;
     unevicted = target.unevicted;
@@ -229,6 +282,7 @@ template <KvStorage T> class CacheState {
   KvSlab<T>* landing_ = nullptr;  ///< where the rows are during a chunk too long for home
   std::vector<HeadState> heads_;
   std::vector<Index> sizes_after_;
+  std::vector<typename LayerScores<S>::Head> layer_;
   std::vector<KvRun<T>> runs_;
 };
 

@@ -65,26 +65,40 @@ class KvCache {
   /// Shows the policy what the newest queries looked at; attend() does it through observer(). Safe for different kv heads at once.
   ///
   /// Throws   ShapeError if the weights do not cover this head's rows, StateError if the policy never asked
-  void observe(const AttentionBlock<Scalar>& seen) requires ObservingPolicy<Policy, Scalar> {
+  void observe(const AttentionBlock<Scalar>& seen) requires WatchingPolicy<Policy, Scalar> {
     const Index h = seen.kv_head;
     state_.rules.check_head(h);
     state_.rules.check_weights(seen.weights.rows());
     check_shape("KvCache::observe", "weights", seen.weights, any_extent, size(h));
-    const Index queries = seen.weights.rows() / shape().group();
-    const Position first = seen.first_query >= 0 ? seen.first_query : static_cast<Position>(state_.next - queries);
-    policy_.observe(AttentionBlock<Scalar>{h, seen.weights, seen.log_sum, seen.queries, first}, rows_of(h, 0, false),
-                    state_.slab().stats(h, 0, size(h)));
-    state_.head(h).observed += queries;
+    if (!watching()) return;
+    const Index group = shape().group(), queries = seen.weights.rows() / group, watched = watches();
+    const Index first = seen.first_query >= 0 ? Index(seen.first_query) : Index(state_.next) - queries;
+    const Index skipped = watched == all_queries ? 0 : std::clamp(state_.next - watched - first, Index(0), queries);
+    if (skipped == queries) return;
+    const Index n = (queries - skipped) * group, from = skipped * group;
+    const AttentionBlock<Scalar> block{.kv_head = h,
+                                       .weights = last_rows(seen.weights, n),
+                                       .log_sum = {seen.log_sum.data() + from, seen.log_sum.size() == 0 ? 0 : n},
+                                       .queries = last_rows(seen.queries, n),
+                                       .first_query = static_cast<Position>(first + skipped)};
+    const MatrixRef<Scalar> stats = state_.slab().stats(h, 0, size(h));
+    if constexpr (RememberingPolicy<Policy, Scalar>) {
+      policy_.observe(block, rows_of(h, 0, false), stats, VectorRef<Scalar>(state_.memory.row(h)));
+    } else {
+      policy_.observe(block, rows_of(h, 0, false), stats);
+    }
+    state_.head(h).observed += queries - skipped;
   }
 
   /// What attend() takes to feed this cache's policy.
-  auto observer() requires ObservingPolicy<Policy, Scalar> {
+  auto observer() requires WatchingPolicy<Policy, Scalar> {
     return [this](const AttentionTile<Scalar>& tile) {
       observe({tile.kv_head, tile.weights, tile.log_sum, tile.queries, tile.first_query});
     };
   }
-  bool observes() const { return state_.rules.facts.observes; }  ///< the policy wants to be shown attention weights
-  Index watches() const { return state_.rules.facts.traits.watches; }
+  bool observes() const { return state_.rules.facts.observes; }        ///< the policy wants to be shown attention weights
+  bool watching() const { return state_.rules.watches(state_.last); }  ///< … of the tokens just appended
+  Index watches() const { return state_.rules.facts.traits.watches; }  ///< … of a prompt's last queries only
 
   /// Brings every head back to its budget; with `coming`, makes room for that many more tokens to be appended without an eviction.
   ///
@@ -94,13 +108,18 @@ class KvCache {
   Index evict(Index coming = 0) {
     const detail::CacheRules& rules = state_.rules;
     rules.check_coming(coming, state_.journal.open());
-    if (state_.unevicted == 0 && coming == 0) return 0;
-    for (Index h = 0; h < state_.heads(); ++h) rules.check_observed(state_.head(h).observed, state_.unevicted);
+    if (state_.unevicted == 0 && (coming == 0 || rules.prompt_only())) return 0;
+    for (Index h = 0; h < state_.heads(); ++h) rules.check_observed(state_.head(h).observed, state_.unevicted, state_.last);
+    const Index retain = rules.retained(coming);
+    const bool may = rules.may_evict(state_.last);
+    const auto due = [&](Index h) { return may && rules.due(size(h), coming); };
+    bool together = false;
+    for (Index h = 0; rules.facts.combines && h < state_.heads(); ++h) together = together || due(h);
+    if (together) score_layer(retain);
     Index dropped = 0;
     for (Index h = 0; h < state_.heads(); ++h) {
-      const Index retain = rules.retained(coming);
       Index leaving = 0;
-      if (rules.due(size(h), coming)) leaving = rules.by_age() ? std::max<Index>(size(h) - retain, 0) : choose(h, retain);
+      if (together || due(h)) leaving = rules.by_age() ? std::max<Index>(size(h) - retain, 0) : choose(h, retain, together);
       state_.close_head(h, leaving, coming);
       dropped += leaving;
     }
@@ -146,22 +165,27 @@ class KvCache {
   const AttentionShape& shape() const { return state_.rules.shape; }
   const Policy& policy() const { return policy_; }
   Index budget() const { return state_.rules.facts.budget; }
+  bool prompt_only() const { return state_.rules.prompt_only(); }
   /// Rows of a head; heads may differ.
   Index size(Index kv_head) const {
     state_.rules.check_head(kv_head);
     return state_.size(kv_head);
   }
-  Index capacity() const { return state_.home.rows(); }  ///< rows a head can hold at home
+  Index capacity() const { return state_.home.shape().rows; }  ///< rows a head can hold at home, on average where heads share
   Position next_position() const { return state_.next; }
   /// Cache reading: how much nearer the sinks are than in the text. They are read by queries rotated at position - gap()
   /// (AttendOptions::q_sinks).
   Position gap() const { return state_.gap(); }
-  std::size_t bytes() const { return state_.home.bytes() + state_.journal.bytes(); }  ///< what was allocated
+  std::size_t bytes() const { return state_.bytes(); }  ///< what was allocated
 
  private:
   const detail::KvSlab<Storage>& slab(Index kv_head) const {
     state_.rules.check_head(kv_head);
     return state_.slab();
+  }
+
+  static ConstMatrixRef<Scalar> last_rows(const ConstMatrixRef<Scalar>& m, Index n) {
+    return m.rows() == 0 ? m : ConstMatrixRef<Scalar>(m.bottomRows(n));
   }
 
   /// A head's rows from `first` on as the policy sees them.
@@ -175,23 +199,44 @@ class KvCache {
             .kinds = kinds(h).subspan(static_cast<std::size_t>(first)),
             .stats = slab(h).stats(h, first, n),
             .keys = ConstMatrixRef<Scalar>(keys, with_rows ? n : 0, d),
-            .values = ConstMatrixRef<Scalar>(values, with_rows ? n : 0, d)};
+            .values = ConstMatrixRef<Scalar>(values, with_rows ? n : 0, d),
+            .memory = ConstVectorRef<Scalar>(state_.memory.row(h)),
+            .scratch = slab(h).scratch(),
+            .race = slab(h).race()};
   }
 
-  /// Scores one head; leaves its victims in the slab and returns how many.
-  Index choose(Index h, Index retain) {
+  /// Scores one head, unless that is done, and leaves its victims in the slab. Returns how many.
+  Index choose(Index h, Index retain, bool scored) {
     Index count = 0;
     if constexpr (ScoringPolicy<Policy, Scalar>) {
       const detail::KvSlab<Storage>& slab = state_.slab();
-      const KvRows<Scalar> rows = rows_of(h, 0, state_.rules.facts.traits.reads_rows);
-      VectorRef<Scalar> score(slab.scores(), rows.size());
-      policy_.score(rows, score);
-      detail::overrule(rows, state_.rules.facts.traits.keeps_newest, state_.rules.options.window, score);
-      const std::span<const Scalar> scores(score.data(), rows.positions.size());
+      if (!scored) score(h);
+      overrule(h);
+      const std::span<const Scalar> scores(slab.scores(h), static_cast<std::size_t>(size(h)));
       count = detail::leaving(scores, retain);
-      detail::choose_victims(scores, rows.positions, count, slab.race(), slab.victims());
+      detail::choose_victims(scores, positions(h), count, slab.race(), slab.victims());
     }
     return count;
+  }
+
+  void score(Index h) requires ScoringPolicy<Policy, Scalar> {
+    policy_.score(rows_of(h, 0, state_.rules.facts.traits.reads_rows), VectorRef<Scalar>(state_.slab().scores(h), size(h)));
+  }
+
+  void overrule(Index h) {
+    detail::overrule(rows_of(h, 0, false), state_.rules.facts.traits.keeps_newest, state_.rules.options.window,
+                     VectorRef<Scalar>(state_.slab().scores(h), size(h)));
+  }
+
+  void score_layer(Index retain) {
+    if constexpr (CombiningPolicy<Policy, Scalar>) {
+      for (Index h = 0; h < state_.heads(); ++h) {
+        score(h);
+        overrule(h);
+      }
+      LayerScores<Scalar> layer = state_.layer(retain);
+      policy_.combine(layer);
+    }
   }
 
   Policy policy_;

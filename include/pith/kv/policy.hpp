@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstdint>
 #include <limits>
@@ -9,6 +10,7 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
+#include <pith/kv/select.hpp>
 
 namespace pith::inline v0 {
 
@@ -21,17 +23,28 @@ enum class Reading : std::uint8_t {
   cache,   ///< rows count as neighbours once what lay between them is gone: distances never exceed the cache
 };
 
+template <class S> class LayerScores;  // layer_scores.hpp
+
 /// One kv head as a policy sees it: all it may look at, nothing it may change. Stored numbers come widened to the arithmetic type.
 template <class S> struct KvRows {
-  Index kv_head;                        ///< for per-head data a policy carries
-  AttentionShape shape;                 ///< of the layer
-  Position next;                        ///< position of the token to come; ages and "newest" are relative to it
-  std::span<const Position> positions;  ///< [rows] rows are in no particular order unless traits().ordered
-  std::span<const TokenKind> kinds;     ///< [rows] text, image, …
-  ConstMatrixRef<S> stats;              ///< [stats(shape), rows] what observe() and admit() left
-  ConstMatrixRef<S> keys = {};          ///< [rows, head_dim] as stored; in admit(), and in score() if traits().reads_rows
-  ConstMatrixRef<S> values = {};        ///< [rows, head_dim] as stored; in admit(), and in score() if traits().reads_rows
+  Index kv_head;                         ///< for per-head data a policy carries
+  AttentionShape shape;                  ///< of the layer
+  Position next;                         ///< position of the token to come; ages and "newest" are relative to it
+  std::span<const Position> positions;   ///< [rows] rows are in no particular order unless traits().ordered
+  std::span<const TokenKind> kinds;      ///< [rows] text, image, …
+  ConstMatrixRef<S> stats;               ///< [stats(shape), rows] what observe() and admit() left
+  ConstMatrixRef<S> keys = {};           ///< [rows, head_dim] as stored; in admit(), and in score() if traits().reads_rows
+  ConstMatrixRef<S> values = {};         ///< [rows, head_dim] as stored; in admit(), and in score() if traits().reads_rows
+  ConstVectorRef<S> memory = {};         ///< [memory(shape)] what observe() left of the head as a whole
+  S* scratch = nullptr;                  ///< [rows] for score() to use as it likes
+  detail::Candidate<S>* race = nullptr;  ///< [rows] for best_rows()
   Index size() const { return static_cast<Index>(positions.size()); }
+  /// The kind of the token at p; text if it has left. Looked for from the back, where the newest are.
+  TokenKind kind_at(Position p) const {
+    for (std::size_t i = positions.size(); i-- > 0;)
+      if (positions[i] == p) return kinds[i];
+    return TokenKind::text;
+  }
 };
 
 /// What the queries of one kv head just looked at: any tile of a chunk.
@@ -45,6 +58,8 @@ template <class S> struct AttentionBlock {
 
 /// What a policy asks of the cache and the kernel.
 struct PolicyTraits {
+  bool prompt_only = false;           ///< evicts when a prompt ends, never while decoding
+  bool ragged = false;                ///< heads share their rows: combine() may leave one head more than another (prompt_only)
   bool ordered = false;               ///< score() reads neighbours: rows arrive in ascending position
   bool keeps_newest = true;           ///< the cache protects the newest row, whatever its score
   bool reads_rows = false;            ///< score() looks at keys and values; admit() sees those of the fresh rows in any case
@@ -88,6 +103,20 @@ concept AdmittingPolicy = ScoringPolicy<P, S> && HasStats<P> && requires(const P
   p.admit(fresh, stats);
 };
 
+/// Keeps numbers of a head as a whole besides, [memory(shape)]: observe() is given them after the stats.
+template <class P, class S>
+concept RememberingPolicy = ScoringPolicy<P, S> && requires(const P p, const AttentionShape& shape, const AttentionBlock<S>& seen,
+                                                            const KvRows<S>& rows, MatrixRef<S> stats, VectorRef<S> memory) {
+  { p.memory(shape) } -> std::convertible_to<Index>;
+  p.observe(seen, rows, stats, memory);
+};
+
+/// Rewrites the scores of all kv heads of a layer together, after score() has filled each.
+template <class P, class S>
+concept CombiningPolicy = ScoringPolicy<P, S> && requires(const P p, LayerScores<S>& layer) {
+  p.combine(layer);
+};
+
 /// Keeps every row; a full cache refuses the next token.
 ///
 /// Keeps    everything, up to KvCacheOptions::max_tokens
@@ -100,7 +129,12 @@ struct Dense {
 /// What KvCache accepts; never a stats() that nobody fills.
 template <class P, class S>
 concept WholePolicy = CachePolicy<P> &&
-    (std::same_as<P, Dense> || AgePolicy<P> || ScoringPolicy<P, S>)&&(!HasStats<P> || ObservingPolicy<P, S> || AdmittingPolicy<P, S>);
+    (std::same_as<P, Dense> || AgePolicy<P> || ScoringPolicy<P, S>)&&(!HasStats<P> || ObservingPolicy<P, S> || AdmittingPolicy<P, S> ||
+                                                                      RememberingPolicy<P, S>);
+
+/// Watches attention in one of the two ways.
+template <class P, class S>
+concept WatchingPolicy = ObservingPolicy<P, S> || RememberingPolicy<P, S>;
 
 // Optional members of a policy:
 //   PolicyTraits traits() const
@@ -113,6 +147,18 @@ template <class S> void keep_newest(const KvRows<S>& rows, Index count, VectorRe
     if (rows.positions[static_cast<std::size_t>(i)] >= oldest_kept) score[i] = std::numeric_limits<S>::infinity();
 }
 
+/// Calls take(row) for the `count` best rows by these scores; -inf is never taken, of equals the newer are. For score() and combine().
+template <class S, class F> void best_rows(const KvRows<S>& rows, const ConstVectorRef<S>& score, Index count, F&& take) {
+  Index n = 0;
+  for (Index r = 0; r < rows.size(); ++r)
+    if (score[r] != -std::numeric_limits<S>::infinity())
+      rows.race[n++] = {detail::ordered(score[r]), rows.positions[static_cast<std::size_t>(r)], static_cast<std::int32_t>(r)};
+  count = std::clamp(count, Index(0), n);
+  if (count > 0 && count < n)
+    std::nth_element(rows.race, rows.race + count, rows.race + n, [](const auto& a, const auto& b) { return b < a; });
+  for (Index i = 0; i < count; ++i) take(Index(rows.race[i].row));
+}
+
 namespace detail {
 
 enum class Eviction : std::uint8_t { never, by_age, by_score };
@@ -121,8 +167,9 @@ enum class Eviction : std::uint8_t { never, by_age, by_score };
 struct PolicyFacts {
   Eviction eviction = Eviction::never;
   Index budget = unlimited, retain = unlimited, initial = 0, stats = 0;
+  Index memory = 0;
   PolicyTraits traits;
-  bool observes = false, admits = false;
+  bool observes = false, admits = false, combines = false;
 };
 
 template <class S, class P> PolicyFacts policy_facts(const P& policy, const AttentionShape& shape) {
@@ -138,8 +185,10 @@ template <class S, class P> PolicyFacts policy_facts(const P& policy, const Atte
   if constexpr (requires { policy.retain(); }) facts.retain = policy.retain();
   if constexpr (requires { policy.traits(); }) facts.traits = policy.traits();
   if constexpr (HasStats<P>) facts.stats = policy.stats(shape);
-  facts.observes = ObservingPolicy<P, S>;
+  if constexpr (RememberingPolicy<P, S>) facts.memory = policy.memory(shape);
+  facts.observes = WatchingPolicy<P, S>;
   facts.admits = AdmittingPolicy<P, S>;
+  facts.combines = CombiningPolicy<P, S>;
   return facts;
 }
 
@@ -151,7 +200,10 @@ inline void check_policy(const PolicyFacts& facts) {
   if (facts.eviction == Eviction::by_age && (facts.initial < 0 || facts.initial >= facts.retain))
     refuse(text("the policy keeps ", facts.initial, " initial tokens of ", facts.retain,
                 " rows: at least one row must be left for the newest token; raise the window"));
+  if (facts.memory < 0) refuse(text("the policy's memory() is ", facts.memory, ", expected 0 or more numbers a head"));
   if (facts.stats < 0) refuse(text("the policy's stats() is ", facts.stats, ", expected 0 or more numbers a row"));
+  if (facts.traits.ragged && !(facts.traits.prompt_only && facts.combines))
+    refuse("traits().ragged is for prompt-only policies that combine() the scores of all heads");
   if (facts.traits.reading == Reading::cache && facts.eviction != Eviction::by_age)
     refuse("only policies by age can be read at cache positions without moving keys; use Reading::stream");
 }

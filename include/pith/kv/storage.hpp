@@ -9,6 +9,7 @@
 #include <new>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <pith/attention/kv_view.hpp>
 #include <pith/core/check.hpp>
@@ -37,11 +38,13 @@ template <class T> void widen(const T* from, arithmetic_t<T>* to, Index n) {
 /// What a slab is made of; every byte count and offset follows from these.
 struct SlabShape {
   Index heads = 0, rows = 0, head_dim = 0, stats = 0;
-  bool scores = false;   ///< room to score and select the rows of all heads
-  bool widened = false;  ///< room for one head's keys and values in the arithmetic type
+  bool scores = false;    ///< room to score the rows of all heads and to select those of one
+  bool combines = false;  ///< room to select among those of all heads
+  bool widened = false;   ///< room for one head's keys and values in the arithmetic type
 };
 
-/// Rows of every kv head of one layer and what belongs to each row, in one allocation: [heads][rows] of everything.
+/// Rows of every kv head of one layer and what belongs to each row, in one allocation: heads one after the other, `rows` rows each until
+/// divide() gives them other shares.
 ///
 /// Heap     one allocation, at construction; pages are touched as rows arrive
 template <KvStorage T> class KvSlab {
@@ -59,35 +62,64 @@ template <KvStorage T> class KvSlab {
       return at;
     };
     const Index all = checked_product("KvCache", shape.heads, shape.rows);
-    const Index row_values = checked_product("KvCache", all, shape.head_dim);
+    const Index row_values = checked_product("KvCache", all, shape.head_dim),
+                most = shape.combines ? all : shape.rows;  // a head that shares with others can come to hold nearly all
     keys_ = part(static_cast<T*>(nullptr), row_values);
     values_ = part(static_cast<T*>(nullptr), row_values);
     positions_ = part(static_cast<Position*>(nullptr), all);
     kinds_ = part(static_cast<TokenKind*>(nullptr), all);
     stats_ = part(static_cast<S*>(nullptr), checked_product("KvCache", all, shape.stats));
-    scores_ = part(static_cast<S*>(nullptr), shape.scores ? shape.rows : 0);
-    race_ = part(static_cast<Candidate<S>*>(nullptr), shape.scores ? shape.rows : 0);
-    victims_ = part(static_cast<std::int32_t*>(nullptr), shape.scores ? shape.rows : 0);
-    widened_ = part(static_cast<S*>(nullptr), shape.widened ? 2 * shape.rows * shape.head_dim : 0);
+    scores_ = part(static_cast<S*>(nullptr), shape.scores ? all : 0);
+    scratch_ = part(static_cast<S*>(nullptr), shape.scores ? most : 0);
+    race_ = part(static_cast<Candidate<S>*>(nullptr), shape.scores ? most : 0);
+    victims_ = part(static_cast<std::int32_t*>(nullptr), shape.scores ? most : 0);
+    widened_ = part(static_cast<S*>(nullptr), shape.widened ? checked_product("KvCache", 2 * most, shape.head_dim) : 0);
     bytes_ = offset;
     memory_.reset(static_cast<std::byte*>(::operator new(bytes_, std::align_val_t(Workspace::alignment))));
+    starts_.resize(static_cast<std::size_t>(shape.heads + 1));
+    divide_evenly();
   }
 
   const SlabShape& shape() const { return shape_; }
-  Index rows() const { return shape_.rows; }
   std::size_t bytes() const { return bytes_; }
+  Index total_rows() const { return shape_.heads * shape_.rows; }
+  Index rows(Index head) const { return start(head + 1) - start(head); }
+  void divide_evenly() {
+    for (Index h = 0; h <= shape_.heads; ++h) starts_[static_cast<std::size_t>(h)] = h * shape_.rows;
+  }
+  /// Lets `rows` rows of a head, or as many as are left, follow the heads before it.
+  void put_head(Index head, Index rows) { starts_[static_cast<std::size_t>(head + 1)] = std::min(start(head) + rows, total_rows()); }
+  /// Gives every head its own rows and an equal share of the free ones: all to the front, then apart from the last head on.
+  template <class Size> void divide(Size&& size) {
+    const auto move = [this](Index to, Index from) {
+      if (to != from) copy_row(0, to, *this, from);
+    };
+    Index end = 0;
+    for (Index h = 0; h < shape_.heads; end += size(h++))
+      for (Index r = 0; r < size(h); ++r) move(end + r, start(h) + r);
+    const Index room = (total_rows() - end) / shape_.heads;
+    starts_.back() = total_rows();
+    for (Index h = shape_.heads - 1; h >= 0; --h) {
+      end -= size(h);
+      for (Index r = size(h) - 1; r >= 0; --r) move(end + h * room + r, end + r);
+      starts_[static_cast<std::size_t>(h)] = end + h * room;
+    }
+  }
+  Index start(Index head) const { return starts_[static_cast<std::size_t>(head)]; }
 
-  T* keys(Index head) const { return at<T>(keys_) + head * shape_.rows * shape_.head_dim; }
-  T* values(Index head) const { return at<T>(values_) + head * shape_.rows * shape_.head_dim; }
+  T* keys(Index head) const { return at<T>(keys_) + start(head) * shape_.head_dim; }
+  T* values(Index head) const { return at<T>(values_) + start(head) * shape_.head_dim; }
   T* key(Index head, Index row) const { return keys(head) + row * shape_.head_dim; }
   T* value(Index head, Index row) const { return values(head) + row * shape_.head_dim; }
-  Position* positions(Index head) const { return at<Position>(positions_) + head * shape_.rows; }
-  TokenKind* kinds(Index head) const { return at<TokenKind>(kinds_) + head * shape_.rows; }
+  Position* positions(Index head) const { return at<Position>(positions_) + start(head); }
+  TokenKind* kinds(Index head) const { return at<TokenKind>(kinds_) + start(head); }
   /// [stats, count] of the rows from `first` on.
   MatrixRef<S> stats(Index head, Index first, Index count) const {
-    return {at<S>(stats_) + head * shape_.stats * shape_.rows + first, shape_.stats, count, shape_.rows};
+    return {at<S>(stats_) + start(head) + first, shape_.stats, count, stats_stride()};
   }
-  S* scores() const { return at<S>(scores_); }
+  Index stats_stride() const { return total_rows(); }
+  S* scores(Index head) const { return at<S>(scores_) + start(head); }
+  S* scratch() const { return at<S>(scratch_); }
   Candidate<S>* race() const { return at<Candidate<S>>(race_); }
   std::int32_t* victims() const { return at<std::int32_t>(victims_); }
   /// Keys and values of n rows in the arithmetic type: where they are, or widened into the slab's own scratch.
@@ -122,6 +154,7 @@ template <KvStorage T> class KvSlab {
   }
 
   void copy_all(const KvSlab& from) {
+    starts_ = from.starts_;
     if (bytes_ > 0) std::memcpy(memory_.get(), from.memory_.get(), bytes_);
   }
 
@@ -133,12 +166,20 @@ template <KvStorage T> class KvSlab {
   template <class X> X* at(std::size_t offset) const { return reinterpret_cast<X*>(memory_.get() + offset); }
 
   SlabShape shape_;
-  std::size_t keys_ = 0, values_ = 0, positions_ = 0, kinds_ = 0, stats_ = 0, scores_ = 0, race_ = 0, victims_ = 0, widened_ = 0,
-              bytes_ = 0;
+  std::size_t keys_ = 0, values_ = 0, positions_ = 0, kinds_ = 0, stats_ = 0, scores_ = 0, scratch_ = 0, race_ = 0, victims_ = 0,
+              widened_ = 0, bytes_ = 0;
   std::unique_ptr<std::byte[], Free> memory_;
+  std::vector<Index> starts_;  ///< [heads + 1] the first row of each head
 };
 
 }  // namespace detail
+
+/// What the policies of the caches that will use a landing ask for: the most of each.
+struct KvLandingOptions {
+  Index stats = 0;          ///< numbers a row
+  bool reads_rows = false;  ///< some score() or admit() looks at keys and values
+  bool combines = false;    ///< some policy combines the scores of all heads
+};
 
 /// Memory for a chunk that is longer than a cache's budget, lent to the layers of a session in turn: reserve() moves a cache in, evict()
 /// brings the survivors home. So only one layer at a time holds a whole prompt.
@@ -147,15 +188,16 @@ template <KvStorage T> class KvSlab {
 template <KvStorage T = float> class KvLanding {
  public:
   /// Room for `rows` rows a head: the longest chunk plus the largest budget that will meet it.
-  KvLanding(const AttentionShape& shape, Index rows, Index stats = 0, bool reads_rows = false)
+  KvLanding(const AttentionShape& shape, Index rows, const KvLandingOptions& options = {})
       : slab_({.heads = shape.num_kv_heads,
                .rows = rows,
                .head_dim = shape.head_dim,
-               .stats = stats,
+               .stats = options.stats,
                .scores = true,
-               .widened = reads_rows && !std::is_same_v<T, arithmetic_t<T>>}) {}
+               .combines = options.combines,
+               .widened = options.reads_rows && !std::is_same_v<T, arithmetic_t<T>>}) {}
   std::size_t bytes() const { return slab_.bytes(); }
-  Index rows() const { return slab_.rows(); }
+  Index rows() const { return slab_.shape().rows; }
   detail::KvSlab<T>& slab() { return slab_; }
 
   /// Throws   CapacityError, ShapeError unless `rows` rows a head of a cache with such a home find room
@@ -163,7 +205,8 @@ template <KvStorage T = float> class KvLanding {
     const detail::SlabShape& ours = slab_.shape();
     if (rows > ours.rows)
       raise<CapacityError>(detail::text("pith::KvCache: ", rows, " rows a head are needed, the landing holds ", ours.rows));
-    if (ours.heads != home.heads || ours.head_dim != home.head_dim || ours.stats < home.stats || (home.widened && !ours.widened))
+    if (ours.heads != home.heads || ours.head_dim != home.head_dim || ours.stats < home.stats || (home.widened && !ours.widened) ||
+        (home.combines && !ours.combines))
       raise<ShapeError>(detail::text("pith::KvCache: the landing holds ", ours.heads, " heads of ", ours.head_dim, " with ", ours.stats,
                                      " stats, the cache needs ", home.heads, " of ", home.head_dim, " with ", home.stats));
   }

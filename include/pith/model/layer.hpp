@@ -69,10 +69,11 @@ template <class S> struct LayerPass {
   Workspace& ws;
 
   /// A prompt: the keys and values of all tokens first, then all queries tile by tile; the caller evicts.
-  /// `rope_length` is the length dynamic scaling looks at: the call's, for all its tokens. Rows of hidden before `first_needed` are left
-  /// as they were: nobody reads what the last layer makes of them.
+  /// `rope_length` is the length dynamic scaling looks at: the call's, for all its tokens. `more`: another piece of the prompt follows. Of
+  /// the last layer only the last token is read, and those the policy watches: the other rows of hidden are left as they were.
   template <class Cache>
-  void prefill(Cache& cache, MatrixRef<S> hidden, std::span<const TokenKind> kinds, Position rope_length, Index first_needed = 0) const {
+  void prefill(Cache& cache, MatrixRef<S> hidden, std::span<const TokenKind> kinds, Position rope_length, bool more = false,
+               bool last_layer = false) const {
     const Index n = hidden.rows();
     const Position start = cache.next_position();
     for (Index t = 0; t < n; t += prefill_tile) {
@@ -81,16 +82,20 @@ template <class S> struct LayerPass {
       const MatrixRef<S> x = normed(hidden.middleRows(t, tile));
       const MatrixRef<S> k = project(weights().k_proj, x), v = project(weights().v_proj, x);
       model.rope.rotate(k, positions(start + t, tile), rope_length);
-      cache.append(k, v, {.kinds = kinds.empty() ? kinds : kinds.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(tile))});
+      cache.append(k, v,
+                   {.phase = Phase::prefill,
+                    .more = more,
+                    .kinds = kinds.empty() ? kinds : kinds.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(tile))});
     }
     const Position gap = cache.gap();
-    for (Index t = first_needed; t < n; t += prefill_tile) {
+    const Index watched = watched_queries(cache, n);
+    for (Index t = last_layer ? n - std::max(Index(1), watched) : 0; t < n; t += prefill_tile) {
       const Index tile = std::min(prefill_tile, n - t);
       const MatrixRef<S> rows = hidden.middleRows(t, tile);
       const Workspace::Scope scope(ws);
       const MatrixRef<S> q = project(weights().q_proj, normed(rows));
       const MatrixRef<S> out = ws.matrix<S>(tile, q.cols());
-      look(cache, q, out, static_cast<Position>(start + t), gap, rope_length);
+      look(cache, q, out, static_cast<Position>(start + t), gap, rope_length, std::max(Index(0), watched - (n - t - tile)));
       finish(rows, out);
     }
   }
@@ -106,7 +111,7 @@ template <class S> struct LayerPass {
       const Position position = cache.next_position();
       model.rope.rotate(k.middleRows(t, 1), positions(position, 1), position + 1);
       cache.append(k.middleRows(t, 1), v.middleRows(t, 1));
-      look(cache, q.middleRows(t, 1), out.middleRows(t, 1), position, cache.gap(), position + 1);
+      look(cache, q.middleRows(t, 1), out.middleRows(t, 1), position, cache.gap(), position + 1, watched_queries(cache, 1));
       cache.evict();
     }
     finish(hidden, out);
@@ -132,10 +137,16 @@ template <class S> struct LayerPass {
     return {p, static_cast<std::size_t>(n)};
   }
 
+  /// How many of the last n queries the policy wants to see.
+  template <class Cache> static Index watched_queries(const Cache& cache, Index n) {
+    return cache.watching() ? std::min(n, cache.watches()) : 0;
+  }
+
   /// Rotates the queries and attends. Sinks at cache positions are read by a second copy of them, rotated as if `gap` tokens were not
   /// there.
   template <class Cache>
-  void look(Cache& cache, const MatrixRef<S>& q, const MatrixRef<S>& out, Position first, Position gap, Position rope_length) const {
+  void look(Cache& cache, const MatrixRef<S>& q, const MatrixRef<S>& out, Position first, Position gap, Position rope_length,
+            Index watched) const {
     const Workspace::Scope scope(ws);
     MatrixRef<S> sinks = gap > 0 ? ws.matrix<S>(q.rows(), q.cols()) : MatrixRef<S>();
     if (gap > 0) {
@@ -143,9 +154,10 @@ template <class S> struct LayerPass {
       model.rope.rotate(sinks, positions(first - gap, q.rows()), rope_length);
     }
     model.rope.rotate(q, positions(first, q.rows()), rope_length);
-    const AttendOptions<S> options{.first_query = first, .window = model.config.window(layer), .q_sinks = sinks, .gap = gap};
+    const AttendOptions<S> options{
+        .first_query = first, .window = model.config.window(layer), .q_sinks = sinks, .gap = gap, .observe_last = watched};
     if constexpr (requires { cache.observer(); }) {
-      if (cache.observes()) return attend(q, cache.view(), out, ws, cache.observer(), options);
+      if (watched > 0) return attend(q, cache.view(), out, ws, cache.observer(), options);
     }
     attend(q, cache.view(), out, ws, NoObserver{}, options);
   }

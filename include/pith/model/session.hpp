@@ -18,8 +18,13 @@ namespace pith::inline v0 {
 struct SessionOptions {
   Index max_prompt = 512;         ///< tokens of one prefill()
   Index max_tokens = 4096;        ///< rows of a Dense cache: the longest text it can hold
+  Index max_generated = 512;      ///< tokens decoded after a prompt under a prompt-only policy
   Index max_draft = 8;            ///< decode() takes, and a checkpoint takes back, one token more than this; 0: one token, no checkpoints
   ExecutorRef executor = serial;  ///< threads to use; must outlive the session
+};
+
+struct PrefillOptions {
+  bool more = false;  ///< another piece of the same prompt follows: prompt-only policies wait for the last one
 };
 
 /// One conversation: the caches of all layers, and every buffer it will ever need.
@@ -42,8 +47,8 @@ class Session {
     const DecoderConfig& config = model_->config;
     check_options(per_layer.size(), options);
     const AttentionShape shape = config.attention();
-    Index home = 0, landing = 0, stats = 0;
-    bool reads_rows = false;
+    Index home = 0, landing = 0;
+    KvLandingOptions needs;
     caches_.reserve(per_layer.size());
     for (std::size_t layer = 0; layer < per_layer.size(); ++layer) {
       const detail::PolicyFacts facts = per_layer[layer].facts(shape);
@@ -54,13 +59,15 @@ class Session {
                            KvCacheOptions{.max_chunk = 1,
                                           .max_draft = options.max_draft,
                                           .max_tokens = options.max_tokens,
+                                          .max_generated = options.max_generated,
                                           .window = config.window(static_cast<Index>(layer))});
       home = std::max(home, caches_.back().capacity());
       if (facts.budget != unlimited && options.max_prompt > 1) landing = std::max(landing, facts.budget + options.max_prompt);
-      stats = std::max(stats, facts.stats);
-      reads_rows = reads_rows || facts.traits.reads_rows || facts.admits;
+      needs.stats = std::max(needs.stats, facts.stats);
+      needs.reads_rows = needs.reads_rows || facts.traits.reads_rows || facts.admits;
+      needs.combines = needs.combines || facts.combines;
     }
-    if (landing > 0) landing_ = std::make_unique<KvLanding<T>>(shape, landing, stats, reads_rows);
+    if (landing > 0) landing_ = std::make_unique<KvLanding<T>>(shape, landing, needs);
     const Index tile = std::max(std::min(detail::prefill_tile, max_prompt_), max_chunk_);
     hidden_.resize(std::max(max_prompt_, max_chunk_), config.hidden_size);
     normed_.resize(max_chunk_, config.hidden_size);
@@ -72,19 +79,19 @@ class Session {
   ///
   /// Shapes   returns logits [1, vocab_size] of the last token, valid until the next call
   /// Throws   CapacityError for more than max_prompt tokens or a full Dense cache, ShapeError for a token outside the vocabulary or none
-  ConstMatrixRef<S> prefill(std::span<const Token> tokens) {
-    const Index n = check_prompt(static_cast<Index>(tokens.size()));
+  ConstMatrixRef<S> prefill(std::span<const Token> tokens, const PrefillOptions& options = {}) {
+    const Index n = check_prompt(static_cast<Index>(tokens.size()), options.more);
     model_->weights.embed_tokens.gather(tokens, hidden_.topRows(n));
-    return read_prompt(n, {});
+    return read_prompt(n, {}, options.more);
   }
   /// The same for embedding rows [tokens, hidden_size], each with its kind (none given: text).
-  ConstMatrixRef<S> prefill(ConstMatrixRef<S> embeddings, std::span<const TokenKind> kinds = {}) {
+  ConstMatrixRef<S> prefill(ConstMatrixRef<S> embeddings, std::span<const TokenKind> kinds = {}, const PrefillOptions& options = {}) {
     check_shape("Session::prefill", "embeddings", embeddings, any_extent, model_->config.hidden_size);
     if (!kinds.empty() && static_cast<Index>(kinds.size()) != embeddings.rows())
       raise<ShapeError>(detail::text("pith::Session::prefill: ", kinds.size(), " kinds for ", embeddings.rows(), " embedding rows"));
-    const Index n = check_prompt(embeddings.rows());
+    const Index n = check_prompt(embeddings.rows(), options.more);
     hidden_.topRows(n) = embeddings;
-    return read_prompt(n, kinds);
+    return read_prompt(n, kinds, options.more);
   }
 
   /// Feeds the next tokens, 1 .. max_draft + 1 of them: each appends, attends and evicts before the next, so a chunk equals its tokens one
@@ -98,7 +105,7 @@ class Session {
     if (n > max_chunk_)
       raise<CapacityError>(detail::text("pith::Session::decode: ", n, " tokens, expected at most max_draft + 1 = ", max_chunk_,
                                         ": start the session with a larger max_draft, or use prefill()"));
-    check_ready(n, nullptr);
+    check_ready(n, false, false);
     model_->weights.embed_tokens.gather(tokens, hidden_.topRows(n));
     whole_ = false;
     for (std::size_t layer = 0; layer < caches_.size(); ++layer) pass(layer).decode(caches_[layer], hidden_.topRows(n));
@@ -156,13 +163,15 @@ class Session {
  private:
   detail::LayerPass<S> pass(std::size_t layer) { return {*model_, static_cast<Index>(layer), ws_}; }
 
-  ConstMatrixRef<S> read_prompt(Index n, std::span<const TokenKind> kinds) {
+  /// A prompt-only policy keeps every piece of a prompt at home until the last one.
+  KvLanding<T>* landing_for(const Cache& cache, bool more) { return more && cache.prompt_only() ? nullptr : landing_.get(); }
+
+  ConstMatrixRef<S> read_prompt(Index n, std::span<const TokenKind> kinds, bool more) {
     const Position length = static_cast<Position>(next_position() + n);
     whole_ = false;
     for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
-      caches_[layer].reserve(n, landing_.get());
-      const bool only_last = layer + 1 == caches_.size() && !caches_[layer].observes();
-      pass(layer).prefill(caches_[layer], hidden_.topRows(n), kinds, length, only_last ? n - 1 : 0);
+      caches_[layer].reserve(n, landing_for(caches_[layer], more));
+      pass(layer).prefill(caches_[layer], hidden_.topRows(n), kinds, length, more, layer + 1 == caches_.size());
       caches_[layer].evict();
     }
     whole_ = true;
@@ -190,18 +199,18 @@ class Session {
       raise<CapacityError>(detail::text("pith::SessionOptions: max_prompt ", options.max_prompt, " or max_draft ", options.max_draft,
                                         " is more than ", most));
   }
-  Index check_prompt(Index n) const {
+  Index check_prompt(Index n, bool more) {
     if (n == 0) raise<ShapeError>("pith::Session::prefill: no tokens, expected 1 or more");
     if (n > max_prompt_)
       raise<CapacityError>(detail::text("pith::Session::prefill: ", n, " tokens, expected at most max_prompt = ", max_prompt_,
                                         ": start the session with a larger max_prompt"));
-    check_ready(n, landing_.get());
+    check_ready(n, true, more);
     return n;
   }
   /// Every refusal of every layer, before the first one changes.
-  void check_ready(Index n, const KvLanding<T>* landing) const {
+  void check_ready(Index n, bool prompt, bool more) {
     check_whole();
-    for (const Cache& cache : caches_) cache.check_room(n, landing);
+    for (const Cache& cache : caches_) cache.check_room(n, prompt ? landing_for(cache, more) : nullptr);
   }
   void check_whole() const {
     if (!whole_) raise<StateError>("pith::Session: an earlier call threw half-way through the layers: clear() first");

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <algorithm>
+#include <span>
+
+#include <pith/core/view.hpp>
+#include <pith/kv/policy.hpp>
+#include <pith/kv/select.hpp>
+
+namespace pith::inline v0 {
+
+/// The scores of all kv heads of a layer at once, for policies whose heads decide together. combine() may rewrite every number:
+/// +inf stays even beyond the budget, -inf goes.
+template <class S> class LayerScores {
+ public:
+  /// The rows of one head and their scores.
+  struct Head {
+    Index size = 0;
+    const Position* positions = nullptr;
+    const TokenKind* kinds = nullptr;
+    const S* stats = nullptr;  ///< number s of row r at s*stats_stride + r
+    S* scores = nullptr;
+    Index count = 0;  ///< for combine() to use as it likes
+  };
+
+  /// `race` holds the rows of all heads.
+  LayerScores(const AttentionShape& shape, Position next, Index retain, Index stats, Index stats_stride, std::span<Head> heads,
+              detail::Candidate<S>* race)
+      : shape_(shape), next_(next), retain_(retain), stats_(stats), stats_stride_(stats_stride), heads_(heads), race_(race) {}
+
+  Index num_heads() const { return static_cast<Index>(heads_.size()); }
+  Index retain() const { return retain_; }  ///< rows a head should keep
+  Index size(Index h) const { return head(h).size; }
+  KvRows<S> rows(Index h) const {
+    const Head& rows = head(h);
+    const auto n = static_cast<std::size_t>(rows.size);
+    return {.kv_head = h,
+            .shape = shape_,
+            .next = next_,
+            .positions = {rows.positions, n},
+            .kinds = {rows.kinds, n},
+            .stats = {rows.stats, stats_, rows.size, stats_stride_},
+            .race = race_};
+  }
+  Index& count(Index h) { return heads_[static_cast<std::size_t>(h)].count; }  ///< a number for combine() to use, 0 at first
+  VectorRef<S> scores(Index h) const { return {head(h).scores, head(h).size}; }
+
+  /// Calls take(head, row) for the `count` best rows of all heads together.
+  template <class F> void best_of_all(Index count, F&& take) const {
+    Index n = 0, offset = 0;
+    for (Index h = 0; h < num_heads(); offset += size(h++))
+      for (Index r = 0; r < size(h); ++r)
+        if (head(h).scores[r] != -std::numeric_limits<S>::infinity())
+          race_[n++] = {detail::ordered(head(h).scores[r]), head(h).positions[r], static_cast<std::int32_t>(offset + r)};
+    count = std::clamp(count, Index(0), n);
+    // Only rows of different heads tie; there the lower head's stays, wherever its rows lie.
+    const auto better = [](const auto& a, const auto& b) { return b < a || (!(a < b) && a.row < b.row); };
+    if (count > 0 && count < n) std::nth_element(race_, race_ + count, race_ + n, better);
+    for (Index i = 0; i < count; ++i) {
+      Index h = 0, row = race_[i].row;
+      while (row >= size(h)) row -= size(h++);
+      take(h, row);
+    }
+  }
+
+ private:
+  const Head& head(Index h) const { return heads_[static_cast<std::size_t>(h)]; }
+
+  AttentionShape shape_;
+  Position next_;
+  Index retain_, stats_, stats_stride_;
+  std::span<Head> heads_;
+  detail::Candidate<S>* race_;
+};
+
+}  // namespace pith::inline v0
