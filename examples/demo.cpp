@@ -18,9 +18,11 @@
 #include <pith/io.hpp>
 #include <pith/pith.hpp>
 
+#include "support/held_out.hpp"
 #include "support/model_text.hpp"
 
 using namespace pith;
+using example::measured, example::prompt_bytes, example::window_bytes, example::ShortRun, example::run_short;
 
 namespace {
 
@@ -35,56 +37,13 @@ std::vector<Contender> contenders(Index rows) {
   return {{"window", rows, Window{rows}},
           {"sinks + window", rows, SinkWindow{.sinks = 4, .window = rows - 4}},
           {"sinks + window at stream positions", rows, SinkWindow{.sinks = 4, .window = rows - 4, .reading = Reading::stream}, true},
-          {"heavy hitters", rows, HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2}, true}};
-}
-
-constexpr Index window_bytes = 256, prompt_bytes = 192, measured = window_bytes - prompt_bytes;
-
-/// What a session thinks of the measured bytes of every window: one row of log-probabilities a byte.
-struct ShortRun {
-  std::size_t bytes_held = 0;
-  std::vector<std::vector<double>> thoughts;
-};
-
-ShortRun run_short(Session<float>& session, std::span<const std::span<const Token>> windows) {
-  ShortRun run{session.cache_bytes(), {}};
-  for (const std::span<const Token> window : windows) {  // token 0, then 256 bytes
-    session.clear();
-    run.thoughts.push_back(example::log_probabilities(session.prefill(window.first(prompt_bytes + 1)).row(0)));
-    for (Index i = 1; i < measured; ++i)
-      run.thoughts.push_back(example::log_probabilities(session.decode(window[static_cast<std::size_t>(prompt_bytes + i)]).row(0)));
-  }
-  return run;
-}
-
-struct Quality {
-  double nats = 0, divergence = 0;
-};
-
-Quality compare(const ShortRun& run, const ShortRun& dense, std::span<const std::span<const Token>> windows) {
-  Quality quality;
-  for (std::size_t i = 0; i < run.thoughts.size(); ++i) {
-    const auto truth = windows[i / measured][static_cast<std::size_t>(prompt_bytes + 1) + i % measured];
-    quality.nats -= run.thoughts[i][static_cast<std::size_t>(truth)];
-    for (std::size_t t = 0; t < run.thoughts[i].size(); ++t)
-      quality.divergence += std::exp(dense.thoughts[i][t]) * (dense.thoughts[i][t] - run.thoughts[i][t]);
-  }
-  const double bytes = static_cast<double>(run.thoughts.size());
-  return {quality.nats / bytes, quality.divergence / bytes};
+          {"heavy hitters", rows, HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2}, true},
+          {"heavy hitters at cache positions", rows, AtCachePositions(HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2})}};
 }
 
 void short_table(const Decoder<float>& decoder, const std::vector<Token>& text, const std::string& csv_folder, ExecutorRef executor) {
-  constexpr std::size_t count = 64;
-  std::vector<std::vector<Token>> owned;
-  std::vector<std::span<const Token>> windows;
-  const std::size_t apart = (text.size() - 1) / count;
-  for (std::size_t w = 0; w < count && apart >= window_bytes; ++w) {
-    owned.push_back({0});
-    const auto first = text.begin() + 1 + static_cast<std::ptrdiff_t>(w * apart);
-    owned.back().insert(owned.back().end(), first, first + window_bytes);
-  }
-  windows.assign(owned.begin(), owned.end());
-
+  const example::Windows held_out(text, 64);
+  const auto windows = held_out.all();
   const SessionOptions options{.max_prompt = prompt_bytes + 1, .max_tokens = window_bytes + 1, .max_draft = 0, .executor = executor};
   auto full = decoder.start(Dense{}, options);
   const ShortRun dense = run_short(full, windows);
@@ -94,7 +53,7 @@ void short_table(const Decoder<float>& decoder, const std::vector<Token>& text, 
               prompt_bytes, measured);
   std::printf("  %-35s %5s %11s %11s %12s\n", "policy", "rows", "bytes held", "nats/byte", "KL to dense");
   const auto line = [&](const std::string& name, Index rows, const ShortRun& run) {
-    const Quality quality = compare(run, dense, windows);
+    const example::Quality quality = example::compare(run, dense, windows);
     std::printf("  %-35s %5td %11zu %11.4f %12.4f\n", name.c_str(), rows, run.bytes_held, quality.nats, quality.divergence);
     csv << '"' << name << "\"," << rows << ',' << run.bytes_held << ',' << quality.nats << ',' << quality.divergence << '\n';
   };

@@ -1,12 +1,13 @@
 // Text from any Llama-family folder under any cache policy. Bytes in and out for a byte-level model, token ids for others.
 //
-//   generate [FOLDER] [--policy dense|window:N|sinks:S:N|heavy:H:R] [--tokens N] [--temperature T] [--top-p P] [--seed N]
+//   generate [FOLDER] [--policy NAME:ROWS|sinks:S:N|h2o:H:R] [--tokens N] [--temperature T] [--top-p P] [--seed N]
 //            [--threads N] [--prompt TEXT | --ids 1,2,3]
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <random>
 #include <span>
 #include <stdexcept>
@@ -71,15 +72,15 @@ std::vector<Index> numbers(const std::string& text, char separator) {
   return out;
 }
 
-AnyPolicy<float> policy(const std::string& text) {
+AnyPolicy<float> policy(const std::string& text, const DecoderConfig& config) {
+  const auto rope = std::make_shared<const Rope<float>>(config.rope());
   const std::size_t colon = std::min(text.find(':'), text.size());
   const std::string name = text.substr(0, colon);
   const std::vector<Index> n = numbers(text.substr(std::min(colon + 1, text.size())), ':');
-  if (name == "dense" && n.empty()) return Dense{};
-  if (name == "window" && n.size() == 1) return Window{n[0]};
   if (name == "sinks" && n.size() == 2) return SinkWindow{.sinks = n[0], .window = n[1]};
-  if (name == "heavy" && n.size() == 2) return HeavyHitter{.heavy = n[0], .recent = n[1]};
-  throw std::invalid_argument("unknown policy " + text + ": dense, window:N, sinks:S:N and heavy:H:R are known");
+  if (name == "h2o" && n.size() == 2) return HeavyHitter{.heavy = n[0], .recent = n[1]};
+  if (n.size() > 1) throw std::invalid_argument("policy " + text + ": NAME:ROWS is expected, or sinks:S:N, or h2o:H:R");
+  return make_policy(name, n.empty() ? 256 : n[0], {rope});
 }
 
 }  // namespace
@@ -101,7 +102,8 @@ int main(int argc, char** argv) try {
 
   ThreadPool pool(arguments.threads);
   auto session =
-      decoder.start(policy(arguments.policy), {.max_prompt = static_cast<Index>(prompt.size()), .max_draft = 0, .executor = pool});
+      decoder.start(policy(arguments.policy, decoder.config()),
+                    {.max_prompt = static_cast<Index>(prompt.size()), .max_generated = arguments.tokens, .max_draft = 0, .executor = pool});
   std::mt19937_64 rng(arguments.seed);
   const auto print = [&](Token t) { bytes ? std::printf("%c", char(t)) : std::printf("%d ", t); };
   if (bytes) std::printf("%s", arguments.prompt.c_str());

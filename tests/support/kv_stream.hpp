@@ -29,7 +29,7 @@ template <class T> class KvStream {
   }
 
   /// One step in the way of anybody's loop: append, attend (watched if the policy asks), evict. Returns the attention's output.
-  template <class Cache> pith::Matrix<S> step(Cache& cache, pith::Index tokens, bool evict = true) {
+  template <class Cache> pith::Matrix<S> step(Cache& cache, pith::Index tokens, pith::Phase phase = pith::Phase::decode) {
     const pith::Index width = shape.num_kv_heads * shape.head_dim;
     const pith::Matrix<S> k = random(tokens, width), v = random(tokens, width), q = random(tokens, shape.num_heads * shape.head_dim);
     keys.resize(static_cast<std::size_t>(cache.next_position()));
@@ -38,13 +38,13 @@ template <class T> class KvStream {
       keys.push_back(k.row(t));
       values.push_back(v.row(t));
     }
-    return feed(cache, q, k, v, evict);
+    return feed(cache, q, k, v, phase);
   }
 
   template <class Cache>
   static pith::Matrix<S> feed(Cache& cache, const pith::Matrix<S>& q, const pith::Matrix<S>& k, const pith::Matrix<S>& v,
-                              bool evict = true) {
-    cache.append(k, v);
+                              pith::Phase phase = pith::Phase::decode) {
+    cache.append(k, v, {.phase = phase});
     pith::Matrix<S> out(q.rows(), q.cols());
     pith::Index rows = 0;
     for (pith::Index h = 0; h < cache.shape().num_kv_heads; ++h) rows = std::max(rows, cache.size(h));
@@ -59,7 +59,7 @@ template <class T> class KvStream {
     } else {
       pith::attend(q, cache.view(), out, ws, pith::NoObserver{}, options);
     }
-    if (evict) cache.evict();
+    cache.evict();
     return out;
   }
 };

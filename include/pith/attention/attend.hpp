@@ -62,6 +62,7 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
   const Index runs = static_cast<Index>(view.runs.size());
   const bool two = runs % 2 == 0 && runs / 2 == heads;
   if (runs != heads && !two) refuse(text("the view has ", runs, " runs, expected one or two for each of ", heads, " kv heads"));
+  const Index least = row_units<T>(view.shape.head_dim);
   Index most = 0, sinks = 0;
   for (Index r = 0; r < runs; ++r) {
     const KvRun<T>& run = view.runs[static_cast<std::size_t>(r)];
@@ -69,8 +70,9 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
     if (run.rows < 0 || run.rows > std::numeric_limits<Position>::max())
       refuse_run(text("has ", run.rows, " rows, expected 0 .. 2147483647"));
     if (run.rows > 0 && (run.keys == nullptr || run.values == nullptr)) refuse_run("has rows but no keys or no values");
-    if (run.rows > 0 && run.stride < view.shape.head_dim)
-      refuse_run(text("has stride ", run.stride, ", expected at least head_dim, which is ", view.shape.head_dim));
+    if (run.rows > 0 && run.stride < least)
+      refuse_run(
+          text("has stride ", run.stride, ", expected at least ", PlainStorage<T> ? "" : "q8_row_bytes of ", "head_dim, which is ", least));
     if (run.sinks < 0 || run.sinks > run.rows) refuse_run(text("has ", run.sinks, " sinks, expected 0 .. ", run.rows, ", its rows"));
     sinks = std::max(sinks, run.sinks);
     most = std::max(most, run.rows + (two && r % 2 == 1 ? view.runs[static_cast<std::size_t>(r - 1)].rows : 0));

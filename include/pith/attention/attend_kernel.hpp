@@ -26,7 +26,8 @@ template <class T> struct RowLayout {
   using V = Simd<S>;
   static constexpr int step = std::is_same_v<T, bfloat16> ? 2 : 1;  ///< packets that one load gives
 
-  explicit RowLayout(Index dim) : head_dim(dim), packets((dim + V::width - 1) / V::width), whole(dim % (step * V::width) == 0) {}
+  explicit RowLayout(Index dim)
+      : head_dim(dim), packets((dim + V::width - 1) / V::width), whole(PlainStorage<T> && dim % (step * V::width) == 0) {}
 
   Index head_dim;
   Index packets;  ///< of a padded row
@@ -45,7 +46,10 @@ template <class T> struct RowLayout {
   /// Copies and widens rows to [rows, padded()], features in the order of loaded rows.
   void stage(const T* rows, Index stride, Index count, S* to) const {
     for (Index r = 0; r < count; ++r, rows += stride, to += padded()) {
-      if (whole) {
+      if constexpr (!PlainStorage<T>) {
+        q8_decode(reinterpret_cast<const std::byte*>(rows), head_dim, to);
+        std::fill(to + head_dim, to + padded(), S(0));
+      } else if (whole) {
         for (Index i = 0; i < packets; i += step)
           for (int s = 0; s < step; ++s) V::store(to + (i + s) * V::width, load(rows + i * V::width, s));
       } else {

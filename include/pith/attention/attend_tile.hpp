@@ -219,7 +219,8 @@ template <class T> class AttendTile {
   /// f(rows): where they are, or widened once for many queries, or padded.
   template <class F> void with_rows(const Rows<T>& rows, Index queries, F&& f) {
     constexpr Index few = 8;
-    if (layout_.whole && (std::is_same_v<T, S> || queries <= few)) return f(rows);
+    if constexpr (PlainStorage<T>)
+      if (layout_.whole && (std::is_same_v<T, S> || queries <= few)) return f(rows);
     layout_.stage(rows.first, rows.stride, rows.count, at(m_.stage));
     f(Rows<S>{at(m_.stage), m_.padded, rows.count, nullptr});
   }

@@ -214,13 +214,16 @@ template <class S> void Rope<S>::rotate_by(std::type_identity_t<MatrixRef<S>> x,
 template <class S> void Rope<S>::turn(const MatrixRef<S>& x, std::span<const Position> positions, const S* inv, bool tabled) const {
   const Index d = options_.head_dim, in_table = tabled ? static_cast<Index>(table_.size()) / d : 0;
   S computed[max_head_dim];
+  Position computed_at = 0;
   for (Index t = 0; t < x.rows(); ++t) {
     const Position p = positions[static_cast<std::size_t>(t)];
+    if (p == 0) continue;
     const S* cosines = computed;
-    if (p >= 0 && p < in_table) {
+    if (p > 0 && p < in_table) {
       cosines = table_.data() + p * d;
-    } else {
+    } else if (p != computed_at) {
       detail::rope_angles(p, inv, half(), computed, computed + half());
+      computed_at = p;
     }
     S* const row = const_cast<S*>(x.data()) + t * x.outerStride();
     for (Index column = 0; column < x.cols(); column += d)

@@ -34,6 +34,14 @@ struct AppendOptions {
 
 namespace detail {
 
+/// How far a cache is in its stream.
+struct Progress {
+  Position next = 0;
+  Position next_angle = 0;  ///< where the token to come is rotated, if rows carry angles
+  Index unevicted = 0;      ///< tokens appended since the last eviction
+  AppendOptions last;       ///< how the newest were appended; without their marks
+};
+
 /// Everything about a cache that never changes, and what it refuses because of it.
 struct CacheRules {
   AttentionShape shape;
@@ -47,6 +55,8 @@ struct CacheRules {
   }
 
   bool never_evicts() const { return facts.eviction == Eviction::never; }
+  /// Rows carry the position their key is rotated at: gaps between them can be closed.
+  bool angles() const { return facts.traits.reading == Reading::cache && facts.eviction == Eviction::by_score; }
   bool by_age() const { return facts.eviction == Eviction::by_age; }
   bool prompt_only() const { return facts.traits.prompt_only; }
   Index home_rows() const {

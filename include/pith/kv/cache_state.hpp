@@ -11,12 +11,13 @@
 #include <pith/kv/eviction.hpp>
 #include <pith/kv/journal.hpp>
 #include <pith/kv/layer_scores.hpp>
+#include <pith/kv/reindex.hpp>
 #include <pith/kv/storage.hpp>
 
 namespace pith::inline v0::detail {
 
 /// The rows of a cache and their history, whatever the policy: everything KvCache does without asking it.
-template <KvStorage T> class CacheState {
+template <KvStorage T> class CacheState : public Progress {
  public:
   using S = arithmetic_t<T>;
 
@@ -26,6 +27,7 @@ template <KvStorage T> class CacheState {
               .rows = r.home_rows(),
               .head_dim = r.shape.head_dim,
               .stats = r.facts.stats,
+              .angles = r.angles(),
               .scores = r.facts.eviction == Eviction::by_score,
               .combines = r.facts.combines,
               .widened = (r.facts.traits.reads_rows || r.facts.admits) && !std::is_same_v<T, S>}),
@@ -51,7 +53,9 @@ template <KvStorage T> class CacheState {
   KvSlab<T>& slab() { return landed() ? *landing_ : home; }
   const KvSlab<T>& slab() const { return landed() ? *landing_ : home; }
   /// Cache reading: tokens missing between the sinks and the window.
-  Position gap() const { return rules.facts.traits.reading == Reading::cache ? static_cast<Position>(next - size(0)) : 0; }
+  Position gap() const {
+    return rules.by_age() && rules.facts.traits.reading == Reading::cache ? static_cast<Position>(next - size(0)) : 0;
+  }
   Index largest_size() const {
     Index largest = 0;
     for (const HeadState& state : heads_) largest = std::max(largest, state.size);
@@ -61,8 +65,7 @@ template <KvStorage T> class CacheState {
   void check_room(Index tokens, const KvLanding<T>* landing) const {
     rules.check_range(next, tokens);
     journal.check_room(tokens);
-    const bool all = landing != nullptr || rules.never_evicts();
-    const Index needed = all || rules.prompt_only() ? tokens : 1;
+    const Index needed = landing != nullptr || rules.never_evicts() || rules.prompt_only() ? tokens : 1;
     if (landing != nullptr && !rules.never_evicts() && largest_size() + needed <= landing->rows()) return;
     check_fits(needed, home);
   }
@@ -91,6 +94,7 @@ template <KvStorage T> class CacheState {
     const auto position = [&](Index t) {
       return options.positions.empty() ? static_cast<Position>(next + t) : options.positions[static_cast<std::size_t>(t)];
     };
+    const auto kind = [&](Index t) { return options.kinds.empty() ? TokenKind::text : options.kinds[static_cast<std::size_t>(t)]; };
     if (rules.begins_prompt(options, last) && unevicted == 0) forget_attention();
     if (journal.open()) record(position(0), tokens);
     for (Index h = 0; h < heads(); ++h) {
@@ -98,16 +102,14 @@ template <KvStorage T> class CacheState {
       for (Index t = 0; t < tokens; ++t) {
         const Index row = state.size + t;
         if (row < state.live) journal.save_row(slab(), h, row, t);
-        narrow<T>(&k.coeffRef(t, h * d), slab().key(h, row), d);
-        narrow<T>(&v.coeffRef(t, h * d), slab().value(h, row), d);
-        slab().positions(h)[row] = position(t);
-        slab().kinds(h)[row] = options.kinds.empty() ? TokenKind::text : options.kinds[static_cast<std::size_t>(t)];
+        slab().write_row(h, row, &k.coeffRef(t, h * d), &v.coeffRef(t, h * d), position(t), static_cast<Position>(next_angle + t), kind(t));
       }
       if (rules.facts.stats > 0) slab().stats(h, state.size, tokens).setZero();
       state.size += tokens;
       if (journal.open()) state.live = std::max(state.live, state.size);
     }
     next = position(tokens - 1) + 1;
+    next_angle += static_cast<Position>(tokens);
     unevicted += tokens;
     last = {.phase = options.phase, .more = options.more};
     refresh();
@@ -115,21 +117,9 @@ template <KvStorage T> class CacheState {
 
   /// Closes the ranks of a head whose victims, if it is not by age, stand in the slab. Its new size counts from end_eviction() on.
   void close_head(Index h, Index leaving, Index coming) {
-    const PolicyFacts& facts = rules.facts;
-    const Index n = size(h);
-    sizes_after_[static_cast<std::size_t>(h)] = n - leaving;
-    if (landed()) make_home(h, n - leaving);
-    Ranks<T> ranks{home, journal, h};
-    const std::span<const std::int32_t> victims(slab().victims(), rules.by_age() ? 0 : static_cast<std::size_t>(leaving));
-    if (landed()) {
-      rules.by_age() ? ranks.bring_home_by_age(slab(), n, leaving, facts.initial) : ranks.bring_home(slab(), n, victims);
-    } else if (leaving > 0 && !rules.by_age()) {
-      ranks.close(n, victims, facts.traits.ordered);
-    } else if (leaving > 0 && coming == 0 && facts.retain == facts.budget) {
-      ranks.close_ring(head(h), leaving, facts.initial);
-    } else if (leaving > 0) {
-      ranks.close_by_age(head(h), facts.budget, leaving, facts.initial);
-    }
+    sizes_after_[static_cast<std::size_t>(h)] = size(h) - leaving;
+    if (landed()) make_home(h, size(h) - leaving);
+    Ranks<T>{home, journal, h}.close(head(h), slab(), rules.facts, leaving, coming > 0);
   }
 
   void end_eviction(Index coming) {
@@ -188,12 +178,39 @@ template <KvStorage T> class CacheState {
     refresh();
   }
 
+  void reindex(const Rope<S>& rope) requires std::same_as<T, S> {
+    if (landed()) rules.raise_mid_prompt("reindex()");
+    if (journal.open()) return;
+    for (Index h = 0; h < heads(); ++h) {
+      if (size(h) != size(0))
+        raise<StateError>(
+            text("pith::KvCache: reindex() with ", size(0), " rows in one head and ", size(h), " in another: heads must agree"));
+      close_angles(home, h, size(h), next_angle, rope);
+    }
+    next_angle = static_cast<Position>(size(0));
+  }
+
+  /// Takes the tokens at first .. end - 1 out of every head; the others close up in their order.
+  Index drop(Position first, Position end) {
+    if (landed()) rules.raise_mid_prompt("drop()");
+    if (journal.open()) raise<StateError>("pith::KvCache: drop() inside a journal: crop() to end it first");
+    if (rules.by_age() && rules.facts.traits.reading == Reading::cache)
+      raise<StateError>("pith::KvCache: drop() from a window at cache positions would leave a gap in it: use Reading::stream");
+    Index dropped = 0;
+    for (Index h = 0; h < heads(); ++h) {
+      const Index left = Ranks<T>{home, journal, h}.remove(head(h), rules.facts.budget, rules.facts.initial, first, end);
+      dropped += size(h) - left;
+      head(h).size = left;
+      head(h).cursor = rules.facts.initial;
+    }
+    refresh();
+    return dropped;
+  }
+
   void clear() {
     for (HeadState& state : heads_) state = {.cursor = rules.facts.initial};
     landing_ = nullptr;
-    next = 0;
-    unevicted = 0;
-    last = {};
+    static_cast<Progress&>(*this) = {};
     memory.setZero();
     home.divide_evenly();
     end_journal();
@@ -205,9 +222,7 @@ template <KvStorage T> class CacheState {
     home.copy_all(from.home);
     journal.copy_state(from.journal);
     heads_ = from.heads_;
-    next = from.next;
-    unevicted = from.unevicted;
-    last = from.last;
+    static_cast<Progress&>(*this) = from;
     memory = from.memory;
     refresh();
   }
@@ -215,10 +230,7 @@ template <KvStorage T> class CacheState {
   CacheRules rules;
   KvSlab<T> home;
   KvJournal<T> journal;
-  Position next = 0;
-  Index unevicted = 0;  ///< tokens appended since the last eviction
-  AppendOptions last;   ///< how the newest were appended; without their marks
-  Matrix<S> memory;     ///< [heads, memory] what a policy keeps of each head as a whole
+  Matrix<S> memory;  ///< [heads, memory] what a policy keeps of each head as a whole
 
  private:
   bool fits(Index tokens, const KvSlab<T>& where) const {
@@ -227,8 +239,7 @@ template <KvStorage T> class CacheState {
     return true;
   }
   void check_fits(Index tokens, const KvSlab<T>& where) const {
-    for (Index h = 0; h < heads(); ++h)
-      if (size(h) + tokens > where.rows(h)) rules.raise_full(size(h), where.rows(h), tokens);
+    if (!fits(tokens, where)) rules.raise_full(largest_size(), where.shape().rows, tokens);
   }
 
   /// Makes sure that `rows` rows of head h find room at home: in its own share, or behind the heads before it.
@@ -265,7 +276,7 @@ template <KvStorage T> class CacheState {
   /// Takes back the journal's appends from number `to` on.
   void undo_to(Index to) {
     const auto target = journal.append(to);
-    while (journal.newest() >= to) journal.undo_newest(home);
+    for (; journal.newest() >= to; journal.undo_newest(home)) next_angle -= static_cast<Position>(journal.append(journal.newest()).tokens);
     for (Index h = 0; h < heads(); ++h) {
       head(h) = journal.head_before(to, h);
       if (!rules.prompt_only()) home.stats(h, 0, size(h)) = journal.stats_before(to, h, size(h));

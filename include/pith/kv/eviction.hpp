@@ -36,6 +36,44 @@ template <KvStorage T> struct Ranks {
   KvJournal<T>& journal;
   Index head;
 
+  /// `slab`: where the rows are, at home or landed; the victims of a policy that scores stand in it. `more`: room for more than one token.
+  void close(HeadState& state, KvSlab<T>& slab, const PolicyFacts& facts, Index leaving, bool more) {
+    const Index n = state.size;
+    const bool by_age = facts.eviction == Eviction::by_age;
+    const std::span<const std::int32_t> victims(slab.victims(), by_age ? 0 : static_cast<std::size_t>(leaving));
+    if (&slab != &home) {
+      by_age ? bring_home_by_age(slab, n, leaving, facts.initial) : bring_home(slab, n, victims);
+    } else if (leaving > 0 && !by_age) {
+      close_up(n, victims, facts.traits.ordered);
+    } else if (leaving > 0 && !more && facts.retain == facts.budget) {
+      close_ring(state, leaving, facts.initial);
+    } else if (leaving > 0) {
+      close_by_age(state, facts.budget, leaving, facts.initial);
+    }
+  }
+
+  /// Moves a head into a landing, policies by age in order of age.
+  void land(KvSlab<T>& landing, const HeadState& state, Index budget, Index initial) {
+    const Index ring = std::min(state.size, budget) - initial;
+    for (Index row = 0; row < state.size; ++row) {
+      const bool turned = row >= initial && row - initial < ring;
+      landing.copy_row(head, row, home, turned ? initial + (state.cursor - initial + row - initial) % ring : row);
+    }
+  }
+
+  /// Takes positions first .. last - 1 out, whatever they score; rows of policies by age end up in order of age. Returns the rows left.
+  Index remove(const HeadState& state, Index budget, Index initial, Position first, Position last) {
+    straighten(state, budget, initial);
+    Index to = 0;
+    for (Index row = 0; row < state.size; ++row)
+      if (const Position p = home.positions(head)[row]; p < first || p >= last) {
+        if (to != row) home.copy_row(head, to, home, row);
+        ++to;
+      }
+    return to;
+  }
+
+ private:
   /// A window's ring: the oldest `leaving` rows behind the initial ones, in order of age from the cursor, make place for the newest.
   void close_ring(HeadState& state, Index leaving, Index initial) {
     const Index ring = state.size - leaving - initial, moved = std::min(leaving, ring);
@@ -50,7 +88,7 @@ template <KvStorage T> struct Ranks {
   }
 
   /// Rows in no order: the last survivors fill the holes. `ordered`: survivors move up and keep their order.
-  void close(Index n, std::span<const std::int32_t> victims, bool ordered) {
+  void close_up(Index n, std::span<const std::int32_t> victims, bool ordered) {
     const Index survivors = n - static_cast<Index>(victims.size());
     std::size_t next_victim = 0, hole = 0;
     if (!ordered) next_victim = static_cast<std::size_t>(std::lower_bound(victims.begin(), victims.end(), survivors) - victims.begin());
@@ -80,16 +118,6 @@ template <KvStorage T> struct Ranks {
     for (Index to = 0; to < n - leaving; ++to) home.copy_row(head, to, landing, to < initial ? to : to + leaving);
   }
 
-  /// Moves a head into a landing, policies by age in order of age.
-  void land(KvSlab<T>& landing, const HeadState& state, Index budget, Index initial) {
-    const Index ring = std::min(state.size, budget) - initial;
-    for (Index row = 0; row < state.size; ++row) {
-      const bool turned = row >= initial && row - initial < ring;
-      landing.copy_row(head, row, home, turned ? initial + (state.cursor - initial + row - initial) % ring : row);
-    }
-  }
-
- private:
   void replace(Index to, Index from) {
     if (journal.recording()) {
       home.swap_rows(head, to, from);

@@ -45,7 +45,7 @@ template <KvStorage T> class KvJournal {
         tokens_(max_draft + 1),
         rows_(home.rows),
         stats_(home.stats),
-        saved_rows_({.heads = home.heads, .rows = tokens_, .head_dim = home.head_dim}),
+        saved_rows_({.heads = home.heads, .rows = tokens_, .head_dim = home.head_dim, .angles = home.angles}),
         stats_before_(static_cast<std::size_t>(checked_product("KvCache", tokens_ * home.heads, home.stats * home.rows))),
         heads_before_(static_cast<std::size_t>(tokens_ * home.heads)) {
     appends_.reserve(static_cast<std::size_t>(tokens_));

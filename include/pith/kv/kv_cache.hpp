@@ -8,6 +8,7 @@
 
 #include <pith/attention/attend.hpp>
 #include <pith/attention/kv_view.hpp>
+#include <pith/attention/rope.hpp>
 #include <pith/core/check.hpp>
 #include <pith/kv/cache_rules.hpp>
 #include <pith/kv/cache_state.hpp>
@@ -127,6 +128,22 @@ class KvCache {
     return dropped;
   }
 
+  /// Takes the tokens at first .. last - 1 out of every head, whatever the policy says; at cache positions their place closes as well.
+  ///
+  /// Returns  rows dropped, over all heads
+  /// Throws   StateError inside a journal, and for a window at cache positions, whose rows cannot come nearer to each other
+  Index drop(Position first, Position last) { return state_.drop(first, last); }
+
+  /// The policy is read at cache positions and its rows are not in order of age: after evict(), reindex() closes the gaps.
+  bool reindexes() const { return state_.rules.angles(); }
+  /// Renumbers the rows by age without gaps and turns their keys along. Inside a journal it waits for an eviction after it.
+  ///
+  /// Cost     a turn of every key behind the oldest gap
+  /// Throws   UnsupportedError under dynamic rope
+  void reindex(const Rope<Scalar>& rope) requires std::same_as<Storage, Scalar> {
+    if (reindexes()) state_.reindex(rope);
+  }
+
   /// Starts (or restarts) the journal: crop() can return to before any token appended from here on.
   void checkpoint() { state_.checkpoint(); }
   bool can_crop(Position p) const { return state_.can_crop(p); }
@@ -173,6 +190,8 @@ class KvCache {
   }
   Index capacity() const { return state_.home.shape().rows; }  ///< rows a head can hold at home, on average where heads share
   Position next_position() const { return state_.next; }
+  /// Where the next token's query and key are rotated: next_position(), or behind the rows that reindex() has numbered.
+  Position query_angle() const { return reindexes() ? state_.next_angle : state_.next; }
   /// Cache reading: how much nearer the sinks are than in the text. They are read by queries rotated at position - gap()
   /// (AttendOptions::q_sinks).
   Position gap() const { return state_.gap(); }

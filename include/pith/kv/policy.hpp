@@ -63,7 +63,7 @@ struct PolicyTraits {
   bool ordered = false;               ///< score() reads neighbours: rows arrive in ascending position
   bool keeps_newest = true;           ///< the cache protects the newest row, whatever its score
   bool reads_rows = false;            ///< score() looks at keys and values; admit() sees those of the fresh rows in any case
-  Reading reading = Reading::stream;  ///< cache: for policies by age only
+  Reading reading = Reading::stream;  ///< cache: policies by age move no key, others are turned by KvCache::reindex()
   Index watches = all_queries;        ///< how many of a prompt's last queries observe() must see
 };
 
@@ -204,8 +204,10 @@ inline void check_policy(const PolicyFacts& facts) {
   if (facts.stats < 0) refuse(text("the policy's stats() is ", facts.stats, ", expected 0 or more numbers a row"));
   if (facts.traits.ragged && !(facts.traits.prompt_only && facts.combines))
     refuse("traits().ragged is for prompt-only policies that combine() the scores of all heads");
-  if (facts.traits.reading == Reading::cache && facts.eviction != Eviction::by_age)
-    refuse("only policies by age can be read at cache positions without moving keys; use Reading::stream");
+  if (facts.traits.reading == Reading::cache && facts.traits.ragged)
+    refuse("heads that share their rows differ in length and cannot be read at cache positions; use Reading::stream");
+  if (facts.traits.reading == Reading::cache && facts.eviction == Eviction::never)
+    refuse("a policy that never evicts has no cache positions; use Reading::stream");
 }
 
 }  // namespace detail

@@ -22,22 +22,30 @@ namespace pith::inline v0 {
 
 namespace detail {
 
-/// Stores numbers as T: the one rounding of a cached row.
-template <class T> void narrow(const arithmetic_t<T>* from, T* to, Index n) {
-  if constexpr (std::is_same_v<T, arithmetic_t<T>>) {
+/// Stores the n numbers of a row as T: its one rounding.
+template <KvStorage T> void narrow(const arithmetic_t<T>* from, T* to, Index n) {
+  if constexpr (std::is_same_v<T, Q8>) {
+    q8_encode(from, n, reinterpret_cast<std::byte*>(to));
+  } else if constexpr (std::is_same_v<T, arithmetic_t<T>>) {
     std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
   } else {
     for (Index i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
   }
 }
 
-template <class T> void widen(const T* from, arithmetic_t<T>* to, Index n) {
-  for (Index i = 0; i < n; ++i) to[i] = static_cast<arithmetic_t<T>>(from[i]);
+/// The n numbers of a row as they are stored.
+template <KvStorage T> void widen(const T* from, arithmetic_t<T>* to, Index n) {
+  if constexpr (std::is_same_v<T, Q8>) {
+    q8_decode(reinterpret_cast<const std::byte*>(from), n, to);
+  } else {
+    for (Index i = 0; i < n; ++i) to[i] = static_cast<arithmetic_t<T>>(from[i]);
+  }
 }
 
 /// What a slab is made of; every byte count and offset follows from these.
 struct SlabShape {
   Index heads = 0, rows = 0, head_dim = 0, stats = 0;
+  bool angles = false;    ///< a second position a row: the one its key is rotated at
   bool scores = false;    ///< room to score the rows of all heads and to select those of one
   bool combines = false;  ///< room to select among those of all heads
   bool widened = false;   ///< room for one head's keys and values in the arithmetic type
@@ -52,7 +60,7 @@ template <KvStorage T> class KvSlab {
   using S = arithmetic_t<T>;
 
   KvSlab() = default;
-  explicit KvSlab(const SlabShape& shape) : shape_(shape) {
+  explicit KvSlab(const SlabShape& shape) : shape_(shape), row_units_(row_units<T>(shape.head_dim)) {
     std::size_t offset = 0;
     const auto part = [&]<class X>(X*, Index count) {
       const std::size_t at = offset;
@@ -62,17 +70,17 @@ template <KvStorage T> class KvSlab {
       return at;
     };
     const Index all = checked_product("KvCache", shape.heads, shape.rows);
-    const Index row_values = checked_product("KvCache", all, shape.head_dim),
-                most = shape.combines ? all : shape.rows;  // a head that shares with others can come to hold nearly all
+    const Index row_values = checked_product("KvCache", all, row_units_), most = most_rows();
     keys_ = part(static_cast<T*>(nullptr), row_values);
     values_ = part(static_cast<T*>(nullptr), row_values);
     positions_ = part(static_cast<Position*>(nullptr), all);
+    angles_ = part(static_cast<Position*>(nullptr), shape.angles ? all : 0);
     kinds_ = part(static_cast<TokenKind*>(nullptr), all);
     stats_ = part(static_cast<S*>(nullptr), checked_product("KvCache", all, shape.stats));
     scores_ = part(static_cast<S*>(nullptr), shape.scores ? all : 0);
     scratch_ = part(static_cast<S*>(nullptr), shape.scores ? most : 0);
     race_ = part(static_cast<Candidate<S>*>(nullptr), shape.scores ? most : 0);
-    victims_ = part(static_cast<std::int32_t*>(nullptr), shape.scores ? most : 0);
+    victims_ = part(static_cast<std::int32_t*>(nullptr), shape.scores ? (shape.angles ? 2 : 1) * most : 0);
     widened_ = part(static_cast<S*>(nullptr), shape.widened ? checked_product("KvCache", 2 * most, shape.head_dim) : 0);
     bytes_ = offset;
     memory_.reset(static_cast<std::byte*>(::operator new(bytes_, std::align_val_t(Workspace::alignment))));
@@ -84,6 +92,8 @@ template <KvStorage T> class KvSlab {
   std::size_t bytes() const { return bytes_; }
   Index total_rows() const { return shape_.heads * shape_.rows; }
   Index rows(Index head) const { return start(head + 1) - start(head); }
+  /// Rows that any head may come to hold: one that shares with others, nearly all.
+  Index most_rows() const { return shape_.combines ? total_rows() : shape_.rows; }
   void divide_evenly() {
     for (Index h = 0; h <= shape_.heads; ++h) starts_[static_cast<std::size_t>(h)] = h * shape_.rows;
   }
@@ -107,11 +117,13 @@ template <KvStorage T> class KvSlab {
   }
   Index start(Index head) const { return starts_[static_cast<std::size_t>(head)]; }
 
-  T* keys(Index head) const { return at<T>(keys_) + start(head) * shape_.head_dim; }
-  T* values(Index head) const { return at<T>(values_) + start(head) * shape_.head_dim; }
-  T* key(Index head, Index row) const { return keys(head) + row * shape_.head_dim; }
-  T* value(Index head, Index row) const { return values(head) + row * shape_.head_dim; }
+  Index row_stride() const { return row_units_; }  ///< units of T from one row to the next
+  T* keys(Index head) const { return at<T>(keys_) + start(head) * row_units_; }
+  T* values(Index head) const { return at<T>(values_) + start(head) * row_units_; }
+  T* key(Index head, Index row) const { return keys(head) + row * row_units_; }
+  T* value(Index head, Index row) const { return values(head) + row * row_units_; }
   Position* positions(Index head) const { return at<Position>(positions_) + start(head); }
+  Position* angles(Index head) const { return at<Position>(angles_) + start(head); }
   TokenKind* kinds(Index head) const { return at<TokenKind>(kinds_) + start(head); }
   /// [stats, count] of the rows from `first` on.
   MatrixRef<S> stats(Index head, Index first, Index count) const {
@@ -129,27 +141,40 @@ template <KvStorage T> class KvSlab {
     } else {
       S* const k = at<S>(widened_);
       S* const v = k + n * shape_.head_dim;
-      widen(key(head, first), k, n * shape_.head_dim);
-      widen(value(head, first), v, n * shape_.head_dim);
+      for (Index r = 0; r < n; ++r) {
+        widen(key(head, first + r), k + r * shape_.head_dim, shape_.head_dim);
+        widen(value(head, first + r), v + r * shape_.head_dim, shape_.head_dim);
+      }
       return {k, v};
     }
   }
 
+  /// Stores a row of numbers in the arithmetic type: its one rounding.
+  void write_row(Index head, Index row, const S* k, const S* v, Position position, Position angle, TokenKind kind) {
+    narrow<T>(k, key(head, row), shape_.head_dim);
+    narrow<T>(v, value(head, row), shape_.head_dim);
+    positions(head)[row] = position;
+    if (shape_.angles) angles(head)[row] = angle;
+    kinds(head)[row] = kind;
+  }
+
   /// Copies one row and all that belongs to it from another slab (or another place of this one).
   void copy_row(Index head, Index to, const KvSlab& from, Index from_row) {
-    const std::size_t row_bytes = static_cast<std::size_t>(shape_.head_dim) * sizeof(T);
+    const std::size_t row_bytes = static_cast<std::size_t>(row_units_) * sizeof(T);
     std::memcpy(key(head, to), from.key(head, from_row), row_bytes);
     std::memcpy(value(head, to), from.value(head, from_row), row_bytes);
     positions(head)[to] = from.positions(head)[from_row];
     kinds(head)[to] = from.kinds(head)[from_row];
+    if (shape_.angles) angles(head)[to] = from.angles(head)[from_row];
     for (Index s = 0; s < std::min(shape_.stats, from.shape_.stats); ++s) stats(head, to, 1)(s, 0) = from.stats(head, from_row, 1)(s, 0);
   }
 
   void swap_rows(Index head, Index a, Index b) {
-    std::swap_ranges(key(head, a), key(head, a) + shape_.head_dim, key(head, b));
-    std::swap_ranges(value(head, a), value(head, a) + shape_.head_dim, value(head, b));
+    std::swap_ranges(key(head, a), key(head, a) + row_units_, key(head, b));
+    std::swap_ranges(value(head, a), value(head, a) + row_units_, value(head, b));
     std::swap(positions(head)[a], positions(head)[b]);
     std::swap(kinds(head)[a], kinds(head)[b]);
+    if (shape_.angles) std::swap(angles(head)[a], angles(head)[b]);
     for (Index s = 0; s < shape_.stats; ++s) std::swap(stats(head, a, 1)(s, 0), stats(head, b, 1)(s, 0));
   }
 
@@ -166,8 +191,9 @@ template <KvStorage T> class KvSlab {
   template <class X> X* at(std::size_t offset) const { return reinterpret_cast<X*>(memory_.get() + offset); }
 
   SlabShape shape_;
-  std::size_t keys_ = 0, values_ = 0, positions_ = 0, kinds_ = 0, stats_ = 0, scores_ = 0, scratch_ = 0, race_ = 0, victims_ = 0,
-              widened_ = 0, bytes_ = 0;
+  Index row_units_ = 0;
+  std::size_t keys_ = 0, values_ = 0, positions_ = 0, angles_ = 0, kinds_ = 0, stats_ = 0, scores_ = 0, scratch_ = 0, race_ = 0,
+              victims_ = 0, widened_ = 0, bytes_ = 0;
   std::unique_ptr<std::byte[], Free> memory_;
   std::vector<Index> starts_;  ///< [heads + 1] the first row of each head
 };
@@ -179,6 +205,7 @@ struct KvLandingOptions {
   Index stats = 0;          ///< numbers a row
   bool reads_rows = false;  ///< some score() or admit() looks at keys and values
   bool combines = false;    ///< some policy combines the scores of all heads
+  bool angles = false;      ///< some policy is read at cache positions
 };
 
 /// Memory for a chunk that is longer than a cache's budget, lent to the layers of a session in turn: reserve() moves a cache in, evict()
@@ -193,6 +220,7 @@ template <KvStorage T = float> class KvLanding {
                .rows = rows,
                .head_dim = shape.head_dim,
                .stats = options.stats,
+               .angles = options.angles,
                .scores = true,
                .combines = options.combines,
                .widened = options.reads_rows && !std::is_same_v<T, arithmetic_t<T>>}) {}
@@ -206,7 +234,7 @@ template <KvStorage T = float> class KvLanding {
     if (rows > ours.rows)
       raise<CapacityError>(detail::text("pith::KvCache: ", rows, " rows a head are needed, the landing holds ", ours.rows));
     if (ours.heads != home.heads || ours.head_dim != home.head_dim || ours.stats < home.stats || (home.widened && !ours.widened) ||
-        (home.combines && !ours.combines))
+        (home.combines && !ours.combines) || (home.angles && !ours.angles))
       raise<ShapeError>(detail::text("pith::KvCache: the landing holds ", ours.heads, " heads of ", ours.head_dim, " with ", ours.stats,
                                      " stats, the cache needs ", home.heads, " of ", home.head_dim, " with ", home.stats));
   }

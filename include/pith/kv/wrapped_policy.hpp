@@ -48,6 +48,21 @@ template <class P> struct WrappedPolicy {
   void combine(LayerScores<S>& layer) const { inner.combine(layer); }
 };
 
+/// P, read at cache positions: what is kept counts as neighbours, so distances never exceed the cache and a stream may run past the trained
+/// length. Keys are turned when a gap closes (KvCache::reindex()); a Session does it after every eviction.
+///
+///   AtCachePositions(HeavyHitter{.heavy = 64, .recent = 64})   // H2O's streaming form
+///
+/// Cost     a turn of each key behind the row that left
+template <class P> struct AtCachePositions : WrappedPolicy<P> {
+  explicit AtCachePositions(P policy) : WrappedPolicy<P>{std::move(policy)} {}
+  PolicyTraits traits() const {
+    PolicyTraits traits = WrappedPolicy<P>::traits();
+    traits.reading = Reading::cache;
+    return traits;
+  }
+};
+
 /// Evicts with P when a prompt ends, and never while decoding.
 ///
 ///   PromptOnly(HeavyHitter{.heavy = 256, .recent = 256})

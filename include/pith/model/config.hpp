@@ -38,6 +38,9 @@ struct DecoderConfig {
   Token bos_token_id = -1;            ///< -1: none
 
   AttentionShape attention() const { return {num_attention_heads, num_key_value_heads, head_dim}; }
+  RopeOptions rope() const {
+    return {.head_dim = head_dim, .theta = rope_theta, .scaling = rope_scaling, .max_position_embeddings = max_position_embeddings};
+  }
 
   /// Tokens a query of this layer sees, itself included; 0: all of them.
   Index window(Index layer) const {

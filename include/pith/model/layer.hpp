@@ -34,10 +34,7 @@ template <class S> struct DecoderModel {
   DecoderModel(DecoderConfig c, DecoderWeights<S> w)
       : config(checked(std::move(c))),
         weights(checked(std::move(w), config)),
-        rope({.head_dim = config.head_dim,
-              .theta = config.rope_theta,
-              .scaling = config.rope_scaling,
-              .max_position_embeddings = config.max_position_embeddings}),
+        rope(config.rope()),
         norm(weights.norm, S(config.rms_norm_eps)) {
     layers.reserve(weights.layers.size());
     for (const LayerWeights<S>& layer : weights.layers)
@@ -75,13 +72,13 @@ template <class S> struct LayerPass {
   void prefill(Cache& cache, MatrixRef<S> hidden, std::span<const TokenKind> kinds, Position rope_length, bool more = false,
                bool last_layer = false) const {
     const Index n = hidden.rows();
-    const Position start = cache.next_position();
+    const Position start = cache.next_position(), angle = cache.query_angle();
     for (Index t = 0; t < n; t += prefill_tile) {
       const Index tile = std::min(prefill_tile, n - t);
       const Workspace::Scope scope(ws);
       const MatrixRef<S> x = normed(hidden.middleRows(t, tile));
       const MatrixRef<S> k = project(weights().k_proj, x), v = project(weights().v_proj, x);
-      model.rope.rotate(k, positions(start + t, tile), rope_length);
+      model.rope.rotate(k, positions(angle + t, tile), rope_length);
       cache.append(k, v,
                    {.phase = Phase::prefill,
                     .more = more,
@@ -95,7 +92,7 @@ template <class S> struct LayerPass {
       const Workspace::Scope scope(ws);
       const MatrixRef<S> q = project(weights().q_proj, normed(rows));
       const MatrixRef<S> out = ws.matrix<S>(tile, q.cols());
-      look(cache, q, out, static_cast<Position>(start + t), gap, rope_length, std::max(Index(0), watched - (n - t - tile)));
+      look(cache, q, out, static_cast<Position>(start + t), angle + t, gap, rope_length, std::max(Index(0), watched - (n - t - tile)));
       finish(rows, out);
     }
   }
@@ -108,13 +105,19 @@ template <class S> struct LayerPass {
     MatrixRef<S> q = project(weights().q_proj, x), k = project(weights().k_proj, x), v = project(weights().v_proj, x);
     MatrixRef<S> out = ws.matrix<S>(n, q.cols());
     for (Index t = 0; t < n; ++t) {
-      const Position position = cache.next_position();
-      model.rope.rotate(k.middleRows(t, 1), positions(position, 1), position + 1);
+      const Position position = cache.next_position(), angle = cache.query_angle();
+      model.rope.rotate(k.middleRows(t, 1), positions(angle, 1), position + 1);
       cache.append(k.middleRows(t, 1), v.middleRows(t, 1));
-      look(cache, q.middleRows(t, 1), out.middleRows(t, 1), position, cache.gap(), position + 1, watched_queries(cache, 1));
-      cache.evict();
+      look(cache, q.middleRows(t, 1), out.middleRows(t, 1), position, angle, cache.gap(), position + 1, watched_queries(cache, 1));
+      evict(cache);
     }
     finish(hidden, out);
+  }
+
+  template <class Cache> Index evict(Cache& cache, Index coming = 0) const {
+    const Index dropped = cache.evict(coming);
+    if constexpr (requires { cache.reindex(model.rope); }) cache.reindex(model.rope);
+    return dropped;
   }
 
  private:
@@ -145,15 +148,15 @@ template <class S> struct LayerPass {
   /// Rotates the queries and attends. Sinks at cache positions are read by a second copy of them, rotated as if `gap` tokens were not
   /// there.
   template <class Cache>
-  void look(Cache& cache, const MatrixRef<S>& q, const MatrixRef<S>& out, Position first, Position gap, Position rope_length,
+  void look(Cache& cache, const MatrixRef<S>& q, const MatrixRef<S>& out, Position first, Index angle, Position gap, Position rope_length,
             Index watched) const {
     const Workspace::Scope scope(ws);
     MatrixRef<S> sinks = gap > 0 ? ws.matrix<S>(q.rows(), q.cols()) : MatrixRef<S>();
     if (gap > 0) {
       sinks = q;
-      model.rope.rotate(sinks, positions(first - gap, q.rows()), rope_length);
+      model.rope.rotate(sinks, positions(angle - gap, q.rows()), rope_length);
     }
-    model.rope.rotate(q, positions(first, q.rows()), rope_length);
+    model.rope.rotate(q, positions(angle, q.rows()), rope_length);
     const AttendOptions<S> options{
         .first_query = first, .window = model.config.window(layer), .q_sinks = sinks, .gap = gap, .observe_last = watched};
     if constexpr (requires { cache.observer(); }) {

@@ -55,6 +55,9 @@ class Session {
       if (facts.traits.reading == Reading::cache && config.rope_scaling.type == RopeType::dynamic)
         raise<UnsupportedError>(
             "pith::Session: cache positions under dynamic rope: its angles change with the length; use Reading::stream");
+      const bool turns = facts.traits.reading == Reading::cache && facts.eviction == detail::Eviction::by_score;
+      if (turns) check_turns(static_cast<Index>(layer));
+      needs.angles = needs.angles || turns;
       caches_.emplace_back(shape, per_layer[layer],
                            KvCacheOptions{.max_chunk = 1,
                                           .max_draft = options.max_draft,
@@ -141,7 +144,7 @@ class Session {
   Index make_room(Index coming) {
     check_whole();
     Index dropped = 0;
-    for (Cache& cache : caches_) dropped += cache.evict(coming);
+    for (std::size_t layer = 0; layer < caches_.size(); ++layer) dropped += pass(layer).evict(caches_[layer], coming);
     return dropped;
   }
 
@@ -172,7 +175,7 @@ class Session {
     for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
       caches_[layer].reserve(n, landing_for(caches_[layer], more));
       pass(layer).prefill(caches_[layer], hidden_.topRows(n), kinds, length, more, layer + 1 == caches_.size());
-      caches_[layer].evict();
+      pass(layer).evict(caches_[layer]);
     }
     whole_ = true;
     return read_logits(hidden_.middleRows(n - 1, 1));
@@ -198,6 +201,12 @@ class Session {
     if (options.max_prompt > most || options.max_draft > most)
       raise<CapacityError>(detail::text("pith::SessionOptions: max_prompt ", options.max_prompt, " or max_draft ", options.max_draft,
                                         " is more than ", most));
+  }
+  void check_turns(Index layer) const {
+    if (!std::same_as<T, S>)
+      raise<UnsupportedError>("pith::Session: this policy turns keys again and again at cache positions, which 16-bit rows do not survive");
+    if (model_->config.window(layer) > 0)
+      raise<UnsupportedError>("pith::Session: a sliding-window layer looks at stream positions: use Reading::stream there");
   }
   Index check_prompt(Index n, bool more) {
     if (n == 0) raise<ShapeError>("pith::Session::prefill: no tokens, expected 1 or more");

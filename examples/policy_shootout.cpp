@@ -1,0 +1,87 @@
+// Every policy of the catalogue at several budgets on the shipped model: what it costs in memory and in quality, within the length the
+// model was trained on. A prompt of 192 bytes, then 64 bytes measured one by one.
+//
+//   policy_shootout [MODEL_FOLDER] [WINDOWS]     the table of numbers
+//   policy_shootout --table                      the README's table of policies
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <pith/io.hpp>
+#include <pith/pith.hpp>
+
+#include "support/held_out.hpp"
+#include "support/model_text.hpp"
+
+using namespace pith;
+
+namespace {
+
+void print_table() {
+  std::printf("| policy | keeps | needs | cost of a step beside attention | paper |\n|---|---|---|---|---|\n");
+  for (const PolicyEntry<float>& entry : policy_catalogue()) {
+    const std::string paper(entry.paper), link = paper.empty() ? "" : "[" + paper + "](https://arxiv.org/abs/" + paper + ") ";
+    std::printf("| `%s` | %s | %s | %s | %s|\n", std::string(entry.name).c_str(), std::string(entry.keeps).c_str(),
+                std::string(entry.needs).c_str(), std::string(entry.cost).c_str(), link.c_str());
+  }
+}
+
+/// One policy per layer: some need the layer's own weights.
+std::vector<AnyPolicy<float>> per_layer(const PolicyEntry<float>& entry, Index rows, const Decoder<float>& decoder) {
+  const auto rope = std::make_shared<const Rope<float>>(decoder.config().rope());
+  std::vector<AnyPolicy<float>> policies;
+  for (const LayerWeights<float>& layer : decoder.weights().layers) {
+    auto o_proj = std::make_shared<Matrix<float>>(layer.o_proj.out(), layer.o_proj.in());
+    if (entry.needs_o_proj) layer.o_proj.copy_weight(0, *o_proj);
+    policies.push_back(entry.make(rows, {rope, o_proj}));
+  }
+  return policies;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  if (argc > 1 && std::string(argv[1]) == "--table") {
+    print_table();
+    return 0;
+  }
+  const auto folder = example::model_folder(argc, argv);
+  const std::size_t count = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 32;
+  ThreadPool pool;
+  const Decoder<float> decoder = load_decoder(folder);
+  const std::vector<Token> text = example::byte_tokens(folder / "heldout.txt");
+  const example::Windows windows(text, count);
+  const SessionOptions options{.max_prompt = example::prompt_bytes + 1,
+                               .max_tokens = example::window_bytes + 1,
+                               .max_generated = example::measured,
+                               .max_draft = 0,
+                               .executor = pool};
+  auto full = decoder.start(Dense{}, options);
+  const example::ShortRun dense = example::run_short(full, windows.all());
+  std::printf("%zu windows of %td bytes, %td measured; dense: %.4f nats/byte in %zu bytes\n\n", windows.all().size(), example::window_bytes,
+              example::measured, example::compare(dense, dense, windows.all()).nats, dense.bytes_held);
+  std::printf("  %-14s", "");
+  for (const Index rows : {16, 32, 64}) std::printf("   %3td rows: bytes  nats/byte       KL", rows);
+  std::printf("\n");
+  for (const PolicyEntry<float>& entry : policy_catalogue()) {
+    if (entry.name == "dense") continue;
+    std::printf("  %-14s", std::string(entry.name).c_str());
+    for (const Index rows : {16, 32, 64}) {
+      auto session = decoder.start(std::span<const AnyPolicy<float>>(per_layer(entry, rows, decoder)), options);
+      if (entry.name == "text-prior") {  // bytes are text: all would stay
+        std::printf("   %15s  %9s %8s", "all text stays", "", "");
+        continue;
+      }
+      const example::ShortRun run = example::run_short(session, windows.all());
+      const example::Quality quality = example::compare(run, dense, windows.all());
+      std::printf("   %15zu  %9.4f %8.4f", run.bytes_held, quality.nats, quality.divergence);
+    }
+    std::printf("\n");
+  }
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 1;
+}

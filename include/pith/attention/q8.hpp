@@ -1,0 +1,87 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+
+namespace pith::inline v0 {
+
+/// One byte of a row in blocks of up to 32 numbers that share a 16-bit scale: what pointers and strides of such rows count in.
+///
+/// Blocks lie one behind the other: the scale as a half, then one signed byte a number. A whole block has the bytes of ggml's q8_0; the
+/// last one of a row is shorter where 32 does not divide its length.
+struct Q8 {
+  std::byte byte;
+};
+
+namespace detail {
+template <> struct Arithmetic<Q8> { using type = float; };
+}  // namespace detail
+
+inline constexpr Index q8_block = 32;  ///< numbers that share a scale
+
+/// Bytes of a row of n numbers: 34 for each 32 of them.
+///
+/// Throws   CapacityError if n is negative or far too large
+inline Index q8_row_bytes(Index n) {
+  detail::checked_product("q8_row_bytes", n, 2);
+  return n + Index(sizeof(half)) * (n / q8_block + (n % q8_block != 0));
+}
+
+/// Rounds n numbers to out [q8_row_bytes(n)]: a block's scale is its largest magnitude over 127, a code x / scale, halves away from zero.
+///
+/// A block with a number that is not finite, or that the scale is too small for (beyond 127 * 65504), decodes to not-a-number as a whole.
+/// Magnitudes up to 3e-6 decode to 0 where no larger one is near.
+///
+/// Heap     none
+/// Law      decoded numbers are off by at most half a scale, plus 127 times what the scale loses as a half
+/// Law      a block's bytes depend on its own numbers alone
+inline void q8_encode(const float* x, Index n, std::byte* out) {
+  for (Index size; n > 0; n -= size, x += size) {
+    size = std::min(n, q8_block);
+    float largest = 0, odd = 0;  // odd: not-a-number as soon as anything is not finite
+    for (Index i = 0; i < size; ++i) {
+      largest = std::max(largest, std::abs(x[i]));
+      odd += x[i] - x[i];
+    }
+    const float d = largest / 127;
+    half scale(d + odd);
+    const bool finite = std::isfinite(static_cast<float>(scale));
+    if (!finite) scale = std::numeric_limits<half>::quiet_NaN();
+    std::memcpy(out, &scale, sizeof(half));
+    out += sizeof(half);
+    // Codes belong to the scale before it became a half. Below the smallest normal number its inverse might not be finite.
+    const float inverse = finite && d >= std::numeric_limits<float>::min() ? 1 / d : 0;
+    for (Index i = 0; i < size; ++i)
+      *out++ = static_cast<std::byte>(inverse == 0 ? 0 : static_cast<std::int32_t>(std::round(x[i] * inverse)));
+  }
+}
+
+/// The n numbers that q8_encode() left in row [q8_row_bytes(n)].
+///
+/// Heap     none
+inline void q8_decode(const std::byte* row, Index n, float* out) {
+  for (Index size; n > 0; n -= size, out += size) {
+    size = std::min(n, q8_block);
+    half stored;
+    std::memcpy(&stored, row, sizeof(half));
+    row += sizeof(half);
+    const float scale = static_cast<float>(stored);
+    std::int8_t codes[q8_block];  // a copy that out cannot alias: the loop over a whole block becomes packets
+    if (size == q8_block) {
+      std::memcpy(codes, row, q8_block);
+      for (Index i = 0; i < q8_block; ++i) out[i] = static_cast<float>(codes[i]) * scale;
+    } else {
+      for (Index i = 0; i < size; ++i) out[i] = static_cast<float>(static_cast<std::int8_t>(row[i])) * scale;
+    }
+    row += size;
+  }
+}
+
+}  // namespace pith::inline v0

@@ -1,0 +1,111 @@
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include <pith/core/check.hpp>
+#include <pith/kv/any_policy.hpp>
+#include <pith/kv/attention_policies.hpp>
+#include <pith/kv/budget.hpp>
+#include <pith/kv/critical_values.hpp>
+#include <pith/kv/cross_self.hpp>
+#include <pith/kv/expected_attention.hpp>
+#include <pith/kv/key_policies.hpp>
+#include <pith/kv/protect.hpp>
+#include <pith/kv/window.hpp>
+
+namespace pith::inline v0 {
+
+/// What some policies need of the model besides what passes through the cache.
+template <class S = float> struct PolicyModel {
+  std::shared_ptr<const Rope<S>> rope = {};      ///< expected attention
+  std::shared_ptr<const Matrix<S>> o_proj = {};  ///< critical values: of the layer
+};
+
+/// A policy by name, at a budget of so many rows, with its other numbers in their usual proportions.
+template <class S = float> struct PolicyEntry {
+  std::string_view name;                       ///< as make_policy() takes it
+  std::string_view keeps, needs, cost, paper;  ///< a line each; the cost is that of a step beside attention
+  AnyPolicy<S> (*make)(Index rows, const PolicyModel<S>& model);
+  bool needs_rope = false, needs_o_proj = false;
+};
+
+/// Every policy there is. Tests, benchmarks, the shoot-out and the README read this list: a new policy is a struct and an entry here.
+template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
+  using Model = const PolicyModel<S>&;
+  constexpr std::string_view none = "nothing", weights = "attention weights", window_weights = "weights of the last queries", keys = "keys",
+                             rows_read = "keys and values", one_row = "one row moved, however many rows",
+                             adds = "one add a weight, one look at each score", once = "none after the prompt";
+  static const PolicyEntry<S> entries[] = {
+      {"dense", "everything, up to `max_tokens`", none, none, "", [](Index, Model) -> AnyPolicy<S> { return Dense{}; }},
+      {"window", "the newest rows", none, one_row, "2004.05150", [](Index rows, Model) -> AnyPolicy<S> { return Window{rows}; }},
+      {"sinks", "the first tokens and the newest, read at cache positions (StreamingLLM)", none,
+       "one row moved, one more rotation of the query", "2309.17453",
+       [](Index rows, Model) -> AnyPolicy<S> {
+         return SinkWindow{.sinks = std::min<Index>(4, rows / 2), .window = rows - std::min<Index>(4, rows / 2)};
+       }},
+      {"h2o", "rows that attracted most attention, and the newest", weights, adds, "2306.14048",
+       [](Index rows, Model) -> AnyPolicy<S> { return HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2}; }},
+      {"h2o-cache", "the same, read at cache positions", weights, "… and a turn of each key behind the row that left", "2306.14048",
+       [](Index rows, Model) -> AnyPolicy<S> { return AtCachePositions(HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2}); }},
+      {"scissorhands", "rows marked most often as above average, and the newest; half leave at once", weights,
+       "a compare and an add a weight", "2305.17118",
+       [](Index rows, Model) -> AnyPolicy<S> { return Scissorhands{.keep = rows, .recent = std::min<Index>(10, rows / 4)}; }},
+      {"tova", "what the newest query looks at most, the same rows in all heads", "weights of the last query", adds, "2401.06104",
+       [](Index rows, Model) -> AnyPolicy<S> { return Tova{rows}; }},
+      {"observed", "rows by average attention over the prompt", weights, once, "2306.14048",
+       [](Index rows, Model) -> AnyPolicy<S> { return ObservedAttention{rows}; }},
+      {"snapkv", "what a prompt's last queries look at, neighbours too", window_weights, once, "2404.14469",
+       [](Index rows, Model) -> AnyPolicy<S> { return SnapKv{.keep = rows, .window = std::min<Index>(32, rows / 2)}; }},
+      {"adakv", "SnapKV's, with a budget that the heads of a layer share", window_weights, once, "2407.11550",
+       [](Index rows, Model) -> AnyPolicy<S> { return Adaptive(SnapKv{.keep = rows, .window = std::min<Index>(32, rows / 2)}); }},
+      {"csp", "what text looks at in text, images in images, and each in the other", window_weights, once, "2412.04652",
+       [](Index rows, Model) -> AnyPolicy<S> { return CrossSelf{.heavy = rows - rows / 4, .recent = rows / 4}; }},
+      {"text-prior", "all text, and heavy hitters of the rest (LOOK-M)", weights, once, "2406.18139",
+       [](Index rows, Model) -> AnyPolicy<S> {
+         return Protect(PromptOnly(HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2}), {.kind = TokenKind::text});
+       }},
+      {"expected", "rows with most expected attention from a Gaussian of future queries", "queries, keys and values", once, "2510.00636",
+       [](Index rows, Model model) -> AnyPolicy<S> { return ExpectedAttention<S>{.rope = model.rope, .keep = rows}; }, true},
+      {"critical", "SnapKV's, weighted by what a value does to the output", "weights of the last queries, values", once, "2502.03805",
+       [](Index rows, Model model) -> AnyPolicy<S> {
+         return CriticalValues<SnapKv, S>(SnapKv{.keep = rows, .window = std::min<Index>(32, rows / 2)}, model.o_proj);
+       },
+       false, true},
+      {"knorm", "small keys", keys, "a norm per row appended, one look at each score", "2406.11430",
+       [](Index rows, Model) -> AnyPolicy<S> { return KeyNorm{rows}; }},
+      {"keydiff", "keys unlike the average, in bites of a quarter", keys, "two sweeps of the keys every bite", "2504.15364",
+       [](Index rows, Model) -> AnyPolicy<S> { return KeyDiff{.keep = rows, .bite = std::max<Index>(1, rows / 4)}; }},
+      {"lagkv", "tokens that spread more than those after them", rows_read, once, "2504.04704",
+       [](Index rows, Model) -> AnyPolicy<S> { return LagKv{.keep = rows, .lag = std::max<Index>(2, std::min<Index>(128, rows / 4))}; }},
+      {"cur", "keys and values of high leverage in their block", rows_read, once, "2509.15038",
+       [](Index rows, Model) -> AnyPolicy<S> { return Cur{.keep = rows}; }},
+      {"chunkkv", "whole chunks of neighbours, by small keys", keys, once, "2502.00299",
+       [](Index rows, Model) -> AnyPolicy<S> { return Chunkwise(KeyNorm{rows}, std::max<Index>(1, std::min<Index>(20, rows / 8))); }},
+      {"random", "rows drawn by lot: what others must beat", none, "a hash per row", "",
+       [](Index rows, Model) -> AnyPolicy<S> { return Random{rows}; }},
+  };
+  return entries;
+}
+
+/// The policy of this name at a budget of `rows` rows a head: for choosing at run time.
+///
+/// Throws   UnsupportedError naming every policy if there is none of this name, ShapeError if the model lacks what it needs
+template <class S = float> AnyPolicy<S> make_policy(std::string_view name, Index rows, const PolicyModel<S>& model = {}) {
+  std::string known;
+  for (const PolicyEntry<S>& entry : policy_catalogue<S>()) {
+    known += known.empty() ? detail::text(entry.name) : detail::text(", ", entry.name);
+    if (entry.name != name) continue;
+    if (rows < 1) raise<ShapeError>(detail::text("pith::make_policy: ", rows, " rows for '", name, "', expected 1 or more"));
+    if ((entry.needs_rope && !model.rope) || (entry.needs_o_proj && !model.o_proj))
+      raise<ShapeError>(
+          detail::text("pith::make_policy: '", name, "' needs PolicyModel::", entry.needs_rope ? "rope" : "o_proj", " of the model"));
+    return entry.make(rows, model);
+  }
+  raise<UnsupportedError>(detail::text("pith::make_policy: no policy '", name, "': ", known));
+}
+
+}  // namespace pith::inline v0
