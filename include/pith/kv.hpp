@@ -4,6 +4,7 @@
 #include <pith/kv/attention_policies.hpp>
 #include <pith/kv/budget.hpp>
 #include <pith/kv/catalogue.hpp>
+#include <pith/kv/codec.hpp>
 #include <pith/kv/critical_values.hpp>
 #include <pith/kv/cross_self.hpp>
 #include <pith/kv/expected_attention.hpp>

@@ -54,6 +54,7 @@ void policy_laws(const P& policy, const pith::AttentionShape& shape = {4, 2, 8},
     if (facts.traits.ragged) REQUIRE(all_rows <= heads * (cache.budget() + 1));
     for (pith::Index h = 0; h < heads; ++h) {
       const auto positions = cache.positions(h);
+      const auto keys = keys_of(cache, h), values = values_of(cache, h);
       // 1: a head exceeds its budget only by rows scored +inf, which a policy within its own budget never has.
       if (!facts.traits.ragged) REQUIRE(cache.size(h) <= cache.budget() + (cache.budget() == pith::unlimited ? 0 : beyond));
       // 3: what stays was there before, once, and unchanged.
@@ -62,11 +63,9 @@ void policy_laws(const P& policy, const pith::AttentionShape& shape = {4, 2, 8},
       for (const pith::Position p : now) REQUIRE((p >= before || held[static_cast<std::size_t>(h)].count(p) == 1));
       for (std::size_t r = 0; r < positions.size(); ++r) {
         const auto p = static_cast<std::size_t>(positions[r]);
-        for (pith::Index i = 0; i < shape.head_dim; ++i) {
-          if (!cache.reindexes())
-            REQUIRE(cache.keys(h)(static_cast<pith::Index>(r), i) == static_cast<T>(stream.keys[p](0, h * shape.head_dim + i)));
-          REQUIRE(cache.values(h)(static_cast<pith::Index>(r), i) == static_cast<T>(stream.values[p](0, h * shape.head_dim + i)));
-        }
+        const auto row = static_cast<pith::Index>(r);
+        if (!cache.reindexes()) REQUIRE(keys.row(row) == as_stored<T>(&stream.keys[p](0, h * shape.head_dim), shape.head_dim));
+        REQUIRE(values.row(row) == as_stored<T>(&stream.values[p](0, h * shape.head_dim), shape.head_dim));
       }
       // 4: the newest token survives.
       if (facts.traits.keeps_newest) REQUIRE(now.count(cache.next_position() - 1) == 1);

@@ -64,6 +64,27 @@ template <class T> class KvStream {
   }
 };
 
+/// The rows of one head, widened, whatever they are stored as.
+template <class Cache> pith::Matrix<typename Cache::Scalar> keys_of(const Cache& cache, pith::Index h) {
+  pith::Matrix<typename Cache::Scalar> rows(cache.size(h), cache.shape().head_dim);
+  cache.copy_keys(h, rows);
+  return rows;
+}
+template <class Cache> pith::Matrix<typename Cache::Scalar> values_of(const Cache& cache, pith::Index h) {
+  pith::Matrix<typename Cache::Scalar> rows(cache.size(h), cache.shape().head_dim);
+  cache.copy_values(h, rows);
+  return rows;
+}
+
+/// The n numbers of one head's row after the one rounding that a cache of T gives them.
+template <class T> pith::Matrix<pith::arithmetic_t<T>> as_stored(const pith::arithmetic_t<T>* row, pith::Index n) {
+  std::vector<T> stored(static_cast<std::size_t>(pith::detail::row_units<T>(n)));
+  pith::Matrix<pith::arithmetic_t<T>> back(1, n);
+  pith::detail::narrow<T>(row, stored.data(), n);
+  pith::detail::widen<T>(stored.data(), back.data(), n);
+  return back;
+}
+
 /// Whether two caches hold the same bits in the same order: rows, positions, kinds, stats and what comes next.
 template <class A, class B> bool same_state(const A& a, const B& b) {
   if (a.next_position() != b.next_position() || a.gap() != b.gap()) return false;
@@ -71,7 +92,7 @@ template <class A, class B> bool same_state(const A& a, const B& b) {
     if (a.size(h) != b.size(h)) return false;
     for (std::size_t r = 0; r < a.positions(h).size(); ++r)
       if (a.positions(h)[r] != b.positions(h)[r] || a.kinds(h)[r] != b.kinds(h)[r]) return false;
-    if (a.keys(h) != b.keys(h) || a.values(h) != b.values(h) || a.stats(h) != b.stats(h)) return false;
+    if (keys_of(a, h) != keys_of(b, h) || values_of(a, h) != values_of(b, h) || a.stats(h) != b.stats(h)) return false;
   }
   return true;
 }

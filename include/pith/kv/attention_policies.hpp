@@ -133,7 +133,8 @@ struct SnapKv {
   }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     const Index candidates = std::max(Index(0), rows.size() - window), reach = kernel / 2;
-    for (Index r = 0; r < candidates; ++r) rows.scratch[r] = rows.stats.col(r).maxCoeff();
+    const Index added = std::max(Index(1), window * rows.shape.group() / rows.stats.rows());  // weights in a sum
+    for (Index r = 0; r < candidates; ++r) rows.scratch[r] = rows.stats.col(r).maxCoeff() / static_cast<S>(added);
     for (Index r = 0; r < candidates; ++r) {
       const Index first = std::max(Index(0), r - reach), last = std::min(candidates - 1, r + reach);
       const ConstVectorRef<S> near(rows.scratch + first, last - first + 1);

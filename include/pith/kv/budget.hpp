@@ -49,10 +49,10 @@ struct Pyramid {
   /// The other published formula: real numbers, for a share `ratio` of `tokens` removed. Every layer alike where the pyramid does not fit.
   std::vector<Index> budgets_at(double ratio, Index tokens) const {
     check(window, tokens);
-    const double length = static_cast<double>(tokens), rows = length * (1 - ratio);
+    const double length = static_cast<double>(tokens), rows = length * (1 - ratio), most = length - static_cast<double>(window);
     double low = rows / static_cast<double>(beta), high = 2 * rows - low;
-    if (high >= length) {
-      high = length;
+    if (high >= most) {
+      high = most;
       low = 2 * rows - high;
     }
     if (!(length >= high && high >= low && low >= static_cast<double>(window))) low = high = rows;

@@ -260,7 +260,7 @@ template <KvStorage T> class CacheState : public Progress {
       runs_[static_cast<std::size_t>(h)] = {.keys = slab().keys(h),
                                             .values = slab().values(h),
                                             .rows = size(h),
-                                            .stride = rules.shape.head_dim,
+                                            .stride = slab().row_stride(),
                                             .positions = slab().positions(h),
                                             .sinks = std::min(sinks, size(h))};
   }

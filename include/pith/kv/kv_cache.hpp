@@ -170,6 +170,13 @@ class KvCache {
   Eigen::Map<const Matrix<Storage>> values(Index kv_head) const requires PlainStorage<Storage> {
     return {slab(kv_head).values(kv_head), size(kv_head), shape().head_dim};
   }
+  /// The same of any storage, copied and widened: out [size(kv_head), head_dim].
+  void copy_keys(Index kv_head, MatrixRef<Scalar> out) const {
+    copy_rows("KvCache::copy_keys", slab(kv_head).keys(kv_head), size(kv_head), out);
+  }
+  void copy_values(Index kv_head, MatrixRef<Scalar> out) const {
+    copy_rows("KvCache::copy_values", slab(kv_head).values(kv_head), size(kv_head), out);
+  }
   std::span<const Position> positions(Index kv_head) const {
     return {slab(kv_head).positions(kv_head), static_cast<std::size_t>(size(kv_head))};
   }
@@ -201,6 +208,11 @@ class KvCache {
   const detail::KvSlab<Storage>& slab(Index kv_head) const {
     state_.rules.check_head(kv_head);
     return state_.slab();
+  }
+
+  void copy_rows(const char* where, const Storage* rows, Index count, MatrixRef<Scalar>& out) const {
+    check_shape(where, "out", out, count, shape().head_dim);
+    for (Index r = 0; r < count; ++r) detail::widen(rows + r * state_.home.row_stride(), &out.coeffRef(r, 0), shape().head_dim);
   }
 
   static ConstMatrixRef<Scalar> last_rows(const ConstMatrixRef<Scalar>& m, Index n) {

@@ -204,7 +204,8 @@ class Session {
   }
   void check_turns(Index layer) const {
     if (!std::same_as<T, S>)
-      raise<UnsupportedError>("pith::Session: this policy turns keys again and again at cache positions, which 16-bit rows do not survive");
+      raise<UnsupportedError>(
+          "pith::Session: this policy turns keys again and again at cache positions, which rounded rows do not survive");
     if (model_->config.window(layer) > 0)
       raise<UnsupportedError>("pith::Session: a sliding-window layer looks at stream positions: use Reading::stream there");
   }
