@@ -1,0 +1,188 @@
+// Keys that move: cache positions for policies that score, and tokens taken out by hand.
+#include <algorithm>
+#include <vector>
+
+#include <pith/attention/rope.hpp>
+#include <pith/kv.hpp>
+
+#include "support/catch.hpp"
+#include "support/kv_stream.hpp"
+#include "support/random_matrix.hpp"
+
+using namespace pith;
+using pith_test::contains;
+using pith_test::KvStream;
+using pith_test::same_state;
+
+namespace {
+const AttentionShape shape{4, 2, 16};
+constexpr Index width = 32;
+
+/// Feeds one token in the way of a loop that owns its rotations: plain rows in, turned at the cache's angle.
+template <class Cache>
+void feed(Cache& cache, const Rope<float>& rope, const Matrix<float>& q, const Matrix<float>& k, const Matrix<float>& v) {
+  Matrix<float> turned = k, query = q, out(q.rows(), q.cols());
+  std::vector<Position> at;
+  for (Index t = 0; t < k.rows(); ++t) at.push_back(static_cast<Position>(cache.query_angle() + t));
+  rope.rotate(turned, at);
+  rope.rotate(query, at);
+  cache.append(turned, v);
+  Workspace ws(attend_workspace_bytes<float>(shape, cache.size(0)));
+  attend(query, cache.view(), out, ws, cache.observer());
+  cache.evict();
+  cache.reindex(rope);
+}
+
+}  // namespace
+
+TEST_CASE("reindex() closes every gap, and thousands of turns later keys are where a fresh rotation puts them", "[kv]") {
+  const Rope<float> rope({.head_dim = 16});
+  KvCache cache(shape, AtCachePositions(HeavyHitter{.heavy = 8, .recent = 8}), {.max_chunk = 20});
+  KvStream<float> stream(shape, 5);
+  std::vector<Matrix<float>> plain;
+  const auto step = [&](Index tokens) {
+    const Matrix<float> k = stream.random(tokens, width);
+    for (Index t = 0; t < tokens; ++t) plain.push_back(k.row(t));
+    feed(cache, rope, stream.random(tokens, 64), k, stream.random(tokens, width));
+  };
+  step(20);
+  for (int i = 0; i < 4000; ++i) step(1);
+  CHECK(cache.query_angle() == 16);
+  CHECK(cache.next_position() == 4020);
+  for (Index h = 0; h < 2; ++h) {
+    std::vector<Position> ages(cache.positions(h).begin(), cache.positions(h).end());
+    std::sort(ages.begin(), ages.end());
+    for (Index r = 0; r < cache.size(h); ++r) {
+      const Position p = cache.positions(h)[static_cast<std::size_t>(r)];
+      const Position rank = static_cast<Position>(std::lower_bound(ages.begin(), ages.end(), p) - ages.begin());
+      Matrix<float> fresh = plain[static_cast<std::size_t>(p)].middleCols(h * 16, 16);
+      rope.rotate(fresh, std::span(&rank, 1));
+      // A turn rounds each number twice; a row is turned once for every row that leaves before it.
+      const double turns = double(4020 - p) + 2;
+      CHECK((cache.keys(h).row(r) - fresh).norm() <= turns * 2 * 6e-8 * fresh.norm());
+    }
+  }
+}
+
+TEST_CASE("a journal holds renumbering back, and crop() is exact at cache positions too", "[kv]") {
+  const Rope<float> rope({.head_dim = 16});
+  KvCache cache(shape, AtCachePositions(HeavyHitter{.heavy = 6, .recent = 4}), {.max_chunk = 3, .max_draft = 6});
+  KvStream<float> stream(shape, 6);
+  const auto step = [&](Index n) { feed(cache, rope, stream.random(n, 64), stream.random(n, width), stream.random(n, width)); };
+  for (int i = 0; i < 30; ++i) step(1);
+  const auto before = cache.clone();
+  cache.checkpoint();
+  step(3);
+  step(2);
+  CHECK(cache.query_angle() == 10 + 5);
+  cache.crop(before.next_position());
+  CHECK(same_state(cache, before));
+  CHECK(cache.query_angle() == before.query_angle());
+  step(1);
+  CHECK(cache.query_angle() == 10);
+}
+
+TEST_CASE("drop() takes tokens out of every head", "[kv]") {
+  SECTION("dense") {
+    KvCache cache(shape, Dense{}, {.max_tokens = 12});
+    KvStream<float> stream(shape, 7);
+    stream.step(cache, 10);
+    CHECK(cache.drop(3, 6) == 6);
+    CHECK(std::vector<Position>(cache.positions(1).begin(), cache.positions(1).end()) == std::vector<Position>{0, 1, 2, 6, 7, 8, 9});
+    CHECK(cache.drop(3, 6) == 0);
+    CHECK(cache.next_position() == 10);
+    cache.crop(8);
+    CHECK(cache.size(0) == 5);
+  }
+  SECTION("a ring goes on in order of age") {
+    KvCache cache(shape, SinkWindow{.sinks = 2, .window = 6, .reading = Reading::stream}, {.max_chunk = 1});
+    KvStream<float> stream(shape, 8);
+    for (int i = 0; i < 21; ++i) stream.step(cache, 1);
+    cache.drop(16, 18);
+    CHECK(std::vector<Position>(cache.positions(0).begin(), cache.positions(0).end()) == std::vector<Position>{0, 1, 15, 18, 19, 20});
+    for (int i = 0; i < 3; ++i) stream.step(cache, 1);
+    std::vector<Position> held(cache.positions(0).begin(), cache.positions(0).end());
+    std::sort(held.begin(), held.end());
+    CHECK(held == std::vector<Position>{0, 1, 18, 19, 20, 21, 22, 23});
+  }
+  SECTION("refused where it would lie") {
+    KvCache sinks(shape, SinkWindow{.sinks = 2, .window = 6});
+    KvStream<float> stream(shape, 9);
+    stream.step(sinks, 1);
+    CHECK_THROWS_WITH(sinks.drop(0, 1), contains("window at cache positions"));
+    KvCache heavy(shape, HeavyHitter{.heavy = 2, .recent = 2});
+    stream.step(heavy, 1);
+    heavy.checkpoint();
+    CHECK_THROWS_WITH(heavy.drop(0, 1), contains("inside a journal"));
+  }
+}
+
+TEST_CASE("a prompt-only policy evicts when a prompt ends, and then only grows", "[kv]") {
+  KvCache cache(shape, SnapKv{.keep = 10, .window = 4}, {.max_chunk = 30, .max_draft = 3, .max_generated = 5});
+  KvStream<float> stream(shape, 10);
+  stream.step(cache, 24, Phase::prefill);
+  for (Index h = 0; h < 2; ++h) {
+    CHECK(cache.size(h) == 10);
+    const std::vector<Position> held(cache.positions(h).begin(), cache.positions(h).end());
+    CHECK(std::is_sorted(held.begin(), held.end()));
+    CHECK(std::vector<Position>(held.end() - 4, held.end()) == std::vector<Position>{20, 21, 22, 23});
+  }
+  for (int i = 0; i < 5; ++i) stream.step(cache, 1);
+  CHECK(cache.size(0) == 15);
+  const auto before = cache.clone();
+  cache.checkpoint();
+  stream.step(cache, 3);
+  cache.crop(29);
+  CHECK(same_state(cache, before));
+  CHECK(cache.evict(4) == 0);  // room is not made before the next prompt ends
+  for (int i = 0; i < 30; ++i) stream.step(cache, 1);
+  CHECK_THROWS_WITH(stream.step(cache, 1), contains("larger max_generated"));
+}
+
+TEST_CASE("a prompt in pieces waits for its last one, and is chosen from as a whole", "[kv]") {
+  KvStream<float> stream(shape, 11);
+  const Matrix<float> k = stream.random(30, width), v = stream.random(30, width), q = stream.random(30, 64);
+  const auto read = [&](auto& cache, std::initializer_list<Index> pieces) {
+    Index at = 0;
+    Workspace ws(attend_workspace_bytes<float>(shape, 30));
+    for (const Index n : pieces) {
+      cache.append(k.middleRows(at, n), v.middleRows(at, n), {.phase = Phase::prefill, .more = at + n < 30});
+      Matrix<float> out(n, 64);
+      if (cache.watching()) attend(q.middleRows(at, n), cache.view(), out, ws, cache.observer());
+      cache.evict();
+      at += n;
+    }
+  };
+  KvCache whole(shape, SnapKv{.keep = 9, .window = 5}, {.max_chunk = 30}), pieces(shape, SnapKv{.keep = 9, .window = 5}, {.max_chunk = 30});
+  read(whole, {30});
+  read(pieces, {11, 9, 10});
+  CHECK(same_state(whole, pieces));
+  KvCache heavy(shape, PromptOnly(HeavyHitter{.heavy = 5, .recent = 4}), {.max_chunk = 30}),
+      heavy_pieces(shape, PromptOnly(HeavyHitter{.heavy = 5, .recent = 4}), {.max_chunk = 30});
+  read(heavy, {30});
+  read(heavy_pieces, {16, 14});
+  for (Index h = 0; h < 2; ++h) CHECK(std::equal(heavy.positions(h).begin(), heavy.positions(h).end(), heavy_pieces.positions(h).begin()));
+  CHECK_THROWS_WITH(heavy.append(k.topRows(1), v.topRows(1), {.more = true}), contains("pieces of a prompt"));
+  heavy.checkpoint();
+  CHECK_THROWS_WITH(heavy.append(k.topRows(1), v.topRows(1), {.phase = Phase::prefill}), contains("prompt-only"));
+}
+
+TEST_CASE("heads that share a budget hold their own rows, and go on decoding in them", "[kv]") {
+  KvStream<float> stream(shape, 12);
+  KvCache cache(shape, Adaptive(SnapKv{.keep = 12, .window = 2}, {.floor = 0.1}), {.max_chunk = 40, .max_generated = 8});
+  for (int prompt = 0; prompt < 3; ++prompt) {
+    // Keys of head 0 are all alike, those of head 1 differ: attention stands out there.
+    Matrix<float> k = stream.random(40, width), v = stream.random(40, width), q = stream.random(40, 64);
+    k.leftCols(16).setConstant(0.1f);
+    k.rightCols(16) *= 4;
+    KvStream<float>::feed(cache, q, k, v, Phase::prefill);
+    CHECK(cache.size(0) + cache.size(1) == 24);
+    CHECK(cache.size(0) != cache.size(1));
+    for (Index h = 0; h < 2; ++h)
+      for (Index r = 0; r < cache.size(h); ++r)
+        if (const Index at = cache.positions(h)[static_cast<std::size_t>(r)] - (cache.next_position() - 40); at >= 0)
+          CHECK(cache.keys(h).row(r) == k.row(at).segment(h * 16, 16));
+    for (int i = 0; i < 8; ++i) stream.step(cache, 1);
+    CHECK(cache.size(0) + cache.size(1) == 24 + 16);
+  }
+}
