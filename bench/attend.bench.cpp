@@ -67,7 +67,7 @@ template <class T, class Run, class Watched> void measure(benchmark::State& stat
   const Matrix<float> q = 3 * random_matrix(c.tokens, c.shape.num_heads * c.shape.head_dim, 3);
   std::vector<Position> positions(static_cast<std::size_t>(c.rows));
   for (Index r = 0; r < c.rows; ++r) positions[static_cast<std::size_t>(r)] = static_cast<Position>(r);
-  const std::size_t cold = std::size_t(96) << 20, bytes = 2 * static_cast<std::size_t>(c.values()) * sizeof(T);
+  const std::size_t cold = cold_bytes(), bytes = 2 * static_cast<std::size_t>(c.values()) * sizeof(T);
   std::vector<Layer<T>> layers;
   for (std::size_t i = 0; i < cold / bytes + 1; ++i) layers.emplace_back(c, k, v, positions.data());
 

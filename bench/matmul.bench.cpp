@@ -24,8 +24,6 @@ using namespace pith_bench;
 
 namespace {
 
-constexpr std::size_t cold_bytes = std::size_t(96) << 20;
-
 struct Case {
   Index tokens, out, in;
   std::size_t f32_bytes() const { return static_cast<std::size_t>(out * in) * sizeof(float); }
@@ -35,7 +33,7 @@ struct Case {
 template <class T, class Prepare, class Run> void measure(benchmark::State& state, Case c, Prepare prepare, Run run) {
   const Matrix<float> w = random_matrix(c.out, c.in, 1), x = random_matrix(c.tokens, c.in, 2);
   const Matrix<T> stored = w.template cast<T>();
-  const Index copies = static_cast<Index>(cold_bytes / (static_cast<std::size_t>(c.out * c.in) * sizeof(T))) + 1;
+  const Index copies = static_cast<Index>(cold_bytes() / (static_cast<std::size_t>(c.out * c.in) * sizeof(T))) + 1;
   std::vector<decltype(prepare(stored))> weights;
   for (Index i = 0; i < copies; ++i) weights.push_back(prepare(stored));
   Matrix<float> y(c.tokens, c.out);
