@@ -164,7 +164,7 @@ TEST_CASE("golden.model: every checkpoint, config spelling and cache trace", "[g
           continue;
         }
         Golden trace(file.path());
-        switch (owner(trace, file.path())) {
+        switch (owner(trace)) {
           case Owner::model:
             check_trace(file.path(), trace, policy_of(trace), traces % 2 == 0 ? ExecutorRef(serial) : ExecutorRef(pool));
             ++traces;
