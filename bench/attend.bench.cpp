@@ -12,6 +12,7 @@
 
 #include <pith/attention.hpp>
 #include <pith/core.hpp>
+#include <pith/kv/policy.hpp>
 
 #include "support/measure.hpp"
 
@@ -108,7 +109,8 @@ template <class T> void ours(benchmark::State& state, const Case& c) {
   measure<T>(
       state, c, [&](const Matrix<float>& q, const Layer<T>& layer, Matrix<float>& out) { attend(q, view(layer), out, ws); },
       [&](const Matrix<float>& q, const Layer<T>& layer, Matrix<float>& out) {
-        attend(q, view(layer), out, ws, [&](const AttentionTile<float>& tile) { sums.row(tile.kv_head) += tile.weights.colwise().sum(); });
+        attend(q, view(layer), out, ws,
+               [&](const AttentionTile<float>& tile) { add_rows<float>(tile.weights, sums.middleRows(tile.kv_head, 1)); });
       });
 }
 

@@ -23,7 +23,7 @@ struct HeavyHitter {
   Index budget() const { return heavy + recent; }
   Index stats(const AttentionShape&) const { return 1; }
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {
-    for (Index q = 0; q < seen.weights.rows(); ++q) stats.row(0) += seen.weights.row(q);
+    add_rows<S>(seen.weights, stats.topRows(1));
   }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     out = rows.stats.row(0);
@@ -43,7 +43,7 @@ struct ObservedAttention {
   PolicyTraits traits() const { return {.prompt_only = true}; }
   Index stats(const AttentionShape&) const { return 1; }
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {
-    for (Index q = 0; q < seen.weights.rows(); ++q) stats.row(0) += seen.weights.row(q);
+    add_rows<S>(seen.weights, stats.topRows(1));
   }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     for (Index r = 0; r < rows.size(); ++r)
@@ -63,7 +63,8 @@ struct Tova {
   PolicyTraits traits() const { return {.keeps_newest = false, .watches = 1}; }
   Index stats(const AttentionShape&) const { return 1; }
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {
-    stats.row(0) = seen.weights.colwise().sum();
+    stats.row(0).setZero();
+    add_rows<S>(seen.weights, stats.topRows(1));
   }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const { out = rows.stats.row(0); }
   /// All heads drop the same rows, so all hold the same tokens in the same order.

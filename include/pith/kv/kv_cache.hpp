@@ -77,11 +77,12 @@ class KvCache {
     const Index skipped = watched == all_queries ? 0 : std::clamp(state_.next - watched - first, Index(0), queries);
     if (skipped == queries) return;
     const Index n = (queries - skipped) * group, from = skipped * group;
-    const AttentionBlock<Scalar> block{.kv_head = h,
-                                       .weights = last_rows(seen.weights, n),
-                                       .log_sum = {seen.log_sum.data() + from, seen.log_sum.size() == 0 ? 0 : n},
-                                       .queries = last_rows(seen.queries, n),
-                                       .first_query = static_cast<Position>(first + skipped)};
+    const AttentionBlock<Scalar> block{
+        .kv_head = h,
+        .weights = last_rows(seen.weights, n),
+        .log_sum = seen.log_sum.size() == 0 ? seen.log_sum : ConstVectorRef<Scalar>(seen.log_sum.data() + from, n),
+        .queries = last_rows(seen.queries, n),
+        .first_query = static_cast<Position>(first + skipped)};
     const MatrixRef<Scalar> stats = state_.slab().stats(h, 0, size(h));
     if constexpr (RememberingPolicy<Policy, Scalar>) {
       policy_.observe(block, rows_of(h, 0, false), stats, VectorRef<Scalar>(state_.memory.row(h)));

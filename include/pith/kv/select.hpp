@@ -7,6 +7,7 @@
 #include <limits>
 #include <span>
 
+#include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
 
 namespace pith::inline v0::detail {
@@ -29,34 +30,58 @@ template <class S> struct Candidate {
   friend bool operator<(const Candidate& a, const Candidate& b) { return a.rank != b.rank ? a.rank < b.rank : a.position < b.position; }
 };
 
+/// The row that leaves when a single one does: packets find the blocks that hold the least score, a closer look its oldest row.
+template <class S> std::int32_t first_to_leave(std::span<const S> score, std::span<const Position> positions) {
+  using V = Simd<S>;
+  constexpr Index block = 16 * V::width;
+  const Index n = static_cast<Index>(score.size());
+  const auto lowest = V::broadcast(std::numeric_limits<S>::lowest());  // NaN counts as this here, and as less in the closer look
+  S least = std::numeric_limits<S>::infinity();
+  Index first = 0, last = 0;
+  for (Index begin = 0; begin < n; begin += block) {
+    const Index end = std::min(begin + block, n);
+    auto most = V::broadcast(-std::numeric_limits<S>::infinity());  // of the scores negated
+    const auto look = [&](auto x) { most = V::max(most, V::sub(V::zero(), V::select(V::equal(x, x), x, lowest))); };
+    Index i = begin;
+    for (; i + V::width <= end; i += V::width) look(V::load(score.data() + i));
+    if (i < end) look(V::load_part(score.data() + i, end - i, std::numeric_limits<S>::infinity()));
+    const S here = -V::largest(most);
+    if (here < least) first = begin;
+    if (here <= least) last = begin;
+    least = std::min(least, here);
+  }
+  const auto candidate = [&](Index i) {
+    const auto at = static_cast<std::size_t>(i);
+    return Candidate<S>{ordered(score[at]), positions[at], static_cast<std::int32_t>(i)};
+  };
+  Candidate<S> leaves = candidate(first);
+  for (Index i = first; i < std::min(last + block, n); ++i)
+    if (const auto c = candidate(i); c < leaves) leaves = c;
+  return leaves.row;
+}
+
 /// How many of these scored rows leave when `retain` should stay: -inf always, +inf never.
 template <class S> Index leaving(std::span<const S> score, Index retain) {
   constexpr S inf = std::numeric_limits<S>::infinity();
-  Index kept = 0, gone = 0;
+  std::int32_t kept = 0, gone = 0;  // as wide as a float: the loop runs in packets
   for (const S s : score) {
     kept += s == inf;
     gone += s == -inf;
   }
   const Index n = static_cast<Index>(score.size());
-  return std::min(std::max(n - retain, gone), n - kept);
+  return std::min(std::max(n - retain, Index(gone)), n - kept);
 }
 
 /// Chooses which `count` rows leave: writes their indices to `victims`, ascending.
 ///
-/// Cost     one pass when a single row leaves, one nth_element otherwise
+/// Cost     one pass in packets when a single row leaves, one nth_element otherwise
 /// Law      independent of the order of rows; of equal scores the older row leaves; NaN leaves before every number
 template <class S>
 void choose_victims(std::span<const S> score, std::span<const Position> positions, Index count, Candidate<S>* race, std::int32_t* victims) {
   const std::size_t n = score.size();
   if (count == 0) return;
   if (count == 1) {
-    Candidate<S> first{ordered(score[0]), positions[0], 0};
-    for (std::size_t i = 1; i < n; ++i) {
-      const auto rank = ordered(score[i]);
-      if (rank < first.rank || (rank == first.rank && positions[i] < first.position))
-        first = {rank, positions[i], static_cast<std::int32_t>(i)};
-    }
-    victims[0] = first.row;
+    victims[0] = first_to_leave(score, positions);
     return;
   }
   for (std::size_t i = 0; i < n; ++i) race[i] = {ordered(score[i]), positions[i], static_cast<std::int32_t>(i)};
