@@ -7,8 +7,6 @@ template class Session<float, float>;
 template class Session<float, bfloat16>;
 template class Session<float, Q8>;
 template class KvCache<AnyPolicy<float>, Drop, float>;
-template class KvCache<AnyPolicy<float>, Drop, bfloat16>;
-template class KvCache<AnyPolicy<float>, Drop, Q8>;
 template Decoder<float> load_decoder<float>(const std::filesystem::path&, const LoadOptions&);
 template std::span<const PolicyEntry<float>> policy_catalogue<float>();
 

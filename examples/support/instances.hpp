@@ -11,8 +11,6 @@ extern template class Session<float, float>;
 extern template class Session<float, bfloat16>;
 extern template class Session<float, Q8>;
 extern template class KvCache<AnyPolicy<float>, Drop, float>;
-extern template class KvCache<AnyPolicy<float>, Drop, bfloat16>;
-extern template class KvCache<AnyPolicy<float>, Drop, Q8>;
 extern template Decoder<float> load_decoder<float>(const std::filesystem::path&, const LoadOptions&);
 extern template std::span<const PolicyEntry<float>> policy_catalogue<float>();
 
