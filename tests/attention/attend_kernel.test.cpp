@@ -1,35 +1,19 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include <pith/attention/attend_kernel.hpp>
 
-#include "support/attention_rows.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/random_matrix.hpp"
 
 using namespace pith;
 using namespace pith::detail;
 using pith_test::near;
 
 namespace {
-
-template <class T> Matrix<T> random_rows(Index rows, Index dim, std::uint64_t seed) {
-  std::mt19937_64 rng(seed);
-  const Matrix<arithmetic_t<T>> wide = pith_test::random_matrix<arithmetic_t<T>>(rows, dim, rng);
-  Matrix<T> stored(rows, dim);
-  for (Index i = 0; i < wide.size(); ++i) stored.data()[i] = static_cast<T>(wide.data()[i]);
-  return stored;
-}
-
-template <class M> Matrix<double> widened(const M& m) {
-  Matrix<double> wide(m.rows(), m.cols());
-  for (Index i = 0; i < m.rows(); ++i)
-    for (Index j = 0; j < m.cols(); ++j) wide(i, j) = static_cast<double>(widen(m(i, j)));
-  return wide;
-}
 
 /// Scores of all queries by kernels of Q queries.
 template <int Q, class T> Matrix<arithmetic_t<T>> scores(const Matrix<arithmetic_t<T>>& arranged, const Rows<T>& rows) {
@@ -59,17 +43,19 @@ TEMPLATE_TEST_CASE("kernels give the same bits for every group of queries, in pl
   const RowLayout<T> layout(dim);
   CHECK(layout.padded() >= dim);
   CHECK(layout.padded() < dim + Simd<S>::width);
-  const Matrix<T> rows = random_rows<T>(count, dim, 1);
-  const Matrix<S> queries = random_rows<S>(4, dim, 2), weights = random_rows<S>(4, count, 3);
+  const Matrix<T> rows = pith_test::random_matrix<T>(count, dim, 1);
+  const Matrix<S> queries = pith_test::random_matrix<S>(4, dim, 2), weights = pith_test::random_matrix<S>(4, count, 3);
   Matrix<S> arranged(4, layout.padded()), staged = Matrix<S>::Constant(count, layout.padded(), S(9)), back(4, dim);
   for (Index q = 0; q < 4; ++q) layout.arrange(queries.data() + q * dim, S(.5), arranged.data() + q * layout.padded());
   layout.stage(rows.data(), dim, count, staged.data());
 
   const Rows<S> copied{staged.data(), layout.padded(), count, nullptr};
   const Matrix<S> score = scores<4>(arranged, copied), sum = sums<4>(weights, copied, layout.padded());
-  CHECK(near(score, .5 * widened(queries) * widened(rows).transpose(), pith_test::dot_bound<S>(widened(queries), widened(rows))));
+  CHECK(near(score, .5 * pith_test::widened<double>(queries) * pith_test::widened<double>(rows).transpose(),
+             pith_test::dot_bound<S>(pith_test::widened<double>(queries), pith_test::widened<double>(rows))));
   for (Index q = 0; q < 4; ++q) layout.restore(sum.data() + q * layout.padded(), S(2), back.data() + q * dim);
-  CHECK(near(back, 2 * widened(weights) * widened(rows), 2 * pith_test::dot_bound<S>(widened(weights), widened(rows).transpose())));
+  CHECK(near(back, 2 * pith_test::widened<double>(weights) * pith_test::widened<double>(rows),
+             2 * pith_test::dot_bound<S>(pith_test::widened<double>(weights), pith_test::widened<double>(rows).transpose())));
 
   CHECK(near(scores<1>(arranged, copied), score, 0));
   CHECK(near(scores<2>(arranged, copied), score, 0));

@@ -19,20 +19,19 @@ using pith::Token;
 using pith_test::broken_token_model_law;
 using pith_test::contains;
 using pith_test::MarkovModel;
-using Tokens = std::span<const Token>;
 
 struct Whole {
   using Scalar = float;
   Index vocab_size() const { return 2; }
   Position next_position() const { return 0; }
-  ConstMatrixRef<float> decode(Tokens) { return {}; }
+  ConstMatrixRef<float> decode(std::span<const Token>) { return {}; }
   void checkpoint() {}
   void crop(Position) {}
 };
 struct WithoutScalar {
   Index vocab_size() const { return 2; }
   Position next_position() const { return 0; }
-  ConstMatrixRef<float> decode(Tokens) { return {}; }
+  ConstMatrixRef<float> decode(std::span<const Token>) { return {}; }
   void checkpoint() {}
   void crop(Position) {}
 };
@@ -40,13 +39,13 @@ struct WithoutCrop : Whole {
   void crop() {}
 };
 struct OneRowOfNothing : Whole {
-  std::vector<float> decode(Tokens) { return {}; }
+  std::vector<float> decode(std::span<const Token>) { return {}; }
 };
 struct WidePosition : Whole {
   Index next_position() const { return 0; }
 };
 struct Returning : Whole {
-  pith::Matrix<float> decode(Tokens) { return {}; }
+  pith::Matrix<float> decode(std::span<const Token>) { return {}; }
 };
 
 static_assert(pith::TokenModel<Whole> && pith::TokenModel<Returning> && pith::TokenModel<MarkovModel<float>>);
@@ -62,7 +61,7 @@ struct StaleCrop : MarkovModel<float> {
     stale = p < next_position();
     MarkovModel<float>::crop(p);
   }
-  pith::Matrix<float> decode(Tokens tokens) {
+  pith::Matrix<float> decode(std::span<const Token> tokens) {
     pith::Matrix<float> rows = MarkovModel<float>::decode(tokens);
     if (std::exchange(stale, false)) std::swap(rows(0, 0), rows(0, 1));
     return rows;
@@ -72,7 +71,7 @@ struct StaleCrop : MarkovModel<float> {
 /// Every row of a chunk is the one after its last token: a projection done once too few.
 struct LastRowOnly : MarkovModel<float> {
   using MarkovModel<float>::MarkovModel;
-  pith::Matrix<float> decode(Tokens tokens) {
+  pith::Matrix<float> decode(std::span<const Token> tokens) {
     const auto rows = MarkovModel<float>::decode(tokens);
     return rows.bottomRows(1).replicate(rows.rows(), 1);
   }
@@ -81,7 +80,7 @@ struct LastRowOnly : MarkovModel<float> {
 /// A rounding that depends on how many tokens ride along.
 struct Rounding : MarkovModel<float> {
   using MarkovModel<float>::MarkovModel;
-  pith::Matrix<float> decode(Tokens tokens) {
+  pith::Matrix<float> decode(std::span<const Token> tokens) {
     pith::Matrix<float> rows = MarkovModel<float>::decode(tokens);
     if (tokens.size() > 2) rows(1, 1) = std::nextafter(rows(1, 1), 0.f);
     return rows;
@@ -97,8 +96,7 @@ struct LosesLast : MarkovModel<float> {
 template <class M> auto maker() {
   return [] {
     M model(pith_test::three_token_chain_of_two<typename M::Scalar>());
-    const std::vector<Token> prompt{2, 0, 1};
-    model.prefill(prompt);
+    model.prefill(std::vector<Token>{2, 0, 1});
     return model;
   };
 }

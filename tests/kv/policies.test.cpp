@@ -15,7 +15,7 @@ struct Bites {
   Index budget() const { return most; }
   Index retain() const { return most / 2; }
   PolicyTraits traits() const { return {.ordered = true, .reads_rows = true}; }
-  Index stats(const AttentionShape& shape) const { return shape.group() + 1; }
+  Index stats(const AttentionShape& heads) const { return heads.group() + 1; }
   template <class S> void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const {
     for (Index r = 0; r < fresh.size(); ++r) stats(0, r) = -fresh.keys.row(r).norm();
   }

@@ -15,8 +15,8 @@ using pith_test::KvStream;
 using pith_test::same_state;
 
 namespace {
-const AttentionShape shape{4, 2, 16};
-constexpr Index width = 32;
+const AttentionShape heads{4, 2, 16};
+constexpr Index row_width = 32;
 
 /// Feeds one token in the way of a loop that owns its rotations: plain rows in, turned at the cache's angle.
 template <class Cache>
@@ -27,7 +27,7 @@ void feed(Cache& cache, const Rope<float>& rope, const Matrix<float>& q, const M
   rope.rotate(turned, at);
   rope.rotate(query, at);
   cache.append(turned, v);
-  Workspace ws(attend_workspace_bytes<float>(shape, cache.size(0)));
+  Workspace ws(attend_workspace_bytes<float>(heads, cache.size(0)));
   attend(query, cache.view(), out, ws, cache.observer());
   cache.evict();
   cache.reindex(rope);
@@ -37,13 +37,13 @@ void feed(Cache& cache, const Rope<float>& rope, const Matrix<float>& q, const M
 
 TEST_CASE("reindex() closes every gap, and thousands of turns later keys are where a fresh rotation puts them", "[kv]") {
   const Rope<float> rope({.head_dim = 16});
-  KvCache cache(shape, AtCachePositions(HeavyHitter{.heavy = 8, .recent = 8}), {.max_chunk = 20});
-  KvStream<float> stream(shape, 5);
+  KvCache cache(heads, AtCachePositions(HeavyHitter{.heavy = 8, .recent = 8}), {.max_chunk = 20});
+  KvStream<float> stream(heads, 5);
   std::vector<Matrix<float>> plain;
   const auto step = [&](Index tokens) {
-    const Matrix<float> k = stream.random(tokens, width);
+    const Matrix<float> k = stream.random(tokens, row_width);
     for (Index t = 0; t < tokens; ++t) plain.push_back(k.row(t));
-    feed(cache, rope, stream.random(tokens, 64), k, stream.random(tokens, width));
+    feed(cache, rope, stream.random(tokens, 64), k, stream.random(tokens, row_width));
   };
   step(20);
   for (int i = 0; i < 4000; ++i) step(1);
@@ -66,9 +66,9 @@ TEST_CASE("reindex() closes every gap, and thousands of turns later keys are whe
 
 TEST_CASE("a journal holds renumbering back, and crop() is exact at cache positions too", "[kv]") {
   const Rope<float> rope({.head_dim = 16});
-  KvCache cache(shape, AtCachePositions(HeavyHitter{.heavy = 6, .recent = 4}), {.max_chunk = 3, .max_draft = 6});
-  KvStream<float> stream(shape, 6);
-  const auto step = [&](Index n) { feed(cache, rope, stream.random(n, 64), stream.random(n, width), stream.random(n, width)); };
+  KvCache cache(heads, AtCachePositions(HeavyHitter{.heavy = 6, .recent = 4}), {.max_chunk = 3, .max_draft = 6});
+  KvStream<float> stream(heads, 6);
+  const auto step = [&](Index n) { feed(cache, rope, stream.random(n, 64), stream.random(n, row_width), stream.random(n, row_width)); };
   for (int i = 0; i < 30; ++i) step(1);
   const auto before = cache.clone();
   cache.checkpoint();
@@ -84,8 +84,8 @@ TEST_CASE("a journal holds renumbering back, and crop() is exact at cache positi
 
 TEST_CASE("drop() takes tokens out of every head", "[kv]") {
   SECTION("dense") {
-    KvCache cache(shape, Dense{}, {.max_tokens = 12});
-    KvStream<float> stream(shape, 7);
+    KvCache cache(heads, Dense{}, {.max_tokens = 12});
+    KvStream<float> stream(heads, 7);
     stream.step(cache, 10);
     CHECK(cache.drop(3, 6) == 6);
     CHECK(std::vector<Position>(cache.positions(1).begin(), cache.positions(1).end()) == std::vector<Position>{0, 1, 2, 6, 7, 8, 9});
@@ -95,8 +95,8 @@ TEST_CASE("drop() takes tokens out of every head", "[kv]") {
     CHECK(cache.size(0) == 5);
   }
   SECTION("a ring goes on in order of age") {
-    KvCache cache(shape, SinkWindow{.sinks = 2, .window = 6, .reading = Reading::stream}, {.max_chunk = 1});
-    KvStream<float> stream(shape, 8);
+    KvCache cache(heads, SinkWindow{.sinks = 2, .window = 6, .reading = Reading::stream}, {.max_chunk = 1});
+    KvStream<float> stream(heads, 8);
     for (int i = 0; i < 21; ++i) stream.step(cache, 1);
     cache.drop(16, 18);
     CHECK(std::vector<Position>(cache.positions(0).begin(), cache.positions(0).end()) == std::vector<Position>{0, 1, 15, 18, 19, 20});
@@ -106,11 +106,11 @@ TEST_CASE("drop() takes tokens out of every head", "[kv]") {
     CHECK(held == std::vector<Position>{0, 1, 18, 19, 20, 21, 22, 23});
   }
   SECTION("refused where it would lie") {
-    KvCache sinks(shape, SinkWindow{.sinks = 2, .window = 6});
-    KvStream<float> stream(shape, 9);
+    KvCache sinks(heads, SinkWindow{.sinks = 2, .window = 6});
+    KvStream<float> stream(heads, 9);
     stream.step(sinks, 1);
     CHECK_THROWS_WITH(sinks.drop(0, 1), contains("window at cache positions"));
-    KvCache heavy(shape, HeavyHitter{.heavy = 2, .recent = 2});
+    KvCache heavy(heads, HeavyHitter{.heavy = 2, .recent = 2});
     stream.step(heavy, 1);
     heavy.checkpoint();
     CHECK_THROWS_WITH(heavy.drop(0, 1), contains("inside a journal"));
@@ -118,8 +118,8 @@ TEST_CASE("drop() takes tokens out of every head", "[kv]") {
 }
 
 TEST_CASE("a prompt-only policy evicts when a prompt ends, and then only grows", "[kv]") {
-  KvCache cache(shape, SnapKv{.keep = 10, .window = 4}, {.max_chunk = 30, .max_draft = 3, .max_generated = 5});
-  KvStream<float> stream(shape, 10);
+  KvCache cache(heads, SnapKv{.keep = 10, .window = 4}, {.max_chunk = 30, .max_draft = 3, .max_generated = 5});
+  KvStream<float> stream(heads, 10);
   stream.step(cache, 24, Phase::prefill);
   for (Index h = 0; h < 2; ++h) {
     CHECK(cache.size(h) == 10);
@@ -140,11 +140,11 @@ TEST_CASE("a prompt-only policy evicts when a prompt ends, and then only grows",
 }
 
 TEST_CASE("a prompt in pieces waits for its last one, and is chosen from as a whole", "[kv]") {
-  KvStream<float> stream(shape, 11);
-  const Matrix<float> k = stream.random(30, width), v = stream.random(30, width), q = stream.random(30, 64);
+  KvStream<float> stream(heads, 11);
+  const Matrix<float> k = stream.random(30, row_width), v = stream.random(30, row_width), q = stream.random(30, 64);
   const auto read = [&](auto& cache, std::initializer_list<Index> pieces) {
     Index at = 0;
-    Workspace ws(attend_workspace_bytes<float>(shape, 30));
+    Workspace ws(attend_workspace_bytes<float>(heads, 30));
     for (const Index n : pieces) {
       cache.append(k.middleRows(at, n), v.middleRows(at, n), {.phase = Phase::prefill, .more = at + n < 30});
       Matrix<float> out(n, 64);
@@ -153,12 +153,12 @@ TEST_CASE("a prompt in pieces waits for its last one, and is chosen from as a wh
       at += n;
     }
   };
-  KvCache whole(shape, SnapKv{.keep = 9, .window = 5}, {.max_chunk = 30}), pieces(shape, SnapKv{.keep = 9, .window = 5}, {.max_chunk = 30});
+  KvCache whole(heads, SnapKv{.keep = 9, .window = 5}, {.max_chunk = 30}), pieces(heads, SnapKv{.keep = 9, .window = 5}, {.max_chunk = 30});
   read(whole, {30});
   read(pieces, {11, 9, 10});
   CHECK(same_state(whole, pieces));
-  KvCache heavy(shape, PromptOnly(HeavyHitter{.heavy = 5, .recent = 4}), {.max_chunk = 30}),
-      heavy_pieces(shape, PromptOnly(HeavyHitter{.heavy = 5, .recent = 4}), {.max_chunk = 30});
+  KvCache heavy(heads, PromptOnly(HeavyHitter{.heavy = 5, .recent = 4}), {.max_chunk = 30}),
+      heavy_pieces(heads, PromptOnly(HeavyHitter{.heavy = 5, .recent = 4}), {.max_chunk = 30});
   read(heavy, {30});
   read(heavy_pieces, {16, 14});
   for (Index h = 0; h < 2; ++h) CHECK(std::equal(heavy.positions(h).begin(), heavy.positions(h).end(), heavy_pieces.positions(h).begin()));
@@ -168,11 +168,11 @@ TEST_CASE("a prompt in pieces waits for its last one, and is chosen from as a wh
 }
 
 TEST_CASE("heads that share a budget hold their own rows, and go on decoding in them", "[kv]") {
-  KvStream<float> stream(shape, 12);
-  KvCache cache(shape, Adaptive(SnapKv{.keep = 12, .window = 2}, {.floor = 0.1}), {.max_chunk = 40, .max_generated = 8});
+  KvStream<float> stream(heads, 12);
+  KvCache cache(heads, Adaptive(SnapKv{.keep = 12, .window = 2}, {.floor = 0.1}), {.max_chunk = 40, .max_generated = 8});
   for (int prompt = 0; prompt < 3; ++prompt) {
     // Keys of head 0 are all alike, those of head 1 differ: attention stands out there.
-    Matrix<float> k = stream.random(40, width), v = stream.random(40, width), q = stream.random(40, 64);
+    Matrix<float> k = stream.random(40, row_width), v = stream.random(40, row_width), q = stream.random(40, 64);
     k.leftCols(16).setConstant(0.1f);
     k.rightCols(16) *= 4;
     KvStream<float>::feed(cache, q, k, v, Phase::prefill);

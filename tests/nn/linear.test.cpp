@@ -58,11 +58,9 @@ template <class L> void check_forms_agree(const L& layer, const Matrix<float>& w
   }
 }
 
-template <class T> Matrix<float> widened(const Matrix<T>& w) { return w.template cast<float>(); }
-
 template <class T> void check_forms(bool with_bias) {
   const Matrix<T> w = random_matrix<T>(40, 25, 1);
-  const Matrix<float> wide = widened(w);
+  const Matrix<float> wide = pith_test::widened(w);
   const Vector<float> bias = with_bias ? Vector<float>(random_matrix<float>(40, 1, 2)) : Vector<float>();
   check_forms_agree(LinearView<float, T>(w, bias), wide, bias);
   check_forms_agree(PackedLinear<float, T>(w, bias), wide, bias);

@@ -15,14 +15,9 @@ using pith_test::contains;
 using pith_test::near;
 using pith_test::random_matrix;
 using pith_test::same_bits;
+using pith_test::widened;
 
 namespace {
-
-template <class T> Matrix<arithmetic_t<T>> widened(const Matrix<T>& w) {
-  Matrix<arithmetic_t<T>> wide(w.rows(), w.cols());
-  for (Index i = 0; i < w.size(); ++i) wide.data()[i] = detail::widen(w.data()[i]);
-  return wide;
-}
 
 /// The law itself: one chain per output, from the bias, in ascending order of k.
 template <class S> Matrix<S> chains(const Matrix<S>& x, const Matrix<S>& w, const Vector<S>& bias) {

@@ -19,6 +19,15 @@ template <class T> pith::Matrix<T> random_matrix(pith::Index rows, pith::Index c
   return m;
 }
 
+/// Every entry as an S, which holds it exactly.
+template <class S = void, class M> auto widened(const M& m) {
+  using Wide = std::conditional_t<std::is_void_v<S>, pith::arithmetic_t<typename M::Scalar>, S>;
+  pith::Matrix<Wide> wide(m.rows(), m.cols());
+  for (pith::Index r = 0; r < m.rows(); ++r)
+    for (pith::Index c = 0; c < m.cols(); ++c) wide(r, c) = static_cast<Wide>(pith::detail::widen(m(r, c)));
+  return wide;
+}
+
 /// Every bit of every entry, whatever the strides: 0 and -0 differ, a NaN equals itself.
 template <class A, class B> bool same_bits(const A& a, const B& b) {
   static_assert(std::is_same_v<typename A::Scalar, typename B::Scalar>);

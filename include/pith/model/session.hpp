@@ -110,10 +110,7 @@ class Session {
                                         ": start the session with a larger max_draft, or use prefill()"));
     check_ready(n, false, false);
     model_->weights.embed_tokens.gather(tokens, hidden_.topRows(n));
-    whole_ = false;
-    for (std::size_t layer = 0; layer < caches_.size(); ++layer) pass(layer).decode(caches_[layer], hidden_.topRows(n));
-    whole_ = true;
-    return read_logits(hidden_.topRows(n));
+    return read_next(n);
   }
   ConstMatrixRef<S> decode(Token token) { return decode(std::span<const Token>(&token, 1)); }
 
@@ -169,17 +166,10 @@ class Session {
   /// A prompt-only policy keeps every piece of a prompt at home until the last one.
   KvLanding<T>* landing_for(const Cache& cache, bool more) { return more && cache.prompt_only() ? nullptr : landing_.get(); }
 
-  ConstMatrixRef<S> read_prompt(Index n, std::span<const TokenKind> kinds, bool more) {
-    const Position length = static_cast<Position>(next_position() + n);
-    whole_ = false;
-    for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
-      caches_[layer].reserve(n, landing_for(caches_[layer], more));
-      pass(layer).prefill(caches_[layer], hidden_.topRows(n), kinds, length, more, layer + 1 == caches_.size());
-      pass(layer).evict(caches_[layer]);
-    }
-    whole_ = true;
-    return read_logits(hidden_.middleRows(n - 1, 1));
-  }
+  // Everything below them is compiled with these two. Outside of the class they are not inline: a program that declares the class extern
+  // leaves all of it to the source that instantiates it.
+  ConstMatrixRef<S> read_prompt(Index n, std::span<const TokenKind> kinds, bool more);
+  ConstMatrixRef<S> read_next(Index n);
 
   ConstMatrixRef<S> read_logits(ConstMatrixRef<S> hidden) {
     const Index n = hidden.rows();
@@ -234,5 +224,27 @@ class Session {
   Workspace ws_;
   bool whole_ = true;  ///< no layer is ahead of another
 };
+
+template <class S, KvStorage T>
+requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_prompt(Index n, std::span<const TokenKind> kinds,
+                                                                                       bool more) {
+  const Position length = static_cast<Position>(next_position() + n);
+  whole_ = false;
+  for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
+    caches_[layer].reserve(n, landing_for(caches_[layer], more));
+    pass(layer).prefill(caches_[layer], hidden_.topRows(n), kinds, length, more, layer + 1 == caches_.size());
+    pass(layer).evict(caches_[layer]);
+  }
+  whole_ = true;
+  return read_logits(hidden_.middleRows(n - 1, 1));
+}
+
+template <class S, KvStorage T>
+requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_next(Index n) {
+  whole_ = false;
+  for (std::size_t layer = 0; layer < caches_.size(); ++layer) pass(layer).decode(caches_[layer], hidden_.topRows(n));
+  whole_ = true;
+  return read_logits(hidden_.topRows(n));
+}
 
 }  // namespace pith::inline v0
