@@ -1,4 +1,5 @@
-// y = x Wᵀ with weights no cache holds: panels and maps of every width against naive Eigen, and OpenBLAS where it was found.
+// y = x Wᵀ with weights no cache holds: panels and maps of every width against naive Eigen, and OpenBLAS
+// and oneDNN where they were found.
 //
 // of_read   time of reading the f32 bytes of W once over the time taken: 1 is the limit for f32 and one token, 2 for 16 bit
 // of_peak   share of the multiply-adds this core can do, measured between the same iterations
@@ -17,6 +18,10 @@
 
 #ifdef PITH_BENCH_OPENBLAS
 #include <cblas.h>
+#endif
+#ifdef PITH_BENCH_ONEDNN
+#include <oneapi/dnnl/dnnl.hpp>
+extern "C" void omp_set_num_threads(int);  // of the runtime that oneDNN is linked to; -fopenmp would thread Eigen as well
 #endif
 
 using namespace pith;
@@ -54,7 +59,7 @@ template <class T, class Prepare, class Run> void measure(benchmark::State& stat
     state.SetIterationTime(seconds);
     kernel.add(seconds);
     reading.add(read.seconds());
-    peak.add(peak_flops());
+    peak.add(peak_flops(seconds));
   }
   const double flops = 2.0 * static_cast<double>(c.tokens) * static_cast<double>(c.out) * static_cast<double>(c.in);
   state.counters["of_read"] = reading.median() / kernel.median();
@@ -103,6 +108,47 @@ void openblas(benchmark::State& state, Case c) {
 }
 #endif
 
+#ifdef PITH_BENCH_ONEDNN
+/// oneDNN with weights in the layout it likes best for this many tokens, reordered once.
+class OneDnn {
+ public:
+  OneDnn(const Matrix<float>& w, Index tokens) {
+    using namespace dnnl;
+    using Type = memory::data_type;
+    omp_set_num_threads(1);
+    const memory::desc x({tokens, w.cols()}, Type::f32, memory::format_tag::ab), y({tokens, w.rows()}, Type::f32, memory::format_tag::ab);
+    const memory::desc any({w.cols(), w.rows()}, Type::f32, memory::format_tag::any);
+    const memory::desc rows({w.cols(), w.rows()}, Type::f32, memory::format_tag::ba);
+    const dnnl::matmul::primitive_desc chosen(dnnl::matmul::desc(x, any, y), engine_);
+    x_ = memory(x, engine_, nullptr);
+    y_ = memory(y, engine_, nullptr);
+    weight_ = memory(chosen.weights_desc(), engine_);
+    memory given(rows, engine_, const_cast<float*>(w.data()));
+    reorder(given, weight_).execute(stream_, given, weight_);
+    stream_.wait();
+    product_ = dnnl::matmul(chosen);
+  }
+  void run(const Matrix<float>& x, Matrix<float>& y) {
+    x_.set_data_handle(const_cast<float*>(x.data()));
+    y_.set_data_handle(y.data());
+    product_.execute(stream_, {{DNNL_ARG_SRC, x_}, {DNNL_ARG_WEIGHTS, weight_}, {DNNL_ARG_DST, y_}});
+    stream_.wait();
+  }
+
+ private:
+  dnnl::engine engine_{dnnl::engine::kind::cpu, 0};
+  dnnl::stream stream_{engine_};
+  dnnl::memory x_, y_, weight_;
+  dnnl::matmul product_;
+};
+
+void onednn(benchmark::State& state, Case c) {
+  measure<float>(
+      state, c, [&](const Matrix<float>& w) { return std::make_unique<OneDnn>(w, c.tokens); },
+      [](const std::unique_ptr<OneDnn>& layer, const Matrix<float>& x, Matrix<float>& y, Workspace&) { layer->run(x, y); });
+}
+#endif
+
 template <class F> void add(const char* name, F run, Case c) {
   const std::string full =
       std::string(name) + "/tokens:" + std::to_string(c.tokens) + "/out:" + std::to_string(c.out) + "/in:" + std::to_string(c.in);
@@ -120,6 +166,9 @@ const bool registered = [] {
     add("eigen", eigen, c);
 #ifdef PITH_BENCH_OPENBLAS
     add("openblas", openblas, c);
+#endif
+#ifdef PITH_BENCH_ONEDNN
+    add("onednn", onednn, c);
 #endif
   };
   for (const Case c : {Case{1, 2048, 2048}, Case{1, 5632, 2048}, Case{1, 2048, 8192}}) {

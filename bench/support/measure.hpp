@@ -27,6 +27,7 @@ template <class F> double seconds_of(F&& f) {
 class Samples {
  public:
   void add(double value) { values_.push_back(value); }
+  std::size_t size() const { return values_.size(); }
   double median() const {
     std::vector<double> v = values_;
     if (v.empty()) return 0;
@@ -81,22 +82,27 @@ class ColdRead {
   std::vector<float> data_;
 };
 
-/// Floating-point operations a second of one thread: multiply-adds on registers, a burst of some 30 microseconds.
-template <class S = float> double peak_flops() {
+/// Floating-point operations a second of one thread: multiply-adds on registers, for about as long as what they are compared with, up to
+/// 20 ms: a clock that falls and a host that takes the core away do so to both.
+template <class S = float> double peak_flops(double like_seconds = 0) {
   using V = pith::detail::Simd<S>;
   constexpr int chains = V::registers == 32 ? 24 : 12;
-  constexpr int steps = 8192;
+  constexpr int steps = 8192;  // some 30 microseconds
   typename V::Packet sum[chains];
   typename V::Packet a = V::broadcast(S(0.999)), b = V::broadcast(S(1e-3));
   for (auto& s : sum) s = a;
-  const double seconds = seconds_of([&] {
-    for (int i = 0; i < steps; ++i) {
+  double seconds = 0, flops = 0;
+  do {
+    seconds += seconds_of([&] {
+      for (int i = 0; i < steps; ++i) {
 #pragma GCC unroll 24
-      for (int c = 0; c < chains; ++c) sum[c] = V::madd(sum[c], a, b);
-    }
-    for (auto& s : sum) keep(s);
-  });
-  return 2.0 * chains * V::width * steps / seconds;
+        for (int c = 0; c < chains; ++c) sum[c] = V::madd(sum[c], a, b);
+      }
+      for (auto& s : sum) keep(s);
+    });
+    flops += 2.0 * chains * V::width * steps;
+  } while (seconds < std::min(like_seconds, .02));
+  return flops / seconds;
 }
 
 inline pith::Matrix<float> random_matrix(Index rows, Index cols, std::uint64_t seed) {

@@ -106,21 +106,21 @@ template <class T> class AttendTile {
 
   /// Softmax rows of the last run, from query `first` of the tile on: [(tokens - first)*group, rows].
   ConstMatrixRef<S> weights(Index first) {
-    Index begin = 0;
-    for_blocks([&](const KvRun<T>& run, Index row, Index count, Index block) {
-      if (&run != &runs_.back()) return;
-      if (row == 0) begin = block;
-      const SeenBy seen = seen_by()[block];
-      for (Index l = first * group_; l < lanes(); ++l) {
+    Index begin = 0;  // where the blocks of the last run do
+    for (const KvRun<T>& run : runs_.first(runs_.size() - 1)) begin += blocks_of(run);
+    const Index end = begin + blocks_of(runs_.back());
+    for (Index l = first * group_; l < lanes(); ++l) {
+      const Index t = l / group_;
+      const typename V::Packet scale = V::broadcast(at(m_.inverse)[l]);
+      for (Index block = begin; block < end; ++block) {
         S* const w = weight(l, block);
-        if (const Index t = l / group_; t < seen.begin || t >= seen.end) {
-          std::fill_n(w, count, S(0));
+        if (const SeenBy seen = seen_by()[block]; t < seen.begin || t >= seen.end) {
+          std::fill_n(w, attention_block, S(0));
         } else {
-          const typename V::Packet scale = V::broadcast(at(m_.inverse)[l]);
           for (Index i = 0; i < attention_block; i += V::width) V::store(w + i, V::mul(V::load(w + i), scale));
         }
       }
-    });
+    }
     return {weight(first * group_, begin), lanes() - first * group_, runs_.back().rows, m_.row_stride};
   }
 
@@ -139,6 +139,8 @@ template <class T> class AttendTile {
   S* at(Index offset) const { return scratch_ + offset; }
   S* weight(Index lane, Index block) const { return at(m_.weights) + lane * m_.row_stride + block * attention_block; }
   SeenBy* seen_by() const { return reinterpret_cast<SeenBy*>(at(m_.seen_by)); }
+
+  static Index blocks_of(const KvRun<T>& run) { return (run.rows + attention_block - 1) / attention_block; }
 
   /// f(run, first row, rows, block): every run in blocks, numbered through.
   template <class F> void for_blocks(F&& f) const {
