@@ -7,3 +7,4 @@
 #include <pith/io/file_bytes.hpp>
 #include <pith/io/safetensors.hpp>
 #include <pith/io/safetensors_writer.hpp>
+#include <pith/io/session_file.hpp>

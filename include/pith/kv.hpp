@@ -11,6 +11,8 @@
 #include <pith/kv/key_policies.hpp>
 #include <pith/kv/kv_cache.hpp>
 #include <pith/kv/policy.hpp>
+#include <pith/kv/prefix.hpp>
 #include <pith/kv/protect.hpp>
+#include <pith/kv/snapshot.hpp>
 #include <pith/kv/window.hpp>
 #include <pith/kv/wrapped_policy.hpp>

@@ -11,6 +11,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/kv/policy.hpp>
+#include <pith/kv/prefix.hpp>
 
 namespace pith::inline v0 {
 
@@ -20,6 +21,8 @@ struct KvCacheOptions {
   Index max_tokens = 4096;    ///< rows of a policy without a budget (Dense)
   Index max_generated = 512;  ///< rows of a prompt-only policy for tokens decoded after the prompt
   Index window = 0;           ///< sliding-window models: rows no query can see any more leave first; 0: none
+  KvPrefix prefix = {};       ///< rows before the first token, shared with other caches
+  Index layer = 0;            ///< which of the prefix's layers this cache is
 };
 
 /// Whether a prompt is read or an answer written. Only prompt-only policies tell them apart: they evict when a prompt ends.
@@ -54,6 +57,7 @@ struct CacheRules {
     check_options();
   }
 
+  Position first() const { return options.prefix.next_position(); }  ///< position of the first token
   bool never_evicts() const { return facts.eviction == Eviction::never; }
   /// Rows carry the position their key is rotated at: gaps between them can be closed.
   bool angles() const { return facts.traits.reading == Reading::cache && facts.eviction == Eviction::by_score; }
@@ -158,7 +162,7 @@ struct CacheRules {
 
   [[noreturn]] void raise_crop(Position p, Position next, bool journal_open) const {
     raise<StateError>(text("pith::KvCache: crop(", p, ") at position ", next, ": ",
-                           never_evicts() ? text("expected 0 .. ", next)
+                           never_evicts() ? text("expected ", first(), " .. ", next)
                            : journal_open ? std::string("no append since the checkpoint began there")
                                           : std::string("no journal: call checkpoint() before the tokens that may be taken back")));
   }

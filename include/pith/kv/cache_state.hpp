@@ -34,7 +34,11 @@ template <KvStorage T> class CacheState : public Progress {
         heads_(static_cast<std::size_t>(r.shape.num_kv_heads), {.cursor = r.facts.initial}),
         sizes_after_(heads_.size()),
         layer_(r.facts.combines ? heads_.size() : 0),
-        runs_(heads_.size()) {
+        runs_(heads_.size() * (r.options.prefix ? 2 : 1)) {
+    rules.options.prefix.template check<T>(rules.shape, rules.options.layer);
+    next = next_angle = rules.first();
+    for (Index h = 0; rules.options.prefix && h < heads(); ++h)
+      run(h, false) = rules.options.prefix.template run<T>(rules.options.layer, h);
     memory = Matrix<S>::Zero(heads(), rules.facts.memory);
     if (rules.keeps_journal()) {
       SlabShape journaled = home.shape();
@@ -45,6 +49,7 @@ template <KvStorage T> class CacheState : public Progress {
   }
 
   Index heads() const { return rules.shape.num_kv_heads; }
+  const HeadState& head(Index h) const { return heads_[static_cast<std::size_t>(h)]; }
   HeadState& head(Index h) { return heads_[static_cast<std::size_t>(h)]; }
   Index size(Index h) const { return heads_[static_cast<std::size_t>(h)].size; }
   std::span<const KvRun<T>> runs() const { return runs_; }
@@ -54,7 +59,7 @@ template <KvStorage T> class CacheState : public Progress {
   const KvSlab<T>& slab() const { return landed() ? *landing_ : home; }
   /// Cache reading: tokens missing between the sinks and the window.
   Position gap() const {
-    return rules.by_age() && rules.facts.traits.reading == Reading::cache ? static_cast<Position>(next - size(0)) : 0;
+    return rules.by_age() && rules.facts.traits.reading == Reading::cache ? static_cast<Position>(next - rules.first() - size(0)) : 0;
   }
   Index largest_size() const {
     Index largest = 0;
@@ -96,7 +101,7 @@ template <KvStorage T> class CacheState : public Progress {
     };
     const auto kind = [&](Index t) { return options.kinds.empty() ? TokenKind::text : options.kinds[static_cast<std::size_t>(t)]; };
     if (rules.begins_prompt(options, last) && unevicted == 0) forget_attention();
-    if (journal.open()) record(position(0), tokens);
+    if (journal.open()) journal.record(position(0), next, tokens, unevicted, heads_, home);
     for (Index h = 0; h < heads(); ++h) {
       HeadState& state = head(h);
       for (Index t = 0; t < tokens; ++t) {
@@ -145,7 +150,7 @@ template <KvStorage T> class CacheState : public Progress {
                                              .kinds = slab().kinds(h),
                                              .stats = slab().stats(h, 0, size(h)).data(),
                                              .scores = slab().scores(h)};
-    return {rules.shape, next, retain, rules.facts.stats, slab().stats_stride(), layer_, slab().race()};
+    return {rules.shape, rules.first(), next, retain, rules.facts.stats, slab().stats_stride(), layer_, slab().race()};
   }
 
   void checkpoint() {
@@ -158,7 +163,7 @@ template <KvStorage T> class CacheState : public Progress {
 
   bool can_crop(Position p) const {
     if (landed()) return false;
-    return p == next || (rules.never_evicts() ? p >= 0 && p < next : journal.open() && journal.find(p) >= 0);
+    return p == next || (rules.never_evicts() ? p >= rules.first() && p < next : journal.open() && journal.find(p) >= 0);
   }
 
   void crop(Position p) {
@@ -172,7 +177,10 @@ template <KvStorage T> class CacheState : public Progress {
       next = p;
       unevicted = 0;
     } else if (p != next) {
-      undo_to(journal.find(p));
+      const auto before = journal.undo_to(journal.find(p), heads_, home);
+      next = before.next;
+      next_angle -= static_cast<Position>(before.tokens);
+      unevicted = before.unevicted;
     }
     end_journal();
     refresh();
@@ -185,9 +193,9 @@ template <KvStorage T> class CacheState : public Progress {
       if (size(h) != size(0))
         raise<StateError>(
             text("pith::KvCache: reindex() with ", size(0), " rows in one head and ", size(h), " in another: heads must agree"));
-      close_angles(home, h, size(h), next_angle, rope);
+      close_angles(home, h, size(h), rules.first(), next_angle, rope);
     }
-    next_angle = static_cast<Position>(size(0));
+    next_angle = rules.first() + static_cast<Position>(size(0));
   }
 
   /// Takes the tokens at first .. end - 1 out of every head; the others close up in their order.
@@ -210,7 +218,7 @@ template <KvStorage T> class CacheState : public Progress {
   void clear() {
     for (HeadState& state : heads_) state = {.cursor = rules.facts.initial};
     landing_ = nullptr;
-    static_cast<Progress&>(*this) = {};
+    static_cast<Progress&>(*this) = {.next = rules.first(), .next_angle = rules.first()};
     memory.setZero();
     home.divide_evenly();
     end_journal();
@@ -225,6 +233,20 @@ template <KvStorage T> class CacheState : public Progress {
     static_cast<Progress&>(*this) = from;
     memory = from.memory;
     refresh();
+  }
+
+  /// The runs as rows, sizes and positions now are.
+  void refresh() {
+    const bool sinks = gap() > 0;
+    for (Index h = 0; h < heads(); ++h) {
+      if (rules.options.prefix) run(h, false).sinks = sinks ? run(h, false).rows : 0;
+      run(h, true) = {.keys = slab().keys(h),
+                      .values = slab().values(h),
+                      .rows = size(h),
+                      .stride = slab().row_stride(),
+                      .positions = slab().positions(h),
+                      .sinks = sinks ? std::min(rules.facts.initial, size(h)) : 0};
+    }
   }
 
   CacheRules rules;
@@ -254,35 +276,10 @@ template <KvStorage T> class CacheState : public Progress {
     memory.setZero();
   }
 
-  void refresh() {
-    const Index sinks = gap() > 0 ? rules.facts.initial : 0;
-    for (Index h = 0; h < heads(); ++h)
-      runs_[static_cast<std::size_t>(h)] = {.keys = slab().keys(h),
-                                            .values = slab().values(h),
-                                            .rows = size(h),
-                                            .stride = slab().row_stride(),
-                                            .positions = slab().positions(h),
-                                            .sinks = std::min(sinks, size(h))};
-  }
-
-  void record(Position first, Index tokens) {
-    journal.begin_append(first, next, tokens, unevicted);
-    for (Index h = 0; h < heads(); ++h) {
-      journal.head_before(journal.newest(), h) = head(h);
-      if (!rules.prompt_only()) journal.stats_before(journal.newest(), h, size(h)) = slab().stats(h, 0, size(h));
-    }
-  }
-
-  /// Takes back the journal's appends from number `to` on.
-  void undo_to(Index to) {
-    const auto target = journal.append(to);
-    for (; journal.newest() >= to; journal.undo_newest(home)) next_angle -= static_cast<Position>(journal.append(journal.newest()).tokens);
-    for (Index h = 0; h < heads(); ++h) {
-      head(h) = journal.head_before(to, h);
-      if (!rules.prompt_only()) home.stats(h, 0, size(h)) = journal.stats_before(to, h, size(h));
-    }
-    next = target.next;
-    unevicted = target.unevicted;
+  /// A head's own rows come last.
+  KvRun<T>& run(Index h, bool own) {
+    const Index a_head = static_cast<Index>(runs_.size()) / heads();
+    return runs_[static_cast<std::size_t>(h * a_head + (own ? a_head - 1 : 0))];
   }
 
   void end_journal() {

@@ -39,7 +39,7 @@ template <class S = float> struct ExpectedAttention {
     S plain[Rope<S>::max_head_dim];
     for (Index q = 0; q < seen.queries.rows(); ++q) {
       const Position position = static_cast<Position>(seen.first_query + q / group);
-      if (position < sinks) continue;
+      if (position - rows.first < sinks) continue;
       VectorRef<S> query(plain, d);
       query = seen.queries.row(q);
       const Position back = -position;
@@ -69,7 +69,7 @@ template <class S = float> struct ExpectedAttention {
 
  private:
   static Index per_head(Index d) { return 1 + d + d * d; }
-  bool is_sink(const KvRows<S>& rows, Index r) const { return rows.positions[static_cast<std::size_t>(r)] < sinks; }
+  bool is_sink(const KvRows<S>& rows, Index r) const { return rows.positions[static_cast<std::size_t>(r)] - rows.first < sinks; }
 
   /// The rotations of the positions to come, averaged: no rotation any more.
   void average_rotation(Position next, Index d, S* cosines, S* sines) const {

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include <pith/core/types.hpp>
@@ -81,13 +83,13 @@ template <KvStorage T> class KvJournal {
     return -1;
   }
 
-  void begin_append(Position first, Position next, Index tokens, Index unevicted) {
+  /// Notes how things stand before an append of `tokens` at position `first`.
+  void record(Position first, Position next, Index tokens, Index unevicted, std::span<const HeadState> heads, const KvSlab<T>& slab) {
     appends_.push_back({first, next, tokens, unevicted, saved_.size(), swaps_.size()});
     tokens_used_ += tokens;
-  }
-  HeadState& head_before(Index append, Index head) { return heads_before_[static_cast<std::size_t>(append * heads_ + head)]; }
-  MatrixRef<S> stats_before(Index append, Index head, Index rows) {
-    return {stats_before_.data() + (append * heads_ + head) * stats_ * rows_, stats_, rows, rows_};
+    std::copy(heads.begin(), heads.end(), heads_before(newest()));
+    for (Index h = 0; stats_ > 0 && h < heads_; ++h)
+      stats_before(newest(), h, heads[static_cast<std::size_t>(h)].size) = stats_of(slab, heads, h);
   }
 
   /// Keeps row `row` of `slab`, which the k-th token of the newest append is about to overwrite.
@@ -101,14 +103,19 @@ template <KvStorage T> class KvJournal {
     swaps_.push_back({static_cast<std::int32_t>(head), static_cast<std::int32_t>(a), static_cast<std::int32_t>(b)});
   }
 
-  /// Takes back the newest append: its evictions, then the rows it landed on. Sizes and stats are the caller's.
-  void undo_newest(KvSlab<T>& slab) {
-    const Append last = appends_.back();
-    for (; swaps_.size() > last.first_swap; swaps_.pop_back()) slab.swap_rows(swaps_.back().head, swaps_.back().a, swaps_.back().b);
-    for (; saved_.size() > last.first_saved; saved_.pop_back())
-      slab.copy_row(saved_.back().head, saved_.back().row, saved_rows_, saved_.back().slot);
-    tokens_used_ -= last.tokens;
-    appends_.pop_back();
+  /// Takes back all appends from number `to` on and returns what was noted of that one, with the tokens of all.
+  Append undo_to(Index to, std::span<HeadState> heads, KvSlab<T>& slab) {
+    Append target = append(to);
+    target.tokens = 0;
+    for (; newest() >= to; appends_.pop_back()) {
+      undo(appends_.back(), slab);
+      target.tokens += appends_.back().tokens;
+    }
+    tokens_used_ -= target.tokens;
+    std::copy_n(heads_before(to), heads_, heads.begin());
+    for (Index h = 0; stats_ > 0 && h < heads_; ++h)
+      stats_of(slab, heads, h) = stats_before(to, h, heads[static_cast<std::size_t>(h)].size);
+    return target;
   }
 
   void copy_state(const KvJournal& other) {
@@ -131,6 +138,21 @@ template <KvStorage T> class KvJournal {
   }
 
  private:
+  HeadState* heads_before(Index append) { return heads_before_.data() + append * heads_; }
+  MatrixRef<S> stats_before(Index append, Index head, Index rows) {
+    return {stats_before_.data() + (append * heads_ + head) * stats_ * rows_, stats_, rows, rows_};
+  }
+  static MatrixRef<S> stats_of(const KvSlab<T>& slab, std::span<const HeadState> heads, Index head) {
+    return slab.stats(head, 0, heads[static_cast<std::size_t>(head)].size);
+  }
+
+  /// Its evictions, then the rows it landed on.
+  void undo(const Append& append, KvSlab<T>& slab) {
+    for (; swaps_.size() > append.first_swap; swaps_.pop_back()) slab.swap_rows(swaps_.back().head, swaps_.back().a, swaps_.back().b);
+    for (; saved_.size() > append.first_saved; saved_.pop_back())
+      slab.copy_row(saved_.back().head, saved_.back().row, saved_rows_, saved_.back().slot);
+  }
+
   Index heads_ = 0, tokens_ = 0, rows_ = 0, stats_ = 0, tokens_used_ = 0;
   bool open_ = false;
   std::vector<Append> appends_;

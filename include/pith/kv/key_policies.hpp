@@ -94,7 +94,7 @@ struct Cur {
       for (Index r = first; r < first + size; ++r) out[r] = rows.keys.row(r).squaredNorm() * rows.values.row(r).squaredNorm() * scale;
     }
     for (Index r = 0; r < n; ++r)
-      if (rows.positions[static_cast<std::size_t>(r)] < sinks) out[r] = std::numeric_limits<S>::infinity();
+      if (rows.positions[static_cast<std::size_t>(r)] - rows.first < sinks) out[r] = std::numeric_limits<S>::infinity();
   }
 };
 

@@ -14,6 +14,7 @@
 #include <pith/kv/cache_state.hpp>
 #include <pith/kv/eviction.hpp>
 #include <pith/kv/policy.hpp>
+#include <pith/kv/snapshot.hpp>
 #include <pith/kv/storage.hpp>
 
 namespace pith::inline v0 {
@@ -76,13 +77,7 @@ class KvCache {
     const Index first = seen.first_query >= 0 ? Index(seen.first_query) : Index(state_.next) - queries;
     const Index skipped = watched == all_queries ? 0 : std::clamp(state_.next - watched - first, Index(0), queries);
     if (skipped == queries) return;
-    const Index n = (queries - skipped) * group, from = skipped * group;
-    const AttentionBlock<Scalar> block{
-        .kv_head = h,
-        .weights = last_rows(seen.weights, n),
-        .log_sum = seen.log_sum.size() == 0 ? seen.log_sum : ConstVectorRef<Scalar>(seen.log_sum.data() + from, n),
-        .queries = last_rows(seen.queries, n),
-        .first_query = static_cast<Position>(first + skipped)};
+    const AttentionBlock<Scalar> block = detail::last_queries(seen, (queries - skipped) * group, static_cast<Position>(first + skipped));
     const MatrixRef<Scalar> stats = state_.slab().stats(h, 0, size(h));
     if constexpr (RememberingPolicy<Policy, Scalar>) {
       policy_.observe(block, rows_of(h, 0, false), stats, VectorRef<Scalar>(state_.memory.row(h)));
@@ -164,6 +159,35 @@ class KvCache {
     return copy;
   }
 
+  /// All that the cache holds, as plain numbers. clone() is the faster copy; this one can leave the process.
+  ///
+  /// Throws   StateError in the middle of a prompt in a landing, or inside a journal
+  KvSnapshot<Storage> snapshot() const {
+    if (state_.landed()) state_.rules.raise_mid_prompt("snapshot()");
+    if (state_.journal.open()) raise<StateError>("pith::KvCache: snapshot() inside a journal: crop() to end it first");
+    return detail::Snapshots<Storage>(state_).take();
+  }
+  /// Why restore() would refuse a snapshot: another layout, or rows that no cache could have come to. Empty: it would not.
+  std::string problem(const KvSnapshot<Storage>& s) const { return detail::Snapshots<Storage>(state_).problem(s); }
+  /// Returns to what a cache of the same layout held.
+  ///
+  /// Throws   ShapeError with the problem; then nothing has changed
+  void restore(const KvSnapshot<Storage>& s) {
+    if (const std::string wrong = problem(s); !wrong.empty()) raise<ShapeError>("pith::KvCache: restore() of a snapshot " + wrong);
+    detail::Snapshots<Storage>::restore(state_, s);
+  }
+
+  /// A copy of all rows, for other caches to begin with.
+  ///
+  /// Throws   StateError in the middle of a prompt, for tokens that are nearer than in the text (cache positions), and behind a learned
+  /// prefix
+  KvPrefixLayer<Storage> freeze() const {
+    if (state_.landed() || state_.unevicted > 0) state_.rules.raise_mid_prompt("freeze()");
+    if (gap() > 0 || query_angle() != next_position())
+      raise<StateError>("pith::KvCache: freeze() with tokens nearer than in the text: use Reading::stream for what is to be a prefix");
+    return detail::frozen(view());
+  }
+
   /// [size(kv_head), head_dim] in storage order, contiguous, not a copy; valid until the next verb.
   Eigen::Map<const Matrix<Storage>> keys(Index kv_head) const requires PlainStorage<Storage> {
     return {slab(kv_head).keys(kv_head), size(kv_head), shape().head_dim};
@@ -216,10 +240,6 @@ class KvCache {
     for (Index r = 0; r < count; ++r) detail::widen(rows + r * state_.home.row_stride(), &out.coeffRef(r, 0), shape().head_dim);
   }
 
-  static ConstMatrixRef<Scalar> last_rows(const ConstMatrixRef<Scalar>& m, Index n) {
-    return m.rows() == 0 ? m : ConstMatrixRef<Scalar>(m.bottomRows(n));
-  }
-
   /// A head's rows from `first` on as the policy sees them.
   KvRows<Scalar> rows_of(Index h, Index first, bool with_rows) const {
     const Index n = size(h) - first, d = shape().head_dim;
@@ -230,6 +250,7 @@ class KvCache {
             .positions = positions(h).subspan(static_cast<std::size_t>(first)),
             .kinds = kinds(h).subspan(static_cast<std::size_t>(first)),
             .stats = slab(h).stats(h, first, n),
+            .first = state_.rules.first(),
             .keys = ConstMatrixRef<Scalar>(keys, with_rows ? n : 0, d),
             .values = ConstMatrixRef<Scalar>(values, with_rows ? n : 0, d),
             .memory = ConstVectorRef<Scalar>(state_.memory.row(h)),

@@ -24,9 +24,16 @@ template <class S> class LayerScores {
   };
 
   /// `race` holds the rows of all heads.
-  LayerScores(const AttentionShape& shape, Position next, Index retain, Index stats, Index stats_stride, std::span<Head> heads,
-              detail::Candidate<S>* race)
-      : shape_(shape), next_(next), retain_(retain), stats_(stats), stats_stride_(stats_stride), heads_(heads), race_(race) {}
+  LayerScores(const AttentionShape& shape, Position first, Position next, Index retain, Index stats, Index stats_stride,
+              std::span<Head> heads, detail::Candidate<S>* race)
+      : shape_(shape),
+        first_(first),
+        next_(next),
+        retain_(retain),
+        stats_(stats),
+        stats_stride_(stats_stride),
+        heads_(heads),
+        race_(race) {}
 
   Index num_heads() const { return static_cast<Index>(heads_.size()); }
   Index retain() const { return retain_; }  ///< rows a head should keep
@@ -40,6 +47,7 @@ template <class S> class LayerScores {
             .positions = {rows.positions, n},
             .kinds = {rows.kinds, n},
             .stats = {rows.stats, stats_, rows.size, stats_stride_},
+            .first = first_,
             .race = race_};
   }
   Index& count(Index h) { return heads_[static_cast<std::size_t>(h)].count; }  ///< a number for combine() to use, 0 at first
@@ -67,7 +75,7 @@ template <class S> class LayerScores {
   const Head& head(Index h) const { return heads_[static_cast<std::size_t>(h)]; }
 
   AttentionShape shape_;
-  Position next_;
+  Position first_, next_;
   Index retain_, stats_, stats_stride_;
   std::span<Head> heads_;
   detail::Candidate<S>* race_;

@@ -33,6 +33,7 @@ template <class S> struct KvRows {
   std::span<const Position> positions;   ///< [rows] rows are in no particular order unless traits().ordered
   std::span<const TokenKind> kinds;      ///< [rows] text, image, …
   ConstMatrixRef<S> stats;               ///< [stats(shape), rows] what observe() and admit() left
+  Position first = 0;                    ///< position of the first token: not 0 behind a shared prefix
   ConstMatrixRef<S> keys = {};           ///< [rows, head_dim] as stored; in admit(), and in score() if traits().reads_rows
   ConstMatrixRef<S> values = {};         ///< [rows, head_dim] as stored; in admit(), and in score() if traits().reads_rows
   ConstVectorRef<S> memory = {};         ///< [memory(shape)] what observe() left of the head as a whole
@@ -55,6 +56,18 @@ template <class S> struct AttentionBlock {
   ConstMatrixRef<S> queries = {};  ///< [queries*group, head_dim] as rotated
   Position first_query = -1;       ///< position of the first query; -1: the newest tokens
 };
+
+namespace detail {
+/// What the last n rows of a block saw.
+template <class S> AttentionBlock<S> last_queries(const AttentionBlock<S>& seen, Index n, Position first_query) {
+  const auto last = [n](const ConstMatrixRef<S>& m) { return m.rows() == 0 ? m : ConstMatrixRef<S>(m.bottomRows(n)); };
+  return {.kv_head = seen.kv_head,
+          .weights = last(seen.weights),
+          .log_sum = seen.log_sum.size() == 0 ? seen.log_sum : ConstVectorRef<S>(seen.log_sum.data() + seen.weights.rows() - n, n),
+          .queries = last(seen.queries),
+          .first_query = first_query};
+}
+}  // namespace detail
 
 /// What a policy asks of the cache and the kernel.
 struct PolicyTraits {

@@ -45,7 +45,8 @@ template <class P> struct Protect : WrappedPolicy<P> {
   template <class S> void mark(const KvRows<S>& rows, VectorRef<S> out) const {
     for (Index r = 0; r < rows.size(); ++r) {
       const auto i = static_cast<std::size_t>(r);
-      if (rows.positions[i] < options.sinks || Index(rows.next) - rows.positions[i] <= options.recent || rows.kinds[i] == options.kind)
+      if (rows.positions[i] - rows.first < options.sinks || Index(rows.next) - rows.positions[i] <= options.recent ||
+          rows.kinds[i] == options.kind)
         out[r] = std::numeric_limits<S>::infinity();
     }
   }

@@ -1,9 +1,10 @@
 #pragma once
 
 #include <algorithm>
-#include <limits>
+#include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -12,20 +13,9 @@
 #include <pith/kv/any_policy.hpp>
 #include <pith/kv/kv_cache.hpp>
 #include <pith/model/layer.hpp>
+#include <pith/model/session_options.hpp>
 
 namespace pith::inline v0 {
-
-struct SessionOptions {
-  Index max_prompt = 512;         ///< tokens of one prefill()
-  Index max_tokens = 4096;        ///< rows of a Dense cache: the longest text it can hold
-  Index max_generated = 512;      ///< tokens decoded after a prompt under a prompt-only policy
-  Index max_draft = 8;            ///< decode() takes, and a checkpoint takes back, one token more than this; 0: one token, no checkpoints
-  ExecutorRef executor = serial;  ///< threads to use; must outlive the session
-};
-
-struct PrefillOptions {
-  bool more = false;  ///< another piece of the same prompt follows: prompt-only policies wait for the last one
-};
 
 /// One conversation: the caches of all layers, and every buffer it will ever need.
 ///
@@ -45,7 +35,9 @@ class Session {
   Session(std::shared_ptr<const detail::DecoderModel<S>> model, std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options)
       : model_(std::move(model)), max_prompt_(options.max_prompt), max_chunk_(options.max_draft + 1) {
     const DecoderConfig& config = model_->config;
-    check_options(per_layer.size(), options);
+    options.check();
+    if (static_cast<Index>(per_layer.size()) != config.num_hidden_layers)
+      raise<ShapeError>(detail::text("pith::Decoder::start: ", per_layer.size(), " policies for ", config.num_hidden_layers, " layers"));
     const AttentionShape shape = config.attention();
     Index home = 0, landing = 0;
     KvLandingOptions needs;
@@ -63,7 +55,9 @@ class Session {
                                           .max_draft = options.max_draft,
                                           .max_tokens = options.max_tokens,
                                           .max_generated = options.max_generated,
-                                          .window = config.window(static_cast<Index>(layer))});
+                                          .window = config.window(static_cast<Index>(layer)),
+                                          .prefix = options.prefix,
+                                          .layer = static_cast<Index>(layer)});
       home = std::max(home, caches_.back().capacity());
       if (facts.budget != unlimited && options.max_prompt > 1) landing = std::max(landing, facts.budget + options.max_prompt);
       needs.stats = std::max(needs.stats, facts.stats);
@@ -75,7 +69,8 @@ class Session {
     hidden_.resize(std::max(max_prompt_, max_chunk_), config.hidden_size);
     normed_.resize(max_chunk_, config.hidden_size);
     logits_.resize(max_chunk_, config.vocab_size);
-    ws_ = Workspace(detail::layer_workspace_bytes<S>(*model_, tile, std::max(home, landing), options.executor.size()), options.executor);
+    const Index rows = options.prefix.rows() + std::max(home, landing);
+    ws_ = Workspace(detail::layer_workspace_bytes<S>(*model_, tile, rows, options.executor.size()), options.executor);
   }
 
   /// Reads a prompt, or the next turn of a conversation, in one go: every token sees all before it, then each layer evicts once.
@@ -114,6 +109,9 @@ class Session {
   }
   ConstMatrixRef<S> decode(Token token) { return decode(std::span<const Token>(&token, 1)); }
 
+  /// What follows the newest token: [1, vocab_size] until the next call, [0, vocab_size] after crop(), clear() and before the first token.
+  ConstMatrixRef<S> logits() const { return logits_.middleRows(std::max(newest_, Index(0)), newest_ < 0 ? 0 : 1); }
+
   Index vocab_size() const { return model_->config.vocab_size; }
   Position next_position() const { return caches_.front().next_position(); }
   const DecoderConfig& config() const { return model_->config; }
@@ -130,11 +128,13 @@ class Session {
     check_whole();
     for (Cache& cache : caches_)
       if (!cache.can_crop(p)) cache.crop(p);  // throws, and says why, before any layer changes
+    if (p != next_position()) newest_ = -1;
     for (Cache& cache : caches_) cache.crop(p);
   }
   /// Forgets the conversation; nothing is allocated again.
   void clear() {
     for (Cache& cache : caches_) cache.clear();
+    newest_ = -1;
     whole_ = true;
   }
   /// Evicts so that every layer can take `coming` tokens within its budget: before a turn whose answer should see all of it.
@@ -143,6 +143,51 @@ class Session {
     Index dropped = 0;
     for (std::size_t layer = 0; layer < caches_.size(); ++layer) dropped += pass(layer).evict(caches_[layer], coming);
     return dropped;
+  }
+
+  /// A copy of all rows so far, for any number of sessions to begin with (SessionOptions::prefix).
+  ///
+  /// Throws   StateError where KvCache::freeze() does
+  KvPrefix freeze() const {
+    check_whole();
+    std::vector<KvPrefixLayer<T>> layers;
+    for (const Cache& cache : caches_) layers.push_back(cache.freeze());
+    return KvPrefix(model_->config.attention(), next_position(), std::move(layers));
+  }
+
+  /// All it knows, as plain numbers: a prompt read and compressed once can be answered many times, in any process.
+  ///
+  /// Throws   StateError inside a journal
+  SessionSnapshot<S, T> snapshot() const {
+    check_whole();
+    SessionSnapshot<S, T> out{.fingerprint = model_->weights.fingerprint, .logits = logits()};
+    for (const Cache& cache : caches_) out.layers.push_back(cache.snapshot());
+    return out;
+  }
+  /// Why restore() would refuse a snapshot: another model, storage, policy or prefix, no room, or nothing a session could have come to.
+  std::string problem(const SessionSnapshot<S, T>& s) const {
+    if (s.fingerprint != model_->weights.fingerprint)
+      return detail::text("of model ", s.fingerprint, "; this one is ", model_->weights.fingerprint);
+    if (s.layers.size() != caches_.size()) return detail::text("of ", s.layers.size(), " layers, expected ", caches_.size());
+    if (s.logits.rows() > 1 || s.logits.cols() != vocab_size())
+      return detail::text("with logits ", detail::shape_text(s.logits.rows(), s.logits.cols()), ", expected [1, ", vocab_size(), "]");
+    for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
+      if (const std::string wrong = caches_[layer].problem(s.layers[layer]); !wrong.empty())
+        return detail::text("with layer ", layer, " ", wrong);
+      if (s.layers[layer].next != s.layers[0].next)
+        return detail::text("with layer ", layer, " at position ", s.layers[layer].next, ", layer 0 at ", s.layers[0].next);
+    }
+    return {};
+  }
+  /// Goes on from what a session of the same model, storage and policies knew; no weight is touched.
+  ///
+  /// Throws   ShapeError with the problem; then nothing has changed
+  void restore(const SessionSnapshot<S, T>& s) {
+    if (const std::string wrong = problem(s); !wrong.empty()) raise<ShapeError>("pith::Session: restore() of a snapshot " + wrong);
+    for (std::size_t layer = 0; layer < caches_.size(); ++layer) caches_[layer].restore(s.layers[layer]);
+    logits_.topRows(s.logits.rows()) = s.logits;
+    newest_ = s.logits.rows() - 1;
+    whole_ = true;
   }
 
   std::span<Cache> caches() { return caches_; }
@@ -175,23 +220,10 @@ class Session {
     const Index n = hidden.rows();
     model_->norm.forward(hidden, normed_.topRows(n));
     model_->weights.lm_head.forward(normed_.topRows(n), logits_.topRows(n), ws_);
+    newest_ = n - 1;
     return logits_.topRows(n);
   }
 
-  void check_options(std::size_t policies, const SessionOptions& options) const {
-    const auto at_least = [](std::string_view name, Index value, Index least) {
-      if (value < least) raise<ShapeError>(detail::text("pith::SessionOptions: ", name, " is ", value, ", expected ", least, " or more"));
-    };
-    if (static_cast<Index>(policies) != model_->config.num_hidden_layers)
-      raise<ShapeError>(detail::text("pith::Decoder::start: ", policies, " policies for ", model_->config.num_hidden_layers, " layers"));
-    at_least("max_prompt", options.max_prompt, 1);
-    at_least("max_tokens", options.max_tokens, 1);
-    at_least("max_draft", options.max_draft, 0);
-    constexpr Index most = std::numeric_limits<std::int32_t>::max() / 2;
-    if (options.max_prompt > most || options.max_draft > most)
-      raise<CapacityError>(detail::text("pith::SessionOptions: max_prompt ", options.max_prompt, " or max_draft ", options.max_draft,
-                                        " is more than ", most));
-  }
   void check_turns(Index layer) const {
     if (!std::same_as<T, S>)
       raise<UnsupportedError>(
@@ -222,6 +254,7 @@ class Session {
   std::unique_ptr<KvLanding<T>> landing_;
   Matrix<S> hidden_, normed_, logits_;
   Workspace ws_;
+  Index newest_ = -1;  ///< row of logits_ that follows the newest token; -1: none does
   bool whole_ = true;  ///< no layer is ahead of another
 };
 
@@ -230,6 +263,7 @@ requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_
                                                                                        bool more) {
   const Position length = static_cast<Position>(next_position() + n);
   whole_ = false;
+  newest_ = -1;
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
     caches_[layer].reserve(n, landing_for(caches_[layer], more));
     pass(layer).prefill(caches_[layer], hidden_.topRows(n), kinds, length, more, layer + 1 == caches_.size());
@@ -242,6 +276,7 @@ requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_
 template <class S, KvStorage T>
 requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_next(Index n) {
   whole_ = false;
+  newest_ = -1;
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) pass(layer).decode(caches_[layer], hidden_.topRows(n));
   whole_ = true;
   return read_logits(hidden_.topRows(n));

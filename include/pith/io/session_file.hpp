@@ -1,0 +1,184 @@
+#pragma once
+
+#include <array>
+#include <charconv>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/io/safetensors.hpp>
+#include <pith/io/safetensors_writer.hpp>
+#include <pith/kv/snapshot.hpp>
+#include <pith/model/session.hpp>
+
+namespace pith::inline v0 {
+
+/// Writes all that a session knows into a safetensors file: rows as they are stored, positions, what policies keep, and the logits after
+/// the newest token. Not what it is made of: model, policies and prefix are named, by fingerprint and layout, and must be there at load.
+///
+/// Heap     a copy of the rows
+/// Throws   StateError inside a journal, FormatError with what the system refuses
+template <class S, KvStorage T> void save_session(const Session<S, T>& session, const std::filesystem::path& path);
+
+/// Goes on from where a session of the same model, storage, policies and prefix was saved.
+///
+/// Throws   FormatError for a file that is none of save_session()'s, is damaged, or belongs to a session made of something else; then the
+///          session is as it was
+template <class S, KvStorage T> void load_session(Session<S, T>& session, const std::filesystem::path& path);
+
+/// The same for one cache of somebody's own loop.
+template <class P, class M, KvStorage T> void save_cache(const KvCache<P, M, T>& cache, const std::filesystem::path& path);
+template <class P, class M, KvStorage T> void load_cache(KvCache<P, M, T>& cache, const std::filesystem::path& path);
+
+namespace detail {
+
+inline constexpr std::string_view session_format = "pith session 1";
+
+/// What a row is made of in a file: bytes of Q8 have no other name.
+template <KvStorage T> using StoredUnit = std::conditional_t<std::is_same_v<T, Q8>, std::uint8_t, T>;
+
+template <KvStorage T> void write_cache(SafetensorsWriter& writer, const std::string& prefix, const KvSnapshot<T>& s) {
+  using Unit = StoredUnit<T>;
+  static_assert(sizeof(Unit) == sizeof(T));
+  const auto add = [&](const char* name, DType dtype, const auto& values, Index rows) {
+    const Index n = static_cast<Index>(values.size());
+    writer.add(prefix + name, dtype, {rows, rows == 0 ? 0 : n / rows},
+               std::as_bytes(std::span(values.data(), static_cast<std::size_t>(n))));
+  };
+  const std::array<std::int64_t, 5> progress{s.next, s.next_angle, s.unevicted, s.prefill, s.more};
+  writer.metadata(prefix + "layout", s.layout);
+  add("progress", DType::i64, progress, 1);
+  add("heads", DType::i64, s.heads, static_cast<Index>(s.heads.size()) / 3);
+  add("keys", dtype_of<Unit>(), s.keys, s.rows());
+  add("values", dtype_of<Unit>(), s.values, s.rows());
+  add("positions", DType::i32, s.positions, s.rows());
+  if (!s.angles.empty()) add("angles", DType::i32, s.angles, s.rows());
+  add("kinds", DType::u8, s.kinds, s.rows());
+  writer.add(prefix + "stats", s.stats);
+  writer.add(prefix + "memory", s.memory);
+}
+
+class SnapshotReader {
+ public:
+  explicit SnapshotReader(const std::filesystem::path& path) : file_(Safetensors::map(path)) {
+    if (text_of("format") != session_format) refuse(text("is not a saved session: its format is ", in_quotes(text_of("format"))));
+    if (text_of("adapter") != "none") refuse(text("was saved under adapter ", in_quotes(text_of("adapter")), ": none is in use"));
+  }
+
+  template <KvStorage T> KvSnapshot<T> cache(const std::string& prefix) const {
+    const std::vector<std::int64_t> progress = values<std::int64_t>(prefix + "progress", DType::i64);
+    if (progress.size() != 5) refuse(text("has ", progress.size(), " numbers in ", in_quotes(prefix + "progress"), ", expected 5"));
+    for (const std::int64_t n : progress)
+      if (n < 0 || n > std::numeric_limits<Position>::max()) refuse(text("has ", n, " in ", in_quotes(prefix + "progress")));
+    using Unit = StoredUnit<T>;
+    return {.layout = text_of(prefix + "layout"),
+            .next = static_cast<Position>(progress[0]),
+            .next_angle = static_cast<Position>(progress[1]),
+            .unevicted = static_cast<Index>(progress[2]),
+            .prefill = progress[3] != 0,
+            .more = progress[4] != 0,
+            .heads = values<std::int64_t>(prefix + "heads", DType::i64),
+            .keys = values<T>(prefix + "keys", dtype_of<Unit>()),
+            .values = values<T>(prefix + "values", dtype_of<Unit>()),
+            .positions = values<Position>(prefix + "positions", DType::i32),
+            .angles = file_.find(prefix + "angles") == nullptr ? std::vector<Position>() : values<Position>(prefix + "angles", DType::i32),
+            .kinds = values<TokenKind>(prefix + "kinds", DType::u8),
+            .stats = matrix<arithmetic_t<T>>(prefix + "stats"),
+            .memory = matrix<arithmetic_t<T>>(prefix + "memory")};
+  }
+
+  std::string text_of(const std::string& key) const {
+    const auto found = file_.metadata().find(key);
+    return found == file_.metadata().end() ? std::string() : found->second;
+  }
+
+  template <class S> Matrix<S> matrix(const std::string& name) const {
+    const TensorInfo& info = typed(name, dtype_of<S>());
+    if (info.shape.size() != 2) refuse(text("has tensor ", in_quotes(name), " ", shape_list(info.shape), ", expected a matrix"));
+    return file_.template load_matrix<S>(name);
+  }
+
+  std::uint64_t fingerprint() const {
+    const std::string digits = text_of("fingerprint");
+    std::uint64_t value = 0;
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    if (error != std::errc() || end != digits.data() + digits.size())
+      refuse(text("has fingerprint ", in_quotes(digits), ", expected a number"));
+    return value;
+  }
+
+  [[noreturn]] void refuse(const std::string& why) const { raise<FormatError>(text("pith: ", in_quotes(file_.name()), " ", why)); }
+
+ private:
+  const TensorInfo& typed(const std::string& name, DType dtype) const {
+    const TensorInfo& info = file_.at(name);
+    if (info.dtype != dtype) refuse(text("has tensor ", in_quotes(name), " of ", dtype_name(info.dtype), ", expected ", dtype_name(dtype)));
+    return info;
+  }
+
+  template <class X> std::vector<X> values(const std::string& name, DType dtype) const {
+    const std::span<const std::byte> bytes = file_.bytes(typed(name, dtype));
+    std::vector<X> out(bytes.size() / sizeof(X));
+    if (!out.empty()) std::memcpy(static_cast<void*>(out.data()), bytes.data(), out.size() * sizeof(X));
+    return out;
+  }
+
+  Safetensors file_;
+};
+
+inline std::string layer_prefix(std::size_t layer) { return text("layers.", layer, "."); }
+
+/// A writer that says what the file is.
+inline SafetensorsWriter session_writer() {
+  SafetensorsWriter writer;
+  writer.metadata("format", std::string(session_format));
+  writer.metadata("adapter", "none");
+  return writer;
+}
+
+}  // namespace detail
+
+template <class S, KvStorage T> void save_session(const Session<S, T>& session, const std::filesystem::path& path) {
+  const SessionSnapshot<S, T> s = session.snapshot();
+  SafetensorsWriter writer = detail::session_writer();
+  writer.metadata("fingerprint", std::to_string(s.fingerprint));
+  writer.metadata("layers", std::to_string(s.layers.size()));
+  writer.add("logits", s.logits);
+  for (std::size_t layer = 0; layer < s.layers.size(); ++layer) detail::write_cache(writer, detail::layer_prefix(layer), s.layers[layer]);
+  writer.write(path);
+}
+
+template <class S, KvStorage T> void load_session(Session<S, T>& session, const std::filesystem::path& path) {
+  const detail::SnapshotReader reader(path);
+  const std::size_t layers = session.caches().size();
+  if (const std::string held = reader.text_of("layers"); held != std::to_string(layers))
+    reader.refuse(detail::text("holds ", detail::in_quotes(held), " layers, expected ", layers));
+  SessionSnapshot<S, T> s{.fingerprint = reader.fingerprint(), .logits = reader.template matrix<S>("logits")};
+  for (std::size_t layer = 0; layer < layers; ++layer) s.layers.push_back(reader.template cache<T>(detail::layer_prefix(layer)));
+  if (const std::string wrong = session.problem(s); !wrong.empty()) reader.refuse("is a session " + wrong);
+  session.restore(s);
+}
+
+template <class P, class M, KvStorage T> void save_cache(const KvCache<P, M, T>& cache, const std::filesystem::path& path) {
+  SafetensorsWriter writer = detail::session_writer();
+  detail::write_cache(writer, "", cache.snapshot());
+  writer.write(path);
+}
+
+template <class P, class M, KvStorage T> void load_cache(KvCache<P, M, T>& cache, const std::filesystem::path& path) {
+  const detail::SnapshotReader reader(path);
+  const KvSnapshot<T> s = reader.template cache<T>("");
+  if (const std::string wrong = cache.problem(s); !wrong.empty()) reader.refuse("is " + wrong);
+  cache.restore(s);
+}
+
+}  // namespace pith::inline v0

@@ -1,0 +1,156 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <pith/attention/kv_view.hpp>
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+
+namespace pith::inline v0 {
+
+/// The rows of one layer, head by head.
+template <KvStorage T> struct KvPrefixLayer {
+  std::vector<Index> sizes;         ///< [kv heads] rows of each
+  std::vector<T> keys, values;      ///< [rows of all heads][head_dim], Q8 in bytes
+  std::vector<Position> positions;  ///< [rows of all heads]; empty: visible to every query, as learned prefixes are
+};
+
+/// Keys and values before every conversation, the same for all of them: a system prompt that was read once (Session::freeze()), or a
+/// learned prefix. A cache is constructed over it (KvCacheOptions::prefix); its rows, budget, weights, journal and files never include it.
+///
+/// A handle to immutable rows: copies share them, and they live as long as anybody uses them.
+class KvPrefix {
+ public:
+  KvPrefix() = default;  ///< none
+
+  /// `next`: position of the first token behind it.
+  ///
+  /// Throws   ShapeError if sizes, rows and positions disagree
+  template <KvStorage T>
+  KvPrefix(const AttentionShape& shape, Position next, std::vector<KvPrefixLayer<T>> layers)
+      : data_(std::make_shared<Typed<T>>(shape, next, std::move(layers))) {}
+
+  explicit operator bool() const { return data_ != nullptr; }
+  Position next_position() const { return data_ ? data_->next : 0; }
+  std::size_t bytes() const { return data_ ? data_->bytes : 0; }
+  std::uint64_t fingerprint() const { return data_ ? data_->fingerprint : 0; }  ///< of every number and position
+  /// The most rows that any head of any layer has.
+  Index rows() const { return data_ ? data_->rows : 0; }
+
+  /// Refuses a prefix that a cache of T with this shape cannot begin with.
+  template <KvStorage T> void check(const AttentionShape& shape, Index layer) const {
+    if (!data_) return;
+    const AttentionShape& ours = data_->shape;
+    if (data_->storage != &storage_tag<T>) raise<ShapeError>("pith::KvPrefix: its rows are stored as another type than the cache's");
+    if (ours.num_kv_heads != shape.num_kv_heads || ours.head_dim != shape.head_dim)
+      raise<ShapeError>(detail::text("pith::KvPrefix: ", ours.num_kv_heads, " kv heads of ", ours.head_dim, ", the cache has ",
+                                     shape.num_kv_heads, " of ", shape.head_dim));
+    if (const Index count = static_cast<Index>(layers<T>().size()); layer < 0 || layer >= count)
+      raise<ShapeError>(detail::text("pith::KvPrefix: layer ", layer, " of ", count));
+  }
+
+  /// The run of one head, after check<T>().
+  template <KvStorage T> KvRun<T> run(Index layer, Index kv_head) const {
+    const KvPrefixLayer<T>& rows = layers<T>()[static_cast<std::size_t>(layer)];
+    Index first = 0;
+    for (Index h = 0; h < kv_head; ++h) first += rows.sizes[static_cast<std::size_t>(h)];
+    const Index stride = detail::row_units<T>(data_->shape.head_dim);
+    return {.keys = rows.keys.data() + first * stride,
+            .values = rows.values.data() + first * stride,
+            .rows = rows.sizes[static_cast<std::size_t>(kv_head)],
+            .stride = stride,
+            .positions = rows.positions.empty() ? nullptr : rows.positions.data() + first};
+  }
+
+ private:
+  template <class T> static constexpr char storage_tag = 0;
+
+  struct Data {
+    AttentionShape shape;
+    Position next;
+    const char* storage;
+    Index rows = 0;
+    std::size_t bytes = 0;
+    std::uint64_t fingerprint = 14695981039346656037u;
+
+    /// FNV-1a.
+    template <class X> void take_in(const std::vector<X>& values) {
+      const auto* p = reinterpret_cast<const unsigned char*>(values.data());
+      for (std::size_t i = 0; i < values.size() * sizeof(X); ++i) fingerprint = (fingerprint ^ p[i]) * 1099511628211u;
+      bytes += values.size() * sizeof(X);
+    }
+  };
+  template <KvStorage T> struct Typed : Data {
+    Typed(const AttentionShape& s, Position n, std::vector<KvPrefixLayer<T>> l) : Data{s, n, &storage_tag<T>}, layers(std::move(l)) {
+      s.check("KvPrefix");
+      if (n < 0) raise<ShapeError>(detail::text("pith::KvPrefix: next position ", n, ", expected 0 or more"));
+      for (const KvPrefixLayer<T>& layer : layers) {
+        check_layer(layer);
+        this->take_in(layer.sizes);
+        this->take_in(layer.keys);
+        this->take_in(layer.values);
+        this->take_in(layer.positions);
+      }
+    }
+
+    void check_layer(const KvPrefixLayer<T>& layer) {
+      const auto refuse = [](const std::string& what) { raise<ShapeError>("pith::KvPrefix: " + what); };
+      if (static_cast<Index>(layer.sizes.size()) != this->shape.num_kv_heads)
+        refuse(detail::text(layer.sizes.size(), " heads, expected ", this->shape.num_kv_heads));
+      const Index units = detail::row_units<T>(this->shape.head_dim);
+      const Index held = static_cast<Index>(layer.keys.size()) / units;
+      Index total = 0;
+      for (const Index size : layer.sizes) {
+        if (size < 0 || size > held - total) refuse(detail::text("a head of ", size, " rows where ", held - total, " are left"));
+        total += size;
+        this->rows = std::max(this->rows, size);
+      }
+      if (layer.keys.size() != layer.values.size() || static_cast<Index>(layer.keys.size()) != total * units)
+        refuse(detail::text(layer.keys.size(), " numbers of keys and ", layer.values.size(), " of values, expected ", total * units));
+      if (!layer.positions.empty() && static_cast<Index>(layer.positions.size()) != total)
+        refuse(detail::text(layer.positions.size(), " positions for ", total, " rows"));
+      for (const Position p : layer.positions)
+        if (p < 0 || p >= this->next) refuse(detail::text("position ", p, ", expected 0 .. ", this->next - 1));
+    }
+
+    std::vector<KvPrefixLayer<T>> layers;
+  };
+
+  template <KvStorage T> const std::vector<KvPrefixLayer<T>>& layers() const { return static_cast<const Typed<T>&>(*data_).layers; }
+
+  std::shared_ptr<const Data> data_;
+};
+
+namespace detail {
+
+/// A copy of every row that a cache is read from: behind a prefix, the prefix's too.
+template <KvStorage T> KvPrefixLayer<T> frozen(const KvView<T>& view) {
+  KvPrefixLayer<T> layer;
+  const std::size_t heads = static_cast<std::size_t>(view.shape.num_kv_heads), a_head = view.runs.size() / heads;
+  const Index units = row_units<T>(view.shape.head_dim);
+  for (std::size_t h = 0; h < heads; ++h) {
+    layer.sizes.push_back(0);
+    for (const KvRun<T>& run : view.runs.subspan(h * a_head, a_head)) {
+      if (run.rows > 0 && run.positions == nullptr)
+        raise<StateError>("pith::KvCache: rows behind a learned prefix cannot be frozen: it has no positions");
+      layer.sizes.back() += run.rows;
+      layer.positions.insert(layer.positions.end(), run.positions, run.positions + run.rows);
+      for (Index r = 0; r < run.rows; ++r) {
+        layer.keys.insert(layer.keys.end(), run.keys + r * run.stride, run.keys + r * run.stride + units);
+        layer.values.insert(layer.values.end(), run.values + r * run.stride, run.values + r * run.stride + units);
+      }
+    }
+  }
+  return layer;
+}
+
+}  // namespace detail
+
+}  // namespace pith::inline v0

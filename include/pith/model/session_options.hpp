@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string_view>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/executor.hpp>
+#include <pith/core/types.hpp>
+#include <pith/kv/prefix.hpp>
+#include <pith/kv/snapshot.hpp>
+
+namespace pith::inline v0 {
+
+struct SessionOptions {
+  Index max_prompt = 512;         ///< tokens of one prefill()
+  Index max_tokens = 4096;        ///< rows of a Dense cache: the longest text it can hold
+  Index max_generated = 512;      ///< tokens decoded after a prompt under a prompt-only policy
+  Index max_draft = 8;            ///< decode() takes, and a checkpoint takes back, one token more than this; 0: one token, no checkpoints
+  KvPrefix prefix = {};           ///< what every layer begins with: a session's freeze(), or a learned prefix
+  ExecutorRef executor = serial;  ///< threads to use; must outlive the session
+
+  void check() const {
+    const auto at_least = [](std::string_view name, Index value, Index least) {
+      if (value < least) raise<ShapeError>(detail::text("pith::SessionOptions: ", name, " is ", value, ", expected ", least, " or more"));
+    };
+    at_least("max_prompt", max_prompt, 1);
+    at_least("max_tokens", max_tokens, 1);
+    at_least("max_draft", max_draft, 0);
+    constexpr Index most = std::numeric_limits<std::int32_t>::max() / 2;
+    if (max_prompt > most || max_draft > most)
+      raise<CapacityError>(
+          detail::text("pith::SessionOptions: max_prompt ", max_prompt, " or max_draft ", max_draft, " is more than ", most));
+  }
+};
+
+struct PrefillOptions {
+  bool more = false;  ///< another piece of the same prompt follows: prompt-only policies wait for the last one
+};
+
+/// All that a session knows: Session::snapshot() takes one, restore() returns to it, io/session_file.hpp keeps it in a file.
+template <class S, KvStorage T = S> struct SessionSnapshot {
+  std::uint64_t fingerprint = 0;      ///< of the model
+  std::vector<KvSnapshot<T>> layers;  ///< the cache of each layer
+  Matrix<S> logits;                   ///< [1 or 0, vocab_size] Session::logits()
+};
+
+}  // namespace pith::inline v0
