@@ -15,6 +15,7 @@
 #include <pith/kv/policy.hpp>
 
 #include "support/measure.hpp"
+#include "support/register.hpp"
 
 using namespace pith;
 using namespace pith_bench;
@@ -26,6 +27,10 @@ struct Case {
   Index rows, tokens;
   Index values() const { return shape.num_kv_heads * rows * shape.head_dim; }  // of K, and of V
   std::size_t f32_bytes() const { return 2 * static_cast<std::size_t>(values()) * sizeof(float); }
+  std::string text() const {
+    return "/tokens:" + std::to_string(tokens) + "/rows:" + std::to_string(rows) + "/dim:" + std::to_string(shape.head_dim) +
+           "/heads:" + std::to_string(shape.num_heads) + "/group:" + std::to_string(shape.group());
+  }
 };
 
 /// One layer's K and V, [kv head][row][feature].
@@ -175,17 +180,6 @@ void eigen_groups(benchmark::State& state, const Case& c) {
         }
       },
       nullptr);
-}
-
-template <class F> void add(const char* name, F run, Case c) {
-  const std::string full = std::string(name) + "/tokens:" + std::to_string(c.tokens) + "/rows:" + std::to_string(c.rows) +
-                           "/dim:" + std::to_string(c.shape.head_dim) + "/heads:" + std::to_string(c.shape.num_heads) +
-                           "/group:" + std::to_string(c.shape.group());
-  benchmark::RegisterBenchmark(full.c_str(), [=](benchmark::State& state) { run(state, c); })
-      ->UseManualTime()
-      ->Unit(benchmark::kMicrosecond)
-      ->Repetitions(3)
-      ->ReportAggregatesOnly(true);
 }
 
 const bool registered = [] {

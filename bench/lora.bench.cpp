@@ -11,6 +11,7 @@
 #include <pith/nn/linear.hpp>
 
 #include "support/measure.hpp"
+#include "support/register.hpp"
 
 using namespace pith;
 using namespace pith_bench;
@@ -19,6 +20,7 @@ namespace {
 
 struct Case {
   Index tokens, features;
+  std::string text() const { return "/tokens:" + std::to_string(tokens) + "/features:" + std::to_string(features); }
 };
 
 template <class Prepare, class Run> void measure(benchmark::State& state, Case c, Prepare prepare, Run run) {
@@ -71,15 +73,6 @@ void eigen(benchmark::State& state, Case c) {
         y.noalias() = x * naive.w.transpose();
         y.rowwise() += naive.bias.transpose();
       });
-}
-
-template <class F> void add(const char* name, F run, Case c) {
-  const std::string full = std::string(name) + "/tokens:" + std::to_string(c.tokens) + "/features:" + std::to_string(c.features);
-  benchmark::RegisterBenchmark(full.c_str(), [=](benchmark::State& state) { run(state, c); })
-      ->UseManualTime()
-      ->Unit(benchmark::kMicrosecond)
-      ->Repetitions(3)
-      ->ReportAggregatesOnly(true);
 }
 
 const bool registered = [] {

@@ -15,6 +15,7 @@
 #include <pith/nn/linear.hpp>
 
 #include "support/measure.hpp"
+#include "support/register.hpp"
 
 #ifdef PITH_BENCH_OPENBLAS
 #include <cblas.h>
@@ -32,6 +33,7 @@ namespace {
 struct Case {
   Index tokens, out, in;
   std::size_t f32_bytes() const { return static_cast<std::size_t>(out * in) * sizeof(float); }
+  std::string text() const { return "/tokens:" + std::to_string(tokens) + "/out:" + std::to_string(out) + "/in:" + std::to_string(in); }
 };
 
 /// `prepare(weight)` makes one copy of the weights, `run(copy, x, y, ws)` multiplies by it; the copies take turns.
@@ -149,16 +151,6 @@ void onednn(benchmark::State& state, Case c) {
 }
 #endif
 
-template <class F> void add(const char* name, F run, Case c) {
-  const std::string full =
-      std::string(name) + "/tokens:" + std::to_string(c.tokens) + "/out:" + std::to_string(c.out) + "/in:" + std::to_string(c.in);
-  benchmark::RegisterBenchmark(full.c_str(), [=](benchmark::State& state) { run(state, c); })
-      ->UseManualTime()
-      ->Unit(benchmark::kMicrosecond)
-      ->Repetitions(3)
-      ->ReportAggregatesOnly(true);
-}
-
 const bool registered = [] {
   const auto peers = [](Case c) {
     add("packed_f32", packed<float>, c);
@@ -175,10 +167,10 @@ const bool registered = [] {
     peers(c);
     add("packed_bf16", packed<pith::bfloat16>, c);
   }
-  add("packed_f16", packed<pith::half>, {1, 2048, 2048});
-  add("mapped_bf16", mapped<pith::bfloat16>, {1, 2048, 2048});
-  for (const Index tokens : {5, 8, 16, 128}) peers({tokens, 2048, 2048});
-  for (const Index tokens : {5, 16, 128}) add("packed_bf16", packed<pith::bfloat16>, {tokens, 2048, 2048});
+  add("packed_f16", packed<pith::half>, Case{1, 2048, 2048});
+  add("mapped_bf16", mapped<pith::bfloat16>, Case{1, 2048, 2048});
+  for (const Index tokens : {5, 8, 16, 128}) peers(Case{tokens, 2048, 2048});
+  for (const Index tokens : {5, 16, 128}) add("packed_bf16", packed<pith::bfloat16>, Case{tokens, 2048, 2048});
   peers({128, 5632, 2048});
   peers({512, 4096, 4096});
   return true;
