@@ -1,15 +1,14 @@
-// What a cache costs beside attention: append + evict per decoded token, against gathering what stays into new tensors.
+// What a cache costs beside attention, for every policy of the catalogue; against gathering what stays into new tensors.
 //
-// One layer, kept at its budget. Every case reports its time per token, of_attention (that time over one attention over the same rows,
-// measured in the same run), and rel_err; a case that keeps other rows than its rule says reports nothing.
+// append+evict      a token in one layer at its budget; where rows leave in bites, from bite to bite
+// evict_prompt_x2   one eviction of a prompt of twice the budget, by policies that evict only then
+// of_attention      that time over the attention of one token over the same rows (of the prompt: all of it), measured in between
+// rel_err           rows are moved, not computed: 0, or nothing is reported of a case that keeps other rows than its policy says
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <cstdint>
+#include <memory>
 #include <numeric>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -17,175 +16,304 @@
 #include <pith/core.hpp>
 #include <pith/kv.hpp>
 
+#include "support/measure.hpp"
+#include "support/register.hpp"
+
 using namespace pith;
+using namespace pith_bench;
 
 namespace {
 
 constexpr AttentionShape shape{32, 8, 128};
 constexpr Index width = shape.num_kv_heads * shape.head_dim;
 
-Matrix<float> random_rows(Index rows, Index cols, std::uint64_t seed) {
-  std::mt19937_64 rng(seed);
-  Matrix<float> m(rows, cols);
-  for (Index i = 0; i < m.size(); ++i) m.data()[i] = normal<float>(rng);
-  return m;
+using Policy = AnyPolicy<float>;
+using Entry = PolicyEntry<float>;
+using Cache = KvCache<Policy>;
+using Positions = std::vector<std::vector<Position>>;  // by kv head, ascending
+
+struct Case {
+  Index rows;
+  std::string text() const { return "/rows:" + std::to_string(rows); }
+};
+
+const PolicyModel<float>& model() {
+  constexpr Index hidden_size = 256;  // "critical" takes time in proportion to it
+  static const PolicyModel<float> of_the_layer{
+      std::make_shared<Rope<float>>(RopeOptions{.head_dim = shape.head_dim}),
+      std::make_shared<Matrix<float>>(random_matrix(hidden_size, shape.num_heads * shape.head_dim, 1))};
+  return of_the_layer;
 }
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-/// Median seconds of one decode attention over `rows` rows a head, in this run.
-double attention_seconds(Index rows) {
-  KvCache<Dense> cache(shape, {}, {.max_tokens = rows});
-  const Matrix<float> k = random_rows(64, width, 1);
-  for (Index r = 0; r < rows; r += 64) cache.append(k.topRows(std::min<Index>(64, rows - r)), k.topRows(std::min<Index>(64, rows - r)));
-  Workspace ws(attend_workspace_bytes<float>(shape, rows, 1));
-  const Matrix<float> q = random_rows(1, shape.num_heads * shape.head_dim, 2);
-  Matrix<float> out(1, q.cols());
-  std::vector<double> times;
-  for (int i = 0; i < 15; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    attend(q, cache.view(), out, ws);
-    times.push_back(seconds_since(start));
+/// The attention of one token over so many rows a head, measured whenever asked to.
+class Attention {
+ public:
+  explicit Attention(Index rows)
+      : cache_(shape, {}, {.max_tokens = rows}), ws_(attend_workspace_bytes<float>(shape, rows, 1)), out_(1, query_.cols()) {
+    const Matrix<float> k = random_matrix(64, width, 2);
+    for (Index r = 0; r < rows; r += k.rows()) {
+      const auto some = k.topRows(std::min(k.rows(), rows - r));
+      cache_.append(some, some);
+    }
   }
-  std::nth_element(times.begin(), times.begin() + 7, times.end());
-  return times[7];
-}
+  void measure() {
+    times_.add(seconds_of([&] { attend(query_, cache_.view(), out_, ws_); }));
+    keep(out_);
+  }
+  void report(benchmark::State& state, double seconds) {
+    while (times_.size() < 15) measure();
+    state.counters["of_attention"] = seconds / times_.median();
+    state.counters["rel_err"] = 0;
+  }
 
-/// Weights a kernel would have shown: a few heavy rows, the rest light.
-Matrix<float> weights_over(Index rows, std::uint64_t seed) {
-  Matrix<float> w = random_rows(shape.group(), rows, seed).cwiseAbs2();
+ private:
+  KvCache<Dense> cache_;
+  Workspace ws_;
+  Matrix<float> query_ = random_matrix(1, shape.num_heads*shape.head_dim, 3), out_;
+  Samples times_;
+};
+
+/// Weights a kernel would have shown: some rows heavier than others.
+Matrix<float> weights_over(Index queries, Index rows, std::uint64_t seed) {
+  Matrix<float> w = random_matrix(queries * shape.group(), rows, seed).cwiseAbs2();
   w.array().colwise() /= w.rowwise().sum().array().eval();
   return w;
 }
 
-template <class Policy> void fill(KvCache<Policy>& cache, Index rows) {
-  const Matrix<float> k = random_rows(1, width, 4), weights = weights_over(rows, 5);
-  for (Index r = 0; r < rows; ++r) {
-    cache.append(k, k);
-    if constexpr (ObservingPolicy<Policy, float>)
-      for (Index h = 0; h < shape.num_kv_heads; ++h) cache.observe({.kv_head = h, .weights = weights.leftCols(cache.size(h))});
-    cache.evict();
-  }
-}
-
-/// Fails unless every head holds what its rule says, by its own stats and positions: the newest, the initial, or the heaviest.
-template <class Policy> bool right_rows(const KvCache<Policy>& cache, const std::vector<std::vector<Position>>& expected) {
+Positions held_by(const Cache& cache) {
+  Positions held;
   for (Index h = 0; h < shape.num_kv_heads; ++h) {
-    std::vector<Position> held(cache.positions(h).begin(), cache.positions(h).end());
-    std::sort(held.begin(), held.end());
-    if (held != expected[static_cast<std::size_t>(h)]) return false;
+    held.emplace_back(cache.positions(h).begin(), cache.positions(h).end());
+    std::sort(held.back().begin(), held.back().end());
   }
-  return true;
+  return held;
 }
 
-std::vector<std::vector<Position>> by_age(Position next, Index initial, Index window) {
-  std::vector<Position> held(static_cast<std::size_t>(initial + window));
-  std::iota(held.begin(), held.begin() + initial, 0);
-  std::iota(held.begin() + initial, held.end(), static_cast<Position>(next - window));
-  return std::vector<std::vector<Position>>(static_cast<std::size_t>(shape.num_kv_heads), held);
-}
-
-/// `seconds`: of all iterations together.
-void report(benchmark::State& state, double seconds, Index rows) {
-  state.counters["of_attention"] = seconds / double(state.iterations()) / attention_seconds(rows);
-  state.counters["rel_err"] = 0;  // rows are moved, not computed: anything else was refused
-}
-
-template <class Policy> void append_evict_by_age(benchmark::State& state, const Policy& policy, bool journal) {
-  const Index rows = policy.budget();
-  KvCache<Policy> cache(shape, policy);
-  fill(cache, rows);
-  const Matrix<float> k = random_rows(1, width, 3);
-  Index in_journal = 0;
-  const auto start = std::chrono::steady_clock::now();
-  for (auto _ : state) {
-    if (journal && in_journal++ % 8 == 0) cache.checkpoint();
-    cache.append(k, k);
-    cache.evict();
+/// One layer that decodes.
+class Layer {
+ public:
+  Layer(const Policy& policy, Index rows, bool journal)
+      : facts_(policy.facts(shape)), journal_(journal), cache_(shape, policy, {.max_tokens = rows + most_together}) {
+    for (Index h = 0; h < shape.num_kv_heads; ++h) weights_.push_back(weights_over(1, rows + 1, static_cast<std::uint64_t>(h)));
+    append_evict(rows);
   }
-  const double seconds = seconds_since(start);
-  if (!right_rows(cache, by_age(cache.next_position(), policy.initial(), policy.window))) return state.SkipWithError("wrong rows kept");
-  report(state, seconds, rows);
-}
 
-void heavy_hitter(benchmark::State& state) {
-  const Index rows = state.range(0);
-  KvCache<HeavyHitter> cache(shape, {.heavy = rows / 2, .recent = rows / 2});
-  fill(cache, rows);
-  std::vector<Matrix<float>> weights;
-  for (Index h = 0; h < shape.num_kv_heads; ++h) weights.push_back(weights_over(rows + 1, static_cast<std::uint64_t>(h)));
-  const Matrix<float> k = random_rows(1, width, 3);
-  double seconds = 0;
-  for (auto _ : state) {
-    const auto start = std::chrono::steady_clock::now();
-    cache.append(k, k);
-    double spent = seconds_since(start);
+  /// Tokens measured together: whole bites, and enough to see the clock where no attention has to be shown in between.
+  Index together() const {
+    const Index bite = facts_.budget - facts_.retain + 1;
+    return facts_.observes ? bite : std::max(bite, most_together);
+  }
+
+  /// Seconds for so many tokens.
+  double append_evict(Index tokens) {
+    const Matrix<float> k = random_matrix(tokens, width, ++seed_);
+    const auto append = [&](Index t) {
+      if (journal_ && (seen_++ & 7) == 0) cache_.checkpoint();
+      cache_.append(k.middleRows(t, 1), k.middleRows(t, 1));
+    };
+    double seconds = 0;
+    if (!facts_.observes) {
+      seconds = seconds_of([&] {
+        for (Index t = 0; t < tokens; ++t) {
+          append(t);
+          evict();
+        }
+      });
+    } else {
+      for (Index t = 0; t < tokens; ++t) {
+        seconds += seconds_of([&] { append(t); });
+        observe();
+        seconds += seconds_of([&] { evict(); });
+      }
+    }
+    return seconds;
+  }
+  /// What never leaves by itself.
+  void forget(Index tokens) {
+    if (facts_.eviction == detail::Eviction::never) cache_.crop(cache_.next_position() - static_cast<Position>(tokens));
+  }
+
+  bool right(const Entry& entry) {
+    const Positions held = held_by(cache_);
+    for (const std::vector<Position>& head : held) {
+      if (std::adjacent_find(head.begin(), head.end()) != head.end() || head.back() >= cache_.next_position()) return false;
+      if (facts_.eviction != detail::Eviction::never && static_cast<Index>(head.size()) != facts_.budget) return false;
+      if (facts_.traits.keeps_newest && head.back() != cache_.next_position() - 1) return false;
+    }
+    if (facts_.eviction == detail::Eviction::by_age && held != by_age()) return false;
+    if (entry.name.starts_with("h2o") && !lightest_leaves()) return false;
+    return cache_.evict() == 0;
+  }
+
+ private:
+  static constexpr Index most_together = 16;
+
+  void evict() {
+    cache_.evict();
+    if (cache_.reindexes()) cache_.reindex(*model().rope);
+  }
+  /// Not counted here but as `watching` by bench/attend.
+  void observe() {
     for (Index h = 0; h < shape.num_kv_heads; ++h)
-      cache.observe({.kv_head = h, .weights = weights[static_cast<std::size_t>(h)]});  // counted by bench/attend
-    const auto evict = std::chrono::steady_clock::now();
-    cache.evict();
-    spent += seconds_since(evict);
-    state.SetIterationTime(spent);
-    seconds += spent;
+      cache_.observe({.kv_head = h,
+                      .weights = weights_[static_cast<std::size_t>(h)].leftCols(cache_.size(h)),
+                      .first_query = static_cast<Position>(cache_.next_position() - 1)});
   }
-  // The next victim by the rule in double: the lightest row that is not recent.
-  std::vector<std::vector<Position>> expected;
-  for (Index h = 0; h < shape.num_kv_heads; ++h) expected.emplace_back(cache.positions(h).begin(), cache.positions(h).end());
-  cache.append(k, k);
-  for (Index h = 0; h < shape.num_kv_heads; ++h) {
-    cache.observe({.kv_head = h, .weights = weights[static_cast<std::size_t>(h)]});
-    auto& held = expected[static_cast<std::size_t>(h)];
-    held.push_back(static_cast<Position>(cache.next_position() - 1));
-    std::size_t lightest = held.size();
-    for (std::size_t r = 0; r < held.size(); ++r)
-      if (held[r] < cache.next_position() - rows / 2 &&
-          (lightest == held.size() ||
-           double(cache.stats(h)(0, static_cast<Index>(r))) < double(cache.stats(h)(0, static_cast<Index>(lightest)))))
-        lightest = r;
-    held.erase(held.begin() + static_cast<std::ptrdiff_t>(lightest));
-    std::sort(held.begin(), held.end());
+
+  Positions by_age() const {
+    const Index window = facts_.budget - facts_.initial;
+    std::vector<Position> held(static_cast<std::size_t>(facts_.budget));
+    std::iota(held.begin(), held.begin() + facts_.initial, 0);
+    std::iota(held.begin() + facts_.initial, held.end(), static_cast<Position>(cache_.next_position() - window));
+    return Positions(static_cast<std::size_t>(shape.num_kv_heads), held);
   }
-  cache.evict();
-  if (!right_rows(cache, expected)) return state.SkipWithError("wrong rows kept");
-  report(state, seconds, rows);
+
+  /// Whether the next victim is the one by the rule in double: the lightest row that is not recent.
+  bool lightest_leaves() {
+    const Matrix<float> k = random_matrix(1, width, ++seed_);
+    cache_.append(k, k);
+    observe();
+    Positions expected;
+    const Position recent = static_cast<Position>(cache_.next_position() - (facts_.budget - facts_.budget / 2));
+    for (Index h = 0; h < shape.num_kv_heads; ++h) {
+      const auto rows = cache_.positions(h);
+      const auto stats = cache_.stats(h);
+      std::vector<Position>& left = expected.emplace_back(rows.begin(), rows.end());
+      std::size_t lightest = rows.size();
+      const auto weight = [&](std::size_t r) { return static_cast<double>(stats(0, static_cast<Index>(r))); };
+      for (std::size_t r = 0; r < rows.size(); ++r)
+        if (rows[r] < recent && (lightest == rows.size() || weight(r) < weight(lightest))) lightest = r;
+      left.erase(left.begin() + static_cast<std::ptrdiff_t>(lightest));
+      std::sort(left.begin(), left.end());
+    }
+    cache_.evict();
+    return held_by(cache_) == expected;
+  }
+
+  detail::PolicyFacts facts_;
+  bool journal_;
+  Cache cache_;
+  std::vector<Matrix<float>> weights_;
+  std::uint64_t seed_ = 10, seen_ = 0;
+};
+
+void decode(benchmark::State& state, const Entry& entry, Index rows, bool journal) {
+  Layer layer(entry.make(rows, model()), rows, journal);
+  Attention attention(rows);
+  const Index tokens = layer.together();
+  layer.append_evict(tokens);  // from here on all begins at a budget
+  layer.forget(tokens);
+  Samples times;
+  for (auto _ : state) {
+    const double seconds = layer.append_evict(tokens) / static_cast<double>(tokens);
+    layer.forget(tokens);
+    state.SetIterationTime(seconds);
+    times.add(seconds);
+    if (times.size() % 4 == 0) attention.measure();
+  }
+  if (!layer.right(entry)) return state.SkipWithError("wrong rows kept");
+  attention.report(state, times.median());
+}
+
+/// A prompt of which every fourth token is text, and whose attention the policy has seen.
+Cache read_prompt(const Policy& policy, Index rows) {
+  const Index tokens = 2 * rows, tile = 64;
+  Cache cache(shape, policy, {.max_chunk = rows, .max_draft = 0, .max_generated = 0});
+  std::vector<TokenKind> kinds(static_cast<std::size_t>(tokens), TokenKind::image);
+  for (std::size_t t = 0; t < kinds.size(); t += 4) kinds[t] = TokenKind::text;
+  const Matrix<float> k = random_matrix(tokens, width, 4), v = random_matrix(tokens, width, 5);
+  cache.append(k, v, {.phase = Phase::prefill, .kinds = kinds});
+  if (!cache.watching()) return cache;
+  const Matrix<float> weights = weights_over(tile, tokens, 6), queries = random_matrix(tile * shape.group(), shape.head_dim, 7);
+  const Vector<float> log_sum = Vector<float>::Zero(weights.rows());
+  for (Index first = std::max<Index>(0, tokens - cache.watches()) / tile * tile; first < tokens; first += tile)
+    for (Index h = 0; h < shape.num_kv_heads; ++h)
+      cache.observe(
+          {.kv_head = h, .weights = weights, .log_sum = log_sum, .queries = queries, .first_query = static_cast<Position>(first)});
+  return cache;
+}
+
+/// At most the budget, or a share of one that the heads divide; lists that overlap may leave less.
+bool right_after_prompt(Cache& cache, const detail::PolicyFacts& facts) {
+  Index all = 0;
+  for (const std::vector<Position>& head : held_by(cache)) {
+    if (head.empty() || std::adjacent_find(head.begin(), head.end()) != head.end() || head.back() >= cache.next_position()) return false;
+    if (facts.traits.keeps_newest && head.back() != cache.next_position() - 1) return false;
+    if (!facts.traits.ragged && static_cast<Index>(head.size()) > facts.budget) return false;
+    all += static_cast<Index>(head.size());
+  }
+  const Index budget = shape.num_kv_heads * facts.budget;
+  return all > budget / 2 && all <= budget && cache.evict() == 0;
+}
+
+void evict_prompt(benchmark::State& state, const Entry& entry, Index rows) {
+  const Policy policy = entry.make(rows, model());
+  const Cache prompt = read_prompt(policy, rows);
+  Attention attention(2 * rows);
+  Samples times;
+  for (auto _ : state) {
+    Cache cache = prompt.clone();
+    const double seconds = seconds_of([&] { cache.evict(); });
+    state.SetIterationTime(seconds);
+    times.add(seconds);
+    attention.measure();
+    if (!right_after_prompt(cache, policy.facts(shape))) return state.SkipWithError("wrong rows kept");
+  }
+  attention.report(state, times.median());
 }
 
 /// The baseline: what torch.cat and index_select come to, in Eigen: everything but the victim gathered into new matrices.
-void gather_into_new(benchmark::State& state) {
-  const Index rows = state.range(0);
+void gather_into_new(benchmark::State& state, Case c) {
   std::vector<Matrix<float>> keys, values;
   for (Index h = 0; h < shape.num_kv_heads; ++h) {
-    keys.push_back(random_rows(rows, shape.head_dim, static_cast<std::uint64_t>(h)));
+    keys.push_back(random_matrix(c.rows, shape.head_dim, static_cast<std::uint64_t>(h)));
     values.push_back(keys.back());
   }
-  const Matrix<float> k = random_rows(1, width, 3);
-  const auto start = std::chrono::steady_clock::now();
+  const Matrix<float> k = random_matrix(1, width, 8);
+  Attention attention(c.rows);
+  Samples times;
   for (auto _ : state) {
-    for (Index h = 0; h < shape.num_kv_heads; ++h) {
-      for (std::vector<Matrix<float>>* side : {&keys, &values}) {
-        Matrix<float>& old = (*side)[static_cast<std::size_t>(h)];
-        Matrix<float> fresh(rows, shape.head_dim);
-        fresh.topRows(rows - 1) = old.bottomRows(rows - 1);
-        fresh.row(rows - 1) = k.middleCols(h * shape.head_dim, shape.head_dim);
-        old = std::move(fresh);
+    const double seconds = seconds_of([&] {
+      for (Index h = 0; h < shape.num_kv_heads; ++h) {
+        for (std::vector<Matrix<float>>* side : {&keys, &values}) {
+          Matrix<float>& old = (*side)[static_cast<std::size_t>(h)];
+          Matrix<float> fresh(c.rows, shape.head_dim);
+          fresh.topRows(c.rows - 1) = old.bottomRows(c.rows - 1);
+          fresh.row(c.rows - 1) = k.middleCols(h * shape.head_dim, shape.head_dim);
+          old = std::move(fresh);
+        }
       }
-    }
-    benchmark::ClobberMemory();
+    });
+    keep(keys);
+    state.SetIterationTime(seconds);
+    times.add(seconds);
+    if (times.size() % 4 == 0) attention.measure();
   }
-  report(state, seconds_since(start), rows);
+  attention.report(state, times.median());
 }
 
-void window(benchmark::State& state) { append_evict_by_age(state, Window{.window = state.range(0)}, false); }
-void sinks(benchmark::State& state) { append_evict_by_age(state, SinkWindow{.sinks = 4, .window = state.range(0) - 4}, false); }
-void window_journal(benchmark::State& state) { append_evict_by_age(state, Window{.window = state.range(0)}, true); }
+const bool registered = [] {
+  constexpr int tokens = 60, bites = 4, prompts = 1;
+  const auto by_name = [](const Entry& entry, bool journal) {
+    return [entry, journal](benchmark::State& state, Case c) { decode(state, entry, c.rows, journal); };
+  };
+  for (const Index rows : {1024, 4096}) {
+    const Case c{rows};
+    add("append+evict/gather_into_new", gather_into_new, c)->Iterations(tokens);
+    for (const Entry& entry : policy_catalogue<float>()) {
+      const std::string name(entry.name);
+      const detail::PolicyFacts facts = entry.make(rows, model()).facts(shape);
+      if (facts.traits.prompt_only) {
+        add(
+            "evict_prompt_x2/" + name, [entry](benchmark::State& state, Case of) { evict_prompt(state, entry, of.rows); }, c)
+            ->Iterations(prompts);
+        continue;
+      }
+      add("append+evict/" + name, by_name(entry, false), c)->Iterations(facts.retain < facts.budget ? bites : tokens);
+      if (name == "window") add("append+evict/" + name + "_in_a_journal", by_name(entry, true), c)->Iterations(tokens);
+    }
+  }
+  return true;
+}();
 
 }  // namespace
-
-#define ROWS ArgName("rows")->Arg(1024)->Arg(4096)->Repetitions(3)->ReportAggregatesOnly()->Unit(benchmark::kMicrosecond)
-BENCHMARK(gather_into_new)->Name("append+evict/gather_into_new")->ROWS;
-BENCHMARK(window)->Name("append+evict/window")->ROWS;
-BENCHMARK(sinks)->Name("append+evict/sinks")->ROWS;
-BENCHMARK(window_journal)->Name("append+evict/window_in_a_journal")->ROWS;
-BENCHMARK(heavy_hitter)->Name("append+evict/heavy_hitter")->ROWS->UseManualTime();
