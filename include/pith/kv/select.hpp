@@ -33,6 +33,7 @@ template <class S> struct Candidate {
 /// The row that leaves when a single one does: packets find the blocks that hold the least score, a closer look its oldest row.
 template <class S> std::int32_t first_to_leave(std::span<const S> score, std::span<const Position> positions) {
   using V = Simd<S>;
+  constexpr int chains = 4;  // a maximum takes longer than a load
   constexpr Index block = 16 * V::width;
   const Index n = static_cast<Index>(score.size());
   const auto lowest = V::broadcast(std::numeric_limits<S>::lowest());  // NaN counts as this here, and as less in the closer look
@@ -40,12 +41,15 @@ template <class S> std::int32_t first_to_leave(std::span<const S> score, std::sp
   Index first = 0, last = 0;
   for (Index begin = 0; begin < n; begin += block) {
     const Index end = std::min(begin + block, n);
-    auto most = V::broadcast(-std::numeric_limits<S>::infinity());  // of the scores negated
-    const auto look = [&](auto x) { most = V::max(most, V::sub(V::zero(), V::select(V::equal(x, x), x, lowest))); };
+    typename V::Packet most[chains];  // of the scores negated
+    for (auto& m : most) m = V::broadcast(-std::numeric_limits<S>::infinity());
+    const auto look = [&](auto& m, auto x) { m = V::max(m, V::sub(V::zero(), V::select(V::equal(x, x), x, lowest))); };
     Index i = begin;
-    for (; i + V::width <= end; i += V::width) look(V::load(score.data() + i));
-    if (i < end) look(V::load_part(score.data() + i, end - i, std::numeric_limits<S>::infinity()));
-    const S here = -V::largest(most);
+    for (; i + chains * V::width <= end; i += chains * V::width)
+      for (int c = 0; c < chains; ++c) look(most[c], V::load(score.data() + i + c * V::width));
+    for (; i + V::width <= end; i += V::width) look(most[0], V::load(score.data() + i));
+    if (i < end) look(most[1], V::load_part(score.data() + i, end - i, std::numeric_limits<S>::infinity()));
+    const S here = -V::largest(V::max(V::max(most[0], most[1]), V::max(most[2], most[3])));
     if (here < least) first = begin;
     if (here <= least) last = begin;
     least = std::min(least, here);
@@ -55,8 +59,10 @@ template <class S> std::int32_t first_to_leave(std::span<const S> score, std::sp
     return Candidate<S>{ordered(score[at]), positions[at], static_cast<std::int32_t>(i)};
   };
   Candidate<S> leaves = candidate(first);
-  for (Index i = first; i < std::min(last + block, n); ++i)
+  for (Index i = first; i < std::min(last + block, n); ++i) {
+    if (score[static_cast<std::size_t>(i)] > least) continue;
     if (const auto c = candidate(i); c < leaves) leaves = c;
+  }
   return leaves.row;
 }
 
