@@ -26,8 +26,7 @@ struct HeavyHitter {
     add_rows<S>(seen.weights, stats.topRows(1));
   }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
-    out = rows.stats.row(0);
-    keep_newest(rows, recent, out);
+    keep_newest<S>(rows, recent, rows.stats.row(0).data(), out);
   }
 };
 

@@ -153,12 +153,15 @@ concept WatchingPolicy = ObservingPolicy<P, S> || RememberingPolicy<P, S>;
 //   PolicyTraits traits() const
 //   Index retain() const  rows left by one eviction, 1 .. budget(), default budget(); less: evict rarely, in larger bites
 
-/// The newest `count` rows outrank everything: for policies that keep a recent window besides what they score.
-template <class S> void keep_newest(const KvRows<S>& rows, Index count, VectorRef<S> score) {
+/// score = `given`, but the newest `count` rows outrank everything: for policies that keep a recent window besides what they score.
+template <class S> void keep_newest(const KvRows<S>& rows, Index count, const S* given, VectorRef<S> score) {
   const auto oldest_kept = static_cast<Position>(std::max(Index(rows.next) - count, Index(std::numeric_limits<Position>::min())));
   const Position* const positions = rows.positions.data();
   S* const scores = score.data();
-  for (Index i = 0; i < rows.size(); ++i) scores[i] = positions[i] >= oldest_kept ? std::numeric_limits<S>::infinity() : scores[i];
+  for (Index i = 0; i < rows.size(); ++i) scores[i] = positions[i] >= oldest_kept ? std::numeric_limits<S>::infinity() : given[i];
+}
+template <class S> void keep_newest(const KvRows<S>& rows, Index count, VectorRef<S> score) {
+  keep_newest<S>(rows, count, score.data(), score);
 }
 
 /// sums += the sum of the rows of `weights`: how a policy accumulates attention. Rows go in fours, so sums are read a quarter as often.
