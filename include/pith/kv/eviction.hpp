@@ -76,9 +76,10 @@ template <KvStorage T> struct Ranks {
  private:
   /// A window's ring: the oldest `leaving` rows behind the initial ones, in order of age from the cursor, make place for the newest.
   void close_ring(HeadState& state, Index leaving, Index initial) {
-    const Index ring = state.size - leaving - initial, moved = std::min(leaving, ring);
-    for (Index i = 0; i < moved; ++i) replace(initial + (state.cursor - initial + i) % ring, state.size - moved + i);
-    state.cursor = initial + (state.cursor - initial + moved) % ring;
+    const Index ring = state.size - leaving - initial, moved = std::min(leaving, ring), oldest = state.cursor - initial;
+    const auto around = [&](Index steps) { return initial + oldest + steps - (oldest + steps < ring ? 0 : ring); };  // no division a head
+    for (Index i = 0; i < moved; ++i) replace(around(i), state.size - moved + i);
+    state.cursor = around(moved);
   }
 
   /// The same when fewer rows than the whole ring stay: they end up in order of age.
