@@ -85,7 +85,7 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
        [](Index rows, Model) -> AnyPolicy<S> { return Cur{.keep = rows}; }},
       {"chunkkv", "whole chunks of neighbours, by small keys", keys, once, "2502.00299",
        [](Index rows, Model) -> AnyPolicy<S> { return Chunkwise(KeyNorm{rows}, std::max<Index>(1, std::min<Index>(20, rows / 8))); }},
-      {"random", "rows drawn by lot: what others must beat", none, "a hash per row", "",
+      {"random", "rows drawn by lot: what others must beat", none, "a hash per row appended, one look at each score", "",
        [](Index rows, Model) -> AnyPolicy<S> { return Random{rows}; }},
   };
   return entries;

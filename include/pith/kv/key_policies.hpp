@@ -170,18 +170,20 @@ struct LagKv {
 ///
 /// Keeps    `keep` rows drawn at random, and the newest row
 /// Needs    nothing
-/// Cost     one hash per row when evicting
+/// Cost     one hash per appended row, one look at every score when evicting
 struct Random {
   Index keep = 1024;       ///< rows kept
   std::uint64_t seed = 1;  ///< the same numbers for the same seed, everywhere
   Index budget() const { return keep; }
-  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
-    for (Index r = 0; r < rows.size(); ++r) {
-      const auto token = static_cast<std::uint64_t>(rows.positions[static_cast<std::size_t>(r)]);
-      const std::uint64_t bits = mixed(seed + mixed(token + mixed(static_cast<std::uint64_t>(rows.kv_head))));
-      out[r] = static_cast<S>(bits >> 41);  // 23 bits: exact in a float
+  Index stats(const AttentionShape&) const { return 1; }
+  template <class S> void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const {
+    for (Index r = 0; r < fresh.size(); ++r) {
+      const auto token = static_cast<std::uint64_t>(fresh.positions[static_cast<std::size_t>(r)]);
+      const std::uint64_t bits = mixed(seed + mixed(token + mixed(static_cast<std::uint64_t>(fresh.kv_head))));
+      stats(0, r) = static_cast<S>(bits >> 41);  // 23 bits: exact in a float
     }
   }
+  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const { out = rows.stats.row(0); }
 
  private:
   static std::uint64_t mixed(std::uint64_t x) {  // every bit of x changes half of the result
