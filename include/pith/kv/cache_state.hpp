@@ -101,7 +101,7 @@ template <KvStorage T> class CacheState : public Progress {
     };
     const auto kind = [&](Index t) { return options.kinds.empty() ? TokenKind::text : options.kinds[static_cast<std::size_t>(t)]; };
     if (rules.begins_prompt(options, last) && unevicted == 0) forget_attention();
-    if (journal.open()) journal.record(position(0), next, tokens, unevicted, heads_, home);
+    if (journal.open()) journal.record(position(0), *this, tokens, heads_, home);
     for (Index h = 0; h < heads(); ++h) {
       HeadState& state = head(h);
       for (Index t = 0; t < tokens; ++t) {
@@ -177,10 +177,7 @@ template <KvStorage T> class CacheState : public Progress {
       next = p;
       unevicted = 0;
     } else if (p != next) {
-      const auto before = journal.undo_to(journal.find(p), heads_, home);
-      next = before.next;
-      next_angle -= static_cast<Position>(before.tokens);
-      unevicted = before.unevicted;
+      static_cast<Progress&>(*this) = journal.undo_to(journal.find(p), heads_, home);
     }
     end_journal();
     refresh();
@@ -189,12 +186,11 @@ template <KvStorage T> class CacheState : public Progress {
   void reindex(const Rope<S>& rope) requires std::same_as<T, S> {
     if (landed()) rules.raise_mid_prompt("reindex()");
     if (journal.open()) return;
-    for (Index h = 0; h < heads(); ++h) {
+    for (Index h = 1; h < heads(); ++h)
       if (size(h) != size(0))
         raise<StateError>(
             text("pith::KvCache: reindex() with ", size(0), " rows in one head and ", size(h), " in another: heads must agree"));
-      close_angles(home, h, size(h), rules.first(), next_angle, rope);
-    }
+    for (Index h = 0; h < heads(); ++h) close_angles(home, h, size(h), rules.first(), next_angle, rope);
     next_angle = rules.first() + static_cast<Position>(size(0));
   }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <pith/core/types.hpp>
+#include <pith/kv/cache_rules.hpp>
 #include <pith/kv/storage.hpp>
 
 namespace pith::inline v0::detail {
@@ -30,10 +31,9 @@ template <KvStorage T> class KvJournal {
   };
   /// One append and everything until the next.
   struct Append {
-    Position first;  ///< of its tokens
-    Position next;   ///< what next_position() was before it
+    Position first;   ///< of its tokens
+    Progress before;  ///< how far the cache was
     Index tokens;
-    Index unevicted;          ///< tokens appended before it and not yet followed by an eviction
     std::size_t first_saved;  ///< its first overwritten row, in the order of saving
     std::size_t first_swap;   ///< its first swap
   };
@@ -84,8 +84,8 @@ template <KvStorage T> class KvJournal {
   }
 
   /// Notes how things stand before an append of `tokens` at position `first`.
-  void record(Position first, Position next, Index tokens, Index unevicted, std::span<const HeadState> heads, const KvSlab<T>& slab) {
-    appends_.push_back({first, next, tokens, unevicted, saved_.size(), swaps_.size()});
+  void record(Position first, const Progress& before, Index tokens, std::span<const HeadState> heads, const KvSlab<T>& slab) {
+    appends_.push_back({first, before, tokens, saved_.size(), swaps_.size()});
     tokens_used_ += tokens;
     std::copy(heads.begin(), heads.end(), heads_before(newest()));
     for (Index h = 0; stats_ > 0 && h < heads_; ++h)
@@ -103,19 +103,17 @@ template <KvStorage T> class KvJournal {
     swaps_.push_back({static_cast<std::int32_t>(head), static_cast<std::int32_t>(a), static_cast<std::int32_t>(b)});
   }
 
-  /// Takes back all appends from number `to` on and returns what was noted of that one, with the tokens of all.
-  Append undo_to(Index to, std::span<HeadState> heads, KvSlab<T>& slab) {
-    Append target = append(to);
-    target.tokens = 0;
+  /// Takes back all appends from number `to` on and returns how far things were before that one.
+  Progress undo_to(Index to, std::span<HeadState> heads, KvSlab<T>& slab) {
+    const Progress before = append(to).before;
     for (; newest() >= to; appends_.pop_back()) {
       undo(appends_.back(), slab);
-      target.tokens += appends_.back().tokens;
+      tokens_used_ -= appends_.back().tokens;
     }
-    tokens_used_ -= target.tokens;
     std::copy_n(heads_before(to), heads_, heads.begin());
     for (Index h = 0; stats_ > 0 && h < heads_; ++h)
       stats_of(slab, heads, h) = stats_before(to, h, heads[static_cast<std::size_t>(h)].size);
-    return target;
+    return before;
   }
 
   void copy_state(const KvJournal& other) {
