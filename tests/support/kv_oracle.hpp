@@ -1,0 +1,210 @@
+#pragma once
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "kv_beliefs.hpp"
+
+namespace pith_test {
+
+/// A cache as its documentation tells it, in plain lists: every token ever appended, and the rows believed held, by age. Of each verb it
+/// says beforehand whether it is refused, and afterwards whether what is seen may be so. Scores are the policies' own business: the oracle
+/// knows the exact victims of policies by age and of H2O, and of all others how many may leave.
+class KvOracle : public KvBeliefs {
+ public:
+  explicit KvOracle(KvSetting setting) : KvBeliefs(std::move(setting)) { clear(); }
+
+  Position next() const { return now_.next; }
+  Position next_angle() const { return now_.angle; }
+  Index unobserved() const { return now_.unobserved; }
+  /// Where crop() can return to, or next().
+  Position begin(std::size_t choice) const {
+    const std::size_t at = choice % (begins_.size() + 1);
+    return at == begins_.size() ? now_.next : begins_[at].first;
+  }
+
+  Refusal refuses_append(Index tokens, Index skipped, const pith::AppendOptions& how) const {
+    if (skipped > 0 && s_.facts.traits.reading == pith::Reading::cache) return Refusal::shape;
+    if (how.more && how.phase != pith::Phase::prefill) return Refusal::state;
+    if (prompt_only() && how.phase == pith::Phase::prefill && open_) return Refusal::state;
+    for (Index h = 0; h < heads(); ++h)
+      if (rows(h) + tokens > now_.rooms[static_cast<std::size_t>(h)]) return Refusal::capacity;
+    return open_ && tokens > s_.options.max_draft + 1 - journaled_ ? Refusal::state : Refusal::none;
+  }
+  /// k, v: as given to the cache; plain: the keys before rotation.
+  void append(const KvSnapshot& before, const KvSnapshot& after, const pith::Matrix<float>& plain, const pith::Matrix<float>& k,
+              const pith::Matrix<float>& v, const pith::AppendOptions& how) {
+    const Index tokens = k.rows();
+    if (open_) {
+      begins_.push_back({how.positions.front(), now_, before});
+      journaled_ += tokens;
+    }
+    const bool begins_prompt = prompt_only() && how.phase == pith::Phase::prefill && !(prefilled() && now_.last.more);
+    if (begins_prompt && now_.unevicted == 0 && !s_.facts.admits)
+      for (auto& rows : now_.held)
+        for (Row& row : rows) row.stats = {};
+    history_.resize(static_cast<std::size_t>(how.positions.back()) + 1);
+    for (Index t = 0; t < tokens; ++t) {
+      const Position p = how.positions[static_cast<std::size_t>(t)];
+      Token& token = history_[static_cast<std::size_t>(p)];
+      token = {how.kinds[static_cast<std::size_t>(t)], plain.row(t), {}, {}};
+      for (Index h = 0; h < heads(); ++h) {
+        token.keys.push_back(s_.as_stored(&k.coeffRef(t, h * dim()), dim()));
+        token.values.push_back(s_.as_stored(&v.coeffRef(t, h * dim()), dim()));
+        const auto angle = static_cast<Position>(now_.angle + t);
+        held(h).push_back({.position = p, .angle = angle, .slack = turn_error(angle)});
+      }
+    }
+    now_.next = how.positions.back() + 1;
+    now_.angle += static_cast<Position>(tokens);
+    now_.unevicted += tokens;
+    now_.unobserved += tokens;
+    now_.last = {.phase = how.phase, .more = how.more};
+    if (s_.facts.admits) adopt_stats(after, tokens);
+  }
+
+  bool watching() const {
+    return s_.facts.observes && (!prompt_only() || (prefilled() && (!now_.last.more || s_.facts.traits.watches == pith::all_queries)));
+  }
+  Refusal refuses_observe() const { return s_.facts.observes ? Refusal::none : Refusal::state; }
+  /// weight(h, query, p): what the query heads of kv head h gave to the row at p, together.
+  template <class F> void observe(const KvSnapshot& after, Index queries, F&& weight) {
+    if (!watching()) return;
+    now_.seen += std::min(queries, s_.facts.traits.watches);
+    now_.unobserved = 0;
+    if (!by_h2o()) return adopt_stats(after, pith::unlimited);
+    for (Index h = 0; h < heads(); ++h)
+      for (Row& row : held(h)) {
+        for (Index q = 0; q < queries; ++q) row.weight += weight(h, q, row.position);
+        row.stats[0] = static_cast<float>(row.weight);  // exact: the weights are whole multiples of 2^-10
+      }
+  }
+
+  Refusal refuses_evict(Index coming) const {
+    if (coming > 0 && open_) return Refusal::state;
+    const Index expected = watching() ? std::min(now_.unevicted, s_.facts.traits.watches) : 0;
+    return !idle(coming) && now_.seen < expected ? Refusal::state : Refusal::none;
+  }
+  void evict(const KvSnapshot& after, Index coming, Index dropped) {
+    const bool may = !idle(coming) && !never_evicts() && (!prompt_only() || (prefilled() && !now_.last.more));
+    const Index budget = s_.facts.budget, limit = budget - std::min(coming, budget);
+    const Index retained = coming == 0 ? s_.facts.retain : std::max(std::min(s_.facts.retain, budget - coming), s_.facts.initial);
+    bool any_due = false;
+    for (Index h = 0; h < heads(); ++h) any_due = any_due || (may && rows(h) > limit);
+    Index left = 0, all_kept = 0, all_allowed = 0;
+    for (Index h = 0; h < heads(); ++h) {
+      const bool due = any_due && (s_.facts.combines || rows(h) > limit);
+      std::vector<Row> kept;
+      for (const Row& row : held(h))
+        if (holds(after, h, row.position)) kept.push_back(row);
+      demand(kept.size() == after.heads[static_cast<std::size_t>(h)].positions.size(), "evict() brings no row");
+      const Index n = rows(h), stay = static_cast<Index>(kept.size());
+      if (!due) demand(stay == n, "a head within its budget loses nothing");
+      if (due) check_survivors(h, kept, retained);
+      left += n - stay;
+      all_kept += stay;
+      all_allowed += due ? most_kept(h, retained) : n;
+      held(h) = std::move(kept);
+    }
+    demand(!s_.facts.traits.ragged || all_kept <= all_allowed, "heads that share keep no more than their budgets");
+    demand(left == dropped, "evict() returns how many rows left");
+    if (idle(coming)) return;
+    if (may && s_.facts.traits.ragged) divide_rooms();
+    now_.unevicted = now_.seen = now_.unobserved = 0;
+  }
+
+  Refusal refuses_drop() const {
+    const bool ring_at_cache = s_.facts.eviction == pith::detail::Eviction::by_age && s_.facts.traits.reading == pith::Reading::cache;
+    return open_ || ring_at_cache ? Refusal::state : Refusal::none;
+  }
+  void drop(Position first, Position last, Index dropped) {
+    Index left = 0;
+    for (auto& rows : now_.held)
+      left += static_cast<Index>(std::erase_if(rows, [&](const Row& row) { return row.position >= first && row.position < last; }));
+    demand(left == dropped, "drop() returns how many rows left");
+  }
+
+  Refusal refuses_reindex() const {
+    if (!angles() || open_) return Refusal::none;
+    for (Index h = 1; h < heads(); ++h)
+      if (rows(h) != rows(0)) return Refusal::state;
+    return Refusal::none;
+  }
+  void reindex() {
+    if (!angles() || open_) return;
+    for (auto& rows : now_.held)
+      for (std::size_t r = 0; r < rows.size(); ++r) {
+        const auto rank = static_cast<Position>(r);
+        if (rank != rows[r].angle) rows[r].slack += turn_error(static_cast<Position>(rows[r].angle - rank)) + turn_error(rank);
+        rows[r].angle = rank;
+      }
+    now_.angle = static_cast<Position>(rows(0));
+  }
+
+  Refusal refuses_checkpoint() const { return !never_evicts() && s_.options.max_draft == 0 ? Refusal::state : Refusal::none; }
+  void checkpoint() {
+    end_journal();
+    open_ = !never_evicts();
+  }
+  bool can_crop(Position p) const {
+    if (p == now_.next) return true;
+    return never_evicts() ? p >= 0 && p < now_.next : find(p) != begins_.end();
+  }
+  void crop(const KvSnapshot& after, Position p) {
+    if (never_evicts()) {
+      for (auto& rows : now_.held) std::erase_if(rows, [&](const Row& row) { return row.position >= p; });
+      now_.next = p;
+      now_.unevicted = now_.unobserved = 0;
+    } else if (p != now_.next) {
+      demand(after == find(p)->snapshot, "crop() restores every bit");
+      now_ = State(find(p)->state);
+    }
+    end_journal();
+  }
+
+  void clear() {
+    now_ = {};
+    now_.held.resize(static_cast<std::size_t>(heads()));
+    now_.rooms.assign(now_.held.size(), s_.capacity);
+    end_journal();
+  }
+
+  /// Whether the cache is seen to hold exactly the rows believed held, as they were appended.
+  void check(const KvSnapshot& seen) const {
+    demand(seen.next == now_.next && seen.angle == (angles() ? now_.angle : now_.next),
+           "next_position() and query_angle() follow the tokens");
+    const bool shifted = s_.facts.eviction == pith::detail::Eviction::by_age && s_.facts.traits.reading == pith::Reading::cache;
+    demand(seen.gap == (shifted ? now_.next - static_cast<Position>(rows(0)) : 0), "gap() is what lies between sinks and window");
+    for (Index h = 0; h < heads(); ++h) check_head(h, seen.heads[static_cast<std::size_t>(h)]);
+  }
+
+ private:
+  struct Begin {
+    Position first;
+    State state;
+    KvSnapshot snapshot;
+  };
+
+  bool prompt_only() const { return s_.facts.traits.prompt_only; }
+  bool never_evicts() const { return s_.facts.eviction == pith::detail::Eviction::never; }
+  bool prefilled() const { return now_.last.phase == pith::Phase::prefill; }
+  bool idle(Index coming) const { return now_.unevicted == 0 && (coming == 0 || prompt_only()); }
+  std::vector<Begin>::const_iterator find(Position p) const {
+    return std::find_if(begins_.begin(), begins_.end(), [&](const Begin& begin) { return begin.first == p; });
+  }
+  static bool holds(const KvSnapshot& seen, Index h, Position p) {
+    const auto& positions = seen.heads[static_cast<std::size_t>(h)].positions;
+    return std::find(positions.begin(), positions.end(), p) != positions.end();
+  }
+  void end_journal() {
+    open_ = false;
+    journaled_ = 0;
+    begins_.clear();
+  }
+  std::vector<Begin> begins_;  ///< appends of the open journal
+  bool open_ = false;
+  Index journaled_ = 0;
+};
+
+}  // namespace pith_test

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <pith/attention/rope.hpp>
+#include <pith/kv/cache_rules.hpp>
+#include <pith/kv/policy.hpp>
+
+#include "kv_stream.hpp"
+
+namespace pith_test {
+
+/// A law that does not hold.
+struct Violation : std::logic_error {
+  using std::logic_error::logic_error;
+};
+inline void demand(bool holds, const char* law) {
+  if (!holds) throw Violation(law);
+}
+
+enum class Refusal { none, shape, capacity, state };
+
+/// Everything of a cache that can be seen, in row order.
+struct KvSnapshot {
+  struct Head {
+    std::vector<pith::Position> positions;
+    std::vector<pith::TokenKind> kinds;
+    std::vector<float> stats, keys, values;  ///< [stats, rows], [rows, head_dim], [rows, head_dim]
+  };
+  std::vector<Head> heads;
+  pith::Position next = 0, angle = 0, gap = 0;
+
+  friend bool operator==(const KvSnapshot& a, const KvSnapshot& b) {
+    const auto bits = [](const std::vector<float>& x, const std::vector<float>& y) {
+      return x.size() == y.size() && (x.empty() || std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0);
+    };
+    const auto same = [&](const Head& x, const Head& y) {
+      return x.positions == y.positions && x.kinds == y.kinds && bits(x.stats, y.stats) && bits(x.keys, y.keys) && bits(x.values, y.values);
+    };
+    return a.next == b.next && a.angle == b.angle && a.gap == b.gap &&
+           std::equal(a.heads.begin(), a.heads.end(), b.heads.begin(), b.heads.end(), same);
+  }
+};
+
+/// What the oracle is told of a cache.
+struct KvSetting {
+  std::string policy;  ///< its name, for what only some promise
+  pith::Index rows;    ///< the budget it was made with
+  pith::AttentionShape shape;
+  pith::KvCacheOptions options;
+  pith::detail::PolicyFacts facts;
+  pith::Index capacity;                                               ///< rows a head can hold at home
+  pith::Matrix<float> (*as_stored)(const float* row, pith::Index n);  ///< the one rounding
+  const pith::Rope<float>* rope;                                      ///< of policies at cache positions
+};
+
+template <class Cache> KvSnapshot snapshot_of(const Cache& cache) {
+  KvSnapshot seen{.heads = {}, .next = cache.next_position(), .angle = cache.query_angle(), .gap = cache.gap()};
+  const auto numbers = [](const pith::Matrix<float>& m) { return std::vector<float>(m.data(), m.data() + m.size()); };
+  for (pith::Index h = 0; h < cache.shape().num_kv_heads; ++h)
+    seen.heads.push_back({.positions = {cache.positions(h).begin(), cache.positions(h).end()},
+                          .kinds = {cache.kinds(h).begin(), cache.kinds(h).end()},
+                          .stats = numbers(cache.stats(h)),
+                          .keys = numbers(keys_of(cache, h)),
+                          .values = numbers(values_of(cache, h))});
+  return seen;
+}
+
+}  // namespace pith_test
