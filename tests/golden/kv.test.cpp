@@ -175,7 +175,7 @@ std::vector<Vector<float>> scores_of(const Cache& cache, ConstMatrixRef<float> m
                         .kinds = cache.kinds(h).data(),
                         .stats = cache.stats(h).data(),
                         .scores = scores[static_cast<std::size_t>(h)].data()});
-  LayerScores<float> layer(cache.shape(), cache.next_position(), cache.budget(), stats, cache.stats(0).outerStride(), together,
+  LayerScores<float> layer(cache.shape(), 0, cache.next_position(), cache.budget(), stats, cache.stats(0).outerStride(), together,
                            race.data());
   cache.policy().combine(layer);
   return scores;

@@ -65,8 +65,10 @@ std::vector<KvOperation> random_program(std::mt19937_64& rng, std::size_t length
       program.push_back({.verb = Verb::checkpoint});
     } else if (choice < 55) {
       program.push_back({.verb = Verb::crop, .seed = below(1000000)});
-    } else if (choice < 57) {
+    } else if (choice < 56) {
       program.push_back({.verb = Verb::clone});
+    } else if (choice < 57) {
+      program.push_back({.verb = Verb::restore});
     } else if (choice < 60) {
       program.push_back({.verb = Verb::drop, .count = 1 + static_cast<Index>(below(5)), .seed = below(1000000)});
     } else if (choice < 63) {

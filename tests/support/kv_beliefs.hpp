@@ -14,7 +14,7 @@
 #include <pith/kv/cache_rules.hpp>
 #include <pith/kv/policy.hpp>
 
-#include "kv_snapshot.hpp"
+#include "seen_cache.hpp"
 
 namespace pith_test {
 /// The rows believed held, every token ever appended, and what may be said of both.
@@ -66,7 +66,7 @@ class KvBeliefs {
   }
 
   /// Takes over what a policy noted beside the newest rows.
-  void adopt_stats(const KvSnapshot& seen, Index newest) {
+  void adopt_stats(const SeenCache& seen, Index newest) {
     for (Index h = 0; h < heads(); ++h) {
       const auto& head = seen.heads[static_cast<std::size_t>(h)];
       const std::size_t n = head.positions.size();
@@ -145,7 +145,7 @@ class KvBeliefs {
     return kept;
   }
 
-  void check_head(Index h, const KvSnapshot::Head& seen) const {
+  void check_head(Index h, const SeenCache::Head& seen) const {
     const std::size_t n = seen.positions.size(), d = static_cast<std::size_t>(dim());
     demand(n == held(h).size(), "a head holds as many rows as are left of those appended");
     demand(!s_.facts.traits.ordered || std::is_sorted(seen.positions.begin(), seen.positions.end()), "ordered rows stay in order");

@@ -33,7 +33,7 @@ class KvOracle : public KvBeliefs {
     return open_ && tokens > s_.options.max_draft + 1 - journaled_ ? Refusal::state : Refusal::none;
   }
   /// k, v: as given to the cache; plain: the keys before rotation.
-  void append(const KvSnapshot& before, const KvSnapshot& after, const pith::Matrix<float>& plain, const pith::Matrix<float>& k,
+  void append(const SeenCache& before, const SeenCache& after, const pith::Matrix<float>& plain, const pith::Matrix<float>& k,
               const pith::Matrix<float>& v, const pith::AppendOptions& how) {
     const Index tokens = k.rows();
     if (open_) {
@@ -69,7 +69,7 @@ class KvOracle : public KvBeliefs {
   }
   Refusal refuses_observe() const { return s_.facts.observes ? Refusal::none : Refusal::state; }
   /// weight(h, query, p): what the query heads of kv head h gave to the row at p, together.
-  template <class F> void observe(const KvSnapshot& after, Index queries, F&& weight) {
+  template <class F> void observe(const SeenCache& after, Index queries, F&& weight) {
     if (!watching()) return;
     now_.seen += std::min(queries, s_.facts.traits.watches);
     now_.unobserved = 0;
@@ -86,7 +86,7 @@ class KvOracle : public KvBeliefs {
     const Index expected = watching() ? std::min(now_.unevicted, s_.facts.traits.watches) : 0;
     return !idle(coming) && now_.seen < expected ? Refusal::state : Refusal::none;
   }
-  void evict(const KvSnapshot& after, Index coming, Index dropped) {
+  void evict(const SeenCache& after, Index coming, Index dropped) {
     const bool may = !idle(coming) && !never_evicts() && (!prompt_only() || (prefilled() && !now_.last.more));
     const Index budget = s_.facts.budget, limit = budget - std::min(coming, budget);
     const Index retained = coming == 0 ? s_.facts.retain : std::max(std::min(s_.facts.retain, budget - coming), s_.facts.initial);
@@ -142,6 +142,10 @@ class KvOracle : public KvBeliefs {
     now_.angle = static_cast<Position>(rows(0));
   }
 
+  Refusal refuses_snapshot() const { return open_ ? Refusal::state : Refusal::none; }
+  void restore() {
+    if (s_.facts.traits.ragged) divide_rooms();
+  }
   Refusal refuses_checkpoint() const { return !never_evicts() && s_.options.max_draft == 0 ? Refusal::state : Refusal::none; }
   void checkpoint() {
     end_journal();
@@ -151,7 +155,7 @@ class KvOracle : public KvBeliefs {
     if (p == now_.next) return true;
     return never_evicts() ? p >= 0 && p < now_.next : find(p) != begins_.end();
   }
-  void crop(const KvSnapshot& after, Position p) {
+  void crop(const SeenCache& after, Position p) {
     if (never_evicts()) {
       for (auto& rows : now_.held) std::erase_if(rows, [&](const Row& row) { return row.position >= p; });
       now_.next = p;
@@ -171,7 +175,7 @@ class KvOracle : public KvBeliefs {
   }
 
   /// Whether the cache is seen to hold exactly the rows believed held, as they were appended.
-  void check(const KvSnapshot& seen) const {
+  void check(const SeenCache& seen) const {
     demand(seen.next == now_.next && seen.angle == (angles() ? now_.angle : now_.next),
            "next_position() and query_angle() follow the tokens");
     const bool shifted = s_.facts.eviction == pith::detail::Eviction::by_age && s_.facts.traits.reading == pith::Reading::cache;
@@ -183,7 +187,7 @@ class KvOracle : public KvBeliefs {
   struct Begin {
     Position first;
     State state;
-    KvSnapshot snapshot;
+    SeenCache snapshot;
   };
 
   bool prompt_only() const { return s_.facts.traits.prompt_only; }
@@ -193,7 +197,7 @@ class KvOracle : public KvBeliefs {
   std::vector<Begin>::const_iterator find(Position p) const {
     return std::find_if(begins_.begin(), begins_.end(), [&](const Begin& begin) { return begin.first == p; });
   }
-  static bool holds(const KvSnapshot& seen, Index h, Position p) {
+  static bool holds(const SeenCache& seen, Index h, Position p) {
     const auto& positions = seen.heads[static_cast<std::size_t>(h)].positions;
     return std::find(positions.begin(), positions.end(), p) != positions.end();
   }

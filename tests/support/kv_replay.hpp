@@ -17,7 +17,7 @@
 
 namespace pith_test {
 
-enum class Verb : std::uint8_t { append, observe, evict, make_room, checkpoint, crop, clone, drop, clear, reindex };
+enum class Verb : std::uint8_t { append, observe, evict, make_room, checkpoint, crop, clone, restore, drop, clear, reindex };
 
 /// One call of a cache. What does not apply when its turn comes is refused there, and so any sublist of a program is a program.
 struct KvOperation {
@@ -28,8 +28,8 @@ struct KvOperation {
   pith::Index skipped = 0;  ///< append: positions left out before it
 
   std::string line() const {
-    static constexpr const char* names[] = {"append", "observe", "evict", "make room", "checkpoint",
-                                            "crop",   "clone",   "drop",  "clear",     "reindex"};
+    static constexpr const char* names[] = {"append", "observe", "evict", "make room", "checkpoint", "crop",
+                                            "clone",  "restore", "drop",  "clear",     "reindex"};
     std::string text = names[static_cast<std::size_t>(verb)];
     if (verb == Verb::append || verb == Verb::make_room || verb == Verb::drop) text += " " + std::to_string(count);
     if (prefill) text += more ? ", a piece of a prompt" : ", a prompt's end";
@@ -104,7 +104,7 @@ template <class T> class KvReplay {
   /// The call, which must be refused as foretold, and then changes nothing. Whether it was carried out.
   template <class F> bool call(Refusal foretold, F&& verb) {
     const Refusal refusal = refusal_of(verb);
-    KvSnapshot after = snapshot_of(cache_);
+    SeenCache after = snapshot_of(cache_);
     demand(refusal == foretold,
            foretold == Refusal::none ? "a call that makes sense is carried out" : "a call that makes no sense is refused");
     demand(refusal == Refusal::none || after == seen_, "a refused call changes nothing");
@@ -135,6 +135,9 @@ template <class T> class KvReplay {
         break;
       case Verb::clone:
         clone();
+        break;
+      case Verb::restore:
+        restore();
         break;
       case Verb::drop: {
         const auto first = static_cast<pith::Position>(Index(oracle_.next()) - 1 - Index(operation.seed % 24));
@@ -239,13 +242,24 @@ template <class T> class KvReplay {
     twin_.emplace(std::exchange(cache_, std::move(copy)));
     twin_seen_ = seen_;
   }
+
+  /// Goes on with a cache that has only the snapshot.
+  void restore() {
+    Cache fresh = cache_.clone();
+    fresh.clear();
+    if (!call(oracle_.refuses_snapshot(), [&] { fresh.restore(cache_.snapshot()); })) return;
+    cache_ = std::move(fresh);
+    seen_ = snapshot_of(cache_);
+    demand(seen_ == before_, "restore() returns to the snapshot");
+    oracle_.restore();
+  }
   void check_twin() const { demand(!twin_ || snapshot_of(*twin_) == twin_seen_, "what happens to a copy does not happen to the original"); }
 
   std::shared_ptr<const pith::Rope<float>> rope_;
   Cache cache_;
   KvOracle oracle_;
   std::optional<Cache> twin_;
-  KvSnapshot before_, seen_, twin_seen_;
+  SeenCache before_, seen_, twin_seen_;
 };
 
 }  // namespace pith_test

@@ -174,7 +174,7 @@ template <KvStorage T> class CacheState : public Progress {
         const Position* first = home.positions(h);
         head(h).size = std::lower_bound(first, first + head(h).size, p) - first;
       }
-      next = p;
+      next = next_angle = p;
       unevicted = 0;
     } else if (p != next) {
       static_cast<Progress&>(*this) = journal.undo_to(journal.find(p), heads_, home);

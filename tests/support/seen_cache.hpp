@@ -25,7 +25,7 @@ inline void demand(bool holds, const char* law) {
 enum class Refusal { none, shape, capacity, state };
 
 /// Everything of a cache that can be seen, in row order.
-struct KvSnapshot {
+struct SeenCache {
   struct Head {
     std::vector<pith::Position> positions;
     std::vector<pith::TokenKind> kinds;
@@ -34,7 +34,7 @@ struct KvSnapshot {
   std::vector<Head> heads;
   pith::Position next = 0, angle = 0, gap = 0;
 
-  friend bool operator==(const KvSnapshot& a, const KvSnapshot& b) {
+  friend bool operator==(const SeenCache& a, const SeenCache& b) {
     const auto bits = [](const std::vector<float>& x, const std::vector<float>& y) {
       return x.size() == y.size() && (x.empty() || std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0);
     };
@@ -58,8 +58,8 @@ struct KvSetting {
   const pith::Rope<float>* rope;                                      ///< of policies at cache positions
 };
 
-template <class Cache> KvSnapshot snapshot_of(const Cache& cache) {
-  KvSnapshot seen{.heads = {}, .next = cache.next_position(), .angle = cache.query_angle(), .gap = cache.gap()};
+template <class Cache> SeenCache snapshot_of(const Cache& cache) {
+  SeenCache seen{.heads = {}, .next = cache.next_position(), .angle = cache.query_angle(), .gap = cache.gap()};
   const auto numbers = [](const pith::Matrix<float>& m) { return std::vector<float>(m.data(), m.data() + m.size()); };
   for (pith::Index h = 0; h < cache.shape().num_kv_heads; ++h)
     seen.heads.push_back({.positions = {cache.positions(h).begin(), cache.positions(h).end()},
