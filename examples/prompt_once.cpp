@@ -1,0 +1,64 @@
+// A prompt read once, compressed once and answered many times: from a file, and as a prefix that several conversations share.
+//
+//   prompt_once [FOLDER]
+#include <cstdio>
+#include <filesystem>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <pith/io.hpp>
+#include <pith/pith.hpp>
+
+#include "support/model_text.hpp"
+
+using namespace pith;
+namespace fs = std::filesystem;
+
+namespace {
+
+/// Continues the text that the session has read.
+std::string answer(Session<float>& session, std::uint64_t seed, Index tokens = 60) {
+  std::string text;
+  std::mt19937_64 rng(seed);
+  generate(session, session.logits(), {.max_tokens = tokens, .sampler = {.temperature = 0.7f, .top_p = 0.9f}}, rng,
+           [&](Token token) { text += token >= ' ' && token < 127 ? static_cast<char>(token) : ' '; });
+  return text;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const fs::path folder = example::model_folder(argc, argv);
+  const Decoder<float> decoder = load_decoder(folder);
+  const std::vector<Token> text = example::byte_tokens(folder / "heldout.txt");
+  const std::span<const Token> prompt = std::span<const Token>(text).first(200);
+
+  const SnapKv policy{.keep = 64, .window = 16};
+  const fs::path saved = fs::temp_directory_path() / "pith-prompt-once.safetensors";
+  {
+    auto session = decoder.start(policy, {.max_prompt = 200});
+    session.prefill(prompt);
+    save_session(session, saved);
+  }
+  std::printf("a prompt of %zu tokens, %td rows a head of it kept, saved in %ju bytes\n\n", prompt.size(), policy.keep,
+              static_cast<std::uintmax_t>(fs::file_size(saved)));
+  auto session = decoder.start(policy, {.max_prompt = 200});  // in another process, another day
+  for (const std::uint64_t seed : {1, 2, 3}) {
+    load_session(session, saved);
+    std::printf("  …%s\n", answer(session, seed).c_str());
+  }
+  fs::remove(saved);
+
+  auto system = decoder.start(Dense{}, {.max_prompt = 96, .max_tokens = 96, .max_draft = 0});
+  system.prefill(prompt.first(96));
+  const KvPrefix prefix = system.freeze();
+  std::printf("\n96 tokens in front of every conversation: %zu bytes, once\n\n", prefix.bytes());
+  for (const char* turn : {"The function ", "A struct is "}) {
+    const std::string bytes = turn;
+    auto conversation = decoder.start(SinkWindow{.sinks = 4, .window = 60}, {.max_prompt = 32, .prefix = prefix});
+    conversation.prefill(std::vector<Token>(bytes.begin(), bytes.end()));
+    std::printf("  %s|%s  (%zu bytes of its own)\n", turn, answer(conversation, 1).c_str(), conversation.cache_bytes());
+  }
+}
