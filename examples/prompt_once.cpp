@@ -45,7 +45,7 @@ int main(int argc, char** argv) {
   std::printf("a prompt of %zu tokens, %td rows a head of it kept, saved in %ju bytes\n\n", prompt.size(), policy.keep,
               static_cast<std::uintmax_t>(fs::file_size(saved)));
   auto session = decoder.start(policy, {.max_prompt = 200});  // in another process, another day
-  for (const std::uint64_t seed : {1, 2, 3}) {
+  for (const std::uint64_t seed : {1u, 2u, 3u}) {
     load_session(session, saved);
     std::printf("  …%s\n", answer(session, seed).c_str());
   }

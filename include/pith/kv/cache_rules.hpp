@@ -42,7 +42,7 @@ struct Progress {
   Position next = 0;
   Position next_angle = 0;  ///< where the token to come is rotated, if rows carry angles
   Index unevicted = 0;      ///< tokens appended since the last eviction
-  AppendOptions last;       ///< how the newest were appended; without their marks
+  AppendOptions last = {};  ///< how the newest were appended; without their marks
 };
 
 /// Everything about a cache that never changes, and what it refuses because of it.
