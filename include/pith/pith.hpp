@@ -5,6 +5,7 @@
 #include <pith/core.hpp>
 #include <pith/decode.hpp>
 #include <pith/kv.hpp>
+#include <pith/merge.hpp>
 #include <pith/model.hpp>
 #include <pith/nn.hpp>
 #include <pith/version.hpp>

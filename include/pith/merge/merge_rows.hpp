@@ -1,0 +1,109 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/merge/strategies.hpp>
+
+namespace pith::inline v0 {
+
+/// Rows that leave, and where each of them goes: what nearest_rows() found.
+template <class S> struct MergeMatch {
+  std::span<const std::int32_t> row;  ///< [evicted] its kept row; -1: it is dropped
+  ConstVectorRef<S> cosine;           ///< [evicted]
+};
+
+/// Keys and values of the same rows, or any rows twice: values follow the match and the weights of the keys.
+template <class S> struct MergedRows {
+  MatrixRef<S> keys, values;  ///< [kept, dim] changed in place; keys may be [0, 0]: there are none
+  VectorRef<S> mass = {};     ///< [kept] tokens each stands for, or empty: 1 each; what they stand for afterwards
+};
+template <class S> struct LeavingRows {
+  ConstMatrixRef<S> keys, values;  ///< [evicted, dim]
+  ConstVectorRef<S> mass = {};     ///< [evicted], or empty: 1 each
+};
+
+/// What merge_rows() takes from its workspace.
+template <class S> std::size_t merge_workspace_bytes(Index kept, Index evicted) {
+  return 2 * Workspace::bytes_for<S>(kept) + Workspace::bytes_for<S>(evicted);
+}
+
+namespace detail {
+
+/// x_c = (a_c x_c + Σ b_e x_e) / z_c for the rows that got any; evicted rows in ascending order.
+template <class S>
+void mix_rows(MatrixRef<S> kept, const ConstMatrixRef<S>& evicted, std::span<const std::int32_t> match, const S* weight, const S* a,
+              const S* z) {
+  for (Index c = 0; c < kept.rows(); ++c)
+    if (z[c] != S(0)) kept.row(c) *= a[c];
+  for (Index e = 0; e < evicted.rows(); ++e)
+    if (const Index c = match[static_cast<std::size_t>(e)]; c >= 0) kept.row(c) += weight[e] * evicted.row(e);
+  for (Index c = 0; c < kept.rows(); ++c)
+    if (z[c] != S(0)) kept.row(c) /= z[c];
+}
+
+template <class S> void check_merge(const MergedRows<S>& kept, const LeavingRows<S>& evicted, const MergeMatch<S>& match) {
+  const Index n = evicted.values.rows(), m = kept.values.rows();
+  check_shape("merge_rows", "evicted values", evicted.values, any_extent, kept.values.cols());
+  if (kept.keys.size() > 0 || evicted.keys.size() > 0) {
+    check_shape("merge_rows", "kept keys", kept.keys, m, any_extent);
+    check_shape("merge_rows", "evicted keys", evicted.keys, n, kept.keys.cols());
+  }
+  const auto count = [](const char* what, Index found, Index expected) {
+    if (found != expected) raise<ShapeError>(text("pith::merge_rows: ", found, " ", what, ", expected ", expected));
+  };
+  count("matches", static_cast<Index>(match.row.size()), n);
+  count("cosines", match.cosine.size(), n);
+  if (kept.mass.size() > 0) count("masses of kept rows", kept.mass.size(), m);
+  if (evicted.mass.size() > 0) count("masses of evicted rows", evicted.mass.size(), n);
+  for (const std::int32_t c : match.row)
+    if (c < -1 || c >= m) raise<ShapeError>(text("pith::merge_rows: match ", c, ", expected -1 .. ", m - 1));
+}
+
+}  // namespace detail
+
+/// Merges each evicted row into its kept row: x'_c = (a x_c + Σ b_e x_e) / z for keys and values alike, from the old rows only.
+///
+/// Shapes   as in MergedRows, LeavingRows and MergeMatch; no evicted row overlaps a kept one
+/// Cost     one multiply-add per number of the evicted rows, and a norm of each value
+/// Heap     none, given ws of merge_workspace_bytes<S>(kept, evicted)
+/// Throws   ShapeError if shapes or matches disagree, before anything changes; CapacityError if ws is too small
+/// Law      a kept row that nothing was matched to keeps its bits; evicted rows are added in ascending order
+template <class S, MergeRule<S> Rule>
+void merge_rows(MergedRows<S> kept, const std::type_identity_t<LeavingRows<S>>& evicted, const std::type_identity_t<MergeMatch<S>>& match,
+                const Rule& rule, Workspace& ws) {
+  detail::check_merge(kept, evicted, match);
+  const Index m = kept.values.rows(), n = evicted.values.rows();
+  const Workspace::Scope scope(ws);
+  VectorRef<S> a(ws.take<S>(m), m), z(ws.take<S>(m), m), weight(ws.take<S>(n), n);
+  const auto mass = [](const auto& masses, Index i) { return masses.size() == 0 ? S(1) : S(masses[i]); };
+  a.setZero();  // counts first, and sums of weights
+  z.setZero();
+  for (Index e = 0; e < n; ++e) {
+    const Index c = match.row[static_cast<std::size_t>(e)];
+    if (c < 0) continue;
+    weight[e] = rule.weight(
+        MergePair<S>{match.cosine[e], mass(kept.mass, c), mass(evicted.mass, e), kept.values.row(c).norm(), evicted.values.row(e).norm()});
+    a[c] += 1;
+    z[c] += weight[e];
+  }
+  for (Index c = 0; c < m; ++c) {
+    if (a[c] == S(0)) continue;
+    const MergeMix<S> mix = rule.mix(mass(kept.mass, c), a[c], z[c]);
+    a[c] = mix.a;
+    z[c] = mix.z;
+  }
+  bool keys = kept.keys.size() > 0;
+  if constexpr (requires { rule.merges_keys(); }) keys = keys && rule.merges_keys();
+  if (keys) detail::mix_rows(kept.keys, evicted.keys, match.row, weight.data(), a.data(), z.data());
+  detail::mix_rows(kept.values, evicted.values, match.row, weight.data(), a.data(), z.data());
+  for (Index e = 0; e < n && kept.mass.size() > 0; ++e)
+    if (const Index c = match.row[static_cast<std::size_t>(e)]; c >= 0) kept.mass[c] += mass(evicted.mass, e);
+}
+
+}  // namespace pith::inline v0

@@ -1,0 +1,182 @@
+#include <vector>
+
+#include <pith/merge.hpp>
+
+#include "support/catch.hpp"
+#include "support/near.hpp"
+#include "support/random_matrix.hpp"
+
+using namespace pith;
+using pith_test::contains;
+using pith_test::near;
+using pith_test::random_matrix;
+using pith_test::same_bits;
+
+namespace {
+
+template <class S> struct Group {
+  Matrix<S> kept_keys, kept_values, keys, values;
+  std::vector<std::int32_t> match;
+  Vector<S> cosine, kept_mass = {}, mass = {};
+
+  Group(Index m, Index n, Index dim, std::uint64_t seed)
+      : kept_keys(random_matrix<S>(m, dim, seed)),
+        kept_values(random_matrix<S>(m, dim, seed + 1)),
+        keys(random_matrix<S>(n, dim, seed + 2)),
+        values(random_matrix<S>(n, dim, seed + 3)) {
+    find();
+  }
+  Group(Matrix<S> kk, Matrix<S> kv, Matrix<S> k, Matrix<S> v)
+      : kept_keys(std::move(kk)), kept_values(std::move(kv)), keys(std::move(k)), values(std::move(v)) {
+    find();
+  }
+
+  void find() {
+    match.resize(static_cast<std::size_t>(keys.rows()));
+    cosine.resize(keys.rows());
+    Workspace ws(nearest_workspace_bytes<S>(kept_keys.rows(), keys.cols()));
+    nearest_rows<S>(keys, kept_keys, match, cosine, ws);
+  }
+
+  template <class Rule> void merge(const Rule& rule) {
+    Workspace ws(merge_workspace_bytes<S>(kept_values.rows(), values.rows()));
+    merge_rows(MergedRows<S>{kept_keys, kept_values, kept_mass}, {keys, values, mass}, {match, cosine}, rule, ws);
+  }
+  template <class Rule> Group merged(const Rule& rule) const {
+    Group copy = *this;
+    copy.merge(rule);
+    return copy;
+  }
+};
+
+/// The rule row by row in double, as it is written: b, a and z come from the formulas of the table.
+template <class Rule>
+Matrix<double> by_hand(const Group<double>& g, const Matrix<double>& kept, const Matrix<double>& rows, const Rule& formula) {
+  Matrix<double> out = kept;
+  for (Index c = 0; c < kept.rows(); ++c) {
+    Vector<double> sum = Vector<double>::Zero(kept.cols());
+    double count = 0, weights = 0;
+    for (Index e = 0; e < rows.rows(); ++e) {
+      if (g.match[static_cast<std::size_t>(e)] != c) continue;
+      const double b = formula.b(g.cosine[e]);
+      sum += b * rows.row(e).transpose();
+      weights += b;
+      ++count;
+    }
+    if (count > 0) out.row(c) = (formula.a(count) * kept.row(c) + sum.transpose()) / formula.z(count, weights);
+  }
+  return out;
+}
+
+struct Formula {
+  double (*b)(double cosine);
+  double (*a)(double count);
+  double (*z)(double count, double weights);
+};
+const Formula averaged{[](double) { return 1.; }, [](double) { return 1.; }, [](double n, double) { return 1 + n; }};
+const Formula pivotal{[](double) { return .5; }, [](double n) { return 1 + n / 2; }, [](double n, double) { return 1 + n; }};
+const Formula weighted{[](double s) { return s; }, [](double) { return 1.; }, [](double n, double) { return 1 + n; }};
+const Formula normalized{[](double s) { return std::max((1 + s) / 2, 1e-6); }, [](double) { return 1.; },
+                         [](double, double w) { return 1 + w; }};
+
+}  // namespace
+
+TEST_CASE("the worked example of every rule", "[merge]") {
+  Matrix<double> kk(2, 2), kv(2, 2), k(3, 2), v(3, 2);
+  kk << 1, 0, 0, 2;
+  kv << 1, 1, 4, 0;
+  k << 2, .5, .5, 1, 3, 1;
+  v << 3, 5, 0, 2, 2, 0;
+  const Group<double> group(kk, kv, k, v);
+  CHECK(group.match == std::vector<std::int32_t>{0, 1, 0});
+  const auto check = [&](const auto& rule, std::array<double, 4> keys, std::array<double, 4> values) {
+    const Group<double> merged = group.merged(rule);
+    CHECK(near(merged.kept_keys, Eigen::Map<const Matrix<double>>(keys.data(), 2, 2), 1e-6));
+    CHECK(near(merged.kept_values, Eigen::Map<const Matrix<double>>(values.data(), 2, 2), 1e-6));
+  };
+  check(Averaged{}, {2, .5, .25, 1.5}, {2, 2, 2, 1});
+  check(Pivotal{}, {1.5, .25, .125, 1.75}, {1.5, 1.5, 3, .5});
+  check(Weighted{}, {1.928778, .477918, .223607, 1.447214}, {1.935931, 1.950238, 2, .894427});
+  check(Normalized{}, {1.99133, .495665, .243223, 1.513554}, {1.994956, 2.002207, 2.054217, .972891});
+}
+
+TEST_CASE("every rule is its formula, row by row in double", "[merge]") {
+  const Group<double> group(12, 50, 9, 1);
+  const auto check = [&](const auto& rule, const Formula& formula) {
+    const Group<double> merged = group.merged(rule);
+    CHECK(near(merged.kept_keys, by_hand(group, group.kept_keys, group.keys, formula), 1e-12));
+    CHECK(near(merged.kept_values, by_hand(group, group.kept_values, group.values, formula), 1e-12));
+  };
+  check(Averaged{}, averaged);
+  check(Pivotal{}, pivotal);
+  check(Weighted{}, weighted);
+  check(Normalized{}, normalized);
+}
+
+TEST_CASE("what merging keeps: bits of rows nothing came to, mass, the middle, a row merged into itself", "[merge]") {
+  Group<double> group(20, 30, 8, 5);
+  group.match[3] = -1;  // dropped
+  const Group<double> averaged_rows = group.merged(Averaged{}), pivotal_rows = group.merged(Pivotal{});
+  Vector<double> counts = Vector<double>::Zero(20);
+  for (const std::int32_t c : group.match)
+    if (c >= 0) counts[c] += 1;
+  Vector<double> total = group.kept_values.colwise().sum(), after = Vector<double>::Zero(8);
+  for (Index e = 0; e < 30; ++e)
+    if (e != 3) total += group.values.row(e).transpose();
+  for (Index c = 0; c < 20; ++c) {
+    after += (1 + counts[c]) * averaged_rows.kept_values.row(c).transpose();
+    if (counts[c] == 0) CHECK(same_bits(averaged_rows.kept_values.row(c), group.kept_values.row(c)));
+  }
+  CHECK(near(after, total, 1e-12));
+  CHECK(near(pivotal_rows.kept_keys, ((group.kept_keys + averaged_rows.kept_keys) / 2).eval(), 1e-13));
+
+  Group<double> itself(group.kept_keys, group.kept_values, group.kept_keys, group.kept_values);
+  const auto unchanged = [&](const auto& rule) { CHECK(near(itself.merged(rule).kept_values, itself.kept_values, 1e-13)); };
+  unchanged(Averaged{});
+  unchanged(Pivotal{});
+  unchanged(Normalized{});
+  unchanged(Weighted{});  // every cosine is 1
+
+  Group<double> nothing(group.kept_keys, group.kept_values, Matrix<double>(0, 8), Matrix<double>(0, 8));
+  CHECK(same_bits(nothing.merged(Averaged{}).kept_keys, group.kept_keys));
+}
+
+TEST_CASE("sizes add up, and two merges by size are the mean of all tokens", "[merge]") {
+  Group<double> group(6, 10, 5, 9);
+  group.kept_mass = Vector<double>::Ones(6);
+  group.mass = Vector<double>::Ones(10);
+  Vector<double> sum = group.kept_values.colwise().sum() + group.values.colwise().sum();
+  group.merge(SizeWeighted{});
+  CHECK(group.kept_mass.sum() == 16);
+  Group<double> again(group.kept_keys.topRows(2), group.kept_values.topRows(2), group.kept_keys.bottomRows(4),
+                      group.kept_values.bottomRows(4));
+  again.kept_mass = group.kept_mass.head(2);
+  again.mass = group.kept_mass.tail(4);
+  again.merge(SizeWeighted{});
+  CHECK(again.kept_mass.sum() == 16);
+  CHECK(near((again.kept_values.transpose() * again.kept_mass).eval(), sum, 1e-13));
+}
+
+TEST_CASE("values only: keys keep every bit", "[merge]") {
+  const Group<float> group(6, 20, 8, 11);
+  const Group<float> merged = group.merged(ValuesOnly{});
+  CHECK(same_bits(merged.kept_keys, group.kept_keys));
+  CHECK(!same_bits(merged.kept_values, group.kept_values));
+}
+
+TEST_CASE("merge_rows: what disagrees is refused before anything changes", "[merge]") {
+  Group<float> group(4, 6, 8, 13);
+  const Group<float> before = group;
+  group.match[5] = 4;
+  CHECK_THROWS_WITH(group.merge(Averaged{}), contains("match 4, expected -1 .. 3"));
+  group.match.pop_back();
+  CHECK_THROWS_WITH(group.merge(Averaged{}), contains("5 matches, expected 6"));
+  group.match = before.match;
+  group.mass = Vector<float>::Ones(2);
+  CHECK_THROWS_WITH(group.merge(Averaged{}), contains("2 masses of evicted rows, expected 6"));
+  group.mass = {};
+  group.values.conservativeResize(6, 7);
+  CHECK_THROWS_AS(group.merge(Averaged{}), ShapeError);
+  CHECK(same_bits(group.kept_keys, before.kept_keys));
+  CHECK(same_bits(group.kept_values, before.kept_values));
+}

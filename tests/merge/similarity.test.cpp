@@ -1,0 +1,112 @@
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include <pith/core/executor.hpp>
+#include <pith/merge/similarity.hpp>
+
+#include "support/catch.hpp"
+#include "support/near.hpp"
+#include "support/random_matrix.hpp"
+
+using namespace pith;
+using pith_test::contains;
+using pith_test::near;
+using pith_test::random_matrix;
+using pith_test::same_bits;
+
+namespace {
+
+template <class S> struct Nearest {
+  std::vector<std::int32_t> match;
+  Vector<S> cosine;
+};
+
+template <class S> Nearest<S> nearest(const Matrix<S>& rows, const Matrix<S>& kept, ExecutorRef executor = serial) {
+  Nearest<S> out{std::vector<std::int32_t>(static_cast<std::size_t>(rows.rows())), Vector<S>(rows.rows())};
+  Workspace ws(nearest_workspace_bytes<S>(kept.rows(), kept.cols(), executor.size()), executor);
+  nearest_rows<S>(rows, kept, out.match, out.cosine, ws);
+  return out;
+}
+
+Matrix<double> cosines(const Matrix<double>& rows, const Matrix<double>& kept) {
+  Matrix<double> out = rows * kept.transpose();
+  for (Index e = 0; e < out.rows(); ++e)
+    for (Index c = 0; c < out.cols(); ++c) {
+      const double norms = rows.row(e).norm() * kept.row(c).norm();
+      out(e, c) = norms == 0 ? 0 : out(e, c) / norms;
+    }
+  return out;
+}
+
+/// What rounding may do to a cosine: a product, two norms, two divisions.
+template <class S> double cosine_bound(Index dim) {
+  return (2 * static_cast<double>(dim) + 8) * static_cast<double>(std::numeric_limits<S>::epsilon());
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("nearest rows are those of the whole matrix in double, across blocks of every side", "[merge]", float, double) {
+  for (const auto& [n, m, dim] : {std::array<Index, 3>{1, 1, 1}, {5, 3, 7}, {129, 40, 16}, {130, 1030, 24}, {3, 2050, 128}}) {
+    const Matrix<TestType> rows = random_matrix<TestType>(n, dim, 1), kept = random_matrix<TestType>(m, dim, 2);
+    const Matrix<double> expected = cosines(rows.template cast<double>(), kept.template cast<double>());
+    const double bound = cosine_bound<TestType>(dim);
+    const Nearest<TestType> found = nearest(rows, kept);
+    for (Index e = 0; e < n; ++e) {
+      const Index c = found.match[static_cast<std::size_t>(e)];
+      REQUIRE(c >= 0);
+      REQUIRE(c < m);
+      CHECK(std::abs(double(found.cosine[e]) - expected(e, c)) <= bound);
+      CHECK(expected(e, c) >= expected.row(e).maxCoeff() - 2 * bound);
+    }
+    Matrix<TestType> whole(n, m);
+    Workspace ws(nearest_workspace_bytes<TestType>(n + m, dim));
+    similarity_matrix<TestType>(rows, kept, whole, ws);
+    CHECK(near(whole, expected, bound));
+  }
+}
+
+TEST_CASE("matches depend on no worker, no other row and no scale", "[merge]") {
+  const Matrix<float> rows = random_matrix<float>(200, 32, 3), kept = random_matrix<float>(1500, 32, 4);
+  const Nearest<float> alone = nearest(rows, kept);
+  ThreadPool pool(3);
+  const Nearest<float> together = nearest(rows, kept, pool);
+  CHECK(alone.match == together.match);
+  CHECK(same_bits(alone.cosine, together.cosine));
+  Matrix<float> scaled_rows = rows, scaled_kept = kept;
+  for (Index r = 0; r < rows.rows(); ++r) scaled_rows.row(r) *= std::ldexp(1.f, int(r % 9) - 4);
+  for (Index r = 0; r < kept.rows(); ++r) scaled_kept.row(r) *= std::ldexp(1.f, int(r % 7) - 3);
+  const Nearest<float> scaled = nearest(scaled_rows, scaled_kept);
+  CHECK(alone.match == scaled.match);
+  CHECK(same_bits(alone.cosine, scaled.cosine));
+  const Nearest<float> last = nearest<float>(rows.bottomRows(1), kept);
+  CHECK(last.match[0] == alone.match[199]);
+  CHECK(last.cosine[0] == alone.cosine[199]);
+}
+
+TEST_CASE("equal cosines take the first, zeros are near to nothing, and what is not a number matches nothing", "[merge]") {
+  constexpr float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  Matrix<float> kept(5, 2), rows(5, 2);
+  kept << 0, 0, 0, 2, 3, 0, 3, 0, nan, 1;
+  rows << 1, 0, 0, 0, -1, -1, nan, 0, 0, 5;
+  const Nearest<float> found = nearest(rows, kept);
+  CHECK(found.match == std::vector<std::int32_t>{2, 0, 0, -1, 1});
+  CHECK(found.cosine[0] == 1);
+  CHECK(found.cosine[1] == 0);
+  CHECK(found.cosine[2] == 0);  // the row of zeros is nearer than those behind
+  CHECK(found.cosine[3] == -inf);
+  CHECK(found.cosine[4] == 1);
+}
+
+TEST_CASE("similarity: shapes that disagree are refused", "[merge]") {
+  const Matrix<float> rows = random_matrix<float>(3, 4, 1);
+  Matrix<float> whole(3, 2);
+  std::vector<std::int32_t> match(3);
+  Vector<float> cosine(3);
+  Workspace ws(nearest_workspace_bytes<float>(8, 4));
+  CHECK_THROWS_WITH(nearest_rows<float>(rows, Matrix<float>(0, 4), match, cosine, ws), contains("no kept rows"));
+  CHECK_THROWS_AS(nearest_rows<float>(rows, Matrix<float>(2, 5), match, cosine, ws), ShapeError);
+  match.pop_back();
+  CHECK_THROWS_WITH(nearest_rows<float>(rows, rows, match, cosine, ws), contains("2 matches and 3 cosines for 3 rows"));
+  CHECK_THROWS_AS(similarity_matrix<float>(rows, rows, whole, ws), ShapeError);
+}
