@@ -1,5 +1,7 @@
 // A conversation leaves the process and goes on: saved and loaded under every policy, and refused wherever it does not belong.
+#include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -153,6 +155,7 @@ TEST_CASE("numbers no session could have come to are refused", "[io]") {
   refused("16 rows, but the heads have 15", [](Whole&, Layer& l) { l.heads[3] = 7; });
   refused("begins at row 9", [](Whole&, Layer& l) { l.heads[1] = 9; });
   refused("begins at row 0", [](Whole&, Layer& l) { l.heads[1] = 0; });
+  refused("queries", [](Whole&, Layer& l) { l.heads[2] = std::numeric_limits<std::int64_t>::max(); });
   refused("each once", [](Whole&, Layer& l) { l.positions[5] = l.positions[6]; });
   refused("each once", [](Whole&, Layer& l) { l.positions[0] = -4; });
   refused("each once", [](Whole&, Layer& l) { std::swap(l.positions[3], l.positions[4]); });

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -160,7 +161,7 @@ template <KvStorage T> class Snapshots {
       const Index room = std::min(s.rows() - first, rules.facts.traits.ragged ? left : rules.home_rows());
       const Index ring = rules.by_age() ? std::max(rules.facts.initial, std::min(size, rules.facts.budget) - 1) : rules.facts.initial;
       if (size < 0 || size > room) return text("head ", h, " has ", size, " rows, expected 0 .. ", room);
-      if (cursor < rules.facts.initial || cursor > ring || observed < 0)
+      if (cursor < rules.facts.initial || cursor > ring || observed < 0 || observed > std::numeric_limits<Position>::max())
         return text("head ", h, " begins at row ", cursor, " and saw ", observed, " queries");
       if (const std::string wrong = order_problem({s.positions.data() + first, static_cast<std::size_t>(size)}, cursor, s.next);
           !wrong.empty())
