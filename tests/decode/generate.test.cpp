@@ -23,7 +23,7 @@ using pith_test::contains;
 using pith_test::MarkovModel;
 using Tokens = std::vector<Token>;
 
-constexpr std::array<Token, 3> prompt{0, 1, 2};
+constexpr std::array<Token, 3> first_three{0, 1, 2};
 
 /// 0 → 1 → 2 → 3 → 4 → 0 …, nothing else has any probability.
 pith::Matrix<float> ring_of_five() {
@@ -35,14 +35,14 @@ pith::Matrix<float> ring_of_five() {
 struct Run {
   GenerateResult result;
   Tokens reported;
-  Tokens fed;  ///< the prompt not among them
+  Tokens fed;  ///< the first_three not among them
 };
 
 Run run_ring(const GenerateOptions& options, Token cancel_at = -1) {
   MarkovModel model(ring_of_five());
   std::mt19937_64 rng(1);
   Run run;
-  const auto logits = model.prefill(prompt);
+  const auto logits = model.prefill(first_three);
   run.result = generate(model, logits, options, rng, [&](Token token) {
     run.reported.push_back(token);
     return token != cancel_at;
@@ -100,12 +100,12 @@ TEST_CASE("generate of no tokens chooses none", "[decode]") {
 TEST_CASE("n tokens and then m are n + m tokens", "[decode]") {
   MarkovModel whole(pith_test::three_token_chain_of_two()), parts = whole;
   std::mt19937_64 one(4), other(4);
-  const auto expected = generate(whole, whole.prefill(prompt), {.max_tokens = 40}, one);
+  const auto expected = generate(whole, whole.prefill(first_three), {.max_tokens = 40}, one);
   REQUIRE(expected.size() == 40);
 
   Tokens found;
   const auto collect = [&](Token token) { found.push_back(token); };  // a callback may return nothing
-  const auto before = generate(parts, parts.prefill(prompt), {.max_tokens = 13}, other, collect);
+  const auto before = generate(parts, parts.prefill(first_three), {.max_tokens = 13}, other, collect);
   const auto logits = parts.decode(std::span(&before.pending, 1));
   const auto after = generate(parts, logits, {.max_tokens = 27}, other, collect);
   CHECK(found == expected);
@@ -145,14 +145,14 @@ TEST_CASE("sampler options reach the sampler", "[decode]") {
   MarkovModel model(pith_test::three_token_chain());
   std::mt19937_64 rng(8), untouched(8);
   const GenerateOptions options{.max_tokens = 5, .sampler = {.temperature = 0}};
-  CHECK(generate(model, model.prefill(prompt), options, rng) == Tokens{2, 2, 2, 2, 2});  // from 2 the likeliest is 2
+  CHECK(generate(model, model.prefill(first_three), options, rng) == Tokens{2, 2, 2, 2, 2});  // from 2 the likeliest is 2
   CHECK(rng == untouched);
 }
 
 TEST_CASE("generate refuses before it changes anything", "[decode]") {
   MarkovModel model(ring_of_five());
   std::mt19937_64 rng(1), untouched(1);
-  const pith::Matrix<float> logits = model.prefill(prompt);
+  const pith::Matrix<float> logits = model.prefill(first_three);
   const auto refuses = [&](const pith::Matrix<float>& rows, const GenerateOptions& options, const std::string& part) {
     CHECK_THROWS_WITH(generate(model, rows, options, rng), contains(part));
     CHECK(model.next_position() == 3);
@@ -178,7 +178,7 @@ TEST_CASE("what the model throws passes through, after the tokens chosen so far 
   Full model(ring_of_five());
   std::mt19937_64 rng(1);
   Tokens reported;
-  const auto logits = model.prefill(prompt);
+  const auto logits = model.prefill(first_three);
   CHECK_THROWS_AS(generate(model, logits, {}, rng, [&](Token token) { reported.push_back(token); }), pith::CapacityError);
   CHECK(reported == Tokens{3, 4, 0});
 }

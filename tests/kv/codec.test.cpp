@@ -30,7 +30,7 @@ using pith_test::random_matrix;
 namespace {
 
 constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float inf = std::numeric_limits<float>::infinity();
+constexpr float infinite = std::numeric_limits<float>::infinity();
 
 enum class Along { tokens, channels };
 
@@ -144,7 +144,7 @@ TEST_CASE("a group of equal numbers comes back as it was", "[codec]") {
 }
 
 TEST_CASE("what is not finite makes its own group not-a-number and no other", "[codec]") {
-  const float odd = GENERATE(values({not_a_number, inf, -inf, 3e38f}));
+  const float odd = GENERATE(values({not_a_number, infinite, -infinite, 3e38f}));
   CAPTURE(odd);
   Matrix<float> x = matrix(2, 4, {1, -3e38f, 2, 4, 0, 5, 6, 7});
   x(1, 1) = odd;  // 3e38 is finite; its distance from -3e38 is not
@@ -270,7 +270,7 @@ TEST_CASE("Q8 at the ends of its range", "[codec][q8]") {
   CHECK(codes_of(encoded({0, -0.f})) == std::vector<int>{0, 0});
   for (const float tiny : {1e-45f, 1e-38f, 3e-6f}) CHECK(rounded({tiny, -tiny}) == std::vector<float>{0, 0});
   CHECK(rounded({127 * 65504.f, -127 * 65504.f, 65504}) == std::vector<float>{127 * 65504.f, -127 * 65504.f, 65504});
-  for (const float odd : {not_a_number, inf, -inf, 127 * 65536.f, std::numeric_limits<float>::max()}) {
+  for (const float odd : {not_a_number, infinite, -infinite, 127 * 65536.f, std::numeric_limits<float>::max()}) {
     CAPTURE(odd);
     for (const float v : rounded({1, odd, 0, -2})) CHECK(std::isnan(v));
     CHECK(codes_of(encoded({1, odd, 0, -2})) == std::vector<int>{0, 0, 0, 0});
@@ -355,10 +355,10 @@ TEST_CASE("a row of weight 0 adds nothing, whatever its Q8 blocks hold", "[codec
   const AttentionShape shape{1, 1, 40};
   TwoStorages both(shape, 3, 4);
   std::vector<float> odd(40, 1);
-  odd[35] = inf;
+  odd[35] = infinite;
   q8_encode(odd.data(), 40, reinterpret_cast<std::byte*>(both.coded[1].data()) + both.stride());
   auto runs = both.runs<Q8>(0);
-  const float hidden[] = {0, -inf, 0};
+  const float hidden[] = {0, -infinite, 0};
   runs[0].log_mass = hidden;
   Matrix<float> q = Matrix<float>::Constant(1, 40, .1f), out(1, 40);
   Workspace ws(attend_workspace_bytes<float>(shape, 3));

@@ -13,8 +13,8 @@ using pith_test::KvStream;
 using pith_test::same_state;
 
 namespace {
-const AttentionShape shape{4, 2, 8};
-constexpr Index width = 16;
+const AttentionShape small{4, 2, 8};
+constexpr Index small_width = 16;
 
 struct KeepsAll {
   Index rows = 4;
@@ -30,9 +30,9 @@ struct Greedy {
 }  // namespace
 
 TEST_CASE("rows are stored as given and every row carries its position and kind", "[kv]") {
-  KvCache<Dense, Drop, half> cache(shape, {}, {.max_tokens = 10});
-  KvStream<half> stream(shape, 2);
-  const Matrix<float> k = stream.random(3, width), v = stream.random(3, width);
+  KvCache<Dense, Drop, half> cache(small, {}, {.max_tokens = 10});
+  KvStream<half> stream(small, 2);
+  const Matrix<float> k = stream.random(3, small_width), v = stream.random(3, small_width);
   const std::vector<TokenKind> kinds{TokenKind::text, TokenKind::image, TokenKind::audio};
   const std::vector<Position> positions{2, 5, 6};
   cache.append(k, v, {.kinds = kinds, .positions = positions});
@@ -47,13 +47,13 @@ TEST_CASE("rows are stored as given and every row carries its position and kind"
 }
 
 TEST_CASE("a refused call changes nothing and says what to do", "[kv]") {
-  KvCache cache(shape, HeavyHitter{.heavy = 2, .recent = 2}, {.max_chunk = 2, .max_draft = 2});
-  KvStream<float> stream(shape, 3);
+  KvCache cache(small, HeavyHitter{.heavy = 2, .recent = 2}, {.max_chunk = 2, .max_draft = 2});
+  KvStream<float> stream(small, 3);
   for (int i = 0; i < 6; ++i) stream.step(cache, 1);
   const auto before = cache.clone();
-  const Matrix<float> row = stream.random(1, width), two = stream.random(2, width), three = stream.random(3, width),
+  const Matrix<float> row = stream.random(1, small_width), two = stream.random(2, small_width), three = stream.random(3, small_width),
                       wrong = stream.random(1, 15);
-  const Eigen::VectorXf column = Eigen::VectorXf::Zero(width);
+  const Eigen::VectorXf column = Eigen::VectorXf::Zero(small_width);
 
   CHECK_THROWS_AS(cache.append(wrong, row), ShapeError);
   CHECK_THROWS_AS(cache.append(row, two), ShapeError);
@@ -89,8 +89,8 @@ TEST_CASE("a refused call changes nothing and says what to do", "[kv]") {
 }
 
 TEST_CASE("a full dense cache refuses, and crops without a checkpoint", "[kv]") {
-  KvCache<Dense> cache(shape, {}, {.max_tokens = 8});
-  KvStream<float> stream(shape, 4);
+  KvCache<Dense> cache(small, {}, {.max_tokens = 8});
+  KvStream<float> stream(small, 4);
   stream.step(cache, 5);
   const auto five = cache.clone();
   stream.step(cache, 3);
@@ -105,8 +105,8 @@ TEST_CASE("a full dense cache refuses, and crops without a checkpoint", "[kv]") 
 }
 
 TEST_CASE("positions never leave their range", "[kv]") {
-  KvCache cache(shape, Window{4});
-  const Matrix<float> row = Matrix<float>::Ones(1, width);
+  KvCache cache(small, Window{4});
+  const Matrix<float> row = Matrix<float>::Ones(1, small_width);
   const std::vector<Position> last{std::numeric_limits<Position>::max() - 1};
   cache.append(row, row, {.positions = last});
   cache.evict();
@@ -119,26 +119,26 @@ TEST_CASE("positions never leave their range", "[kv]") {
 }
 
 TEST_CASE("policies and options that make no sense are refused", "[kv]") {
-  CHECK_THROWS_WITH(KvCache(shape, Window{0}), contains("budget() is 0"));
-  CHECK_THROWS_WITH(KvCache(shape, SinkWindow{.sinks = 4, .window = 0}), contains("raise the window"));
-  CHECK_THROWS_WITH(KvCache(shape, Greedy{.b = 4, .r = 5}), contains("retain() is 5"));
-  CHECK_THROWS_WITH(KvCache(shape, Window{4}, {.max_chunk = 0}), contains("max_chunk is 0"));
-  CHECK_THROWS_AS(KvCache(shape, Window{std::numeric_limits<Index>::max() - 1}), CapacityError);
+  CHECK_THROWS_WITH(KvCache(small, Window{0}), contains("budget() is 0"));
+  CHECK_THROWS_WITH(KvCache(small, SinkWindow{.sinks = 4, .window = 0}), contains("raise the window"));
+  CHECK_THROWS_WITH(KvCache(small, Greedy{.b = 4, .r = 5}), contains("retain() is 5"));
+  CHECK_THROWS_WITH(KvCache(small, Window{4}, {.max_chunk = 0}), contains("max_chunk is 0"));
+  CHECK_THROWS_AS(KvCache(small, Window{std::numeric_limits<Index>::max() - 1}), CapacityError);
   CHECK_THROWS_AS(KvCache(AttentionShape{3, 2, 8}, Window{4}), ShapeError);
   CHECK_THROWS_AS(KvCache(AttentionShape{4, 2, 0}, Window{4}), ShapeError);
-  KvCache sinks(shape, SinkWindow{.sinks = 1, .window = 3});
-  const Matrix<float> row = Matrix<float>::Ones(1, width);
+  KvCache sinks(small, SinkWindow{.sinks = 1, .window = 3});
+  const Matrix<float> row = Matrix<float>::Ones(1, small_width);
   const std::vector<Position> gap{4};
   CHECK_THROWS_WITH(sinks.append(row, row, {.positions = gap}), contains("cache positions have none"));
-  KvCache none(shape, Window{4}, {.max_draft = 0});
+  KvCache none(small, Window{4}, {.max_draft = 0});
   CHECK_THROWS_WITH(none.checkpoint(), contains("max_draft = 0"));
 }
 
 TEST_CASE("a chunk longer than the budget lands, and comes home evicted", "[kv]") {
-  KvLanding<float> landing(shape, 60, {.stats = 1});
-  KvCache cache(shape, HeavyHitter{.heavy = 5, .recent = 3}, {.max_chunk = 1});
-  KvCache roomy(shape, HeavyHitter{.heavy = 5, .recent = 3}, {.max_chunk = 50});
-  KvStream<float> a(shape, 9), b(shape, 9);
+  KvLanding<float> landing(small, 60, {.stats = 1});
+  KvCache cache(small, HeavyHitter{.heavy = 5, .recent = 3}, {.max_chunk = 1});
+  KvCache roomy(small, HeavyHitter{.heavy = 5, .recent = 3}, {.max_chunk = 50});
+  KvStream<float> a(small, 9), b(small, 9);
   for (const Index tokens : {40, 1, 1, 1, 50, 1}) {
     cache.reserve(tokens, &landing);
     // The same rows in another order: the same sums up to rounding.
@@ -154,7 +154,7 @@ TEST_CASE("a chunk longer than the budget lands, and comes home evicted", "[kv]"
   CHECK(cache.bytes() < landing.bytes());
   CHECK_THROWS_AS(cache.reserve(60, &landing), CapacityError);
   CHECK_THROWS_AS(cache.reserve(2), CapacityError);
-  KvLanding<float> other(AttentionShape{4, 4, 8}, 60, {.stats = 1}), without_stats(shape, 60);
+  KvLanding<float> other(AttentionShape{4, 4, 8}, 60, {.stats = 1}), without_stats(small, 60);
   CHECK_THROWS_AS(cache.reserve(20, &other), ShapeError);
   CHECK_THROWS_AS(cache.reserve(20, &without_stats), ShapeError);
   cache.reserve(20, &landing);
@@ -164,9 +164,9 @@ TEST_CASE("a chunk longer than the budget lands, and comes home evicted", "[kv]"
   cache.checkpoint();
   CHECK_THROWS_AS(cache.reserve(9, &landing), StateError);
 
-  KvCache greedy(shape, KeepsAll{4});
+  KvCache greedy(small, KeepsAll{4});
   greedy.reserve(20, &landing);
-  const Matrix<float> rows = Matrix<float>::Ones(20, width);
+  const Matrix<float> rows = Matrix<float>::Ones(20, small_width);
   greedy.append(rows, rows);
   CHECK_THROWS_AS(greedy.evict(), CapacityError);
   CHECK_THROWS_WITH(greedy.evict(), contains("scores 20 rows of a head +inf, 5 fit at home"));
@@ -174,23 +174,23 @@ TEST_CASE("a chunk longer than the budget lands, and comes home evicted", "[kv]"
 }
 
 TEST_CASE("sinks at cache positions: the gap is what the window has left behind", "[kv]") {
-  KvCache cache(shape, SinkWindow{.sinks = 2, .window = 4});
-  KvStream<float> stream(shape, 6);
+  KvCache cache(small, SinkWindow{.sinks = 2, .window = 4});
+  KvStream<float> stream(small, 6);
   for (int i = 0; i < 6; ++i) stream.step(cache, 1);
   CHECK(cache.gap() == 0);
   CHECK(cache.view().runs[0].sinks == 0);
   for (int i = 0; i < 3; ++i) stream.step(cache, 1);
   CHECK(cache.gap() == 3);  // the next query sits at 6 in the cache, at 9 in the text
   CHECK(cache.view().runs[1].sinks == 2);
-  KvCache text(shape, SinkWindow{.sinks = 2, .window = 4, .reading = Reading::stream});
-  KvStream<float> again(shape, 6);
+  KvCache text(small, SinkWindow{.sinks = 2, .window = 4, .reading = Reading::stream});
+  KvStream<float> again(small, 6);
   for (int i = 0; i < 9; ++i) again.step(text, 1);
   CHECK(text.gap() == 0);
 }
 
 TEST_CASE("caches move, and clear() starts over", "[kv]") {
-  KvCache first(shape, HeavyHitter{.heavy = 2, .recent = 2});
-  KvStream<float> a(shape, 8), b(shape, 8);
+  KvCache first(small, HeavyHitter{.heavy = 2, .recent = 2});
+  KvStream<float> a(small, 8), b(small, 8);
   const auto fresh = first.clone();
   for (int i = 0; i < 9; ++i) a.step(first, 1);
   KvCache moved = std::move(first);
@@ -198,7 +198,7 @@ TEST_CASE("caches move, and clear() starts over", "[kv]") {
   moved.clear();
   CHECK(moved.next_position() == 0);
   auto twin = fresh.clone();
-  KvStream<float> c(shape, 8);
+  KvStream<float> c(small, 8);
   for (int i = 0; i < 9; ++i) CHECK(b.step(moved, 1) == c.step(twin, 1));
   CHECK(same_state(moved, twin));
 }
