@@ -35,7 +35,7 @@ pith::Matrix<float> ring_of_five() {
 struct Run {
   GenerateResult result;
   Tokens reported;
-  Tokens fed;  ///< the first_three not among them
+  Tokens fed;  ///< the prompt not among them
 };
 
 Run run_ring(const GenerateOptions& options, Token cancel_at = -1) {

@@ -142,8 +142,8 @@ TEST_CASE("The Markov model gives the logarithms of its transitions, and refuses
 }
 
 TEST_CASE("A row without a guess is all -inf", "[decode]") {
-  constexpr float infinite = std::numeric_limits<float>::infinity();
-  pith::Matrix<float> rows = pith::Matrix<float>::Constant(2, 4, -infinite);
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  pith::Matrix<float> rows = pith::Matrix<float>::Constant(2, 4, -inf);
   rows(1, 3) = -1e30f;
   const ConstMatrixRef<float> logits = rows;
   CHECK(pith::no_guess<float>(logits.row(0)));
