@@ -88,7 +88,7 @@ template <KvStorage T> class Snapshots {
       append(out.kinds, home.kinds(h), head.size);
     }
     out.stats.resize(home.shape().stats, out.rows());
-    for (Index h = 0, first = 0; h < state_.heads(); first += state_.size(h++))
+    for (Index h = 0, first = 0; out.stats.size() > 0 && h < state_.heads(); first += state_.size(h++))
       out.stats.middleCols(first, state_.size(h)) = home.stats(h, 0, state_.size(h));
     out.memory = state_.memory;
     return out;
@@ -136,7 +136,7 @@ template <KvStorage T> class Snapshots {
       copy(s.positions, home.positions(h), 1);
       if (home.shape().angles) copy(s.angles, home.angles(h), 1);
       copy(s.kinds, home.kinds(h), 1);
-      home.stats(h, 0, head.size) = s.stats.middleCols(first, head.size);
+      if (s.stats.size() > 0) home.stats(h, 0, head.size) = s.stats.middleCols(first, head.size);
       first += head.size;
     }
     if (state.rules.facts.traits.ragged) home.divide([&](Index h) { return state.size(h); });
