@@ -36,7 +36,7 @@ int main(int argc, char** argv) {
   const std::span<const Token> prompt = std::span<const Token>(text).first(200);
 
   const SnapKv policy{.keep = 64, .window = 16};
-  const fs::path saved = fs::temp_directory_path() / "pith-prompt-once.safetensors";
+  const fs::path saved = fs::temp_directory_path() / ("pith-prompt-" + std::to_string(std::random_device{}()) + ".safetensors");
   {
     auto session = decoder.start(policy, {.max_prompt = 200});
     session.prefill(prompt);

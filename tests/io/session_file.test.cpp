@@ -9,6 +9,7 @@
 #include <pith/io.hpp>
 #include <pith/kv.hpp>
 
+#include "io/temp_folder.hpp"
 #include "support/catch.hpp"
 #include "support/random_matrix.hpp"
 #include "support/tiny_model.hpp"
@@ -19,10 +20,9 @@ using pith_test::same_bits;
 
 namespace {
 
-/// A file that is gone afterwards.
 struct SessionPath {
-  std::filesystem::path path = std::filesystem::temp_directory_path() / ("pith-session-" + std::to_string(std::rand()) + ".safetensors");
-  ~SessionPath() { std::filesystem::remove(path); }
+  pith_test::TempFolder folder;
+  std::filesystem::path path = folder / "session.safetensors";
 };
 
 struct Talk {
@@ -113,7 +113,9 @@ TEST_CASE("a saved session is refused by what is not made like it, and the sessi
     CHECK(same_bits(session.logits(), before));
   };
   auto budget = talk.decoder.start(HeavyHitter{.heavy = 6, .recent = 7});
-  refused(budget, "budget 12, retain 12, initial 0, stats 1, memory 0; this one has");
+  refused(budget, "budget 12, retain 12, initial 0, stats 1, memory 0, watching all; this one has");
+  auto other = talk.decoder.start(KeyNorm{.keep = 12});  // as many numbers beside a row, and others
+  refused(other, "admitting");
   auto dense = talk.decoder.start(Dense{});
   refused(dense, "this one has 4:2 heads of 8, f32, dense");
   auto rounded = talk.decoder.start<bfloat16>(HeavyHitter{.heavy = 6, .recent = 6});

@@ -174,6 +174,8 @@ TEST_CASE("merge_rows: what disagrees is refused before anything changes", "[mer
   group.match = before.match;
   group.mass = Vector<float>::Ones(2);
   CHECK_THROWS_WITH(group.merge(Averaged{}), contains("2 masses of evicted rows, expected 6"));
+  group.mass = Vector<float>::Zero(6);
+  CHECK_THROWS_WITH(group.merge(SizeWeighted{}), contains("not above 0"));
   group.mass = {};
   group.values.conservativeResize(6, 7);
   CHECK_THROWS_AS(group.merge(Averaged{}), ShapeError);

@@ -20,17 +20,17 @@ namespace pith::inline v0 {
 template <KvStorage T> struct KvSnapshot {
   using S = arithmetic_t<T>;
 
-  std::string layout;                  ///< of the cache it was taken from: restore() accepts no other
-  Position next = 0, next_angle = 0;   ///< position and angle of the token to come
-  Index unevicted = 0;                 ///< tokens appended since the last eviction
-  bool prefill = false, more = false;  ///< how the newest were appended
-  std::vector<std::int64_t> heads;     ///< [kv heads][3] rows, the oldest row of a ring, queries seen since the last eviction
-  std::vector<T> keys, values;         ///< [rows of all heads][head_dim], head by head; Q8 in bytes
-  std::vector<Position> positions;     ///< [rows of all heads]
-  std::vector<Position> angles;        ///< [rows of all heads], or none
-  std::vector<TokenKind> kinds;        ///< [rows of all heads]
-  Matrix<S> stats;                     ///< [stats, rows of all heads]
-  Matrix<S> memory;                    ///< [kv heads, memory]
+  std::string layout = {};                ///< of the cache it was taken from: restore() accepts no other
+  Position next = 0, next_angle = 0;      ///< position and angle of the token to come
+  Index unevicted = 0;                    ///< tokens appended since the last eviction
+  bool prefill = false, more = false;     ///< how the newest were appended
+  std::vector<std::int64_t> heads = {};   ///< [kv heads][3] rows, the oldest row of a ring, queries seen since the last eviction
+  std::vector<T> keys = {}, values = {};  ///< [rows of all heads][head_dim], head by head; Q8 in bytes
+  std::vector<Position> positions = {};   ///< [rows of all heads]
+  std::vector<Position> angles = {};      ///< [rows of all heads], or none
+  std::vector<TokenKind> kinds = {};      ///< [rows of all heads]
+  Matrix<S> stats = {};                   ///< [stats, rows of all heads]
+  Matrix<S> memory = {};                  ///< [kv heads, memory]
   Index rows() const { return static_cast<Index>(positions.size()); }
 };
 
@@ -54,6 +54,10 @@ template <KvStorage T> std::string layout_text(const CacheRules& rules) {
   } else {
     out += text(rules.by_age() ? ", by age" : ", by score", ", budget ", number(f.budget), ", retain ", number(f.retain), ", initial ",
                 f.initial, ", stats ", f.stats, ", memory ", f.memory);
+    if (f.observes) out += text(", watching ", number(f.traits.watches));
+    if (f.admits) out += ", admitting";
+    if (f.combines) out += ", combining";
+    if (!f.traits.keeps_newest) out += ", newest not kept";
   }
   if (f.traits.reading == Reading::cache) out += ", cache positions";
   if (f.traits.prompt_only) out += ", prompt only";

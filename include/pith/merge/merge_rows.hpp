@@ -61,6 +61,8 @@ template <class S> void check_merge(const MergedRows<S>& kept, const LeavingRows
   count("cosines", match.cosine.size(), n);
   if (kept.mass.size() > 0) count("masses of kept rows", kept.mass.size(), m);
   if (evicted.mass.size() > 0) count("masses of evicted rows", evicted.mass.size(), n);
+  if (!(kept.mass.array() > S(0)).all() || !(evicted.mass.array() > S(0)).all())
+    raise<ShapeError>("pith::merge_rows: a mass is not above 0: a row stands for one token or more");
   for (const std::int32_t c : match.row)
     if (c < -1 || c >= m) raise<ShapeError>(text("pith::merge_rows: match ", c, ", expected -1 .. ", m - 1));
 }

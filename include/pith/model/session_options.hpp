@@ -41,9 +41,9 @@ struct PrefillOptions {
 
 /// All that a session knows: Session::snapshot() takes one, restore() returns to it, io/session_file.hpp keeps it in a file.
 template <class S, KvStorage T = S> struct SessionSnapshot {
-  std::uint64_t fingerprint = 0;      ///< of the model
-  std::vector<KvSnapshot<T>> layers;  ///< the cache of each layer
-  Matrix<S> logits;                   ///< [1 or 0, vocab_size] Session::logits()
+  std::uint64_t fingerprint = 0;           ///< of the model
+  std::vector<KvSnapshot<T>> layers = {};  ///< the cache of each layer
+  Matrix<S> logits = {};                   ///< [1 or 0, vocab_size] Session::logits()
 };
 
 }  // namespace pith::inline v0
