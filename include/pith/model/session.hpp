@@ -27,12 +27,13 @@ requires std::same_as<arithmetic_t<T>, S>
 class Session {
  public:
   using Scalar = S;
-  using Cache = KvCache<AnyPolicy<S>, Drop, T>;
+  using Cache = KvCache<AnyPolicy<S>, AnyMerge<S>, T>;
 
   /// Called by Decoder::start().
   ///
   /// Throws   ShapeError for options or a number of policies that make no sense, UnsupportedError for cache positions under dynamic rope
-  Session(std::shared_ptr<const detail::DecoderModel<S>> model, std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options)
+  Session(std::shared_ptr<const detail::DecoderModel<S>> model, std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options,
+          const AnyMerge<S>& merge = {})
       : model_(std::move(model)), max_prompt_(options.max_prompt), max_chunk_(options.max_draft + 1) {
     const DecoderConfig& config = model_->config;
     options.check();
@@ -40,7 +41,7 @@ class Session {
       raise<ShapeError>(detail::text("pith::Decoder::start: ", per_layer.size(), " policies for ", config.num_hidden_layers, " layers"));
     const AttentionShape shape = config.attention();
     Index home = 0, landing = 0;
-    KvLandingOptions needs;
+    KvLandingOptions needs{.multiplicity = options.multiplicity, .merges = merge.facts().merges, .executor = options.executor};
     caches_.reserve(per_layer.size());
     for (std::size_t layer = 0; layer < per_layer.size(); ++layer) {
       const detail::PolicyFacts facts = per_layer[layer].facts(shape);
@@ -56,8 +57,11 @@ class Session {
                                           .max_tokens = options.max_tokens,
                                           .max_generated = options.max_generated,
                                           .window = config.window(static_cast<Index>(layer)),
+                                          .multiplicity = options.multiplicity,
+                                          .executor = options.executor,
                                           .prefix = options.prefix,
-                                          .layer = static_cast<Index>(layer)});
+                                          .layer = static_cast<Index>(layer)},
+                           merge);
       home = std::max(home, caches_.back().capacity());
       if (facts.budget != unlimited && options.max_prompt > 1) landing = std::max(landing, facts.budget + options.max_prompt);
       needs.stats = std::max(needs.stats, facts.stats);
