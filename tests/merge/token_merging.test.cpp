@@ -98,7 +98,7 @@ TEST_CASE("bipartite matching: the published order is another order of the same 
   const Matrix<float> metric = random_matrix<float>(21, 6, 3), x = random_matrix<float>(21, 4, 4);
   for (const Index protect : {0, 1, 2}) {
     const TokenMap<float> spatial = bipartite(metric, {.r = 6, .protect = protect});
-    const TokenMap<float> published = bipartite(metric, {.r = 6, .protect = protect, .order = BipartiteOptions::Order::published});
+    const TokenMap<float> published = bipartite(metric, {.r = 6, .protect = protect, .order = RowOrder::published});
     CHECK(targets_of(published) == targets_of(spatial));
     const Ids order(published.token_of().begin(), published.token_of().end());
     const auto first_odd = std::find_if(order.begin() + protect, order.end(), [](std::int32_t t) { return t % 2 == 1; });
@@ -127,7 +127,7 @@ TEST_CASE("bipartite matching: the published order is another order of the same 
 TEST_CASE("bipartite matching: no r is the identity, bit for bit, in either order", "[merge]") {
   const Matrix<float> metric = random_matrix<float>(9, 6, 5), x = random_matrix<float>(9, 4, 6);
   for (const Index r : {Index(0), Index(-3), std::numeric_limits<Index>::min()})
-    for (const auto order : {BipartiteOptions::Order::spatial, BipartiteOptions::Order::published}) {
+    for (const auto order : {RowOrder::spatial, RowOrder::published}) {
       const TokenMap<float> map = bipartite(metric, {.r = r, .order = order});
       Matrix<float> out(map.rows(), 4), back(9, 4);
       Workspace ws(TokenMap<float>::workspace_bytes(9));

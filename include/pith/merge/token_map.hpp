@@ -15,6 +15,12 @@
 
 namespace pith::inline v0 {
 
+/// How the rows lie after a merge.
+enum class RowOrder {
+  spatial,   ///< in the order of the tokens that stay
+  published  ///< as the method's own code leaves them
+};
+
 /// How many tokens each row stands for, before a merge and after it.
 template <class S> struct TokenMasses {
   ConstVectorRef<S> before = {};  ///< [tokens], or empty: 1 each

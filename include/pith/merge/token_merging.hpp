@@ -13,6 +13,7 @@
 #include <pith/core/workspace.hpp>
 #include <pith/merge/similarity.hpp>
 #include <pith/merge/token_map.hpp>
+#include <pith/merge/top_rows.hpp>
 
 namespace pith::inline v0 {
 
@@ -20,10 +21,8 @@ namespace pith::inline v0 {
 struct BipartiteOptions {
   Index r = 0;        ///< tokens to merge away, at most half of those that take part; 0 or less: none
   Index protect = 0;  ///< tokens at the start that take no part: 1 with a class token, 2 with a distillation token behind it
-  enum class Order {
-    spatial,   ///< rows in the order of their tokens
-    published  ///< protected tokens, the even ones that stay, the odd ones; the even ones by falling cosine if nothing is protected
-  } order = Order::spatial;
+  /// Published: protected tokens, the even ones that stay, the odd ones; the even ones by falling cosine if nothing is protected.
+  RowOrder order = RowOrder::spatial;
 };
 
 /// Every k-th token stays and takes the others in.
@@ -80,15 +79,13 @@ void match_bipartite(std::type_identity_t<ConstMatrixRef<S>> metric, const Bipar
   VectorRef<S> cosine = ws.vector<S>(even.rows());
   nearest_rows<S>(even, odd, match, cosine, ws);
   std::int32_t* const best = ws.take<std::int32_t>(even.rows());
-  for (Index e = 0; e < even.rows(); ++e) best[e] = static_cast<std::int32_t>(e);
-  std::sort(best, best + even.rows(),
-            [&](std::int32_t a, std::int32_t b) { return cosine[a] != cosine[b] ? cosine[a] > cosine[b] : a < b; });
+  detail::best_first(cosine.data(), even.rows(), even.rows(), best);
   Index merged = 0;
   for (; merged < r && match[static_cast<std::size_t>(best[merged])] >= 0; ++merged) {
     const Index e = best[merged];
     map.merge_into(first_even + 2 * e, first_odd + 2 * match[static_cast<std::size_t>(e)], cosine[e]);
   }
-  if (options.order == BipartiteOptions::Order::spatial) return map.place();
+  if (options.order == RowOrder::spatial) return map.place();
   if (options.protect > 0) std::sort(best + merged, best + even.rows());
   std::int32_t* const order = ws.take<std::int32_t>(tokens);
   Index rows = 0;
