@@ -5,6 +5,7 @@
 #include <pith/io/config_json.hpp>
 #include <pith/io/dtype.hpp>
 #include <pith/io/file_bytes.hpp>
+#include <pith/io/linear_file.hpp>
 #include <pith/io/safetensors.hpp>
 #include <pith/io/safetensors_writer.hpp>
 #include <pith/io/session_file.hpp>

@@ -10,6 +10,7 @@
 #include <initializer_list>
 #include <limits>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <span>
 #include <string>
@@ -18,9 +19,12 @@
 
 #include <pith/attention/attend.hpp>
 #include <pith/io.hpp>
+#include <pith/kv.hpp>
 #include <pith/merge.hpp>
 
 #include "golden/support/golden_file.hpp"
+#include "golden/support/merging_cache.hpp"
+#include "golden/support/vlm_trace.hpp"
 #include "support/catch.hpp"
 
 using namespace pith;
@@ -248,6 +252,258 @@ void cam_value_merge(Golden& golden) {
         [](float ratio, float) { return ratio > 1; });
   check("one_early", {.row = tokens - recent + 1, .from = tokens - recent + 2},
         [](float ratio, float draw) { return cam_merges(ratio, draw); });
+}
+
+// ------------------------------------------------------------------------------------------------------------ caches
+
+/// [heads, tokens, head_dim] as [tokens, heads*head_dim].
+Matrix<float> all_heads(const Tensor& tensor) {
+  Matrix<float> out(tensor.extent(1), tensor.extent(0) * tensor.width());
+  for (Index h = 0; h < tensor.extent(0); ++h) out.middleCols(h * tensor.width(), tensor.width()) = slice(tensor, {h});
+  return out;
+}
+
+std::vector<TokenKind> kinds_by(const std::vector<Token>& modality) {
+  std::vector<TokenKind> kinds;
+  for (const Token m : modality) kinds.push_back(m == 0 ? TokenKind::text : TokenKind::image);
+  return kinds;
+}
+
+AnyPolicy<float> text_prior(Golden& golden) {
+  const HeavyHitter scores{.heavy = golden.number("hh_size"), .recent = golden.number("recent_size")};
+  return Protect(PromptOnly(scores), {.kind = TokenKind::text});
+}
+
+/// The newest tokens attend, and the policy watches if it wants to.
+Matrix<float> look(MergingCache& cache, const Matrix<float>& q, Index last) {
+  Matrix<float> out(q.rows(), q.cols());
+  Workspace ws(attend_workspace_bytes<float>(cache.shape(), cache.size(0) + q.rows(), 1, q.rows()));
+  if (cache.watching())
+    attend(q, cache.view(), out, ws, cache.observer(), {.observe_last = last});
+  else
+    attend(q, cache.view(), out, ws);
+  return out;
+}
+
+void lookm_text_prior_merge(Golden& golden) {
+  const Tensor k = golden.get("k"), v = golden.get("v"), scores = golden.get("score"), keep = golden.get("keep_idx");
+  const Tensor leave = golden.get("evict_idx"), match = golden.get("match"), cosines = golden.get("match_sim");
+  const Tensor mask = golden.get("keep_mask");
+  const Index heads = k.extent(0), tokens = k.extent(1), recent = golden.number("recent_size");
+  const std::vector<Token> modality = golden.ids("modality"), gate = golden.ids("gate");
+  CHECK(golden.number("hh_size") == rows_of_ratio(tokens, golden.real("hh_ratio")));
+  CHECK(recent == rows_of_ratio(tokens, golden.real("recent_ratio")));
+  // Where the images are, and what the released code adds to scores: with low bits lost, and so for policies to do without.
+  const std::vector<Token> places = golden.ids("image_position"), starts = golden.ids("image_start");
+  const Index a_image = golden.number("tokens_per_image");
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    CHECK(starts[i] == places[i] + static_cast<Token>(i) * static_cast<Token>(a_image - 1));
+    for (Index t = 0; t < a_image; ++t) CHECK(modality[static_cast<std::size_t>(starts[i] + t)] == 1);
+  }
+  const Vector<float> bias = vector_of(golden.get("bias").row({}));
+  for (Index t = 0; t < tokens; ++t)
+    CHECK(bias[t] == (modality[static_cast<std::size_t>(t)] == 1 || t >= tokens - recent ? -65516.f : 0.f));
+  for (Index h = 0; h < heads; ++h) CHECK(vector_of(scores.row({h})) + bias == vector_of(golden.get("biased_score").row({h})));
+
+  const auto check = [&](const std::string& name, const auto& rule) {
+    const auto seen = std::make_shared<SeenMatches>();
+    MergingCache cache({heads, heads, k.width()}, text_prior(golden), {.max_chunk = tokens}, Watched(rule, seen));
+    cache.append(all_heads(k), all_heads(v), {.phase = Phase::prefill, .kinds = kinds_by(modality)});
+    for (Index h = 0; h < heads; ++h) show_sums(cache, h, scores.row({h}), tokens);
+    cache.evict();
+    for (Index h = 0; h < heads; ++h) {
+      INFO(name << ", head " << h);
+      Ids kept(cache.positions(h).begin(), cache.positions(h).end());
+      std::sort(kept.begin(), kept.end());
+      REQUIRE(kept == ids_of(keep.id_row({h})));
+      CHECK(golden.number("kept") == static_cast<Index>(kept.size()));
+      CHECK(others(kept, tokens) == ids_of(leave.id_row({h})));
+      for (std::int32_t t = 0; t < tokens; ++t)
+        CHECK((mask.id_row({h})[static_cast<std::size_t>(t)] != 0) == std::binary_search(kept.begin(), kept.end(), t));
+      const SeenMatches::Head& matched = seen->before[static_cast<std::size_t>(h)];
+      for (std::size_t e = 0; e < matched.rows.size(); ++e) {
+        const Position to = cache.positions(h)[static_cast<std::size_t>(matched.rows[e])];
+        CHECK(to == kept[static_cast<std::size_t>(match.id_row({h})[e])]);
+        if (name.ends_with("gated")) CHECK((seen->after[static_cast<std::size_t>(h)].rows[e] >= 0) == (gate[e] != 0));
+      }
+      check_numbers(ConstVectorRef<float>(matched.cosines), cosines.row({h}));
+      check_rows(by_age(cache, h, true), golden.get(name + "_k"), {h});
+      check_rows(by_age(cache, h, false), golden.get(name + "_v"), {h});
+    }
+  };
+  check("pivot", Pivotal{});
+  check("avg", Averaged{});
+  check("weighted", Weighted{});
+  check("avg_gated", SlotGate(Averaged{}));
+  check("weighted_gated", SlotGate(Weighted{}));
+  Index text = 0;
+  for (Index t = 0; t < tokens - recent; ++t) text += modality[static_cast<std::size_t>(t)] == 0;
+  CHECK(text == golden.number("text_tokens_before_recent"));
+}
+
+/// A whole attention layer: the prompt attends before anything is merged, then tokens are decoded over the merged cache.
+void lookm_attention_layer(Golden& golden) {
+  const Index heads = golden.number("heads"), d = golden.number("head_dim"), prompt = golden.number("prompt");
+  const auto matrix = [&](const std::string& name) { return slice(golden.get(name), {}); };
+  const Matrix<float> x = matrix("x"), wq = matrix("wq"), wk = matrix("wk"), wv = matrix("wv"), wo = matrix("wo");
+  const std::vector<TokenKind> kinds = kinds_by(golden.ids("modality"));
+  const Rope<float> rope({.head_dim = d});
+  MergingCache cache({heads, heads, d}, text_prior(golden), {.max_chunk = prompt, .max_generated = golden.number("decode_steps")},
+                     Pivotal{});
+  const auto near_enough = [](const Matrix<float>& ours, const Matrix<float>& theirs) {
+    REQUIRE((ours.rows() == theirs.rows() && ours.cols() == theirs.cols()));
+    CHECK(((ours - theirs).array().abs() <= 1e-5f + 1e-4f * theirs.array().abs()).all());
+  };
+  const auto call = [&](Index first, Index n, Phase phase) {
+    const Matrix<float> rows = x.middleRows(first, n), v = rows * wv.transpose();
+    Matrix<float> q = rows * wq.transpose(), k = rows * wk.transpose();
+    Ids positions(static_cast<std::size_t>(n));
+    std::iota(positions.begin(), positions.end(), static_cast<Position>(first));
+    rope.rotate(q, positions);
+    rope.rotate(k, positions);
+    cache.append(k, v, {.phase = phase, .kinds = std::span(kinds).subspan(0, phase == Phase::prefill ? kinds.size() : 0)});
+    const Matrix<float> out = look(cache, q, n) * wo.transpose();
+    for (Index h = 0; h < heads && phase == Phase::prefill; ++h) near_enough(cache.stats(h), slice(golden.get("score"), {}).row(h));
+    cache.evict();
+    return out;
+  };
+  const auto check_cache = [&](const std::string& when) {
+    for (Index h = 0; h < heads; ++h) {
+      INFO(when << ", head " << h);
+      near_enough(by_age(cache, h, true), slice(golden.get("cache_k_" + when), {h}));
+      near_enough(by_age(cache, h, false), slice(golden.get("cache_v_" + when), {h}));
+    }
+  };
+  near_enough(call(0, prompt, Phase::prefill), matrix("prefill_out"));
+  const Tensor mask = golden.get("keep_mask");
+  for (Index h = 0; h < heads; ++h)
+    for (Position t = 0; t < prompt; ++t)
+      CHECK((mask.id_row({h})[static_cast<std::size_t>(t)] != 0) == (std::ranges::count(cache.positions(h), t) > 0));
+  check_cache("prefill");
+  for (Index step = 0; step < golden.number("decode_steps"); ++step)
+    near_enough(call(prompt + step, 1, Phase::decode), matrix("decode_out").row(step));
+  check_cache("last");
+}
+
+void csp_select(Golden& golden) {
+  const Tensor q = golden.get("q"), k = golden.get("k"), v = golden.get("v"), self = golden.get("self_idx"),
+               cross = golden.get("cross_idx");
+  const Index heads = q.extent(0), tokens = q.extent(1), recent = golden.number("recent_size"), newest = golden.number("kv_recent_size");
+  const std::vector<TokenKind> kinds = kinds_by(golden.ids("modality"));
+  CHECK(newest == rows_of_ratio(recent, golden.real("kv_recent_bias")));
+  const CrossSelf policy{.heavy = golden.number("hh_size"),
+                         .recent = recent,
+                         .protects = newest,
+                         .cross_ratio = golden.real("cross_ratio"),
+                         .n = golden.real("softmax_n")};
+  CHECK(self.width() == golden.number("k_self"));
+  CHECK(cross.width() == golden.number("k_cross"));
+  MergingCache cache({heads, heads, q.width()}, policy, {.max_chunk = tokens});
+  cache.append(all_heads(k), all_heads(v), {.phase = Phase::prefill, .kinds = kinds});
+  Matrix<float> out(tokens, heads * q.width());
+  const Matrix<float> queries = all_heads(q);
+  Workspace ws(attend_workspace_bytes<float>(cache.shape(), tokens, 1, tokens));
+  const Tensor window = golden.get("softmax1_window");
+  const auto observer = cache.observer();
+  const auto watch = [&](const AttentionTile<float>& tile) {
+    observer(tile);
+    for (Index i = 0; i < tile.weights.rows(); ++i) {
+      const Vector<float> theirs = vector_of(window.row({tile.kv_head, tile.first_query + i - (tokens - recent)}));
+      const double share = 1 / (1 + golden.real("softmax_n") * std::exp(-double(tile.log_sum[i])));
+      for (Index t = 0; t < tokens; ++t) check_number(share * double(tile.weights(i, t)), double(theirs[t]));
+    }
+  };
+  attend(queries, cache.view(), out, ws, watch, {.observe_last = recent});
+  for (Index h = 0; h < heads; ++h) {
+    check_numbers(Vector<float>(cache.stats(h).row(0).head(tokens - newest).transpose()), golden.get("self_score").row({h}));
+    check_numbers(Vector<float>(cache.stats(h).row(1).head(tokens - newest).transpose()), golden.get("cross_score").row({h}));
+    CHECK(best(cache.stats(h).row(0).head(tokens - newest).transpose(), self.width()) == ids_of(self.id_row({h})));
+    CHECK(best(cache.stats(h).row(1).head(tokens - newest).transpose(), cross.width()) == ids_of(cross.id_row({h})));
+  }
+  cache.evict();
+  Index twice = 0;
+  for (Index h = 0; h < heads; ++h) {
+    INFO("head " << h);
+    Ids stored = ids_of(self.id_row({h}));  // as released: both lists, then the newest; a token of both lists twice
+    for (const Token t : cross.id_row({h})) stored.push_back(t);
+    for (Index t = tokens - newest; t < tokens; ++t) stored.push_back(static_cast<std::int32_t>(t));
+    Ids once = stored, ours(cache.positions(h).begin(), cache.positions(h).end());
+    std::sort(once.begin(), once.end());
+    std::sort(ours.begin(), ours.end());
+    once.erase(std::unique(once.begin(), once.end()), once.end());
+    CHECK(ours == once);
+    twice += static_cast<Index>(stored.size() - once.size());
+    CHECK(gathered(slice(k, {h}), stored) == slice(golden.get("out_k"), {h}));
+    CHECK(gathered(slice(v, {h}), stored) == slice(golden.get("out_v"), {h}));
+    for (std::size_t r = 0; r < cache.positions(h).size(); ++r) {
+      const Position p = cache.positions(h)[r];
+      CHECK(cache.keys(h).row(static_cast<Index>(r)) == slice(k, {h}).row(p));
+      CHECK(cache.values(h).row(static_cast<Index>(r)) == slice(v, {h}).row(p));
+    }
+  }
+  CHECK(twice == golden.number("duplicates_over_heads"));
+}
+
+void d2o_merge(Golden& golden) {
+  const Tensor k0 = golden.get("k0"), v0 = golden.get("v0"), score0 = golden.get("score0");
+  const Tensor new_k = golden.get("new_k"), new_v = golden.get("new_v"), new_score = golden.get("new_score");
+  const Index heads = k0.extent(0), first = golden.number("prefill_plus_one"), sinks = golden.number("sinks");
+  const HeavyHitter scores{.heavy = rows_of_ratio(first, golden.real("hh_ratio")),
+                           .recent = rows_of_ratio(first, golden.real("recent_ratio"))};
+  CHECK(scores.heavy == golden.number("hh_size"));
+  CHECK(scores.recent == golden.number("recent_size"));
+  const auto seen = std::make_shared<SeenMatches>();
+  const MovingThreshold rule(Weighted{}, golden.real("alpha_old"), golden.real("beta_new"));
+  MergingCache cache({heads, heads, k0.width()}, Protect(scores, {.sinks = sinks}), {.max_chunk = first}, Watched(rule, seen));
+  for (Index step = 0; step <= golden.number("steps"); ++step) {
+    const std::string name = "step" + std::to_string(step) + ".";
+    INFO(name);
+    if (step == 0) {
+      cache.append(all_heads(k0), all_heads(v0));
+    } else {
+      const Matrix<float> k = slice(new_k, {step - 1}), v = slice(new_v, {step - 1});
+      cache.append(k.reshaped<Eigen::RowMajor>(1, k.size()).eval(), v.reshaped<Eigen::RowMajor>(1, v.size()).eval());
+    }
+    std::vector<Ids> held;
+    for (Index h = 0; h < heads; ++h) {
+      const std::vector<Index> rows = rows_by_age(cache, h);
+      const auto given = step == 0 ? score0.row({h}) : new_score.row({step - 1, h});
+      std::vector<double> sums(given.size());
+      Ids& positions = held.emplace_back();
+      for (std::size_t i = 0; i < rows.size(); ++i) {
+        sums[static_cast<std::size_t>(rows[i])] = given[i];
+        positions.push_back(cache.positions(h)[static_cast<std::size_t>(rows[i])]);
+      }
+      show_sums(cache, h, sums, step == 0 ? first : 1);
+    }
+    cache.evict();
+    const Tensor mask = golden.get(name + "keep_mask"), match = golden.get(name + "match"), cosines = golden.get(name + "match_sim");
+    const std::vector<Token> gate = golden.ids(name + "gate");
+    check_number(double(cache.snapshot().gate[0]), golden.get(name + "threshold").values[0]);
+    for (Index h = 0; h < heads; ++h) {
+      INFO("head " << h);
+      const std::vector<Index> rows = rows_by_age(cache, h);
+      Ids kept;
+      for (std::size_t i = 0; i < held[static_cast<std::size_t>(h)].size(); ++i)
+        if (mask.id_row({h})[i] != 0) kept.push_back(held[static_cast<std::size_t>(h)][i]);
+      REQUIRE(rows.size() == kept.size());
+      for (std::size_t i = 0; i < rows.size(); ++i) CHECK(cache.positions(h)[static_cast<std::size_t>(rows[i])] == kept[i]);
+      const SeenMatches::Head &before = seen->before[static_cast<std::size_t>(h)], &after = seen->after[static_cast<std::size_t>(h)];
+      REQUIRE(before.rows.size() == gate.size());
+      for (std::size_t e = 0; e < gate.size(); ++e) {
+        CHECK(cache.positions(h)[static_cast<std::size_t>(before.rows[e])] == kept[static_cast<std::size_t>(match.id_row({h})[e])]);
+        CHECK((after.rows[e] >= 0) == (gate[e] != 0));
+      }
+      check_numbers(ConstVectorRef<float>(before.cosines), cosines.row({h}));
+      check_rows(by_age(cache, h, true), golden.get(name + "k"), {h});
+      check_rows(by_age(cache, h, false), golden.get(name + "v"), {h});
+      const Tensor sums = golden.get(name + "score");
+      const auto running = sums.row({h});
+      for (std::size_t i = static_cast<std::size_t>(sinks); i < rows.size(); ++i)
+        check_number(double(cache.stats(h)(0, rows[i])), running[i]);
+      for (std::size_t i = 0; i < static_cast<std::size_t>(sinks); ++i) CHECK(running[i] == -1);
+    }
+  }
 }
 
 // ------------------------------------------------------------------------------------------------------------ ToMe
@@ -509,7 +765,11 @@ void visual_token_reduction(Golden& golden) {
 
 TEST_CASE("golden.merge: every file of published merging code", "[golden]") {
   const std::map<std::string, void (*)(Golden&)> kinds{{"cam_value_merge", cam_value_merge},
+                                                       {"csp_select", csp_select},
+                                                       {"d2o_merge", d2o_merge},
+                                                       {"lookm_attention_layer_text_prior_pivot", lookm_attention_layer},
                                                        {"lookm_merge", lookm_merge},
+                                                       {"lookm_text_prior_merge", lookm_text_prior_merge},
                                                        {"normalised_weighted_merge", normalised_weighted_merge},
                                                        {"tome", tome},
                                                        {"value_only_merge", value_only_merge},
@@ -535,4 +795,21 @@ TEST_CASE("golden.merge: every file of published merging code", "[golden]") {
   }
   CHECK(replayed > 0);
   std::printf("golden.merge: %d files replayed\n", replayed);
+}
+
+TEST_CASE("golden.merge: every trace of a model whose prompt has images", "[golden]") {
+  int replayed = 0;
+  const fs::path folder = golden_folder("model") / "vlm";
+  REQUIRE(fs::is_directory(folder));
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    INFO(entry.path().string());
+    Golden trace(entry.path());
+    REQUIRE(owner(trace) == Owner::merge);
+    if (trace.has("image_row")) continue;  // the image itself, read with each trace
+    replay_vlm(folder / "image.safetensors", trace);
+    trace.done();
+    ++replayed;
+  }
+  CHECK(replayed > 0);
+  std::printf("golden.merge: %d traces replayed\n", replayed);
 }
