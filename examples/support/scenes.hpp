@@ -88,7 +88,7 @@ void answer(Session& session, const pith::Decoder<float>& decoder, const Scene& 
             Answers& answers) {
   const pith::SplicedPrompt<float> prompt = scene_prompt(decoder, scene, image);
   session.clear();
-  pith::Vector<float> expected = session.prefill(prompt.embeddings, prompt.kinds).row(0);
+  pith::Vector<float> expected = session.prefill(prompt.embeddings, prompt.kinds, {.masses = prompt.masses}).row(0);
   const auto read = [&](std::span<const pith::Token> tokens) {  // in chunks; the last row is what comes next
     pith::Matrix<float> rows(static_cast<pith::Index>(tokens.size()), session.vocab_size());
     const std::size_t chunk = 9;  // max_draft + 1

@@ -2,6 +2,8 @@
 #include <limits>
 #include <vector>
 
+#include <pith/attention.hpp>
+#include <pith/kv.hpp>
 #include <pith/merge.hpp>
 #include <pith/model/splice.hpp>
 
@@ -66,7 +68,9 @@ TEST_CASE("an image merged before the prompt takes fewer places, and what follow
   REQUIRE(map.rows() == 2);
   Matrix<float> merged(2, 6);
   map.merge(p.first, merged, Averaged{}, ws);
-  const std::vector<MediaRows<float>> images{{.rows = merged, .row_of = map.row_of()}};
+  Vector<float> masses(2);
+  map.merge(p.first, merged, Averaged{}, ws, {.after = masses});
+  const std::vector<MediaRows<float>> images{{.rows = merged, .row_of = map.row_of(), .masses = masses}};
   const auto prompt = splice(p.table, std::vector<Token>{1, 0, 0, 0, 0, 2}, 0, images);
   REQUIRE(prompt.embeddings.rows() == 4);
   CHECK(prompt.embeddings.middleRows(1, 2) == merged);
@@ -74,6 +78,8 @@ TEST_CASE("an image merged before the prompt takes fewer places, and what follow
   REQUIRE(prompt.moved_to.size() == 6);
   for (std::size_t t = 0; t < 4; ++t) CHECK(prompt.moved_to[t + 1] == 1 + map.row_of()[t]);
   CHECK(prompt.moved_to[5] == 3);
+  CHECK(masses.sum() == 4);
+  CHECK(prompt.masses == std::vector<float>{1, masses[0], masses[1], 1});
   // A token that was dropped is nowhere.
   const std::vector<std::int32_t> dropped{0, -1, 1, -1};
   const std::vector<MediaRows<float>> pruned{{.rows = p.second, .row_of = dropped}};
@@ -97,4 +103,27 @@ TEST_CASE("what does not fit together is refused", "[model]") {
   CHECK_THROWS_AS(splicing({-1, -1}, Placeholders::one_an_image), ShapeError);
   p.images[0] = {.rows = none};
   CHECK_THROWS_WITH(splicing({-1, -1}, Placeholders::one_an_image), contains("image 0 has no tokens"));
+}
+
+TEST_CASE("rows that stand for several tokens are read as if these were all there", "[model]") {
+  // Tokens that repeat each other: one row of mass 3 at a single position, against a cache that is given its row three times.
+  const AttentionShape shape{2, 1, 8};
+  const Matrix<double> k = random_matrix<double>(2, 8, 1), v = random_matrix<double>(2, 8, 2), q = random_matrix<double>(1, 16, 3);
+  KvCache<Dense, Drop, double> counted(shape, {}, {.multiplicity = true}), repeated(shape);
+  const std::vector<float> masses{3, 1};
+  counted.append(k, v, {.masses = masses});
+  for (const Index row : {0, 0, 0, 1}) repeated.append(k.row(row), v.row(row));
+  const auto read = [&](const auto& cache) {
+    Matrix<double> out(1, 16);
+    Workspace ws(attend_workspace_bytes<double>(shape, 4, 1));
+    attend<double>(q, cache.view(), out, ws);
+    return out;
+  };
+  CHECK((read(counted) - read(repeated)).cwiseAbs().maxCoeff() <= 1e-7 * v.cwiseAbs().maxCoeff());  // the logarithm is a float
+  CHECK_THROWS_WITH(repeated.append(k, v, {.masses = masses}), contains("construct with multiplicity"));
+  const std::vector<float> less{3, .5f}, one{3}, unknown{3, std::numeric_limits<float>::quiet_NaN()};
+  CHECK_THROWS_WITH(counted.append(k, v, {.masses = less}), contains("mass 0.500000, expected 1 .. 16777216 tokens"));
+  CHECK_THROWS_AS(counted.append(k, v, {.masses = unknown}), ShapeError);
+  CHECK_THROWS_WITH(counted.append(k, v, {.masses = one}), contains("1 masses for 2 tokens"));
+  CHECK(counted.size(0) == 2);
 }

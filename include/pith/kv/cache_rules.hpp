@@ -29,6 +29,9 @@ struct KvCacheOptions {
   Index layer = 0;                ///< which of the prefix's layers this cache is
 };
 
+/// The most tokens that a row can stand for when it is appended: sums up to this are exact in a float.
+inline constexpr Index max_mass = Index(1) << 24;
+
 /// Whether a prompt is read or an answer written. Only prompt-only policies tell them apart: they evict when a prompt ends.
 enum class Phase : std::uint8_t { decode, prefill };
 
@@ -37,6 +40,7 @@ struct AppendOptions {
   bool more = false;                         ///< prefill: another piece of the prompt follows
   std::span<const TokenKind> kinds = {};     ///< [tokens]; empty: text
   std::span<const Position> positions = {};  ///< [tokens] increasing, from next_position() on; empty: without gaps
+  std::span<const float> masses = {};        ///< [tokens] how many each stands for, if some were merged before; empty: 1 each
 };
 
 namespace detail {
@@ -48,6 +52,11 @@ struct Progress {
   Index unevicted = 0;      ///< tokens appended since the last eviction
   AppendOptions last = {};  ///< how the newest were appended; without their marks
 };
+
+/// What AppendOptions say of token t of a call, or say of none.
+template <class Given, class X> X mark_of(const Given& given, Index t, X otherwise) {
+  return given.empty() ? otherwise : static_cast<X>(given[static_cast<std::size_t>(t)]);
+}
 
 /// Everything about a cache that never changes, and what it refuses because of it.
 struct CacheRules {
@@ -125,6 +134,7 @@ struct CacheRules {
     };
     count("kinds", append.kinds.size());
     count("positions", append.positions.size());
+    check_masses(append.masses, tokens);
     Index at = next;
     for (const Position p : append.positions) {
       if (p < at) raise<ShapeError>(text("pith::KvCache::append: position ", p, " where ", at, " or more is expected: positions increase"));
@@ -133,6 +143,17 @@ struct CacheRules {
       at = Index(p) + 1;
     }
     check_range(next, std::max(tokens, at - next));
+  }
+
+  void check_masses(std::span<const float> masses, Index tokens) const {
+    if (masses.empty()) return;
+    if (!options.multiplicity)
+      raise<StateError>("pith::KvCache: masses for rows that count as one token each: construct with multiplicity");
+    if (static_cast<Index>(masses.size()) != tokens)
+      raise<ShapeError>(text("pith::KvCache::append: ", masses.size(), " masses for ", tokens, " tokens"));
+    for (const float mass : masses)
+      if (!(mass >= 1 && mass <= static_cast<float>(max_mass)))
+        raise<ShapeError>(text("pith::KvCache::append: mass ", mass, ", expected 1 .. ", max_mass, " tokens"));
   }
 
   /// `seen`: queries whose attention the policy was shown since `appended` tokens came.

@@ -101,10 +101,7 @@ template <KvStorage T> class CacheState : public Progress {
     check_fits(tokens, slab());
     journal.check_room(tokens);
     if (tokens == 0) return;
-    const auto position = [&](Index t) {
-      return options.positions.empty() ? static_cast<Position>(next + t) : options.positions[static_cast<std::size_t>(t)];
-    };
-    const auto kind = [&](Index t) { return options.kinds.empty() ? TokenKind::text : options.kinds[static_cast<std::size_t>(t)]; };
+    const auto position = [&](Index t) { return mark_of(options.positions, t, static_cast<Position>(next + t)); };
     if (rules.begins_prompt(options, last) && unevicted == 0) forget_attention();
     if (journal.open()) journal.record(position(0), *this, tokens, heads_, home, merging.gate);
     for (Index h = 0; h < heads(); ++h) {
@@ -112,7 +109,8 @@ template <KvStorage T> class CacheState : public Progress {
       for (Index t = 0; t < tokens; ++t) {
         const Index row = state.size + t;
         if (row < state.live) journal.save_row(slab(), h, row, t);
-        slab().write_row(h, row, &k.coeffRef(t, h * d), &v.coeffRef(t, h * d), position(t), static_cast<Position>(next_angle + t), kind(t));
+        slab().write_row(h, row, &k.coeffRef(t, h * d), &v.coeffRef(t, h * d), position(t), static_cast<Position>(next_angle + t),
+                         mark_of(options.kinds, t, TokenKind::text), mark_of(options.masses, t, S(1)));
       }
       if (rules.facts.stats > 0) slab().stats(h, state.size, tokens).setZero();
       state.size += tokens;

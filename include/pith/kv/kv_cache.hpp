@@ -43,6 +43,9 @@ class KvCache {
   /// Refuses what append() would refuse of so many tokens, one eviction after each of them or, with a landing, one after all.
   void check_room(Index tokens, const KvLanding<Storage>* landing = nullptr) const { state_.check_room(tokens, landing); }
 
+  /// Refuses the masses that append() would refuse.
+  void check_masses(std::span<const float> masses, Index tokens) const { state_.rules.check_masses(masses, tokens); }
+
   /// Makes sure that `tokens` more rows a head find room before the next evict(): at home, or else by moving into the landing.
   ///
   /// Throws   CapacityError if neither has room, StateError inside a journal

@@ -175,13 +175,13 @@ template <KvStorage T> class KvSlab {
   }
 
   /// Stores a row of numbers in the arithmetic type: its one rounding.
-  void write_row(Index head, Index row, const S* k, const S* v, Position position, Position angle, TokenKind kind) {
+  void write_row(Index head, Index row, const S* k, const S* v, Position position, Position angle, TokenKind kind, S mass) {
     narrow<T>(k, key(head, row), shape_.head_dim);
     narrow<T>(v, value(head, row), shape_.head_dim);
     positions(head)[row] = position;
     if (shape_.angles) angles(head)[row] = angle;
     kinds(head)[row] = kind;
-    set_mass(head, row, S(1));
+    set_mass(head, row, mass);
   }
 
   /// Copies one row and all that belongs to it from another slab (or another place of this one).

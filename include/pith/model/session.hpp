@@ -82,18 +82,18 @@ class Session {
   /// Shapes   returns logits [1, vocab_size] of the last token, valid until the next call
   /// Throws   CapacityError for more than max_prompt tokens or a full Dense cache, ShapeError for a token outside the vocabulary or none
   ConstMatrixRef<S> prefill(std::span<const Token> tokens, const PrefillOptions& options = {}) {
-    const Index n = check_prompt(static_cast<Index>(tokens.size()), options.more);
+    const Index n = check_prompt(static_cast<Index>(tokens.size()), options);
     model_->weights.embed_tokens.gather(tokens, hidden_.topRows(n));
-    return read_prompt(n, {}, options.more);
+    return read_prompt(n, {}, options);
   }
   /// The same for embedding rows [tokens, hidden_size], each with its kind (none given: text).
   ConstMatrixRef<S> prefill(ConstMatrixRef<S> embeddings, std::span<const TokenKind> kinds = {}, const PrefillOptions& options = {}) {
     check_shape("Session::prefill", "embeddings", embeddings, any_extent, model_->config.hidden_size);
     if (!kinds.empty() && static_cast<Index>(kinds.size()) != embeddings.rows())
       raise<ShapeError>(detail::text("pith::Session::prefill: ", kinds.size(), " kinds for ", embeddings.rows(), " embedding rows"));
-    const Index n = check_prompt(embeddings.rows(), options.more);
+    const Index n = check_prompt(embeddings.rows(), options);
     hidden_.topRows(n) = embeddings;
-    return read_prompt(n, kinds, options.more);
+    return read_prompt(n, kinds, options);
   }
 
   /// Feeds the next tokens, 1 .. max_draft + 1 of them: each appends, attends and evicts before the next, so a chunk equals its tokens one
@@ -217,7 +217,7 @@ class Session {
 
   // Everything below them is compiled with these two. Outside of the class they are not inline: a program that declares the class extern
   // leaves all of it to the source that instantiates it.
-  ConstMatrixRef<S> read_prompt(Index n, std::span<const TokenKind> kinds, bool more);
+  ConstMatrixRef<S> read_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options);
   ConstMatrixRef<S> read_next(Index n);
 
   ConstMatrixRef<S> read_logits(ConstMatrixRef<S> hidden) {
@@ -235,12 +235,13 @@ class Session {
     if (model_->config.window(layer) > 0)
       raise<UnsupportedError>("pith::Session: a sliding-window layer looks at stream positions: use Reading::stream there");
   }
-  Index check_prompt(Index n, bool more) {
+  Index check_prompt(Index n, const PrefillOptions& options) {
     if (n == 0) raise<ShapeError>("pith::Session::prefill: no tokens, expected 1 or more");
     if (n > max_prompt_)
       raise<CapacityError>(detail::text("pith::Session::prefill: ", n, " tokens, expected at most max_prompt = ", max_prompt_,
                                         ": start the session with a larger max_prompt"));
-    check_ready(n, true, more);
+    for (const Cache& cache : caches_) cache.check_masses(options.masses, n);
+    check_ready(n, true, options.more);
     return n;
   }
   /// Every refusal of every layer, before the first one changes.
@@ -264,13 +265,14 @@ class Session {
 
 template <class S, KvStorage T>
 requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_prompt(Index n, std::span<const TokenKind> kinds,
-                                                                                       bool more) {
+                                                                                       const PrefillOptions& options) {
+  const AppendOptions marks{.phase = Phase::prefill, .more = options.more, .kinds = kinds, .masses = options.masses};
   const Position length = static_cast<Position>(next_position() + n);
   whole_ = false;
   newest_ = -1;
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
-    caches_[layer].reserve(n, landing_for(caches_[layer], more));
-    pass(layer).prefill(caches_[layer], hidden_.topRows(n), kinds, length, more, layer + 1 == caches_.size());
+    caches_[layer].reserve(n, landing_for(caches_[layer], options.more));
+    pass(layer).prefill(caches_[layer], hidden_.topRows(n), marks, length, layer + 1 == caches_.size());
     pass(layer).evict(caches_[layer]);
   }
   whole_ = true;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -37,7 +38,8 @@ struct SessionOptions {
 };
 
 struct PrefillOptions {
-  bool more = false;  ///< another piece of the same prompt follows: prompt-only policies wait for the last one
+  bool more = false;                   ///< another piece of the same prompt follows: prompt-only policies wait for the last one
+  std::span<const float> masses = {};  ///< [tokens] how many each stands for, if some were merged before (SplicedPrompt::masses)
 };
 
 /// All that a session knows: Session::snapshot() takes one, restore() returns to it, io/session_file.hpp keeps it in a file.

@@ -21,6 +21,7 @@ template <class S = float> struct MediaRows {
   ConstMatrixRef<S> rows;                     ///< [rows, hidden_size] what a projector made of its tokens
   std::span<const std::int32_t> row_of = {};  ///< merged before the prompt: of each token the row it became part of (TokenMap::row_of()),
                                               ///< -1: dropped; empty: a row is a token
+  ConstVectorRef<S> masses = {};              ///< [rows] tokens that each stands for; empty: 1 each
   TokenKind kind = TokenKind::image;          ///< what policies tell apart
   Index tokens() const { return row_of.empty() ? rows.rows() : static_cast<Index>(row_of.size()); }
 };
@@ -38,6 +39,7 @@ template <class S = float> struct SplicedPrompt {
   };
   Matrix<S> embeddings;            ///< [tokens, hidden_size]
   std::vector<TokenKind> kinds;    ///< [tokens]
+  std::vector<float> masses;       ///< [tokens] how many each stands for (PrefillOptions::masses); empty: 1 each
   std::vector<Span> spans;         ///< of each image: its rows are first .. end - 1
   std::vector<Position> moved_to;  ///< of every position that the prompt would have if nothing had been merged, the one it has; -1: dropped
 };
@@ -53,6 +55,8 @@ std::vector<std::size_t> places_of(const Embedding<S>& table, std::span<const To
   for (std::size_t i = 0; i < images.size(); ++i) {
     const MediaRows<S>& image = images[i];
     check_shape("splice", "the rows of an image", image.rows, any_extent, table.cols());
+    if (image.masses.size() != 0 && image.masses.size() != image.rows.rows())
+      refuse(text("image ", i, ": ", image.masses.size(), " masses for ", image.rows.rows(), " rows"));
     if (image.tokens() < 1) refuse(text("image ", i, " has no tokens"));
     for (const std::int32_t row : image.row_of)
       if (row < -1 || row >= image.rows.rows())
@@ -92,7 +96,8 @@ SplicedPrompt<S> splice(const Embedding<S>& table, std::span<const Token> tokens
   };
   std::size_t rows = tokens.size();
   for (std::size_t i = 0; i < images.size(); ++i) rows += static_cast<std::size_t>(images[i].rows.rows()) - places(i);
-  SplicedPrompt<S> out{.embeddings = Matrix<S>(static_cast<Index>(rows), table.cols()), .kinds = {}, .spans = {}, .moved_to = {}};
+  SplicedPrompt<S> out{
+      .embeddings = Matrix<S>(static_cast<Index>(rows), table.cols()), .kinds = {}, .masses = {}, .spans = {}, .moved_to = {}};
   const auto next = [&] { return static_cast<Position>(out.kinds.size()); };
   const auto add_text = [&](std::size_t first, std::size_t end) {
     table.gather(tokens.subspan(first, end - first), out.embeddings.middleRows(next(), static_cast<Index>(end - first)));
@@ -112,6 +117,10 @@ SplicedPrompt<S> splice(const Embedding<S>& table, std::span<const Token> tokens
       out.moved_to.push_back(row < 0 ? -1 : first + row);
     }
     out.kinds.insert(out.kinds.end(), static_cast<std::size_t>(image.rows.rows()), image.kind);
+    if (image.masses.size() > 0) {
+      out.masses.resize(rows, 1.f);
+      for (Index r = 0; r < image.masses.size(); ++r) out.masses[static_cast<std::size_t>(first + r)] = static_cast<float>(image.masses[r]);
+    }
     out.spans.push_back({first, next()});
     done = begins[i] + places(i);
   }
