@@ -49,13 +49,14 @@ template <class S> struct LargestLanes {
   }
   /// One panel, from kept row c on; inverse has numbers for all of it.
   void look(const S* products, const S* inverse, Index c) {
-    auto most = V::load(value), from = V::load(packet);
+    auto most = V::load(value), from = V::load(packet), here = V::broadcast(static_cast<S>(c / V::width));
 #pragma GCC unroll 16
     for (Index i = 0; i < panel_width; i += V::width) {
       const auto x = V::mul(V::load(products + i), V::load(inverse + i));
       const auto larger = V::less(most, x);
       most = V::select(larger, x, most);
-      from = V::select(larger, V::broadcast(static_cast<S>((c + i) / V::width)), from);
+      from = V::select(larger, here, from);
+      here = V::add(here, V::broadcast(S(1)));
     }
     V::store(value, most);
     V::store(packet, from);
@@ -108,7 +109,7 @@ template <class S, class Look> void each_product(const ConstMatrixRef<S>& rows, 
       if (dim == 0) out.setZero();
       for (Index r = mine.begin; r < mine.end; r += together) {
         const Index count = std::min(together, mine.end - r);
-        for (Index t = 0; t < count; ++t) std::copy_n(rows.data() + (r + t) * rows.outerStride(), dim, copy + t * stride);
+        for (Index t = 0; first == 0 && t < count; ++t) std::copy_n(rows.data() + (r + t) * rows.outerStride(), dim, copy + t * stride);
         const Product<S> o(ConstMatrixRef<S>(copy, count, dim, stride), {}, out);
         for (Index p = 0; p < step; ++p) {
           const S* const w = packed + p * panel;
