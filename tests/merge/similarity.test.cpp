@@ -158,3 +158,37 @@ TEST_CASE("similarity: shapes that disagree are refused", "[merge]") {
   CHECK_THROWS_WITH(nearest_rows<float>(rows, rows, match, cosine, ws), contains("2 matches and 3 cosines for 3 rows"));
   CHECK_THROWS_AS(similarity_matrix<float>(rows, rows, whole, ws), ShapeError);
 }
+
+TEST_CASE("of equal cosines the kept row of lowest position wins, wherever it lies", "[merge]") {
+  std::mt19937_64 rng(12);
+  for (const Index m : {1, 5, 40, 200})
+    for (const Index n : {1, 3, 150}) {
+      Matrix<float> kept = random_matrix<float>(m, 8, 21);
+      std::vector<Position> positions(static_cast<std::size_t>(m));
+      for (Index c = 0; c < m; ++c) {
+        kept.row(c) = kept.row(c % 4) * static_cast<float>(1 << (c % 3));  // four directions; scaling by these changes no bit of a cosine
+        positions[static_cast<std::size_t>(c)] = static_cast<Position>(3 * c + 7);
+      }
+      std::shuffle(positions.begin(), positions.end(), rng);
+      const Matrix<float> rows = random_matrix<float>(n, 8, 22);
+      std::vector<std::int32_t> first(static_cast<std::size_t>(n)), oldest = first;
+      Vector<float> cosine(n), same(n);
+      Workspace ws(nearest_workspace_bytes<float>(m, 8, 1, n));
+      nearest_rows<float>(rows, kept, first, cosine, ws);
+      nearest_rows<float>(rows, kept, oldest, same, ws, positions);
+      CHECK(cosine == same);
+      for (std::size_t r = 0; r < first.size(); ++r) {
+        CHECK(first[r] < 4);
+        std::int32_t expected = first[r];
+        for (std::int32_t c = first[r]; c < m; c += 4)
+          if (positions[static_cast<std::size_t>(c)] < positions[static_cast<std::size_t>(expected)]) expected = c;
+        CHECK(oldest[r] == expected);
+      }
+    }
+  const Matrix<float> rows = random_matrix<float>(2, 8, 1);
+  std::vector<std::int32_t> match(2);
+  Vector<float> cosine(2);
+  const std::vector<Position> one{3};
+  Workspace ws(nearest_workspace_bytes<float>(2, 8));
+  CHECK_THROWS_WITH(nearest_rows<float>(rows, rows, match, cosine, ws, one), pith_test::contains("1 positions for 2 kept rows"));
+}

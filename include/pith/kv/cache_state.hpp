@@ -140,7 +140,8 @@ template <KvStorage T> class CacheState : public Progress {
 
   /// Merges what every close_head() has put behind the survivors into them.
   template <class Rule> void merge(const Rule& rule) {
-    LayerMerge<T>{rules, slab(), journal, landed() ? landing_->merging() : merging.ws, next}.run(rule, heads_, sizes_after_, merging);
+    LayerMerge<T>{rules, slab(), journal, landed() ? landing_->merging() : merging.ws, next, !landed()}.run(rule, heads_, sizes_after_,
+                                                                                                            merging);
   }
 
   void end_eviction(Index coming) {

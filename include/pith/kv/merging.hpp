@@ -27,7 +27,10 @@ template <KvStorage T> struct MergeState {
   MergeState(const CacheRules& rules, Index rows)
       : gate(Vector<S>::Zero(rules.merge.memory)),
         heads(rules.merge.merges ? static_cast<std::size_t>(rules.shape.num_kv_heads) : 0),
-        ws(rules.merge.merges ? merging_bytes<S>(rows, rules.shape.head_dim, rules.options.executor.size()) : 0, rules.options.executor) {}
+        ws(rules.merge.merges
+               ? merging_bytes<S>(rows, rows_together(rules.shape.head_dim), rules.shape.head_dim, rules.options.executor.size())
+               : 0,
+           rules.options.executor) {}
   std::size_t bytes() const { return ws.bytes() + static_cast<std::size_t>(gate.size()) * sizeof(S); }
 
   Vector<S> gate;  ///< what the gate keeps of the layer
@@ -45,6 +48,7 @@ template <KvStorage T> struct LayerMerge {
   KvJournal<T>& journal;
   Workspace& ws;
   Position next;
+  bool at_home;
 
   /// `staying`: of head h's rows, the first staying[h].
   template <class Rule> void run(const Rule& rule, std::span<const HeadState> heads, std::span<const Index> staying, MergeState<T>& state) {
@@ -72,8 +76,13 @@ template <KvStorage T> struct LayerMerge {
     }
     const Index d = rules.shape.head_dim;
     const S* const keys = slab.widened_rows(h, 0, kept + evicted).first;
-    nearest_rows(ConstMatrixRef<S>(keys + kept * d, evicted, d), ConstMatrixRef<S>(keys, kept, d),
-                 {rows, static_cast<std::size_t>(evicted)}, VectorRef<S>(slab.cosines(h), evicted), ws);
+    const Index most = at_home ? rows_together(d) : evicted;  // the workspace of a home has room for a panel of kept rows, not for all
+    for (Index e = 0; e < evicted; e += most) {
+      const Index count = std::min(most, evicted - e);
+      nearest_rows(ConstMatrixRef<S>(keys + (kept + e) * d, count, d), ConstMatrixRef<S>(keys, kept, d),
+                   {rows + e, static_cast<std::size_t>(count)}, VectorRef<S>(slab.cosines(h) + e, count), ws,
+                   {slab.positions(h), static_cast<std::size_t>(kept)});
+    }
     for (Index e = 0; e < evicted; ++e)
       if (rules.unseen(slab.positions(h)[kept + e], next)) rows[e] = -1;
   }

@@ -45,9 +45,9 @@ template <KvStorage T> void widen(const T* from, arithmetic_t<T>* to, Index n) {
   }
 }
 
-/// What matching and merging the rows of a head take from a workspace.
-template <class S> std::size_t merging_bytes(Index rows, Index head_dim, Index workers) {
-  return std::max(nearest_workspace_bytes<S>(rows, head_dim, workers), merge_workspace_bytes<S>(rows, rows));
+/// What matching up to `evicted` of the rows of a head at once, and merging any of them, takes from a workspace.
+template <class S> std::size_t merging_bytes(Index rows, Index evicted, Index head_dim, Index workers) {
+  return std::max(nearest_workspace_bytes<S>(rows, head_dim, workers, evicted), merge_workspace_bytes<S>(rows, rows));
 }
 
 /// What a slab is made of; every byte count and offset follows from these.
@@ -262,7 +262,9 @@ template <KvStorage T = float> class KvLanding {
                .masses = options.merges || options.multiplicity,
                .log_masses = options.multiplicity,
                .merges = options.merges}),
-        merging_(options.merges ? detail::merging_bytes<arithmetic_t<T>>(slab_.most_rows(), shape.head_dim, options.executor.size()) : 0,
+        merging_(options.merges
+                     ? detail::merging_bytes<arithmetic_t<T>>(slab_.most_rows(), slab_.most_rows(), shape.head_dim, options.executor.size())
+                     : 0,
                  options.executor) {}
   std::size_t bytes() const { return slab_.bytes() + merging_.bytes(); }
   Index rows() const { return slab_.shape().rows; }
