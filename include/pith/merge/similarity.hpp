@@ -91,12 +91,12 @@ template <class S, class Look> void each_product(const ConstMatrixRef<S>& rows, 
   const Index together = rows_together(dim), stride = dim + similar_gap, panel = dim * panel_width;
   const Index workers = double(n) * double(m) * double(dim) < worth_waking ? 1 : ws.workers();
   const Workspace::Scope scope(ws);
-  S* const packed = ws.take<S>(panels * panel);
+  // Few rows: a panel is used while it is still in L1. Many rows or workers: all panels are packed first, and every worker reads them.
+  const Index step = n <= together && workers == 1 ? 1 : panels;
+  S* const packed = ws.take<S>(step * panel);
   S* const copies = ws.take<S>(workers * together * stride);
   S* const products = ws.take<S>(workers * together * panel_width);
   const MappedRows<S> source{kept};
-  // Few rows: a panel is used while it is still in L1. Many: all panels are packed first, and every worker reads them.
-  const Index step = n <= together ? 1 : panels;
   for (Index first = 0; first < panels; first += step) {
     ws.executor()(workers, [&](Index worker) {
       const Share mine = share(step, worker, workers);
