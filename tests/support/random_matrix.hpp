@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include <pith/core/random.hpp>
+#include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
 
 namespace pith_test {

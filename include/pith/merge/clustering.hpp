@@ -17,6 +17,7 @@
 
 namespace pith::inline v0 {
 
+/// How many clusters there are, and how dense a place is.
 struct ClusterOptions {
   Index clusters = 16;                 ///< rows that remain
   Index neighbours = 5;                ///< rows that the density around a row is measured by, itself included

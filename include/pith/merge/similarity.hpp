@@ -105,14 +105,14 @@ void each_product(const ConstMatrixRef<S>& rows, const ConstMatrixRef<S>& kept, 
   const Index n = rows.rows(), m = kept.rows(), dim = kept.cols(), panels = (m + panel_width - 1) / panel_width;
   if (n == 0) return;
   const Index together = rows_together(dim), stride = dim + similar_gap, panel = dim * panel_width;
-  const Index workers = double(n) * double(m) * double(dim) < worth_waking ? 1 : ws.workers();
+  // Few rows: one worker, and a panel is used while it is still in L1. Many: all panels are packed first, and every worker reads them.
+  const bool few = n <= together;
+  const Index step = few ? 1 : panels, workers = few || double(n) * double(m) * double(dim) < worth_waking ? 1 : ws.workers();
   const Workspace::Scope scope(ws);
   S* const copies = ws.take<S>(workers * together * stride);
   S* const products = ws.take<S>(workers * together * panel_width);
-  const MappedRows<S> source{kept};
-  // Few rows: a panel is used while it is still in L1. Many: all panels are packed first, and every worker reads them.
-  const Index step = n <= together ? 1 : panels;
   S* const packed = ws.take<S>(step * panel);
+  const MappedRows<S> source{kept};
   for (Index first = 0; first < panels; first += step) {
     ws.executor()(workers, [&](Index worker) {
       const Share mine = share(step, worker, workers);

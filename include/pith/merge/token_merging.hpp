@@ -79,7 +79,8 @@ void match_bipartite(std::type_identity_t<ConstMatrixRef<S>> metric, const Bipar
   VectorRef<S> cosine = ws.vector<S>(even.rows());
   nearest_rows<S>(even, odd, match, cosine, ws);
   std::int32_t* const best = ws.take<std::int32_t>(even.rows());
-  detail::best_first(cosine.data(), even.rows(), even.rows(), best);
+  const bool all_in_order = options.order == RowOrder::published && options.protect == 0;
+  detail::best_first(cosine.data(), even.rows(), all_in_order ? even.rows() : r, best);
   Index merged = 0;
   for (; merged < r && match[static_cast<std::size_t>(best[merged])] >= 0; ++merged) {
     const Index e = best[merged];
