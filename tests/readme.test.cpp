@@ -1,4 +1,4 @@
-// The README's program, compiled and run; the README holds it word for word.
+// The README's programs, compiled and run; the README holds them word for word.
 #define main readme_program
 // --- the program
 #include <cstdio>
@@ -22,13 +22,30 @@ int main(int, char** argv) {
 // --- end
 #undef main
 
+namespace {
+
+void readme_speculation(char** argv, const std::vector<pith::Token>& prompt) {
+  // --- speculation
+  const auto llama = pith::load_decoder(argv[1]);
+  auto target = llama.start(pith::HeavyHitter{.heavy = 96, .recent = 96});  // rolled back exactly, evictions included
+  pith::PromptLookup draft(target.vocab_size(), {.ngram = 3});              // guesses from the text itself, reads no weights
+  pith::SpeculativeDecoder spec(target, draft, {.draft_tokens = 5, .sampler = {.temperature = 0}});
+  spec.prefill(prompt);
+  std::mt19937_64 rng(42);
+  pith::generate(spec, {.max_tokens = 60}, rng, [](pith::Token token) { std::printf("%c", token); });
+  std::printf("\n%.0f%% of the guesses accepted\n", 100 * spec.stats().acceptance_rate());
+  // --- end of speculation
+}
+
+}  // namespace
+
 #include <fstream>
 #include <iterator>
 #include <string>
 
 #include "support/catch.hpp"
 
-TEST_CASE("the README's program runs, and is what the README shows", "[readme]") {
+TEST_CASE("the README's programs run, and are what the README shows", "[readme]") {
   char folder[] = PITH_MODELS_DIR "/tiny-prose";
   char name[] = "program";
   char* argv[] = {name, folder, nullptr};
@@ -41,5 +58,10 @@ TEST_CASE("the README's program runs, and is what the README shows", "[readme]")
   };
   const std::string root = PITH_MODELS_DIR "/../..", source = text_of(root + "/tests/readme.test.cpp");
   const std::size_t begin = source.find("#include <cstdio>"), end = source.find("// --- end");
-  CHECK(text_of(root + "/README.md").find("```cpp\n" + source.substr(begin, end - begin) + "```") != std::string::npos);
+  const std::string readme = text_of(root + "/README.md");
+  CHECK(readme.find("```cpp\n" + source.substr(begin, end - begin) + "```") != std::string::npos);
+
+  readme_speculation(argv, {0, 'O', 'w', 'n', 'e', 'r', 's', 'h', 'i', 'p'});
+  const std::size_t first = source.find("  const auto llama", end), last = source.find("  // --- end of speculation");
+  CHECK(readme.find("```cpp\n" + source.substr(first, last - first) + "```") != std::string::npos);
 }

@@ -85,6 +85,35 @@ TEST_CASE("prefill, decode, checkpoint and crop allocate nothing", "[hot_path]")
     }
 }
 
+TEST_CASE("a speculative step allocates nothing, whatever the draft, and neither does its prompt", "[hot_path]") {
+  if (!pith_test::counting_available()) return;
+  const Decoder<float> decoder = pith_test::random_decoder<float>(pith_test::tiny_config());
+  const std::vector<Token> tokens = pith_test::random_tokens(60, 50);
+  const auto run = [&](auto& target, auto& draft, const SpeculativeOptions& options) {
+    SpeculativeDecoder spec(target, draft, options);
+    std::mt19937_64 rng(1);
+    CHECK(allocations_in([&] { spec.prefill(tokens); }) == 0);
+    CHECK(allocations_in([&] {
+            for (int i = 0; i < 60; ++i) spec.step(rng);
+          }) == 0);
+    CHECK(allocations_in([&] {
+            generate(spec, {.max_tokens = 40}, rng, [](Token t) { return t != 7; });
+            spec.prefill(std::span(tokens).first(9));
+          }) == 0);
+    CHECK(spec.stats().rejected > 0);
+  };
+  for (const AnyPolicy<float>& policy : {AnyPolicy<float>(Dense{}), AnyPolicy<float>(HeavyHitter{.heavy = 8, .recent = 8}),
+                                         AnyPolicy<float>(AtCachePositions(HeavyHitter{.heavy = 8, .recent = 8}))})
+    for (const SamplerOptions& sampler : {SamplerOptions{.temperature = 0}, SamplerOptions{},
+                                          SamplerOptions{.temperature = .9f, .top_k = 20, .top_p = .9f, .min_p = .01f}}) {
+      const SpeculativeOptions options{.draft_tokens = 5, .sampler = sampler, .length = DraftLength::adapted};
+      auto target = decoder.start(policy), again = decoder.start(policy), draft = decoder.start(Window{6});
+      run(target, draft, options);
+      PromptLookup lookup(50, {.min_ngram = 1, .memory = 70});
+      run(again, lookup, options);
+    }
+}
+
 TEST_CASE("a cache in your own loop allocates nothing", "[hot_path]") {
   if (!pith_test::counting_available()) return;
   const AttentionShape shape{8, 2, 64};

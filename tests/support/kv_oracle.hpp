@@ -38,7 +38,7 @@ class KvOracle : public KvBeliefs {
               const pith::Matrix<float>& v, const pith::AppendOptions& how) {
     const Index tokens = k.rows();
     if (open_) {
-      begins_.push_back({how.positions.front(), now_, before});
+      begins_.push_back({how.positions.front(), now_, before, false});
       journaled_ += tokens;
     }
     const bool begins_prompt = prompt_only() && how.phase == pith::Phase::prefill && !(prefilled() && now_.last.more);
@@ -128,13 +128,15 @@ class KvOracle : public KvBeliefs {
   }
 
   Refusal refuses_reindex() const {
-    if (!angles() || open_) return Refusal::none;
+    if (!angles()) return Refusal::none;
     for (Index h = 1; h < heads(); ++h)
       if (rows(h) != rows(0)) return Refusal::state;
-    return Refusal::none;
+    const bool again = open_ && !begins_.empty() && begins_.back().turned;
+    return again && now_.angle != rows(0) ? Refusal::state : Refusal::none;
   }
   void reindex() {
-    if (!angles() || open_) return;
+    if (!angles()) return;
+    if (open_ && !begins_.empty() && now_.angle != rows(0)) begins_.back().turned = true;
     for (auto& rows : now_.held)
       for (std::size_t r = 0; r < rows.size(); ++r) {
         const auto rank = static_cast<Position>(r);
@@ -191,6 +193,7 @@ class KvOracle : public KvBeliefs {
     Position first;
     State state;
     SeenCache snapshot;
+    bool turned = false;
   };
 
   bool prompt_only() const { return s_.facts.traits.prompt_only; }

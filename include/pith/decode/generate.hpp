@@ -35,6 +35,33 @@ template <class F>
 concept TokenCallback = std::invocable<F&, Token> &&
     (std::is_void_v<std::invoke_result_t<F&, Token>> || std::same_as<std::invoke_result_t<F&, Token>, bool>);
 
+namespace detail {
+
+/// Reports a token, or says why the text ends with it.
+template <TokenCallback OnToken>
+bool goes_on(Token token, std::span<const Token> stop_tokens, Index max_tokens, GenerateResult& result, OnToken& on_token) {
+  result.pending = token;
+  if (std::find(stop_tokens.begin(), stop_tokens.end(), token) != stop_tokens.end()) {
+    result.reason = StopReason::stop_token;
+    return false;
+  }
+  ++result.count;
+  if constexpr (std::is_void_v<std::invoke_result_t<OnToken&, Token>>) {
+    on_token(token);
+  } else if (!on_token(token)) {
+    result.reason = StopReason::callback;
+    return false;
+  }
+  return result.count < max_tokens;
+}
+
+inline void check_max_tokens(Index max_tokens) {
+  if (max_tokens < 0) [[unlikely]]
+    raise<StateError>(text("pith::generate: max_tokens is ", max_tokens, ", expected 0 or more"));
+}
+
+}  // namespace detail
+
 /// Lets a model go on with a text: chooses a token, reports it, feeds it, until something says stop.
 ///
 /// The last token chosen is left pending: to go on, feed `result.pending` first, alone or at the head of what you add to the text.
@@ -47,8 +74,7 @@ concept TokenCallback = std::invocable<F&, Token> &&
 template <TokenModel M, std::uniform_random_bit_generator Rng, TokenCallback OnToken>
 GenerateResult generate(M& model, ConstMatrixRef<typename M::Scalar> logits, const GenerateOptions& options, Rng& rng, OnToken&& on_token) {
   using S = typename M::Scalar;
-  if (options.max_tokens < 0) [[unlikely]]
-    raise<StateError>(detail::text("pith::generate: max_tokens is ", options.max_tokens, ", expected 0 or more"));
+  detail::check_max_tokens(options.max_tokens);
   const auto vocab_size = static_cast<Index>(model.vocab_size());
   Sampler<S> sampler(options.sampler, vocab_size);
   const auto choose = [&](const ConstMatrixRef<S>& rows) {
@@ -60,23 +86,10 @@ GenerateResult generate(M& model, ConstMatrixRef<typename M::Scalar> logits, con
 
   GenerateResult result;
   if (options.max_tokens == 0) return result;
-  result.pending = choose(logits);
-  for (;;) {
-    const Token token = result.pending;
-    if (std::find(options.stop_tokens.begin(), options.stop_tokens.end(), token) != options.stop_tokens.end()) {
-      result.reason = StopReason::stop_token;
-      return result;
-    }
-    ++result.count;
-    if constexpr (std::is_void_v<std::invoke_result_t<OnToken&, Token>>) {
-      on_token(token);
-    } else if (!on_token(token)) {
-      result.reason = StopReason::callback;
-      return result;
-    }
-    if (result.count == options.max_tokens) return result;
-    result.pending = choose(model.decode(std::span<const Token>(&token, 1)));
-  }
+  Token token = choose(logits);
+  while (detail::goes_on(token, options.stop_tokens, options.max_tokens, result, on_token))
+    token = choose(model.decode(std::span<const Token>(&token, 1)));
+  return result;
 }
 
 /// The same, collected: the tokens reported. Whether a stop token followed them only the other overload tells.
@@ -85,6 +98,30 @@ std::vector<Token> generate(M& model, ConstMatrixRef<typename M::Scalar> logits,
   std::vector<Token> tokens;
   generate(model, logits, options, rng, [&](Token token) { tokens.push_back(token); });
   return tokens;
+}
+
+template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder;
+
+struct TextLimits {
+  Index max_tokens = 256;                   ///< tokens reported at most
+  std::span<const Token> stop_tokens = {};  ///< any of these ends the text
+};
+
+/// The same by steps of a SpeculativeDecoder (decode/speculative.hpp), which has a sampler of its own; begins behind its prompt or its
+/// pending token. Whatever ends the text ends it in the middle of a step as well: both models are then before `result.pending`.
+///
+/// Throws   StateError if an option is out of range; what the models and the callback throw: the token reported last is pending then
+template <TokenModel Target, TokenModel Draft, std::uniform_random_bit_generator Rng, TokenCallback OnToken>
+GenerateResult generate(SpeculativeDecoder<Target, Draft>& decoder, const TextLimits& limits, Rng& rng, OnToken&& on_token) {
+  detail::check_max_tokens(limits.max_tokens);
+  GenerateResult result;
+  result.pending = decoder.pending();
+  bool more = limits.max_tokens > 0;
+  while (more) {
+    decoder.step(rng, limits.max_tokens - result.count,
+                 [&](Token token) { return more = detail::goes_on(token, limits.stop_tokens, limits.max_tokens, result, on_token); });
+  }
+  return result;
 }
 
 }  // namespace pith::inline v0

@@ -203,11 +203,12 @@ template <KvStorage T> class CacheState : public Progress {
 
   void reindex(const Rope<S>& rope) requires std::same_as<T, S> {
     if (landed()) rules.raise_mid_prompt("reindex()");
-    if (journal.open()) return;
     for (Index h = 1; h < heads(); ++h)
       if (size(h) != size(0))
         raise<StateError>(
             text("pith::KvCache: reindex() with ", size(0), " rows in one head and ", size(h), " in another: heads must agree"));
+    if (next_angle - rules.first() == size(0)) return;  // no gap
+    if (journal.open()) journal.save_turn(home, size(0));
     for (Index h = 0; h < heads(); ++h) close_angles(home, h, size(h), rules.first(), next_angle, rope);
     next_angle = rules.first() + static_cast<Position>(size(0));
   }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -20,7 +21,8 @@ struct HeadState {
 };
 
 /// What undoing needs, from a checkpoint on. Evicted rows are swapped behind the last retained one, so an eviction is undone by its swaps;
-/// the only rows lost are those a later append lands on, and these are saved here.
+/// the only rows lost are those a later append lands on, and these are saved here. Keys that reindex() turns are saved as they were:
+/// turning them back would round.
 ///
 /// Heap     all of it at construction; recording allocates nothing
 template <KvStorage T> class KvJournal {
@@ -37,6 +39,8 @@ template <KvStorage T> class KvJournal {
     std::size_t first_saved;  ///< its first overwritten row, in the order of saving
     std::size_t first_swap;   ///< its first swap
     std::size_t first_merge;  ///< its first row changed by a merge
+    Index turned = 0;         ///< rows of each head whose keys were turned …
+    std::size_t turn = 0;     ///< … before this swap
   };
   /// A row that was about to be lost, to an append or a merge: row `row` of `head`, kept as row `slot` of a slab.
   struct Saved {
@@ -53,7 +57,10 @@ template <KvStorage T> class KvJournal {
         merged_rows_(saved_shape(home, max_merges)),
         stats_before_(static_cast<std::size_t>(checked_product("KvCache", tokens_ * home.heads, home.stats * home.rows))),
         heads_before_(static_cast<std::size_t>(tokens_ * home.heads)),
-        gates_before_(static_cast<std::size_t>(checked_product("KvCache", tokens_, gate_memory))) {
+        gates_before_(static_cast<std::size_t>(checked_product("KvCache", tokens_, gate_memory))),
+        head_dim_(home.angles ? home.head_dim : 0),
+        turned_keys_(static_cast<std::size_t>(checked_product("KvCache", tokens_ * home.heads * head_dim_, home.rows))),
+        turned_angles_(static_cast<std::size_t>(home.angles ? tokens_ * home.heads * home.rows : 0)) {
     appends_.reserve(static_cast<std::size_t>(tokens_));
     saved_.reserve(static_cast<std::size_t>(tokens_ * home.heads));
     swaps_.reserve(static_cast<std::size_t>(checked_product("KvCache", max_swaps, home.heads)));
@@ -94,7 +101,12 @@ template <KvStorage T> class KvJournal {
   /// Notes how things stand before an append of `tokens` at position `first`.
   void record(Position first, const Progress& before, Index tokens, std::span<const HeadState> heads, const KvSlab<T>& slab,
               const Vector<S>& gate) {
-    appends_.push_back({first, before, tokens, saved_.size(), swaps_.size(), merges_.size()});
+    appends_.push_back({.first = first,
+                        .before = before,
+                        .tokens = tokens,
+                        .first_saved = saved_.size(),
+                        .first_swap = swaps_.size(),
+                        .first_merge = merges_.size()});
     tokens_used_ += tokens;
     std::copy(heads.begin(), heads.end(), heads_before(newest()));
     std::copy_n(gate.data(), gate_memory_, gates_before_.data() + newest() * gate_memory_);
@@ -124,6 +136,20 @@ template <KvStorage T> class KvJournal {
   void record_swap(Index head, Index a, Index b) {
     PITH_ASSERT(swaps_.size() < swaps_.capacity());
     swaps_.push_back({static_cast<std::int32_t>(head), static_cast<std::int32_t>(a), static_cast<std::int32_t>(b)});
+  }
+
+  /// Keeps the keys and angles of all heads, which are about to be turned.
+  void save_turn(KvSlab<S>& slab, Index rows) {
+    if (!recording()) return;  // before the first append: nothing to return to
+    Append& append = appends_.back();
+    if (append.turned > 0)
+      raise<StateError>("pith::KvCache: reindex() twice after one append inside a journal: call it once, after evict(), or crop() first");
+    append.turned = rows;
+    append.turn = swaps_.size();
+    for (Index h = 0; h < heads_; ++h) {
+      std::copy_n(slab.keys(h), rows * head_dim_, keys_before(newest(), h));
+      std::copy_n(slab.angles(h), rows, angles_before(newest(), h));
+    }
   }
 
   /// Takes back all appends from number `to` on and returns how far things were before that one.
@@ -157,12 +183,16 @@ template <KvStorage T> class KvJournal {
     stats_before_ = other.stats_before_;
     heads_before_ = other.heads_before_;
     gates_before_ = other.gates_before_;
+    turned_keys_ = other.turned_keys_;
+    turned_angles_ = other.turned_angles_;
   }
 
   std::size_t bytes() const {
-    return saved_rows_.bytes() + merged_rows_.bytes() + (stats_before_.capacity() + gates_before_.capacity()) * sizeof(S) +
-           heads_before_.capacity() * sizeof(HeadState) + appends_.capacity() * sizeof(Append) +
-           (saved_.capacity() + merges_.capacity()) * sizeof(Saved) + swaps_.capacity() * sizeof(Swap);
+    return saved_rows_.bytes() + merged_rows_.bytes() +
+           (stats_before_.capacity() + gates_before_.capacity() + turned_keys_.capacity()) * sizeof(S) +
+           turned_angles_.capacity() * sizeof(Position) + heads_before_.capacity() * sizeof(HeadState) +
+           appends_.capacity() * sizeof(Append) + (saved_.capacity() + merges_.capacity()) * sizeof(Saved) +
+           swaps_.capacity() * sizeof(Swap);
   }
 
  private:
@@ -178,13 +208,26 @@ template <KvStorage T> class KvJournal {
     return {.heads = home.heads, .rows = rows, .head_dim = home.head_dim, .angles = home.angles, .masses = home.masses};
   }
 
-  /// Its merges, its evictions, then the rows it landed on: the newest change first.
+  S* keys_before(Index append, Index head) { return turned_keys_.data() + (append * heads_ + head) * rows_ * head_dim_; }
+  Position* angles_before(Index append, Index head) { return turned_angles_.data() + (append * heads_ + head) * rows_; }
+
+  /// Its turn, its merges, its evictions, then the rows it landed on: the newest change first.
   void undo(const Append& append, KvSlab<T>& slab) {
+    const auto unswap = [&](std::size_t down_to) {
+      for (; swaps_.size() > down_to; swaps_.pop_back()) slab.swap_rows(swaps_.back().head, swaps_.back().a, swaps_.back().b);
+    };
+    if constexpr (std::same_as<T, S>) {
+      if (append.turned > 0) unswap(append.turn);
+      for (Index h = 0; append.turned > 0 && h < heads_; ++h) {
+        std::copy_n(keys_before(newest(), h), append.turned * head_dim_, slab.keys(h));
+        std::copy_n(angles_before(newest(), h), append.turned, slab.angles(h));
+      }
+    }
     for (; merges_.size() > append.first_merge; merges_.pop_back()) {
       slab.copy_row(merges_.back().head, merges_.back().row, merged_rows_, merges_.back().slot);
       --merges_of_[static_cast<std::size_t>(merges_.back().head)];
     }
-    for (; swaps_.size() > append.first_swap; swaps_.pop_back()) slab.swap_rows(swaps_.back().head, swaps_.back().a, swaps_.back().b);
+    unswap(append.first_swap);
     for (; saved_.size() > append.first_saved; saved_.pop_back())
       slab.copy_row(saved_.back().head, saved_.back().row, saved_rows_, saved_.back().slot);
   }
@@ -200,6 +243,9 @@ template <KvStorage T> class KvJournal {
   std::vector<S> stats_before_;
   std::vector<HeadState> heads_before_;
   std::vector<S> gates_before_;  ///< [appends][gate_memory]
+  Index head_dim_ = 0;           ///< 0 where no key is ever turned
+  std::vector<S> turned_keys_;
+  std::vector<Position> turned_angles_;
 };
 
 }  // namespace pith::inline v0::detail

@@ -135,10 +135,11 @@ class KvCache {
 
   /// The policy is read at cache positions and its rows are not in order of age: after evict(), reindex() closes the gaps.
   bool reindexes() const { return state_.rules.angles(); }
-  /// Renumbers the rows by age without gaps and turns their keys along. Inside a journal it waits for an eviction after it.
+  /// Renumbers the rows by age without gaps and turns their keys along; crop() gives the old keys back bit for bit.
   ///
   /// Cost     a turn of every key behind the oldest gap
-  /// Throws   UnsupportedError under dynamic rope
+  /// Throws   UnsupportedError under dynamic rope, StateError if heads hold different numbers of rows or for a second turn after one append
+  ///          inside a journal
   void reindex(const Rope<Scalar>& rope) requires std::same_as<Storage, Scalar> {
     if (reindexes()) state_.reindex(rope);
   }

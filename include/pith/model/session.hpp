@@ -118,6 +118,7 @@ class Session {
 
   Index vocab_size() const { return model_->config.vocab_size; }
   Position next_position() const { return caches_.front().next_position(); }
+  Index max_chunk() const { return max_chunk_; }  ///< tokens of one decode() and of one journal: max_draft + 1
   const DecoderConfig& config() const { return model_->config; }
 
   /// Starts (or restarts) the journal of every layer: crop() can return to before any token decoded from here on.

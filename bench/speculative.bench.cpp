@@ -1,0 +1,209 @@
+// Speculation where weights come from memory: a random decoder larger than the last-level cache, against decoding token by token.
+//
+// verify/tokens:n   a pass of the target over n tokens and the way back; times_one: against one token, in the same run
+// step/accepted:a   greedy text by drafts that know it and are wrong in 1 - a of all places: what speculation gains at best at that
+//                   acceptance, its draft being free; faster: against the same text token by token, in the same run
+// step/lookup       prompt lookup, which guesses by itself
+// same              1: the text is the target's own; anything else is not reported
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <limits>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <pith/decode.hpp>
+#include <pith/kv.hpp>
+#include <pith/model.hpp>
+
+#include "support/measure.hpp"
+#include "support/register.hpp"
+
+using namespace pith;
+using namespace pith_bench;
+
+namespace {
+
+constexpr Index prompt_tokens = 64, text_tokens = 40, most_draft = 8;
+
+const Decoder<float>& decoder() {
+  static const Decoder<float> one = [] {
+    DecoderConfig c;
+    c.vocab_size = 2048;
+    c.hidden_size = 768;
+    c.intermediate_size = 2048;
+    c.num_attention_heads = 12;
+    c.num_key_value_heads = 4;
+    c.head_dim = 64;
+    c.max_position_embeddings = 2048;
+    const Index kv = c.num_key_value_heads * c.head_dim;
+    const Index layer_bytes = Index(sizeof(float)) * c.hidden_size * (2 * c.hidden_size + 2 * kv + 3 * c.intermediate_size);
+    c.num_hidden_layers = static_cast<Index>(2 * cold_bytes()) / layer_bytes + 1;
+    std::uint64_t seed = 0;
+    const auto linear = [&](Index out, Index in) {
+      return AnyLinear<float>(PackedLinear<float>(Matrix<float>(random_matrix(out, in, ++seed) / std::sqrt(float(in) / 3))));
+    };
+    DecoderWeights<float> weights;
+    weights.embed_tokens = Embedding<float>(random_matrix(c.vocab_size, c.hidden_size, ++seed));
+    weights.norm = Vector<float>::Ones(c.hidden_size);
+    weights.lm_head = linear(c.vocab_size, c.hidden_size);
+    for (Index l = 0; l < c.num_hidden_layers; ++l) {
+      LayerWeights<float> layer;
+      layer.input_layernorm = layer.post_attention_layernorm = Vector<float>::Ones(c.hidden_size);
+      layer.q_proj = linear(c.hidden_size, c.hidden_size);
+      layer.k_proj = linear(kv, c.hidden_size);
+      layer.v_proj = linear(kv, c.hidden_size);
+      layer.o_proj = linear(c.hidden_size, c.hidden_size);
+      layer.gate_proj = linear(c.intermediate_size, c.hidden_size);
+      layer.up_proj = linear(c.intermediate_size, c.hidden_size);
+      layer.down_proj = linear(c.hidden_size, c.intermediate_size);
+      weights.layers.push_back(std::move(layer));
+    }
+    return Decoder<float>(c, std::move(weights));
+  }();
+  return one;
+}
+
+std::vector<Token> prompt() {
+  std::mt19937_64 rng(3);
+  std::vector<Token> tokens(prompt_tokens);
+  for (Token& t : tokens) t = static_cast<Token>(rng() % 2048);
+  return tokens;
+}
+Session<float> start() { return decoder().start(HeavyHitter{.heavy = 32, .recent = 32}, {.max_prompt = prompt_tokens}); }
+
+std::vector<Token> token_by_token(double* seconds = nullptr) {
+  auto session = start();
+  std::mt19937_64 rng(1);
+  const Matrix<float> logits = session.prefill(prompt());
+  std::vector<Token> text;
+  const double time =
+      seconds_of([&] { text = generate(session, logits, {.max_tokens = text_tokens, .sampler = {.temperature = 0}}, rng); });
+  if (seconds != nullptr) *seconds = time;
+  return text;
+}
+const std::vector<Token>& own_text() {
+  static const std::vector<Token> text = token_by_token();
+  return text;
+}
+
+void verify(benchmark::State& state, Index tokens) {
+  auto session = start();
+  session.prefill(prompt());
+  const std::span<const Token> chunk = std::span(own_text()).first(static_cast<std::size_t>(tokens));
+  Matrix<float> alone(tokens, decoder().vocab_size()), together = alone;
+  session.checkpoint();
+  const Position at = session.next_position();
+  for (Index t = 0; t < tokens; ++t) alone.row(t) = session.decode(chunk[static_cast<std::size_t>(t)]).row(0);
+  session.crop(at);
+  const auto pass = [&](Index n) {
+    return seconds_of([&] {
+      session.checkpoint();
+      together.topRows(n) = session.decode(chunk.first(static_cast<std::size_t>(n)));
+      session.crop(at);
+    });
+  };
+  pass(tokens);
+  if (together != alone) return state.SkipWithError("wrong result");
+  Samples many, one;
+  for (auto _ : state) {
+    const double seconds = pass(tokens);
+    state.SetIterationTime(seconds);
+    many.add(seconds);
+    one.add(pass(1));
+  }
+  state.counters["times_one"] = many.median() / one.median();
+  state.counters["same"] = 1;
+}
+
+/// Knows the text that is coming, and names another token in 1 - accepted of its places.
+class Informed {
+ public:
+  using Scalar = float;
+  Informed(std::span<const Token> text, double accepted) : coming_(text.begin(), text.end()) {
+    std::mt19937_64 rng(5);
+    for (Token& t : coming_)
+      if (canonical<double>(rng) >= accepted) t = (t + 1) % 2048;
+    rows_ = Matrix<float>::Constant(2, 2048, -std::numeric_limits<float>::infinity());
+  }
+  Index vocab_size() const { return rows_.cols(); }
+  Position next_position() const { return read_; }
+  ConstMatrixRef<float> prefill(std::span<const Token> tokens) {
+    read_ += static_cast<Position>(tokens.size());
+    return rows_.topRows(1);
+  }
+  ConstMatrixRef<float> decode(std::span<const Token> tokens) {
+    const Index last = static_cast<Index>(tokens.size()) - 1;
+    read_ += static_cast<Position>(tokens.size());
+    rows_.setConstant(-std::numeric_limits<float>::infinity());
+    const std::size_t next = static_cast<std::size_t>(read_ - prompt_tokens);
+    if (next < coming_.size()) rows_(last, coming_[next]) = 0;
+    return rows_.topRows(last + 1);
+  }
+  void checkpoint() {}
+  void crop(Position p) { read_ = p; }
+
+ private:
+  std::vector<Token> coming_;
+  Matrix<float> rows_;
+  Position read_ = 0;
+};
+
+template <class MakeDraft> void step(benchmark::State& state, Index draft_tokens, MakeDraft make_draft) {
+  Samples speculative, plain;
+  SpeculativeStats stats;
+  for (auto _ : state) {
+    auto target = start();
+    auto draft = make_draft();
+    SpeculativeDecoder spec(target, draft, {.draft_tokens = draft_tokens, .sampler = {.temperature = 0}});
+    spec.prefill(prompt());
+    std::mt19937_64 rng(1);
+    std::vector<Token> text;
+    text.reserve(text_tokens);
+    const double seconds = seconds_of([&] { generate(spec, {.max_tokens = text_tokens}, rng, [&](Token t) { text.push_back(t); }); });
+    if (text != own_text()) return state.SkipWithError("wrong result");
+    state.SetIterationTime(seconds);
+    speculative.add(seconds);
+    double alone = 0;
+    token_by_token(&alone);
+    plain.add(alone);
+    stats = spec.stats();
+  }
+  state.counters["faster"] = plain.median() / speculative.median();
+  state.counters["tokens/s"] = static_cast<double>(text_tokens) / speculative.median();
+  state.counters["per_pass"] = static_cast<double>(stats.tokens) / static_cast<double>(stats.steps);
+  state.counters["accepted"] = stats.acceptance_rate();
+  state.counters["same"] = 1;
+}
+
+struct Verify {
+  Index tokens;
+  std::string text() const { return "/tokens:" + std::to_string(tokens); }
+};
+struct Accepted {
+  Index percent, draft_tokens;
+  std::string text() const { return "/accepted:" + std::to_string(percent) + "%/guesses:" + std::to_string(draft_tokens); }
+};
+struct Lookup {
+  std::string text() const { return ""; }
+};
+
+const bool registered = [] {
+  for (const Index tokens : {1, 2, 3, 5, 9})
+    add(
+        "verify", [](benchmark::State& state, const Verify& c) { verify(state, c.tokens); }, Verify{tokens});
+  for (const Accepted c : {Accepted{0, 4}, Accepted{60, 4}, Accepted{80, 4}, Accepted{90, 4}, Accepted{100, 4}, Accepted{100, most_draft}})
+    add(
+        "step",
+        [](benchmark::State& state, const Accepted& a) {
+          step(state, a.draft_tokens, [&] { return Informed(own_text(), double(a.percent) / 100); });
+        },
+        c);
+  add(
+      "step/lookup", [](benchmark::State& state, const Lookup&) { step(state, 4, [] { return PromptLookup(2048); }); }, Lookup{});
+  return true;
+}();
+
+}  // namespace

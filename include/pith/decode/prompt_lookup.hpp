@@ -1,0 +1,237 @@
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
+
+namespace pith::inline v0 {
+
+struct PromptLookupOptions {
+  Index ngram = 3;      ///< tokens that must agree: as many as this if they occurred before, else fewer …
+  Index min_ngram = 1;  ///< … down to this many
+  Index memory = 4096;  ///< looks for them among the newest so many tokens
+  Index max_draft = 8;  ///< decode() takes, and a checkpoint takes back, one token more than this
+
+  void check() const;
+};
+
+namespace detail {
+
+/// Where each n-gram of a text occurred last, of those that end at one of the newest `memory` tokens. Open addressing, one slot an n-gram.
+class NgramIndex {
+ public:
+  NgramIndex(Index n, Index memory, std::size_t ring)
+      : n_(static_cast<Position>(n)),
+        memory_(static_cast<Position>(memory)),
+        slots_(std::bit_ceil(2 * static_cast<std::size_t>(memory) + 2), nowhere),
+        earlier_(ring, nowhere) {}
+
+  /// The text has a token at i now. Returns where the n-gram that ends there ended before, or `nowhere`.
+  Position add(std::span<const Token> text, Position i) {
+    Position& found = earlier_[static_cast<std::size_t>(i) & (earlier_.size() - 1)];
+    found = nowhere;
+    if (const Position old = i - memory_; whole(old))
+      if (const std::size_t s = slot_of(text, old); slots_[s] == old) erase(text, s);
+    if (!whole(i)) return nowhere;
+    Position& slot = slots_[slot_of(text, i)];
+    found = slot;
+    slot = i;
+    return found;
+  }
+  /// Undoes add() of the newest token.
+  void remove(std::span<const Token> text, Position i) {
+    if (whole(i)) {
+      const std::size_t s = slot_of(text, i);
+      const Position earlier = earlier_[static_cast<std::size_t>(i) & (earlier_.size() - 1)];
+      if (earlier == nowhere) {
+        erase(text, s);
+      } else {
+        slots_[s] = earlier;
+      }
+    }
+    if (const Position old = i - memory_; whole(old))  // remembered again, unless it occurred once more since
+      if (Position& slot = slots_[slot_of(text, old)]; slot == nowhere) slot = old;
+  }
+  void clear() { std::fill(slots_.begin(), slots_.end(), nowhere); }
+
+  static constexpr Position nowhere = -1;
+
+ private:
+  bool whole(Position end) const { return end >= n_ - 1; }  ///< an n-gram ends there
+  static Token at(std::span<const Token> text, Position i) { return text[static_cast<std::size_t>(i) & (text.size() - 1)]; }
+
+  std::size_t home(std::span<const Token> text, Position end) const {
+    std::uint64_t hash = 0;
+    for (Position k = 0; k < n_; ++k) {
+      hash = (hash ^ static_cast<std::uint64_t>(at(text, end - k))) * 0x9E3779B97F4A7C15u;
+      hash ^= hash >> 29;
+    }
+    return static_cast<std::size_t>(hash) & (slots_.size() - 1);
+  }
+  bool same(std::span<const Token> text, Position a, Position b) const {
+    for (Position k = 0; k < n_; ++k)
+      if (at(text, a - k) != at(text, b - k)) return false;
+    return true;
+  }
+  /// Where the n-gram that ends at `end` is, or the empty slot where it belongs.
+  std::size_t slot_of(std::span<const Token> text, Position end) const {
+    std::size_t s = home(text, end);
+    while (slots_[s] != nowhere && !same(text, slots_[s], end)) s = (s + 1) & (slots_.size() - 1);
+    return s;
+  }
+  /// Empties a slot, and moves up those behind it that were pushed away from their homes.
+  void erase(std::span<const Token> text, std::size_t hole) {
+    const std::size_t mask = slots_.size() - 1;
+    for (std::size_t s = (hole + 1) & mask; slots_[s] != nowhere; s = (s + 1) & mask)
+      if (((s - home(text, slots_[s])) & mask) >= ((s - hole) & mask)) {
+        slots_[hole] = slots_[s];
+        hole = s;
+      }
+    slots_[hole] = nowhere;
+  }
+
+  Position n_, memory_;
+  std::vector<Position> slots_;    ///< where the n-gram of a slot ended last
+  std::vector<Position> earlier_;  ///< by position: what add() found, and remove() puts back
+};
+
+}  // namespace detail
+
+/// Guesses that a text goes on as it did when its last few tokens occurred before: a draft without weights.
+///
+/// What follows the longest n-gram that occurred before, at its latest occurrence, has logit 0 and every other token -inf; without one the
+/// row is all -inf, no guess. Good where a text repeats itself or its prompt: code, quotes, answers about a document.
+///
+///   PromptLookup draft{target.vocab_size(), {.ngram = 3}};
+///
+/// Shapes   decode(tokens): logits [tokens, vocab_size()], valid until the next call
+/// Cost     a few table look-ups per token and n, however long the text
+/// Heap     at construction only: max_draft + 1 rows of the vocabulary and about 12 bytes per token of memory and n
+/// Throws   ShapeError for no tokens or one outside the vocabulary, CapacityError for more than max_draft + 1 at once, StateError for more
+///          than that in a journal, a prompt in one, or a crop that is not in one
+/// Law      those of TokenModel, forgetting included: crop() remembers again
+/// Paper    arXiv:2304.04487 copies from a reference text in the same way
+template <std::floating_point S = float> class PromptLookup {
+ public:
+  using Scalar = S;
+
+  explicit PromptLookup(Index vocab_size, const PromptLookupOptions& options = {})
+      : options_(checked(vocab_size, options)),
+        text_(std::bit_ceil(static_cast<std::size_t>(options.memory + options.ngram + options.max_draft) + 1), Token(0)),
+        rows_(Matrix<S>::Constant(options.max_draft + 1, vocab_size, -std::numeric_limits<S>::infinity())),
+        guesses_(static_cast<std::size_t>(options.max_draft) + 1, none) {
+    for (Index n = options.ngram; n >= options.min_ngram; --n) orders_.emplace_back(n, options.memory, text_.size());
+  }
+
+  Index vocab_size() const { return rows_.cols(); }
+  Position next_position() const { return next_; }
+  Index max_chunk() const { return options_.max_draft + 1; }
+  const PromptLookupOptions& options() const { return options_; }
+
+  ConstMatrixRef<S> decode(std::span<const Token> tokens) {
+    check(tokens, "decode");
+    if (static_cast<Index>(tokens.size()) > max_chunk())
+      raise<CapacityError>(detail::text("pith::PromptLookup::decode: ", tokens.size(), " tokens, expected at most max_draft + 1 = ",
+                                        max_chunk(), ": construct it with a larger max_draft, or use prefill()"));
+    if (journal_ != closed && next_ - journal_ + static_cast<Index>(tokens.size()) > max_chunk())
+      raise<StateError>(detail::text("pith::PromptLookup::decode: ", tokens.size(), " tokens after ", next_ - journal_,
+                                     " in a journal of at most max_draft + 1 = ", max_chunk(), ": call crop() or checkpoint() first"));
+    for (std::size_t i = 0; i < tokens.size(); ++i) show(i, add(tokens[i]));
+    return rows_.topRows(static_cast<Index>(tokens.size()));
+  }
+
+  /// Reads a prompt of any length.
+  ///
+  /// Shapes   returns logits [1, vocab_size()]
+  ConstMatrixRef<S> prefill(std::span<const Token> tokens) {
+    check(tokens, "prefill");
+    if (journal_ != closed) raise<StateError>("pith::PromptLookup::prefill: inside a journal: call crop() first");
+    Token guess = none;
+    for (const Token token : tokens) guess = add(token);
+    show(0, guess);
+    return rows_.topRows(1);
+  }
+
+  void checkpoint() { journal_ = next_; }
+  void crop(Position p) {
+    if (journal_ == closed) raise<StateError>("pith::PromptLookup::crop: no checkpoint: call checkpoint() before the tokens to take back");
+    if (p < journal_ || p > next_)
+      raise<StateError>(detail::text("pith::PromptLookup::crop: position ", p, ", expected ", journal_, " .. ", next_,
+                                     ", the tokens since the checkpoint"));
+    while (next_ > p) {
+      --next_;
+      for (detail::NgramIndex& order : orders_) order.remove(text_, next_);
+    }
+    journal_ = closed;
+  }
+  /// Forgets the text; nothing is allocated again.
+  void clear() {
+    for (detail::NgramIndex& order : orders_) order.clear();
+    next_ = 0;
+    journal_ = closed;
+  }
+
+ private:
+  static constexpr Token none = -1;
+  static constexpr Position closed = -1;
+
+  static const PromptLookupOptions& checked(Index vocab_size, const PromptLookupOptions& options) {
+    options.check();
+    if (vocab_size < 1 || vocab_size > std::numeric_limits<Token>::max())
+      raise<ShapeError>(detail::text("pith::PromptLookup: vocab_size is ", vocab_size, ", expected 1 .. 2147483647"));
+    return options;
+  }
+  void check(std::span<const Token> tokens, const char* where) const {
+    if (tokens.empty()) raise<ShapeError>(detail::text("pith::PromptLookup::", where, ": no tokens, expected 1 or more"));
+    for (const Token token : tokens)
+      if (token < 0 || token >= vocab_size())
+        raise<ShapeError>(detail::text("pith::PromptLookup::", where, ": token ", token, ", expected 0 .. ", vocab_size() - 1));
+    if (tokens.size() > static_cast<std::size_t>(std::numeric_limits<Position>::max() - next_))
+      raise<CapacityError>(detail::text("pith::PromptLookup::", where, ": positions end at ", std::numeric_limits<Position>::max()));
+  }
+
+  /// The guess for what follows this token, or none.
+  Token add(Token token) {
+    text_[static_cast<std::size_t>(next_) & (text_.size() - 1)] = token;
+    Position end = detail::NgramIndex::nowhere;
+    for (detail::NgramIndex& order : orders_)  // longest first
+      if (const Position found = order.add(text_, next_); end == detail::NgramIndex::nowhere) end = found;
+    ++next_;
+    return end == detail::NgramIndex::nowhere ? none : text_[static_cast<std::size_t>(end + 1) & (text_.size() - 1)];
+  }
+
+  void show(std::size_t row, Token guess) {
+    const Index r = static_cast<Index>(row);
+    if (guesses_[row] != none) rows_(r, guesses_[row]) = -std::numeric_limits<S>::infinity();
+    if (guess != none) rows_(r, guess) = 0;
+    guesses_[row] = guess;
+  }
+
+  PromptLookupOptions options_;
+  std::vector<Token> text_;  ///< ring: the newest tokens, at least those that crop() needs to remember again
+  std::vector<detail::NgramIndex> orders_;
+  Matrix<S> rows_;              ///< [max_draft + 1, vocab_size]
+  std::vector<Token> guesses_;  ///< of each row
+  Position next_ = 0, journal_ = closed;
+};
+
+inline void PromptLookupOptions::check() const {
+  const auto refuse = [](const char* option, Index found, const char* expected) {
+    raise<ShapeError>(detail::text("pith::PromptLookup: ", option, " is ", found, ", expected ", expected));
+  };
+  if (ngram < 1 || ngram > 64) refuse("ngram", ngram, "1 .. 64");
+  if (min_ngram < 1 || min_ngram > ngram) refuse("min_ngram", min_ngram, "1 .. ngram");
+  if (memory < 1 || memory > (1 << 28)) refuse("memory", memory, "1 .. 268435456");
+  if (max_draft < 0 || max_draft > (1 << 20)) refuse("max_draft", max_draft, "0 .. 1048576");
+}
+
+}  // namespace pith::inline v0

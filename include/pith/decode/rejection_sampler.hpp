@@ -1,0 +1,71 @@
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <random>
+#include <vector>
+
+#include <pith/core/random.hpp>
+#include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
+#include <pith/decode/sampling.hpp>
+
+namespace pith::inline v0 {
+
+/// Turns guesses of a draft into tokens of a target: the rule that makes speculation lossless.
+///
+/// A guess drawn from q stays with probability min(1, p / q); else max(0, p - q), which is what accepting leaves short of p, is drawn from.
+/// Both distributions are those of the same Sampler options: logits as they are filtered and tempered there.
+///
+/// Shapes   logits [vocab_size]
+/// Cost     guess() and verify(): a Sampler's, and two sweeps of the vocabulary where a guess is refused
+/// Heap     at construction only: guesses + 1 rows of the vocabulary and both samplers; none of these rows if greedy
+/// Throws   StateError where Sampler does
+/// Law      verify() is distributed as Sampler::sample() of the target's logits, whatever the draft's were; greedy calls leave rng alone
+/// Paper    arXiv:2211.17192, algorithm 1; arXiv:2302.01318
+template <std::floating_point S = float, std::floating_point D = S> class RejectionSampler {
+ public:
+  RejectionSampler(const SamplerOptions& options, Index vocab_size, Index guesses)
+      : target_(options, vocab_size),
+        draft_(options, vocab_size),
+        p_(greedy() ? 0 : vocab_size),
+        q_(greedy() ? 0 : guesses, vocab_size),
+        guessed_(static_cast<std::size_t>(guesses)) {}
+
+  bool greedy() const { return target_.greedy(); }
+
+  /// A token by the target alone.
+  template <std::uniform_random_bit_generator Rng> Token sample(ConstVectorRef<S> logits, Rng& rng) { return target_.sample(logits, rng); }
+
+  /// Draws guess i from the draft's logits.
+  template <std::uniform_random_bit_generator Rng> Token guess(Index i, ConstVectorRef<D> logits, Rng& rng) {
+    Token& token = guessed_[static_cast<std::size_t>(i)];
+    if (greedy()) return token = draft_.sample(logits, rng);
+    draft_.distribution(logits, q_.row(i));
+    return token = draft_.draw(q_.row(i), rng);
+  }
+
+  /// What the target, by its logits, says in place of guess i: the guess itself if it is accepted.
+  template <std::uniform_random_bit_generator Rng> Token verify(Index i, ConstVectorRef<S> logits, Rng& rng) {
+    if (greedy()) return target_.sample(logits, rng);
+    const Token guessed = guessed_[static_cast<std::size_t>(i)];
+    target_.distribution(logits, p_);
+    if (canonical<double>(rng) * double(q_(i, guessed)) < double(p_[guessed])) return guessed;
+    const auto short_of = [&](Index token) { return static_cast<S>(std::max(0.0, double(p_[token]) - double(q_(i, token)))); };
+    bool any = false;
+    for (Index token = 0; token < p_.size() && !any; ++token) any = short_of(token) > 0;
+    if (any)  // else p and q are the same but for rounding
+      for (Index token = 0; token < p_.size(); ++token) p_[token] = short_of(token);
+    return target_.draw(p_, rng);
+  }
+
+ private:
+  Sampler<S> target_;
+  Sampler<D> draft_;
+  Vector<S> p_;                 ///< [vocab] of the target
+  Matrix<D> q_;                 ///< [guesses, vocab] what each guess was drawn from
+  std::vector<Token> guessed_;  ///< [guesses]
+};
+
+}  // namespace pith::inline v0

@@ -1,0 +1,290 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <concepts>
+#include <cstddef>
+#include <random>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
+#include <pith/decode/generate.hpp>
+#include <pith/decode/rejection_sampler.hpp>
+#include <pith/decode/speculative_options.hpp>
+#include <pith/decode/token_model.hpp>
+
+namespace pith::inline v0 {
+
+/// Decodes with a cheap draft that guesses and a target that verifies all guesses in one pass over its weights.
+///
+/// Between steps exactly one token is pending: emitted, fed to neither model. Target and draft may begin at different positions (a prefix),
+/// but must have read the same text, and no one else may feed them meanwhile.
+///
+/// Cost     a step: up to draft_tokens decode() of one token by the draft, one of up to draft_tokens + 1 by the target
+/// Heap     at construction only: a RejectionSampler and a row of the vocabulary; prefill() and step() what the models need
+/// Throws   ShapeError for two vocabularies, StateError for an option out of range or one model in both places, CapacityError if a model's
+///          max_chunk() is below draft_tokens + 1; a model without one throws for itself when a step asks too much
+/// Law      the text is distributed as that of Sampler over the target alone; greedy text is the same text
+///          after a step both models are, bit for bit as far as their crop() is, as if they had only read the text
+///          a step that throws has not been, but for the tokens a callback was told: the next call begins where they end
+/// Paper    arXiv:2211.17192 (Leviathan et al.); arXiv:2302.01318 (Chen et al.)
+template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
+ public:
+  using Scalar = typename Target::Scalar;
+
+  SpeculativeDecoder(Target& target, Draft& draft, const SpeculativeOptions& options = {})
+      : target_(&target),
+        draft_(&draft),
+        options_(checked(target, draft, options)),
+        sampler_(options.sampler, static_cast<Index>(target.vocab_size()), options.draft_tokens),
+        logits_(static_cast<Index>(target.vocab_size())),
+        feed_(static_cast<std::size_t>(options.draft_tokens) + 1),
+        run_(feed_.size()) {}
+  SpeculativeDecoder(SpeculativeDecoder&&) = default;
+  SpeculativeDecoder& operator=(SpeculativeDecoder&&) = default;
+
+  /// Both models read a prompt, or the next turn of a conversation: then the pending token goes in first. By prefill() where a model has
+  /// it, else by decode() of up to draft_tokens + 1 tokens at a time.
+  ///
+  /// Throws   ShapeError for no tokens; what the models throw, and StateError ever after if one has read more than the other: see resume()
+  void prefill(std::span<const Token> tokens) {
+    if (tokens.empty()) [[unlikely]]
+      raise<ShapeError>("pith::SpeculativeDecoder::prefill: no tokens, expected 1 or more");
+    settle();
+    check_in_step();
+    if (pending_ >= 0) read_pending();
+    read(*target_, tokens, [&](const ConstMatrixRef<Scalar>& rows) { keep(rows); });
+    read(*draft_, tokens, [](const auto&) {});
+    note_positions();
+  }
+
+  /// Begins from here: target and draft have read the same text by themselves (embeddings, a saved session, their own prefill()).
+  ///
+  /// Shapes   logits [any, vocab_size()] what the target returned; its last row chooses the next token
+  void resume(ConstMatrixRef<Scalar> logits) {
+    check_shape("SpeculativeDecoder::resume", "logits", logits, any_extent, logits_.size());
+    if (logits.rows() == 0) [[unlikely]]
+      raise<ShapeError>("pith::SpeculativeDecoder::resume: logits has no row, expected the one of the last token");
+    keep(logits);
+    stepping_ = target_open_ = draft_open_ = false;
+    lag_ = 0;
+    note_positions();
+  }
+
+  /// The next tokens of the text, 1 .. draft_tokens + 1 of them, valid until the next call; the first step after a prompt emits one.
+  /// Greedy steps leave rng alone.
+  ///
+  /// Throws   StateError before a prompt, or if somebody else moved a model; what the models and Sampler throw
+  template <std::uniform_random_bit_generator Rng> std::span<const Token> step(Rng& rng) {
+    choose(options_.draft_tokens + 1, rng);
+    reported_ = chosen_;
+    settle();
+    return std::span<const Token>(run_).first(static_cast<std::size_t>(chosen_));
+  }
+
+  /// The same with at most `most` tokens, told one by one: if the callback returns false, its token ends the step and is pending.
+  template <std::uniform_random_bit_generator Rng, TokenCallback OnToken>
+  std::span<const Token> step(Rng& rng, Index most, OnToken&& on_token) {
+    if (most < 1) [[unlikely]]
+      raise<StateError>(detail::text("pith::SpeculativeDecoder::step: at most ", most, " tokens, expected 1 or more"));
+    choose(most, rng);
+    for (bool more = true; more && reported_ < chosen_;) {
+      const Token token = run_[static_cast<std::size_t>(reported_++)];
+      if constexpr (std::is_void_v<std::invoke_result_t<OnToken&, Token>>) {
+        on_token(token);
+      } else {
+        more = on_token(token);
+      }
+    }
+    const Index emitted = reported_;
+    settle();
+    return std::span<const Token>(run_).first(static_cast<std::size_t>(emitted));
+  }
+
+  const SpeculativeOptions& options() const { return options_; }
+  const SpeculativeStats& stats() const { return stats_; }
+  /// The last token emitted; -1 after a prompt, before the first step.
+  Token pending() const { return reported_ > 0 && stepping_ ? run_[static_cast<std::size_t>(reported_) - 1] : pending_; }
+
+ private:
+  using DraftScalar = typename Draft::Scalar;
+
+  static const SpeculativeOptions& checked(const Target& target, const Draft& draft, const SpeculativeOptions& options) {
+    options.check();
+    if (static_cast<const void*>(&target) == static_cast<const void*>(&draft))
+      raise<StateError>("pith::SpeculativeDecoder: target and draft are one object, expected two: start another session for the draft");
+    if (Index(target.vocab_size()) != Index(draft.vocab_size()))
+      raise<ShapeError>(detail::text("pith::SpeculativeDecoder: the target has ", Index(target.vocab_size()), " tokens, the draft ",
+                                     Index(draft.vocab_size()), ", expected one vocabulary"));
+    check_chunk("target", target, options.draft_tokens);
+    check_chunk("draft", draft, options.draft_tokens);
+    return options;
+  }
+  template <class M> static void check_chunk(const char* name, const M& model, Index draft_tokens) {
+    if constexpr (requires {
+                    { model.max_chunk() } -> std::convertible_to<Index>;
+                  })
+      if (draft_tokens >= Index(model.max_chunk()))
+        raise<CapacityError>(detail::text("pith::SpeculativeDecoder: draft_tokens is ", draft_tokens, ", but the ", name, " takes only ",
+                                          Index(model.max_chunk()), " tokens at once, expected ", draft_tokens,
+                                          " + 1: start it with max_draft = ", draft_tokens, " or more"));
+  }
+
+  /// Feeds a prompt; sees(rows) is called with logits whose last row follows what was read so far.
+  template <class M, class Sees> void read(M& model, std::span<const Token> tokens, Sees&& sees) {
+    using Rows = ConstMatrixRef<typename M::Scalar>;
+    if constexpr (requires {
+                    { model.prefill(tokens) } -> std::convertible_to<Rows>;
+                  }) {
+      sees(Rows(model.prefill(tokens)));
+    } else {
+      for (std::size_t at = 0; at < tokens.size(); at += feed_.size())
+        sees(Rows(model.decode(tokens.subspan(at, std::min(feed_.size(), tokens.size() - at)))));
+    }
+  }
+
+  void keep(const ConstMatrixRef<Scalar>& rows) {
+    check_shape("SpeculativeDecoder", "the target's logits", rows, any_extent, logits_.size());
+    logits_ = rows.row(rows.rows() - 1).transpose();
+    pending_ = -1;
+  }
+
+  /// The pending token goes into both models, and what follows it is kept.
+  void read_pending() {
+    begin();
+    checkpoint_target();
+    feed_draft([](const auto&) {});
+    const auto& rows = target_->decode(std::span<const Token>(&pending_, 1));
+    const Position target_end = target_->next_position(), draft_end = draft_->next_position();
+    keep(rows);
+    target_->crop(target_end);
+    draft_->crop(draft_end);
+    stepping_ = target_open_ = draft_open_ = false;
+    lag_ = 0;
+    note_positions();
+  }
+
+  void begin() {
+    stepping_ = true;
+    reported_ = chosen_ = 0;
+  }
+  void checkpoint_target() {
+    target_->checkpoint();
+    target_open_ = true;
+  }
+
+  /// What the draft has not read yet, the pending token last.
+  template <class Sees> void feed_draft(Sees&& sees) {
+    draft_->checkpoint();
+    draft_open_ = true;
+    const std::array<Token, 2> late{late_, pending_};
+    sees(draft_->decode(std::span<const Token>(late).last(static_cast<std::size_t>(lag_) + 1)));
+  }
+
+  /// Chooses the tokens of a step into run_; both models are left where their journals took them.
+  template <std::uniform_random_bit_generator Rng> void choose(Index most, Rng& rng) {
+    settle();
+    check_in_step();
+    if (target_next_ < 0) [[unlikely]]
+      raise<StateError>("pith::SpeculativeDecoder::step: nothing has been read: call prefill() or resume() first");
+    begin();
+    if (pending_ < 0) {
+      run_[0] = sampler_.sample(logits_, rng);
+      chosen_ = 1;
+      return;
+    }
+    feed_[0] = pending_;
+    const bool adapted = options_.length == DraftLength::adapted;
+    const Index length = adapted ? pace_.length(options_.draft_tokens, double(options_.guess_cost)) : options_.draft_tokens;
+    const Index drafted = guess(std::min(length, most - 1), rng);
+    checkpoint_target();
+    const auto& logits = target_->decode(std::span<const Token>(feed_).first(static_cast<std::size_t>(drafted) + 1));
+    const ConstMatrixRef<Scalar> rows = logits;
+    check_shape("SpeculativeDecoder", "the target's logits", rows, drafted + 1, logits_.size());
+    Index accepted = 0;
+    for (; accepted < drafted; ++accepted) {
+      const std::size_t i = static_cast<std::size_t>(accepted);
+      if ((run_[i] = sampler_.verify(accepted, rows.row(accepted), rng)) != feed_[i + 1]) break;
+    }
+    if (accepted == drafted) run_[static_cast<std::size_t>(drafted)] = sampler_.sample(rows.row(drafted), rng);
+    chosen_ = accepted + 1;
+
+    ++stats_.steps;
+    stats_.drafted += drafted;
+    stats_.accepted += accepted;
+    stats_.rejected += accepted < drafted;
+    if (drafted > 0) pace_.saw(accepted, accepted < drafted);
+  }
+
+  /// The draft's guesses into feed_[1 ..]; how many: fewer than `most` if it has none to make.
+  template <std::uniform_random_bit_generator Rng> Index guess(Index most, Rng& rng) {
+    Index made = 0;
+    const auto sees = [&](const ConstMatrixRef<DraftScalar>& rows) {
+      check_shape("SpeculativeDecoder", "the draft's logits", rows, any_extent, logits_.size());
+      const ConstVectorRef<DraftScalar> row = rows.row(rows.rows() - 1);
+      if (made == most || no_guess<DraftScalar>(row)) return false;
+      feed_[static_cast<std::size_t>(made) + 1] = sampler_.guess(made, row, rng);
+      ++made;
+      return made < most;
+    };
+    bool more = false;
+    feed_draft([&](const ConstMatrixRef<DraftScalar>& rows) { more = sees(rows); });
+    while (more) more = sees(draft_->decode(std::span<const Token>(feed_).subspan(static_cast<std::size_t>(made), 1)));
+    return made;
+  }
+
+  /// Ends a step after the tokens reported: both models go back to before the last of them, and that one is pending.
+  void settle() {
+    if (!stepping_) return;
+    if (pending_ >= 0) {
+      if (target_open_) target_->crop(target_next_ + static_cast<Position>(reported_));
+      target_open_ = false;
+      const Position read = draft_next_ + static_cast<Position>(reported_ > 0 ? lag_ + reported_ : 0);
+      if (draft_open_) draft_->crop(std::min(read, draft_->next_position()));
+      draft_open_ = false;
+      if (reported_ > 0) {
+        lag_ = read - draft_->next_position();
+        late_ = reported_ > 1 ? run_[static_cast<std::size_t>(reported_) - 2] : pending_;
+      }
+    }
+    if (reported_ > 0) {
+      pending_ = run_[static_cast<std::size_t>(reported_) - 1];
+      stats_.tokens += reported_;
+      note_positions();
+    }
+    stepping_ = false;
+  }
+
+  void note_positions() {
+    target_next_ = target_->next_position();
+    draft_next_ = draft_->next_position();
+  }
+  void check_in_step() const {
+    if (target_next_ >= 0 && (target_->next_position() != target_next_ || draft_->next_position() != draft_next_)) [[unlikely]]
+      raise<StateError>(
+          detail::text("pith::SpeculativeDecoder: target and draft are at positions ", target_->next_position(), " and ",
+                       draft_->next_position(), ", expected ", target_next_, " and ", draft_next_,
+                       ": somebody else fed them, or a prompt failed half-way; let both read the same text and call resume()"));
+  }
+
+  Target* target_;
+  Draft* draft_;
+  SpeculativeOptions options_;
+  RejectionSampler<Scalar, DraftScalar> sampler_;
+  Vector<Scalar> logits_;                        ///< after a prompt
+  std::vector<Token> feed_, run_;                ///< [draft_tokens + 1] the pending token and the guesses; the tokens of a step
+  Index chosen_ = 0, reported_ = 0;              ///< of run_
+  Token pending_ = -1, late_ = -1;               ///< late_: the token before it, if the draft has not read that one either
+  Index lag_ = 0;                                ///< 1: so it is
+  Position target_next_ = -1, draft_next_ = -1;  ///< when the last call ended; -1: nothing has been read
+  bool stepping_ = false, target_open_ = false, draft_open_ = false;
+  detail::DraftPace pace_;
+  SpeculativeStats stats_;
+};
+
+}  // namespace pith::inline v0
