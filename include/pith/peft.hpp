@@ -1,0 +1,4 @@
+#pragma once
+
+// Not combine.hpp, nor decompose.hpp, which needs Eigen's decompositions: include them by name.
+#include <pith/peft/low_rank.hpp>
