@@ -1,4 +1,9 @@
 #pragma once
 
 // Not combine.hpp, nor decompose.hpp, which needs Eigen's decompositions: include them by name.
+#include <pith/peft/adalora.hpp>
+#include <pith/peft/dylora.hpp>
+#include <pith/peft/gradients.hpp>
+#include <pith/peft/lora.hpp>
+#include <pith/peft/lora_init.hpp>
 #include <pith/peft/low_rank.hpp>
