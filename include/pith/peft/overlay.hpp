@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <string_view>
 #include <utility>
@@ -13,6 +12,7 @@
 #include <pith/core/workspace.hpp>
 #include <pith/nn/linear.hpp>
 #include <pith/nn/linear_op.hpp>
+#include <pith/peft/dora.hpp>
 #include <pith/peft/low_rank.hpp>
 
 namespace pith::inline v0 {
@@ -120,35 +120,19 @@ template <class S> std::size_t LinearOverlay<S>::bytes() const {
   return static_cast<std::size_t>(numbers) * sizeof(S) + (replacement.empty() ? 0 : replacement.bytes());
 }
 
-/// DoRA's m / n with n the length of each row of W + B diag(gain) A, W the base's weight: what LinearOverlay::out_scale is to be.
-/// A row of length 0 has no direction and is scaled by 0.
+/// DoRA's m / n, n being dora_norm(): what LinearOverlay::out_scale is to be. Where n is 0 the row stays as it is.
 ///
 /// Shapes   term of the base's in and out · magnitude [out]
-/// Cost     2·rank·in·out flops, once: n changes only with W, A, B and gain
-/// Heap     one row in double
-/// Throws   ShapeError
-/// Paper    arXiv:2402.09353
+/// Cost     2·rank·in·out flops, once: n changes with the weight and the term alone
+/// Throws   ShapeError if they do not fit
+/// Paper    DoRA: arXiv:2402.09353
 template <DenseLinear Base>
 Vector<typename Base::Scalar> dora_scale(const Base& base, const LowRankTerm<typename Base::Scalar>& term,
                                          ConstVectorRef<typename Base::Scalar> magnitude) {
   using S = typename Base::Scalar;
-  const Index in = base.in(), out = base.out();
-  check_shape("dora_scale", "down", term.down_rows, any_extent, in);
-  check_shape("dora_scale", "up", term.up_rows, term.rank(), out);
-  check_shape("dora_scale", "gain", term.gains, term.rank(), 1);
-  check_shape("dora_scale", "magnitude", magnitude, out, 1);
-  Vector<S> scale(out);
-  Matrix<S> weight(1, in);
-  Vector<double> row(in);
-  for (Index i = 0; i < out; ++i) {
-    base.copy_weight(i, weight);
-    row = weight.row(0).transpose().template cast<double>();
-    for (Index r = 0; r < term.rank(); ++r)
-      row += double(term.gains[r]) * double(term.up_rows(r, i)) * term.down_rows.row(r).transpose().template cast<double>();
-    const double length = std::sqrt(row.squaredNorm());
-    scale[i] = length > 0 ? static_cast<S>(double(magnitude[i]) / length) : S(0);
-  }
-  return scale;
+  check_shape("dora_scale", "magnitude", magnitude, base.out(), 1);
+  const Vector<S> norm = dora_norm(base, term);
+  return (norm.array() == S(0)).select(S(1), magnitude.array() / norm.array()).matrix();
 }
 
 }  // namespace pith::inline v0
