@@ -245,8 +245,7 @@ void read_head(const DecoderModel<S>& model, const AdapterRuns<S>& adapters, std
       model.norm, adapters, [](const ModelAdapter<S>& adapter) { return &adapter.parts().norm; }, hidden, normed);
   if (adapters.empty()) return model.weights.lm_head.forward(normed, logits, ws);
   forward_runs(
-      model.weights.lm_head, adapters, [](const ModelAdapter<S>& adapter) { return adapter.lm_head(); }, ConstMatrixRef<S>(normed), logits,
-      ws);
+      model.weights.lm_head, adapters, [](const ModelAdapter<S>& adapter) { return adapter.lm_head(); }, normed, logits, ws);
 }
 
 /// What a LayerPass over tiles of `tokens` takes, its kernels included, with up to `rows` cached rows a head.

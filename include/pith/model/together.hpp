@@ -63,7 +63,7 @@ template <class S, KvStorage T> class TogetherPass {
       const std::uint64_t first = session(a).adapter_.fingerprint(), second = session(b).adapter_.fingerprint();
       return first == second ? a < b : first < second;
     });
-    const MatrixRef<S> hidden = ws_.matrix<S>(n, model_.config.hidden_size), normed = ws_.matrix<S>(n, model_.config.hidden_size);
+    MatrixRef<S> hidden = ws_.matrix<S>(n, model_.config.hidden_size), normed = ws_.matrix<S>(n, model_.config.hidden_size);
     for (Index row = 0; row < n; ++row) {
       Session<S, T>& s = session(order[static_cast<std::size_t>(row)]);
       s.whole_ = false;
@@ -78,7 +78,7 @@ template <class S, KvStorage T> class TogetherPass {
     // Back in the order of the sessions for the head, which writes straight into logits.
     for (Index row = 0; row < n; ++row) normed.row(order[static_cast<std::size_t>(row)]) = hidden.row(row);
     std::iota(order.begin(), order.end(), Index(0));
-    read_head(model_, runs(order, memory), ConstMatrixRef<S>(normed), hidden, logits, ws_);
+    read_head(model_, runs(order, memory), normed, hidden, logits, ws_);
     for (Index i = 0; i < n; ++i) {
       Session<S, T>& s = session(i);
       s.logits_.row(0) = logits.row(i);

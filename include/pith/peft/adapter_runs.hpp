@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <limits>
 #include <span>
+#include <type_traits>
 
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
@@ -43,8 +44,8 @@ template <class S> struct AdapterRuns {
 ///
 /// `overlay_of(adapter)` finds an adapter's overlay, or nullptr.
 template <class S, class OverlayOf>
-void forward_runs(const AnyLinear<S>& base, const AdapterRuns<S>& runs, OverlayOf&& overlay_of, const ConstMatrixRef<S>& x, MatrixRef<S> y,
-                  Workspace& ws) {
+void forward_runs(const AnyLinear<S>& base, const AdapterRuns<S>& runs, OverlayOf&& overlay_of, std::type_identity_t<ConstMatrixRef<S>> x,
+                  std::type_identity_t<MatrixRef<S>> y, Workspace& ws) {
   Index replaced = 0;
   runs.for_each(x.rows(), [&](Index, Index rows, const ModelAdapter<S>& adapter) {
     const LinearOverlay<S>* overlay = overlay_of(adapter);
