@@ -22,11 +22,52 @@ int main(int, char** argv) {
 // --- end
 #undef main
 
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <vector>
 
+#include "io/temp_folder.hpp"
 #include "support/catch.hpp"
+#include "support/random_matrix.hpp"
+
+int adapted(const pith::Decoder<float>& llama, const char* one, const char* other, const std::vector<pith::Token>& prompt) {
+  const auto polite = pith::load_adapter(one, llama);  // PEFT folders, unconverted
+  const auto terse = pith::load_adapter(other, llama);
+  auto a = llama.start(), b = llama.start(), base = llama.start();
+  a.use(&polite);  // a pointer assignment: nothing is copied, the decoder stays shared
+  b.use(&terse);
+  for (auto* session : {&a, &b, &base}) session->prefill(prompt);
+
+  const std::vector<pith::Session<float>*> batch{&a, &b, &base};  // one token of each, every weight read once
+  pith::Workspace ws(llama.together_workspace_bytes(batch));
+  pith::Matrix<float> logits(3, llama.vocab_size());
+  const std::vector<pith::Token> next{'.', '.', '.'};
+  llama.decode_together(batch, next, logits, ws);  // the bits of each decoded alone
+
+  a.clear();       // rows cached under one adapter are refused under another
+  a.use(nullptr);  // the base alone, exactly
+  return 0;
+}
+// --- end of adapters
+
+namespace {
+
+std::string text_of(const std::string& path) {
+  std::ifstream in(path);
+  REQUIRE(in);
+  return std::string(std::istreambuf_iterator<char>(in), {});
+}
+
+/// Whether the README shows this part of this file.
+bool shown(const std::string& from, const std::string& to) {
+  const std::string root = PITH_MODELS_DIR "/../..", source = text_of(root + "/tests/readme.test.cpp");
+  const std::size_t begin = source.find(from), end = source.find(to, begin);
+  return text_of(root + "/README.md").find("```cpp\n" + source.substr(begin, end - begin) + "```") != std::string::npos;
+}
+
+}  // namespace
 
 TEST_CASE("the README's program runs, and is what the README shows", "[readme]") {
   char folder[] = PITH_MODELS_DIR "/tiny-prose";
@@ -34,12 +75,19 @@ TEST_CASE("the README's program runs, and is what the README shows", "[readme]")
   char* argv[] = {name, folder, nullptr};
   CHECK(readme_program(2, argv) == 0);
 
-  const auto text_of = [](const std::string& path) {
-    std::ifstream in(path);
-    REQUIRE(in);
-    return std::string(std::istreambuf_iterator<char>(in), {});
-  };
-  const std::string root = PITH_MODELS_DIR "/../..", source = text_of(root + "/tests/readme.test.cpp");
-  const std::size_t begin = source.find("#include <cstdio>"), end = source.find("// --- end");
-  CHECK(text_of(root + "/README.md").find("```cpp\n" + source.substr(begin, end - begin) + "```") != std::string::npos);
+  CHECK(shown("#include <cstdio>", "// --- end"));
+}
+
+TEST_CASE("the README's adapters run on folders that are written here, and are what the README shows", "[readme]") {
+  const pith_test::TempFolder folder;
+  const auto llama = pith::load_decoder(PITH_MODELS_DIR "/tiny-prose");
+  const pith::AdapterTarget target = llama.adapter_target();
+  for (const std::uint64_t seed : {1u, 2u}) {
+    pith::LoraFolderWriter<float> writer;
+    writer.add("model.layers.0.self_attn.q_proj", pith::LoraAdapter<float>(pith_test::random_matrix<float>(4, target.hidden, seed),
+                                                                           pith_test::random_matrix<float>(target.q, 4, seed)));
+    writer.write(folder / std::to_string(seed));
+  }
+  CHECK(adapted(llama, (folder / "1").string().c_str(), (folder / "2").string().c_str(), {'O', 'w', 'n'}) == 0);
+  CHECK(shown("int adapted(", "// --- end of adapters"));
 }
