@@ -186,6 +186,8 @@ TEST_CASE("peft folder: biases, magnitudes, lambdas and replaced modules", "[io]
     refused<FormatError>(adapter, "holds no tensor of 'norm', which modules_to_save names");
     adapter.put(TinyAdapter::name("model.norm", "weight"), 8);
     CHECK(opened(adapter).load("model.norm").weight.rows() == 8);
+    adapter.put(TinyAdapter::name("model.layers.0.input_layernorm", "weight"), 8);  // ends in "norm" as well
+    CHECK(opened(adapter).load("model.layers.0.input_layernorm").weight.rows() == 8);
     adapter.put(TinyAdapter::name("lm_head", "bias"), 4);
     refused<FormatError>(adapter, "lm_head.bias' is [4], expected [5] by its weight");
     adapter.tensors.erase(TinyAdapter::name("lm_head", "weight"));
@@ -367,6 +369,12 @@ TEST_CASE("peft folder: hostile numbers, sizes and files", "[io]") {
   for (std::size_t i = 0; i < max_peft_names; ++i) many += ",\"a\"";
   CHECK_THROWS_WITH(parse_peft_config(many + "]}"), contains("expected a list of names, at most 8192"));
   refused<FormatError>(altered("target_modules", "((a{100}){100}){100}"), "unfolds to more than 8192 states");
+  TinyAdapter heavy;
+  for (int i = 0; i < 200; ++i) heavy.config["rank_pattern"]["(a{8000}" + std::to_string(i) + ")"] = 2;
+  refused<FormatError>(heavy, "key 'rank_pattern': its expressions unfold to more than 1048576 states together");
+  TinyAdapter wide = altered("layers_to_transform", {0, 1});
+  wide.config["layers_pattern"] = std::vector<std::string>(65, "layers");
+  refused<FormatError>(wide, "key 'layers_pattern' is a list of 65, expected at most 64 names");
   TinyAdapter slow;
   slow.config["target_modules"] = "(" + std::string(200, '(') + "x";
   refused<FormatError>(slow, "nests groups deeper than 32");

@@ -29,6 +29,7 @@ class Pattern {
 
   /// Whether the whole text matches. `steps` is what may still be spent, over many calls.
   bool matches(std::string_view name, std::size_t& steps) const { return walk(0, name, 0, true, steps); }
+  std::size_t states() const { return program_.code.size(); }  ///< what it takes in memory
 
  private:
   /// From a state and a place in the text to acceptance: at the end of the text, or anywhere.

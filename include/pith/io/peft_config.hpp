@@ -1,9 +1,13 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <initializer_list>
+#include <limits>
 #include <map>
 #include <string>
 #include <string_view>
@@ -170,7 +174,9 @@ class PeftConfigReader {
     else if (layers != nullptr)
       layer(*layers);
     if (!targets.layers.empty() && targets.names.list.empty()) c_.refuse("layers_to_transform", "nothing unless target_modules is a list");
-    for (const std::string& name : strings("layers_pattern")) {
+    const std::vector<std::string> patterns = strings("layers_pattern");
+    if (patterns.size() > 64) c_.refuse("layers_pattern", "at most 64 names");
+    for (const std::string& name : patterns) {
       if (targets.layers.empty()) c_.refuse("layers_pattern", "nothing unless layers_to_transform is given");
       static_cast<void>(Pattern(name, where("layers_pattern")));
       targets.layers_patterns.emplace_back(text(".*\\.(", name, ")"), where("layers_pattern"));

@@ -123,8 +123,10 @@ class PeftFolder {
     refuse(detail::text("holds no ", what, " of module ", detail::in_quotes(module)));
   }
 
-  /// modules_to_save names a module or one that it lies in.
-  static bool is_saved_as(const std::string& module, const std::string& saved) { return detail::ModuleNames::lies_in(module, saved); }
+  /// modules_to_save names a module by the end of its path, which need not be a whole component, or one that it lies in.
+  static bool is_saved_as(const std::string& module, const std::string& saved) {
+    return module.ends_with(saved) || detail::ModuleNames::lies_in(module, saved);
+  }
   bool is_saved(const std::string& module) const {
     return std::any_of(config_.targets.saved.begin(), config_.targets.saved.end(),
                        [&](const std::string& saved) { return is_saved_as(module, saved); });

@@ -8,8 +8,10 @@
 #include <utility>
 #include <vector>
 
+#include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/io/pattern.hpp>
+#include <pith/io/text.hpp>
 
 namespace pith::inline v0::detail {
 
@@ -87,6 +89,9 @@ template <class N> class ModuleNumbers {
     if (plain) return;
     static_cast<void>(Pattern(key, where));  // alone: no parenthesis may leak out of the group around it
     entries_.back().pattern.emplace(text("(.*\\.)?(", key, ")$"), where);
+    states_ += entries_.back().pattern->states();
+    if (states_ > most_states)
+      raise<FormatError>(text(where, ": its expressions unfold to more than ", most_states, " states together: write simpler ones"));
   }
 
   bool empty() const { return entries_.empty(); }
@@ -113,7 +118,9 @@ template <class N> class ModuleNumbers {
     return true;
   }
 
+  static constexpr std::size_t most_states = std::size_t{1} << 20;
   std::vector<Entry> entries_;
+  std::size_t states_ = 0;
 };
 
 }  // namespace pith::inline v0::detail
