@@ -8,6 +8,7 @@ namespace pith {
 
 extern template class Decoder<float>;
 extern template class Session<float, float>;
+extern template class KvCache<AnyPolicy<float>, AnyMerge<float>, float>;
 extern template class KvCache<AnyPolicy<float>, Drop, float>;
 extern template Decoder<float> load_decoder<float>(const std::filesystem::path&, const LoadOptions&);
 extern template Checkpoint<float> load_checkpoint<float>(const std::filesystem::path&, const LoadOptions&);

@@ -7,6 +7,7 @@
 #include <pith/core/executor.hpp>
 #include <pith/decode.hpp>
 #include <pith/kv.hpp>
+#include <pith/merge.hpp>
 #include <pith/model.hpp>
 
 #include "support/alloc_counter.hpp"
@@ -48,9 +49,11 @@ TEST_CASE("prefill, decode, checkpoint and crop allocate nothing", "[hot_path]")
   const auto rope = std::make_shared<const Rope<float>>(config.rope());
   const auto o_proj = std::make_shared<Matrix<float>>(config.hidden_size, config.num_attention_heads * config.head_dim);
   decoder.weights().layers[0].o_proj.copy_weight(0, *o_proj);
+  std::size_t turn = 0;  // another strategy with each policy and number of threads
   for (const PolicyEntry<float>& entry : policy_catalogue())
     for (const ExecutorRef executor : {ExecutorRef(serial), ExecutorRef(pool)}) {
-      INFO(entry.name << ", " << executor.size() << " threads");
+      const MergeEntry<float>& merging = merge_catalogue()[turn++ % merge_catalogue().size()];
+      INFO(entry.name << ", " << merging.name << ", " << executor.size() << " threads");
       const AnyPolicy<float> policy = entry.make(24, {rope, o_proj});
       const auto run = [&](auto session) {
         Sampler<float> sampler({.temperature = 0.8f, .top_k = 20, .top_p = 0.9f}, session.vocab_size());
@@ -74,11 +77,11 @@ TEST_CASE("prefill, decode, checkpoint and crop allocate nothing", "[hot_path]")
                 session.clear();
               }) == 0);
       };
-      const SessionOptions options{.max_prompt = 200, .max_generated = 400, .executor = executor};
-      run(decoder.start(policy, options));
+      const SessionOptions options{.max_prompt = 200, .max_generated = 400, .multiplicity = turn % 3 == 0, .executor = executor};
+      run(decoder.start(policy, options, merging.make()));
       if (entry.name != "h2o-cache") {  // turns keys, which only unrounded rows survive
-        run(decoder.start<bfloat16>(policy, options));
-        run(decoder.start<Q8>(policy, options));
+        run(decoder.start<bfloat16>(policy, options, merging.make()));
+        run(decoder.start<Q8>(policy, options, merging.make()));
       }
     }
 }

@@ -8,6 +8,7 @@
 
 #include <pith/io.hpp>
 #include <pith/kv.hpp>
+#include <pith/merge.hpp>
 
 #include "io/temp_folder.hpp"
 #include "support/catch.hpp"
@@ -39,16 +40,18 @@ TEMPLATE_TEST_CASE("under every policy a loaded session goes on as the saved one
   const SessionPath file;
   auto o_proj = std::make_shared<Matrix<float>>(talk.config.hidden_size, talk.config.num_attention_heads * talk.config.head_dim);
   talk.decoder.weights().layers[0].o_proj.copy_weight(0, *o_proj);
+  std::size_t turn = sizeof(TestType);  // another strategy with each policy and storage
   for (const PolicyEntry<float>& entry : policy_catalogue()) {
     if (entry.name == "h2o-cache" && !std::is_same_v<TestType, float>) continue;  // keys that turn are not rounded
-    INFO(entry.name);
+    const MergeEntry<float>& merging = merge_catalogue()[turn++ % merge_catalogue().size()];
+    INFO(entry.name << ", " << merging.name);
     const AnyPolicy<float> policy = entry.make(12, {std::make_shared<const Rope<float>>(talk.config.rope()), o_proj});
-    const SessionOptions options{.max_prompt = 40, .max_generated = 60};
-    auto saved = talk.decoder.start<TestType>(policy, options);
+    const SessionOptions options{.max_prompt = 40, .max_generated = 60, .multiplicity = turn % 2 == 0};
+    auto saved = talk.decoder.start<TestType>(policy, options, merging.make());
     saved.prefill(talk.all.first(40));
     for (std::size_t t = 40; t < 57; ++t) saved.decode(talk.tokens[t]);
     save_session(saved, file.path);
-    auto loaded = talk.decoder.start<TestType>(policy, options);
+    auto loaded = talk.decoder.start<TestType>(policy, options, merging.make());
     loaded.prefill(talk.all.subspan(50, 20));  // forgotten
     load_session(loaded, file.path);
     REQUIRE(loaded.next_position() == 57);

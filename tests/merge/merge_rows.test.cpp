@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <array>
+#include <cmath>
 #include <vector>
 
 #include <pith/merge.hpp>
@@ -139,6 +142,109 @@ TEST_CASE("what merging keeps: bits of rows nothing came to, mass, the middle, a
 
   Group<double> nothing(group.kept_keys, group.kept_values, Matrix<double>(0, 8), Matrix<double>(0, 8));
   CHECK(same_bits(nothing.merged(Averaged{}).kept_keys, group.kept_keys));
+}
+
+TEST_CASE("cosines of 1 make every weighted rule the average", "[merge]") {
+  Group<double> group(8, 20, 6, 31);
+  group.cosine.setOnes();
+  const Group<double> expected = group.merged(Averaged{});
+  for (const auto& ours : {group.merged(Weighted{}), group.merged(Normalized{}), group.merged(SizeWeighted{})}) {
+    CHECK(near(ours.kept_keys, expected.kept_keys, 1e-14));
+    CHECK(near(ours.kept_values, expected.kept_values, 1e-14));
+  }
+}
+
+TEST_CASE("convex rules stay within what they mix, and a negative cosine subtracts where the rule says so", "[merge]") {
+  Group<double> group(6, 40, 5, 33);
+  group.kept_mass = random_matrix<double>(6, 1, 34).cwiseAbs().array() + 1;
+  group.mass = random_matrix<double>(40, 1, 35).cwiseAbs().array() + 1;
+  const auto within = [&](const auto& rule) {
+    const Group<double> merged = group.merged(rule);
+    for (Index c = 0; c < 6; ++c) {
+      Vector<double> least = group.kept_values.row(c).transpose(), most = least;
+      for (Index e = 0; e < 40; ++e) {
+        if (group.match[static_cast<std::size_t>(e)] != c) continue;
+        least = least.cwiseMin(group.values.row(e).transpose());
+        most = most.cwiseMax(group.values.row(e).transpose());
+      }
+      CHECK((merged.kept_values.row(c).transpose().array() >= least.array() - 1e-14).all());
+      CHECK((merged.kept_values.row(c).transpose().array() <= most.array() + 1e-14).all());
+    }
+  };
+  within(Averaged{});
+  within(Pivotal{});
+  within(Normalized{});
+  within(SizeWeighted{});
+  within(ValuesOnly{});
+
+  Matrix<double> one(1, 2), against(1, 2);
+  one << 1, 0;
+  against << -2, 0;
+  const Group<double> pair(one, one, against, against);  // the only row kept is where all others go
+  CHECK(pair.match[0] == 0);
+  CHECK(pair.cosine[0] == -1);
+  CHECK(pair.merged(Weighted{}).kept_keys(0, 0) == 1.5);
+  CHECK(pair.merged(Averaged{}).kept_keys(0, 0) == -.5);
+}
+
+TEST_CASE("the order of evicted rows changes rounding at most, that of kept rows only where results lie", "[merge]") {
+  const Index m = 9, n = 30;
+  const Group<double> group(m, n, 7, 41);
+  const auto backwards = [](const Matrix<double>& x) { return Matrix<double>(x.colwise().reverse()); };
+  const Group<double> evicted(group.kept_keys, group.kept_values, backwards(group.keys), backwards(group.values));
+  const Group<double> kept(backwards(group.kept_keys), backwards(group.kept_values), group.keys, group.values);
+  for (Index e = 0; e < n; ++e) {
+    CHECK(evicted.match[static_cast<std::size_t>(n - 1 - e)] == group.match[static_cast<std::size_t>(e)]);
+    CHECK(kept.match[static_cast<std::size_t>(e)] == m - 1 - group.match[static_cast<std::size_t>(e)]);
+  }
+  const auto check = [&](const auto& rule) {
+    const Group<double> expected = group.merged(rule), one = evicted.merged(rule), other = kept.merged(rule);
+    CHECK(near(one.kept_keys, expected.kept_keys, 1e-14));
+    CHECK(near(one.kept_values, expected.kept_values, 1e-14));
+    CHECK(same_bits(backwards(other.kept_keys), expected.kept_keys));
+    CHECK(same_bits(backwards(other.kept_values), expected.kept_values));
+  };
+  check(Averaged{});
+  check(Pivotal{});
+  check(Weighted{});
+  check(Normalized{});
+  check(SizeWeighted{});
+}
+
+TEST_CASE("scales of keys change no match, a rotation of all keys neither match nor weight, and values follow keys", "[merge]") {
+  const Index m = 10, n = 40, dim = 6;
+  const Group<double> group(m, n, dim, 51);
+  Matrix<double> kept_keys = group.kept_keys, keys = group.keys;
+  const Vector<double> kept_scale = random_matrix<double>(m, 1, 52).cwiseAbs().array() + .1;
+  const Vector<double> scale = random_matrix<double>(n, 1, 53).cwiseAbs().array() + .1;
+  const Group<double> scaled(kept_scale.asDiagonal() * kept_keys, group.kept_values, scale.asDiagonal() * keys, group.values);
+  CHECK(scaled.match == group.match);
+  CHECK(near(scaled.cosine, group.cosine, 1e-14));
+
+  Matrix<double> rotation = Matrix<double>::Identity(dim, dim);  // of every plane of neighbours by an angle of its own
+  for (Index d = 0; d + 1 < dim; ++d) {
+    Matrix<double> plane = Matrix<double>::Identity(dim, dim);
+    const double angle = .3 + static_cast<double>(d);
+    plane(d, d) = plane(d + 1, d + 1) = std::cos(angle);
+    plane(d, d + 1) = -std::sin(angle);
+    plane(d + 1, d) = std::sin(angle);
+    rotation = (rotation * plane).eval();
+  }
+  const Group<double> turned(kept_keys * rotation, group.kept_values, keys * rotation, group.values);
+  CHECK(turned.match == group.match);
+  CHECK(near(turned.cosine, group.cosine, 1e-14));
+  const auto check = [&](const auto& rule) {
+    const Group<double> expected = group.merged(rule);
+    CHECK(near(turned.merged(rule).kept_keys, (expected.kept_keys * rotation).eval(), 1e-13));
+    CHECK(near(turned.merged(rule).kept_values, expected.kept_values, 1e-13));
+    const Group<double> same(kept_keys, kept_keys, keys, keys);
+    CHECK(same.match == group.match);
+    CHECK(same_bits(same.merged(rule).kept_values, expected.kept_keys));
+  };
+  check(Averaged{});
+  check(Pivotal{});
+  check(Weighted{});
+  check(Normalized{});
 }
 
 TEST_CASE("sizes add up, and two merges by size are the mean of all tokens", "[merge]") {

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -47,7 +49,8 @@ template <class S> double cosine_bound(Index dim) {
 }  // namespace
 
 TEMPLATE_TEST_CASE("nearest rows are those of the whole matrix in double, across blocks of every side", "[merge]", float, double) {
-  for (const auto& [n, m, dim] : {std::array<Index, 3>{1, 1, 1}, {5, 3, 7}, {129, 40, 16}, {130, 1030, 24}, {3, 2050, 128}}) {
+  for (const auto& [n, m, dim] :
+       {std::array<Index, 3>{1, 1, 1}, {5, 3, 7}, {129, 40, 16}, {130, 1030, 24}, {3, 2050, 128}, {121, 33, 500}, {240, 64, 1100}}) {
     const Matrix<TestType> rows = random_matrix<TestType>(n, dim, 1), kept = random_matrix<TestType>(m, dim, 2);
     const Matrix<double> expected = cosines(rows.template cast<double>(), kept.template cast<double>());
     const double bound = cosine_bound<TestType>(dim);
@@ -84,6 +87,51 @@ TEST_CASE("matches depend on no worker, no other row and no scale", "[merge]") {
   CHECK(last.cosine[0] == alone.cosine[199]);
 }
 
+TEST_CASE("few rows or many, near or far apart, by any workers: the same bits, and those of the whole matrix", "[merge]") {
+  const Matrix<double> wide_rows = random_matrix<double>(260, 400, 7), wide_kept = random_matrix<double>(300, 300, 8);
+  const ConstMatrixRef<double> rows(wide_rows.data(), 130, 200, 800), kept(wide_kept.data(), 300, 200, 300);  // every other row, part of it
+  ThreadPool pool(3);
+  std::vector<std::int32_t> match(130), other(130);
+  Vector<double> cosine(130), other_cosine(130);
+  Matrix<double> whole(130, 300);
+  Workspace ws(nearest_workspace_bytes<double>(430, 200, 3), pool), alone(nearest_workspace_bytes<double>(300, 200));
+  nearest_rows<double>(rows, kept, match, cosine, ws);
+  similarity_matrix<double>(rows, kept, whole, ws);
+  for (const Index together : {1, 3, 50, 120, 130})
+    for (Index first = 0; first < 130; first += together) {
+      const Index count = std::min(together, 130 - first);
+      const auto part = std::span(other).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+      nearest_rows<double>(rows.middleRows(first, count), kept, part, other_cosine.segment(first, count), together == 50 ? ws : alone);
+      CHECK(std::equal(part.begin(), part.end(), match.begin() + first));
+      CHECK(same_bits(other_cosine.segment(first, count), cosine.segment(first, count)));
+    }
+  for (Index e = 0; e < 130; ++e) {
+    CHECK(whole(e, match[static_cast<std::size_t>(e)]) == cosine[e]);
+    CHECK(whole.row(e).maxCoeff() == cosine[e]);
+  }
+}
+
+TEST_CASE("of equal cosines the first, wherever in a packet they lie", "[merge]") {
+  for (const Index m : {2, 16, 31, 32, 33, 64, 65, 100})
+    for (Index first = 0; first < m; ++first) {
+      Matrix<float> kept = Matrix<float>::Constant(m, 3, -1);
+      for (Index c = first; c < m; c += 7) kept.row(c).setConstant(static_cast<float>(1 + c % 3));
+      CHECK(nearest<float>(Matrix<float>::Ones(2, 3), kept).match == std::vector<std::int32_t>(2, static_cast<std::int32_t>(first)));
+    }
+  const Nearest<float> narrow = nearest<float>(Matrix<float>(130, 0), Matrix<float>(70, 0));  // no numbers: all alike
+  CHECK(std::all_of(narrow.match.begin(), narrow.match.end(), [](std::int32_t c) { return c == 0; }));
+  CHECK(narrow.cosine.isZero());
+  CHECK(nearest<float>(Matrix<float>(0, 4), Matrix<float>::Ones(3, 4)).match.empty());
+}
+
+TEST_CASE("what nearest_rows() needs is no number for sizes that are none", "[merge]") {
+  for (const Index wrong : {Index(-1), Index(-16), std::numeric_limits<Index>::min(), std::numeric_limits<Index>::max()}) {
+    CHECK_THROWS_AS(nearest_workspace_bytes<float>(wrong, 4), CapacityError);
+    CHECK_THROWS_AS(nearest_workspace_bytes<float>(4, wrong), CapacityError);
+    CHECK_THROWS_AS(nearest_workspace_bytes<float>(4, 4, wrong), CapacityError);
+  }
+}
+
 TEST_CASE("equal cosines take the first, zeros are near to nothing, and what is not a number matches nothing", "[merge]") {
   constexpr float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   Matrix<float> kept(5, 2), rows(5, 2);
@@ -109,4 +157,38 @@ TEST_CASE("similarity: shapes that disagree are refused", "[merge]") {
   match.pop_back();
   CHECK_THROWS_WITH(nearest_rows<float>(rows, rows, match, cosine, ws), contains("2 matches and 3 cosines for 3 rows"));
   CHECK_THROWS_AS(similarity_matrix<float>(rows, rows, whole, ws), ShapeError);
+}
+
+TEST_CASE("of equal cosines the kept row of lowest position wins, wherever it lies", "[merge]") {
+  std::mt19937_64 rng(12);
+  for (const Index m : {1, 5, 40, 200})
+    for (const Index n : {1, 3, 150}) {
+      Matrix<float> kept = random_matrix<float>(m, 8, 21);
+      std::vector<Position> positions(static_cast<std::size_t>(m));
+      for (Index c = 0; c < m; ++c) {
+        kept.row(c) = kept.row(c % 4) * static_cast<float>(1 << (c % 3));  // four directions; scaling by these changes no bit of a cosine
+        positions[static_cast<std::size_t>(c)] = static_cast<Position>(3 * c + 7);
+      }
+      std::shuffle(positions.begin(), positions.end(), rng);
+      const Matrix<float> rows = random_matrix<float>(n, 8, 22);
+      std::vector<std::int32_t> first(static_cast<std::size_t>(n)), oldest = first;
+      Vector<float> cosine(n), same(n);
+      Workspace ws(nearest_workspace_bytes<float>(m, 8, 1, n));
+      nearest_rows<float>(rows, kept, first, cosine, ws);
+      nearest_rows<float>(rows, kept, oldest, same, ws, positions);
+      CHECK(cosine == same);
+      for (std::size_t r = 0; r < first.size(); ++r) {
+        CHECK(first[r] < 4);
+        std::int32_t expected = first[r];
+        for (std::int32_t c = first[r]; c < m; c += 4)
+          if (positions[static_cast<std::size_t>(c)] < positions[static_cast<std::size_t>(expected)]) expected = c;
+        CHECK(oldest[r] == expected);
+      }
+    }
+  const Matrix<float> rows = random_matrix<float>(2, 8, 1);
+  std::vector<std::int32_t> match(2);
+  Vector<float> cosine(2);
+  const std::vector<Position> one{3};
+  Workspace ws(nearest_workspace_bytes<float>(2, 8));
+  CHECK_THROWS_WITH(nearest_rows<float>(rows, rows, match, cosine, ws, one), pith_test::contains("1 positions for 2 kept rows"));
 }

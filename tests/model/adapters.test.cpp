@@ -219,6 +219,14 @@ TEST_CASE("a soft prompt goes before the first token", "[model]") {
     session.clear();
     CHECK(same_bits(Matrix<float>(session.prefill(tokens)), first));
   }
+  auto weighed = decoder.start(Dense{}, {.multiplicity = true}), expected = decoder.start(Dense{}, {.multiplicity = true});
+  weighed.use(&adapter);  // masses of the rows behind it; the prompt's own stand for themselves
+  std::vector<float> masses{2, 1, 3, 1, 1, 4, 1, 1}, all(5, 1.f);
+  all.insert(all.end(), masses.begin(), masses.end());
+  CHECK(same_bits(Matrix<float>(weighed.prefill(rows.bottomRows(8), {}, {.masses = masses})),
+                  Matrix<float>(expected.prefill(rows, {}, {.masses = all}))));
+  CHECK_THROWS_AS(weighed.prefill(rows, {}, {.masses = masses}), ShapeError);
+
   auto session = decoder.start(Dense{}, {.max_prompt = 12});
   session.use(&adapter);
   CHECK_THROWS_AS(session.decode(Token{3}), StateError);

@@ -4,6 +4,7 @@
 
 #include <pith/core/executor.hpp>
 #include <pith/kv.hpp>
+#include <pith/merge.hpp>
 #include <pith/model.hpp>
 
 #include "support/catch.hpp"
@@ -28,20 +29,24 @@ struct Model {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("under every policy a token's bits do not depend on company or threads, and crop() is exact", "[model]", float, bfloat16,
-                   Q8) {
+TEMPLATE_TEST_CASE("under every policy, merging or not, a token's bits do not depend on company or threads, and crop() is exact", "[model]",
+                   float, bfloat16, Q8) {
   const Model model;
   ThreadPool pool(2);
+  std::size_t turn = sizeof(TestType);  // another strategy with each policy and storage
   for (const PolicyEntry<float>& entry : policy_catalogue()) {
-    INFO(entry.name);
+    const MergeEntry<float>& merging = merge_catalogue()[turn++ % merge_catalogue().size()];
+    INFO(entry.name << ", " << merging.name);
     const AnyPolicy<float> policy = model.policy(entry, 12);
-    const SessionOptions options{.max_prompt = 40, .max_generated = 100};
+    const SessionOptions options{.max_prompt = 40, .max_generated = 100, .multiplicity = turn % 2 == 0};
     if (entry.name == "h2o-cache" && !std::is_same_v<TestType, float>) {
       CHECK_THROWS_WITH(model.decoder.template start<TestType>(policy, options), contains("do not survive"));
       continue;
     }
-    auto alone = model.decoder.template start<TestType>(policy, options);
-    auto company = model.decoder.template start<TestType>(policy, {.max_prompt = 40, .max_generated = 100, .executor = pool});
+    SessionOptions pooled = options;
+    pooled.executor = pool;
+    auto alone = model.decoder.template start<TestType>(policy, options, merging.make());
+    auto company = model.decoder.template start<TestType>(policy, pooled, merging.make());
     const std::span<const Token> tokens(model.tokens);
     REQUIRE(alone.prefill(tokens.first(40)) == company.prefill(tokens.first(40)));
     for (std::size_t at = 40; at + 5 <= 90; at += 5) {

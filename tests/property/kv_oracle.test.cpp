@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <pith/kv.hpp>
+#include <pith/merge.hpp>
 
 #include "support/catch.hpp"
 #include "support/kv_replay.hpp"
@@ -116,6 +117,7 @@ TEST_CASE("caches do what an oracle that keeps every row expects of random progr
   constexpr std::size_t length = 250;
   const std::uint64_t seed = setting("PITH_ORACLE_SEED", 1), wanted = setting("PITH_ORACLE_OPERATIONS", 500000);
   std::vector<std::string> policies{"sinks-stream", "random-cache"};
+  const std::size_t merges = merge_catalogue().size();
   for (const PolicyEntry<float>& entry : policy_catalogue()) policies.emplace_back(entry.name);
   std::mt19937_64 rng(seed);
   const auto rope = std::make_shared<const Rope<float>>(RopeOptions{.head_dim = 32});
@@ -124,6 +126,7 @@ TEST_CASE("caches do what an oracle that keeps every row expects of random progr
     const AttentionShape shapes[] = {{2, 2, 32}, {4, 2, 32}, {4, 1, 32}};
     const auto below = [&](std::uint64_t n) { return static_cast<Index>(rng() % n); };
     KvCase c{.policy = policies[turn % policies.size()],
+             .merge = std::string(merge_catalogue()[below(2) == 0 ? 0 : static_cast<std::size_t>(below(merges))].name),
              .rows = 4 + below(13),
              .shape = shapes[turn / policies.size() % 3],
              .options = {},
@@ -132,24 +135,31 @@ TEST_CASE("caches do what an oracle that keeps every row expects of random progr
                  .max_draft = below(8) == 0 ? 0 : 2 + below(10),
                  .max_tokens = 60,
                  .max_generated = below(30),
-                 .window = below(4) == 0 ? 1 + below(20) : 0};
+                 .window = below(4) == 0 ? 1 + below(20) : 0,
+                 .multiplicity = below(3) == 0};
     const bool turns_keys = c.policy.ends_with("-cache");  // which only what is not rounded survives
     const Storage storage = turns_keys ? Storage::f32 : static_cast<Storage>(turn / policies.size() / 3 % 4);
     std::vector<KvOperation> program = random_program(rng, length, pith_test::policy_of(c).facts(c.shape).observes);
     if (failure_of(c, storage, program).empty()) continue;
     program = pith_test::shrunk(program, [&](const auto& fewer) { return !failure_of(c, storage, fewer).empty(); });
     FAIL("PITH_ORACLE_SEED=" << seed << ", program " << turn << ": " << failure_of(c, storage, program) << "\n"
-                             << c.policy << " of " << c.rows << " rows, " << storage_names[static_cast<std::size_t>(storage)] << ", "
-                             << c.shape.num_heads << " heads over " << c.shape.num_kv_heads << ", max_chunk " << c.options.max_chunk
-                             << ", max_draft " << c.options.max_draft << ", max_generated " << c.options.max_generated << ", window "
-                             << c.options.window << lines(program));
+                             << c.policy << " of " << c.rows << " rows, " << c.merge << (c.options.multiplicity ? " with" : " without")
+                             << " multiplicity, " << storage_names[static_cast<std::size_t>(storage)] << ", " << c.shape.num_heads
+                             << " heads over " << c.shape.num_kv_heads << ", max_chunk " << c.options.max_chunk << ", max_draft "
+                             << c.options.max_draft << ", max_generated " << c.options.max_generated << ", window " << c.options.window
+                             << lines(program));
   }
   std::printf("kv oracle: %llu operations, PITH_ORACLE_SEED=%llu repeats them\n", static_cast<unsigned long long>(done),
               static_cast<unsigned long long>(seed));
 }
 
 TEST_CASE("programs that once failed", "[property]") {
-  KvCase c{.policy = "text-prior", .rows = 15, .shape = {4, 1, 32}, .options = {.max_chunk = 6, .max_generated = 5}, .rope = {}};
+  KvCase c{.policy = "text-prior",
+           .merge = "drop",
+           .rows = 15,
+           .shape = {4, 1, 32},
+           .options = {.max_chunk = 6, .max_generated = 5},
+           .rope = {}};
   SECTION("a prompt in pieces goes on after a draft that is taken back") {
     CHECK(failure_of(c, Storage::f32,
                      std::vector<KvOperation>{{.verb = Verb::append, .prefill = true, .more = true},

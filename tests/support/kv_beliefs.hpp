@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <set>
 #include <string>
 #include <utility>
@@ -17,6 +18,7 @@
 #include "seen_cache.hpp"
 
 namespace pith_test {
+
 /// The rows believed held, every token ever appended, and what may be said of both.
 class KvBeliefs {
  public:
@@ -29,10 +31,15 @@ class KvBeliefs {
   Index rows(Index h) const { return static_cast<Index>(held(h).size()); }
 
  protected:
+  friend class KvMerges;
   struct Token {
     pith::TokenKind kind;
     pith::Matrix<float> plain;                      ///< [1, num_kv_heads*head_dim] the keys before rotation
     std::vector<pith::Matrix<float>> keys, values;  ///< a head's row each, as stored
+  };
+  /// What merging has made of a row.
+  struct Blend {
+    pith::Matrix<float> plain, key, value;  ///< [1, head_dim] the key before rotation; both as stored
   };
   struct Row {
     Position position;
@@ -40,6 +47,8 @@ class KvBeliefs {
     double slack;                  ///< what the turns of its key may have rounded away, of its norm
     double weight = 0;             ///< H2O: the attention it got
     std::array<float, 4> stats{};  ///< as last seen to change
+    double mass = 1;               ///< tokens merged into it, its own included
+    std::shared_ptr<const Blend> blend = {};
   };
   struct State {
     std::vector<std::vector<Row>> held;  ///< by age
@@ -47,6 +56,7 @@ class KvBeliefs {
     Position next = 0, angle = 0;
     Index unevicted = 0, seen = 0, unobserved = 0;
     pith::AppendOptions last;
+    pith::Vector<double> gate;  ///< what the merge's gate remembers
   };
   Index heads() const { return s_.shape.num_kv_heads; }
   Index dim() const { return s_.shape.head_dim; }
@@ -158,13 +168,17 @@ class KvBeliefs {
       const Token& token = history_[static_cast<std::size_t>(p)];
       const auto of_head = [&](const auto& rows) { return rows[static_cast<std::size_t>(h)].data(); };
       demand(seen.kinds[r] == token.kind, "a row keeps its kind");
-      demand(std::memcmp(&seen.values[r * d], of_head(token.values), d * sizeof(float)) == 0, "a value is the one appended, rounded once");
+      const float* const value = row->blend ? row->blend->value.data() : of_head(token.values);
+      demand(std::memcmp(&seen.values[r * d], value, d * sizeof(float)) == 0, "a value is the one appended or merged, rounded once");
+      demand(seen.masses.empty() || double(seen.masses[r]) == row->mass, "a row knows how many tokens it stands for");
+      demand(seen.log_masses.empty() || seen.log_masses[r] == std::log(seen.masses[r]), "attention adds the logarithm of the mass");
       for (std::size_t i = 0; i * n < seen.stats.size(); ++i) demand(seen.stats[i * n + r] == row->stats[i], "stats follow their row");
       if (!angles()) {
-        demand(std::memcmp(&seen.keys[r * d], of_head(token.keys), d * sizeof(float)) == 0, "a key is the one appended, rounded once");
+        const float* const key = row->blend ? row->blend->key.data() : of_head(token.keys);
+        demand(std::memcmp(&seen.keys[r * d], key, d * sizeof(float)) == 0, "a key is the one appended or merged, rounded once");
         continue;
       }
-      pith::Matrix<float> fresh = token.plain.middleCols(h * dim(), dim());
+      pith::Matrix<float> fresh = row->blend ? row->blend->plain : pith::Matrix<float>(token.plain.middleCols(h * dim(), dim()));
       s_.rope->rotate(fresh, {&row->angle, 1});
       const Eigen::Map<const pith::Matrix<float>> key(&seen.keys[r * d], 1, dim());
       demand((key - fresh).norm() <= row->slack * fresh.norm(), "a key is turned to its row's place");

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kv_beliefs.hpp"
+#include "kv_merges.hpp"
 
 namespace pith_test {
 
@@ -86,18 +87,18 @@ class KvOracle : public KvBeliefs {
     const Index expected = watching() ? std::min(now_.unevicted, s_.facts.traits.watches) : 0;
     return !idle(coming) && now_.seen < expected ? Refusal::state : Refusal::none;
   }
-  void evict(const SeenCache& after, Index coming, Index dropped) {
+  void evict(const SeenCache& before, const SeenCache& after, Index coming, Index dropped) {
     const bool may = !idle(coming) && !never_evicts() && (!prompt_only() || (prefilled() && !now_.last.more));
     const Index budget = s_.facts.budget, limit = budget - std::min(coming, budget);
     const Index retained = coming == 0 ? s_.facts.retain : std::max(std::min(s_.facts.retain, budget - coming), s_.facts.initial);
     bool any_due = false;
     for (Index h = 0; h < heads(); ++h) any_due = any_due || (may && rows(h) > limit);
     Index left = 0, all_kept = 0, all_allowed = 0;
+    std::vector<std::vector<Row>> gone(now_.held.size());
     for (Index h = 0; h < heads(); ++h) {
       const bool due = any_due && (s_.facts.combines || rows(h) > limit);
       std::vector<Row> kept;
-      for (const Row& row : held(h))
-        if (holds(after, h, row.position)) kept.push_back(row);
+      for (const Row& row : held(h)) (holds(after, h, row.position) ? kept : gone[static_cast<std::size_t>(h)]).push_back(row);
       demand(kept.size() == after.heads[static_cast<std::size_t>(h)].positions.size(), "evict() brings no row");
       const Index n = rows(h), stay = static_cast<Index>(kept.size());
       if (!due) demand(stay == n, "a head within its budget loses nothing");
@@ -109,6 +110,7 @@ class KvOracle : public KvBeliefs {
     }
     demand(!s_.facts.traits.ragged || all_kept <= all_allowed, "heads that share keep no more than their budgets");
     demand(left == dropped, "evict() returns how many rows left");
+    if (left > 0 && s_.merge.facts().merges) KvMerges(*this, before, after).check(gone);
     if (idle(coming)) return;
     if (may && s_.facts.traits.ragged) divide_rooms();
     now_.unevicted = now_.seen = now_.unobserved = 0;
@@ -171,6 +173,7 @@ class KvOracle : public KvBeliefs {
     now_ = {};
     now_.held.resize(static_cast<std::size_t>(heads()));
     now_.rooms.assign(now_.held.size(), s_.capacity);
+    now_.gate = pith::Vector<double>::Zero(s_.merge.facts().memory);
     end_journal();
   }
 

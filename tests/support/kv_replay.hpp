@@ -10,6 +10,7 @@
 
 #include <pith/kv/catalogue.hpp>
 #include <pith/kv/kv_cache.hpp>
+#include <pith/merge/catalogue.hpp>
 
 #include "kv_oracle.hpp"
 #include "kv_stream.hpp"
@@ -42,6 +43,7 @@ struct KvOperation {
 
 struct KvCase {
   std::string policy;
+  std::string merge = "drop";
   pith::Index rows = 8;
   pith::AttentionShape shape;
   pith::KvCacheOptions options;
@@ -85,13 +87,14 @@ inline pith::AnyPolicy<float> policy_of(const KvCase& c) {
 /// A cache of T and the oracle, side by side.
 template <class T> class KvReplay {
  public:
-  using Cache = pith::KvCache<pith::AnyPolicy<float>, pith::Drop, T>;
+  using Cache = pith::KvCache<pith::AnyPolicy<float>, pith::AnyMerge<float>, T>;
   using Index = pith::Index;
 
   explicit KvReplay(const KvCase& c)
       : rope_(c.rope),
-        cache_(c.shape, policy_of(c), c.options),
-        oracle_({c.policy, c.rows, c.shape, c.options, cache_.policy().facts(c.shape), cache_.capacity(), as_stored<T>, rope_.get()}),
+        cache_(c.shape, policy_of(c), c.options, pith::make_merge<float>(c.merge)),
+        oracle_({c.policy, c.rows, c.shape, c.options, cache_.policy().facts(c.shape), cache_.capacity(), as_stored<T>, rope_.get(),
+                 pith::make_merge<double>(c.merge)}),
         seen_(snapshot_of(cache_)) {}
 
   /// Throws   Violation naming the law that does not hold
@@ -221,7 +224,7 @@ template <class T> class KvReplay {
   void evict(Index coming) {
     Index dropped = 0;
     if (!call(oracle_.refuses_evict(coming), [&] { dropped = cache_.evict(coming); })) return;
-    oracle_.evict(seen_, coming, dropped);
+    oracle_.evict(before_, seen_, coming, dropped);
     demand(cache_.evict() == 0 && snapshot_of(cache_) == seen_, "a second evict() changes nothing");
   }
 

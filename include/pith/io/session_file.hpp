@@ -66,6 +66,8 @@ template <KvStorage T> void write_cache(SafetensorsWriter& writer, const std::st
   add("kinds", DType::u8, s.kinds, s.rows());
   writer.add(prefix + "stats", s.stats);
   writer.add(prefix + "memory", s.memory);
+  if (!s.masses.empty()) add("masses", dtype_of<arithmetic_t<T>>(), s.masses, s.rows());
+  if (!s.gate.empty()) add("gate", dtype_of<arithmetic_t<T>>(), s.gate, 1);
 }
 
 class SnapshotReader {
@@ -90,10 +92,12 @@ class SnapshotReader {
             .keys = values<T>(prefix + "keys", dtype_of<Unit>()),
             .values = values<T>(prefix + "values", dtype_of<Unit>()),
             .positions = values<Position>(prefix + "positions", DType::i32),
-            .angles = file_.find(prefix + "angles") == nullptr ? std::vector<Position>() : values<Position>(prefix + "angles", DType::i32),
+            .angles = optional<Position>(prefix + "angles", DType::i32),
             .kinds = values<TokenKind>(prefix + "kinds", DType::u8),
             .stats = matrix<arithmetic_t<T>>(prefix + "stats"),
-            .memory = matrix<arithmetic_t<T>>(prefix + "memory")};
+            .memory = matrix<arithmetic_t<T>>(prefix + "memory"),
+            .masses = optional<arithmetic_t<T>>(prefix + "masses", dtype_of<arithmetic_t<T>>()),
+            .gate = optional<arithmetic_t<T>>(prefix + "gate", dtype_of<arithmetic_t<T>>())};
   }
 
   std::string text_of(const std::string& key) const {
@@ -133,6 +137,10 @@ class SnapshotReader {
     std::vector<X> out(bytes.size() / sizeof(X));
     if (!out.empty()) std::memcpy(static_cast<void*>(out.data()), bytes.data(), out.size() * sizeof(X));
     return out;
+  }
+
+  template <class X> std::vector<X> optional(const std::string& name, DType dtype) const {
+    return file_.find(name) == nullptr ? std::vector<X>() : values<X>(name, dtype);
   }
 
   Safetensors file_;

@@ -9,21 +9,28 @@
 
 #include <pith/attention/shape.hpp>
 #include <pith/core/check.hpp>
+#include <pith/core/executor.hpp>
 #include <pith/core/types.hpp>
 #include <pith/kv/policy.hpp>
 #include <pith/kv/prefix.hpp>
+#include <pith/merge/any_merge.hpp>
 
 namespace pith::inline v0 {
 
 struct KvCacheOptions {
-  Index max_chunk = 1;        ///< tokens appended between two evictions, unless a landing is lent
-  Index max_draft = 8;        ///< a checkpoint can take back one token more than this; 0: no checkpoints and no memory for them
-  Index max_tokens = 4096;    ///< rows of a policy without a budget (Dense)
-  Index max_generated = 512;  ///< rows of a prompt-only policy for tokens decoded after the prompt
-  Index window = 0;           ///< sliding-window models: rows no query can see any more leave first; 0: none
-  KvPrefix prefix = {};       ///< rows before the first token, shared with other caches
-  Index layer = 0;            ///< which of the prefix's layers this cache is
+  Index max_chunk = 1;            ///< tokens appended between two evictions, unless a landing is lent
+  Index max_draft = 8;            ///< a checkpoint can take back one token more than this; 0: no checkpoints and no memory for them
+  Index max_tokens = 4096;        ///< rows of a policy without a budget (Dense)
+  Index max_generated = 512;      ///< rows of a prompt-only policy for tokens decoded after the prompt
+  Index window = 0;               ///< sliding-window models: rows no query can see any more leave first; 0: none
+  bool multiplicity = false;      ///< a row that others were merged into counts as all their tokens: attention adds the logarithm of them
+  ExecutorRef executor = serial;  ///< threads for merging; must outlive the cache
+  KvPrefix prefix = {};           ///< rows before the first token, shared with other caches
+  Index layer = 0;                ///< which of the prefix's layers this cache is
 };
+
+/// The most tokens that a row can stand for when it is appended: sums up to this are exact in a float.
+inline constexpr Index max_mass = Index(1) << 24;
 
 /// Whether a prompt is read or an answer written. Only prompt-only policies tell them apart: they evict when a prompt ends.
 enum class Phase : std::uint8_t { decode, prefill };
@@ -33,6 +40,7 @@ struct AppendOptions {
   bool more = false;                         ///< prefill: another piece of the prompt follows
   std::span<const TokenKind> kinds = {};     ///< [tokens]; empty: text
   std::span<const Position> positions = {};  ///< [tokens] increasing, from next_position() on; empty: without gaps
+  std::span<const float> masses = {};        ///< [tokens] how many each stands for, if some were merged before; empty: 1 each
 };
 
 namespace detail {
@@ -45,16 +53,25 @@ struct Progress {
   AppendOptions last = {};  ///< how the newest were appended; without their marks
 };
 
+/// What AppendOptions say of token t of a call, or say of none.
+template <class Given, class X> X mark_of(const Given& given, Index t, X otherwise) {
+  return given.empty() ? otherwise : static_cast<X>(given[static_cast<std::size_t>(t)]);
+}
+
 /// Everything about a cache that never changes, and what it refuses because of it.
 struct CacheRules {
   AttentionShape shape;
   KvCacheOptions options;
   PolicyFacts facts;
+  MergeFacts merge;
 
-  CacheRules(const AttentionShape& s, const KvCacheOptions& o, const PolicyFacts& f) : shape(s), options(o), facts(f) {
+  CacheRules(const AttentionShape& s, const KvCacheOptions& o, const PolicyFacts& f, const MergeFacts& m)
+      : shape(s), options(o), facts(f), merge(m) {
     shape.check("KvCache");
     check_policy(facts);
     check_options();
+    if (merge.memory < 0) raise<ShapeError>(text("pith::KvCache: the merge's memory() is ", merge.memory, ", expected 0 or more numbers"));
+    if (never_evicts()) merge.merges = false;
   }
 
   Position first() const { return options.prefix.next_position(); }  ///< position of the first token
@@ -68,14 +85,18 @@ struct CacheRules {
                           : facts.budget + options.max_chunk + (prompt_only() ? options.max_generated : 0) +
                                 (facts.traits.ragged ? 1 : 0);  // heads that share may keep a row more each
   }
+  /// Rows know how many tokens they stand for.
+  bool masses() const { return merge.merges || options.multiplicity; }
   Index width() const { return shape.num_kv_heads * shape.head_dim; }
   bool keeps_journal() const { return options.max_draft > 0 && !never_evicts(); }
   /// Swaps a journal can come to hold, per head: rows that keep their order may all move for each token.
   Index max_swaps() const {
     if (prompt_only()) return 0;  // nothing leaves inside a journal
     const bool stable = facts.traits.ordered || facts.retain < facts.budget;
-    return stable ? (options.max_draft + 1) * home_rows() : home_rows() + options.max_draft + 1;
+    return (stable ? (options.max_draft + 1) * home_rows() : home_rows() + options.max_draft + 1) + max_merges();
   }
+  /// Rows that merges inside a journal can change, per head: no more than leave.
+  Index max_merges() const { return !merge.merges || prompt_only() ? 0 : home_rows() - facts.retain + options.max_draft + 1; }
   /// Rows that stay when `coming` tokens are to find room within the budget.
   Index retained(Index coming) const {
     return coming == 0 ? facts.retain : std::max(std::min(facts.retain, facts.budget - coming), facts.initial);
@@ -83,6 +104,11 @@ struct CacheRules {
   bool due(Index rows, Index coming) const { return !never_evicts() && rows > facts.budget - std::min(coming, facts.budget); }
   /// Whether an eviction now may drop anything: a prompt-only policy waits for the end of a prompt.
   bool may_evict(const AppendOptions& last) const { return !prompt_only() || (last.phase == Phase::prefill && !last.more); }
+  /// No query of a sliding-window layer can see this position any more: its rows leave first, and are not merged.
+  bool unseen(Position p, Position next) const { return options.window > 0 && Index(next) - p >= options.window; }
+  Index unseen(std::span<const Position> positions, Position next) const {
+    return std::count_if(positions.begin(), positions.end(), [&](Position p) { return unseen(p, next); });
+  }
   bool begins_prompt(const AppendOptions& append, const AppendOptions& last) const {
     return prompt_only() && append.phase == Phase::prefill && !(last.phase == Phase::prefill && last.more);
   }
@@ -108,6 +134,7 @@ struct CacheRules {
     };
     count("kinds", append.kinds.size());
     count("positions", append.positions.size());
+    check_masses(append.masses, tokens);
     Index at = next;
     for (const Position p : append.positions) {
       if (p < at) raise<ShapeError>(text("pith::KvCache::append: position ", p, " where ", at, " or more is expected: positions increase"));
@@ -116,6 +143,17 @@ struct CacheRules {
       at = Index(p) + 1;
     }
     check_range(next, std::max(tokens, at - next));
+  }
+
+  void check_masses(std::span<const float> masses, Index tokens) const {
+    if (masses.empty()) return;
+    if (!options.multiplicity)
+      raise<StateError>("pith::KvCache: masses for rows that count as one token each: construct with multiplicity");
+    if (static_cast<Index>(masses.size()) != tokens)
+      raise<ShapeError>(text("pith::KvCache::append: ", masses.size(), " masses for ", tokens, " tokens"));
+    for (const float mass : masses)
+      if (!(mass >= 1 && mass <= static_cast<float>(max_mass)))
+        raise<ShapeError>(text("pith::KvCache::append: mass ", mass, ", expected 1 .. ", max_mass, " tokens"));
   }
 
   /// `seen`: queries whose attention the policy was shown since `appended` tokens came.

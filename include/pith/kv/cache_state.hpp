@@ -9,8 +9,10 @@
 #include <pith/core/check.hpp>
 #include <pith/kv/cache_rules.hpp>
 #include <pith/kv/eviction.hpp>
+#include <pith/kv/head_runs.hpp>
 #include <pith/kv/journal.hpp>
 #include <pith/kv/layer_scores.hpp>
+#include <pith/kv/merging.hpp>
 #include <pith/kv/reindex.hpp>
 #include <pith/kv/storage.hpp>
 
@@ -30,33 +32,36 @@ template <KvStorage T> class CacheState : public Progress {
               .angles = r.angles(),
               .scores = r.facts.eviction == Eviction::by_score,
               .combines = r.facts.combines,
-              .widened = (r.facts.traits.reads_rows || r.facts.admits) && !std::is_same_v<T, S>}),
+              .widened = (r.facts.traits.reads_rows || r.facts.admits || r.merge.merges) && !std::is_same_v<T, S>,
+              .masses = r.masses(),
+              .log_masses = r.options.multiplicity,
+              .merges = r.merge.merges}),
+        merging(rules, home.most_rows()),
         heads_(static_cast<std::size_t>(r.shape.num_kv_heads), {.cursor = r.facts.initial}),
         sizes_after_(heads_.size()),
         layer_(r.facts.combines ? heads_.size() : 0),
-        runs_(heads_.size() * (r.options.prefix ? 2 : 1)) {
-    rules.options.prefix.template check<T>(rules.shape, rules.options.layer);
+        runs_(rules) {
     next = next_angle = rules.first();
-    for (Index h = 0; rules.options.prefix && h < heads(); ++h)
-      run(h, false) = rules.options.prefix.template run<T>(rules.options.layer, h);
     memory = Matrix<S>::Zero(heads(), rules.facts.memory);
     if (rules.keeps_journal()) {
       SlabShape journaled = home.shape();
       if (rules.prompt_only()) journaled.stats = 0;  // no attention is watched inside a journal
-      journal = KvJournal<T>(journaled, rules.options.max_draft, rules.max_swaps());
+      journal = KvJournal<T>(journaled, rules.options.max_draft, rules.max_swaps(), rules.max_merges(), rules.merge.memory);
     }
     refresh();
   }
 
   Index heads() const { return rules.shape.num_kv_heads; }
-  const HeadState& head(Index h) const { return heads_[static_cast<std::size_t>(h)]; }
   HeadState& head(Index h) { return heads_[static_cast<std::size_t>(h)]; }
-  Index size(Index h) const { return heads_[static_cast<std::size_t>(h)].size; }
-  std::span<const KvRun<T>> runs() const { return runs_; }
-  std::size_t bytes() const { return home.bytes() + journal.bytes() + static_cast<std::size_t>(memory.size()) * sizeof(S); }
+  const HeadState& head(Index h) const { return heads_[static_cast<std::size_t>(h)]; }
+  Index size(Index h) const { return head(h).size; }
+  std::span<const KvRun<T>> runs() const { return runs_.all(); }
+  std::size_t bytes() const {
+    return home.bytes() + journal.bytes() + merging.bytes() + sizeof(S) * static_cast<std::size_t>(memory.size());
+  }
   bool landed() const { return landing_ != nullptr; }
-  KvSlab<T>& slab() { return landed() ? *landing_ : home; }
-  const KvSlab<T>& slab() const { return landed() ? *landing_ : home; }
+  KvSlab<T>& slab() { return landed() ? landing_->slab() : home; }
+  const KvSlab<T>& slab() const { return landed() ? landing_->slab() : home; }
   /// Cache reading: tokens missing between the sinks and the window.
   Position gap() const {
     return rules.by_age() && rules.facts.traits.reading == Reading::cache ? static_cast<Position>(next - rules.first() - size(0)) : 0;
@@ -83,7 +88,7 @@ template <KvStorage T> class CacheState : public Progress {
       raise<StateError>("pith::KvCache: a chunk longer than the budget cannot be taken back: crop() to end the journal first");
     landing->check_fits(home.shape(), largest_size() + tokens);
     for (Index h = 0; h < heads(); ++h) Ranks<T>{home, journal, h}.land(landing->slab(), head(h), rules.facts.budget, rules.facts.initial);
-    landing_ = &landing->slab();
+    landing_ = landing;
     refresh();
   }
 
@@ -96,18 +101,16 @@ template <KvStorage T> class CacheState : public Progress {
     check_fits(tokens, slab());
     journal.check_room(tokens);
     if (tokens == 0) return;
-    const auto position = [&](Index t) {
-      return options.positions.empty() ? static_cast<Position>(next + t) : options.positions[static_cast<std::size_t>(t)];
-    };
-    const auto kind = [&](Index t) { return options.kinds.empty() ? TokenKind::text : options.kinds[static_cast<std::size_t>(t)]; };
+    const auto position = [&](Index t) { return mark_of(options.positions, t, static_cast<Position>(next + t)); };
     if (rules.begins_prompt(options, last) && unevicted == 0) forget_attention();
-    if (journal.open()) journal.record(position(0), *this, tokens, heads_, home);
+    if (journal.open()) journal.record(position(0), *this, tokens, heads_, home, merging.gate);
     for (Index h = 0; h < heads(); ++h) {
       HeadState& state = head(h);
       for (Index t = 0; t < tokens; ++t) {
         const Index row = state.size + t;
         if (row < state.live) journal.save_row(slab(), h, row, t);
-        slab().write_row(h, row, &k.coeffRef(t, h * d), &v.coeffRef(t, h * d), position(t), static_cast<Position>(next_angle + t), kind(t));
+        slab().write_row(h, row, &k.coeffRef(t, h * d), &v.coeffRef(t, h * d), position(t), static_cast<Position>(next_angle + t),
+                         mark_of(options.kinds, t, TokenKind::text), mark_of(options.masses, t, S(1)));
       }
       if (rules.facts.stats > 0) slab().stats(h, state.size, tokens).setZero();
       state.size += tokens;
@@ -120,16 +123,31 @@ template <KvStorage T> class CacheState : public Progress {
     refresh();
   }
 
-  /// Closes the ranks of a head whose victims, if it is not by age, stand in the slab. Its new size counts from end_eviction() on.
-  void close_head(Index h, Index leaving, Index coming) {
+  /// Notes that `leaving` rows of a head are to go, and refuses what an eviction cannot do, while nothing has changed. Its new size counts
+  /// from end_eviction() on.
+  Index plan_head(Index h, Index leaving) {
     sizes_after_[static_cast<std::size_t>(h)] = size(h) - leaving;
     if (landed()) make_home(h, size(h) - leaving);
-    Ranks<T>{home, journal, h}.close(head(h), slab(), rules.facts, leaving, coming > 0);
+    if (rules.merge.merges && journal.recording())
+      journal.check_merges(h, leaving - rules.unseen({slab().positions(h), std::size_t(size(h))}, next));
+    return leaving;
+  }
+  Index leaving(Index h) const { return size(h) - sizes_after_[static_cast<std::size_t>(h)]; }
+  /// Closes the ranks of a head whose victims, if it is not by age, stand in the slab.
+  void close_head(Index h, Index coming) {
+    Ranks<T>{home, journal, h, rules.merge.merges}.close(head(h), slab(), rules.facts, leaving(h), coming > 0);
+  }
+
+  /// Merges what every close_head() has put behind the survivors into them.
+  template <class Rule> void merge(const Rule& rule) {
+    LayerMerge<T>{rules, slab(), journal, landed() ? landing_->merging() : merging.ws, next, !landed()}.run(rule, heads_, sizes_after_,
+                                                                                                            merging);
   }
 
   void end_eviction(Index coming) {
     for (std::size_t h = 0; h < heads_.size(); ++h) {
       HeadState& state = heads_[h];
+      if (landed() && rules.merge.merges) Ranks<T>{home, journal, static_cast<Index>(h)}.settle(slab(), sizes_after_[h]);
       if (landed() || coming > 0) state.cursor = rules.facts.initial;
       state.size = sizes_after_[h];
       state.observed = 0;
@@ -177,7 +195,7 @@ template <KvStorage T> class CacheState : public Progress {
       next = next_angle = p;
       unevicted = 0;
     } else if (p != next) {
-      static_cast<Progress&>(*this) = journal.undo_to(journal.find(p), heads_, home);
+      static_cast<Progress&>(*this) = journal.undo_to(journal.find(p), heads_, home, merging.gate);
     }
     end_journal();
     refresh();
@@ -216,6 +234,7 @@ template <KvStorage T> class CacheState : public Progress {
     landing_ = nullptr;
     static_cast<Progress&>(*this) = {.next = rules.first(), .next_angle = rules.first()};
     memory.setZero();
+    merging.gate.setZero();
     home.divide_evenly();
     end_journal();
     refresh();
@@ -228,27 +247,21 @@ template <KvStorage T> class CacheState : public Progress {
     heads_ = from.heads_;
     static_cast<Progress&>(*this) = from;
     memory = from.memory;
+    merging.gate = from.merging.gate;
     refresh();
   }
 
   /// The runs as rows, sizes and positions now are.
   void refresh() {
-    const bool sinks = gap() > 0;
-    for (Index h = 0; h < heads(); ++h) {
-      if (rules.options.prefix) run(h, false).sinks = sinks ? run(h, false).rows : 0;
-      run(h, true) = {.keys = slab().keys(h),
-                      .values = slab().values(h),
-                      .rows = size(h),
-                      .stride = slab().row_stride(),
-                      .positions = slab().positions(h),
-                      .sinks = sinks ? std::min(rules.facts.initial, size(h)) : 0};
-    }
+    const Index sinks = gap() > 0 ? rules.facts.initial : -1;
+    for (Index h = 0; h < heads(); ++h) runs_.set(h, slab(), size(h), sinks);
   }
 
   CacheRules rules;
   KvSlab<T> home;
   KvJournal<T> journal;
   Matrix<S> memory;  ///< [heads, memory] what a policy keeps of each head as a whole
+  MergeState<T> merging;
 
  private:
   bool fits(Index tokens, const KvSlab<T>& where) const {
@@ -272,22 +285,16 @@ template <KvStorage T> class CacheState : public Progress {
     memory.setZero();
   }
 
-  /// A head's own rows come last.
-  KvRun<T>& run(Index h, bool own) {
-    const Index a_head = static_cast<Index>(runs_.size()) / heads();
-    return runs_[static_cast<std::size_t>(h * a_head + (own ? a_head - 1 : 0))];
-  }
-
   void end_journal() {
     journal.close();
     for (HeadState& state : heads_) state.live = 0;
   }
 
-  KvSlab<T>* landing_ = nullptr;  ///< where the rows are during a chunk too long for home
+  KvLanding<T>* landing_ = nullptr;  ///< where the rows are during a chunk too long for home
   std::vector<HeadState> heads_;
   std::vector<Index> sizes_after_;
   std::vector<typename LayerScores<S>::Head> layer_;
-  std::vector<KvRun<T>> runs_;
+  HeadRuns<T> runs_;
 };
 
 }  // namespace pith::inline v0::detail

@@ -7,6 +7,7 @@
 
 #include <pith/kv/journal.hpp>
 #include <pith/kv/policy.hpp>
+#include <pith/kv/select.hpp>
 #include <pith/kv/storage.hpp>
 
 namespace pith::inline v0::detail {
@@ -29,27 +30,44 @@ template <class S> void overrule(const KvRows<S>& rows, bool keeps_newest, Index
 
 /// Closes the ranks of one head after its victims were chosen: survivors in front, in storage without holes.
 ///
-/// While a journal records, victims are swapped behind the survivors, where crop() finds them; otherwise survivors are just copied over
-/// them.
+/// While a journal records, or if they are to be merged, victims are swapped behind the survivors, where crop() or the merge finds them;
+/// otherwise survivors are just copied over them.
 template <KvStorage T> struct Ranks {
   KvSlab<T>& home;
   KvJournal<T>& journal;
   Index head;
+  bool merges = false;  ///< victims are to be merged
 
   /// `slab`: where the rows are, at home or landed; the victims of a policy that scores stand in it. `more`: room for more than one token.
   void close(HeadState& state, KvSlab<T>& slab, const PolicyFacts& facts, Index leaving, bool more) {
-    const Index n = state.size;
     const bool by_age = facts.eviction == Eviction::by_age;
     const std::span<const std::int32_t> victims(slab.victims(), by_age ? 0 : static_cast<std::size_t>(leaving));
-    if (&slab != &home) {
-      by_age ? bring_home_by_age(slab, n, leaving, facts.initial) : bring_home(slab, n, victims);
-    } else if (leaving > 0 && !by_age) {
-      close_up(n, victims, facts.traits.ordered);
-    } else if (leaving > 0 && !more && facts.retain == facts.budget) {
-      close_ring(state, leaving, facts.initial);
-    } else if (leaving > 0) {
-      close_by_age(state, facts.budget, leaving, facts.initial);
+    if (&slab == &home) {
+      close_in_place(state, facts, victims, leaving, more);
+    } else if (merges) {
+      HeadState straight = state;
+      straight.cursor = facts.initial;  // rows land in order of age
+      Ranks<T>{slab, journal, head, true}.close_in_place(straight, facts, victims, leaving, true);
+    } else {
+      by_age ? bring_home_by_age(slab, state.size, leaving, facts.initial) : bring_home(slab, state.size, victims);
     }
+  }
+
+  /// Puts the victims behind `survivors` rows in order of age.
+  void sort_victims(Index survivors, Index n) {
+    Candidate<typename KvSlab<T>::S>* const race = home.race();
+    for (Index row = survivors; row < n; ++row) race[row - survivors] = {0, home.positions(head)[row], static_cast<std::int32_t>(row)};
+    std::sort(race, race + (n - survivors));
+    for (Index row = survivors; row < n; ++row) {
+      Index from = race[row - survivors].row;
+      while (from < row) from = race[from - survivors].row;  // it has been swapped on
+      if (from != row) replace(row, from);
+    }
+  }
+
+  /// Survivors of a landing, in front of it after close(), come home.
+  void settle(const KvSlab<T>& landing, Index survivors) {
+    for (Index row = 0; row < survivors; ++row) home.copy_row(head, row, landing, row);
   }
 
   /// Moves a head into a landing, policies by age in order of age.
@@ -74,6 +92,16 @@ template <KvStorage T> struct Ranks {
   }
 
  private:
+  void close_in_place(HeadState& state, const PolicyFacts& facts, std::span<const std::int32_t> victims, Index leaving, bool more) {
+    if (leaving > 0 && facts.eviction != Eviction::by_age) {
+      close_up(state.size, victims, facts.traits.ordered);
+    } else if (leaving > 0 && !more && facts.retain == facts.budget) {
+      close_ring(state, leaving, facts.initial);
+    } else if (leaving > 0) {
+      close_by_age(state, facts.budget, leaving, facts.initial);
+    }
+  }
+
   /// A window's ring: the oldest `leaving` rows behind the initial ones, in order of age from the cursor, make place for the newest.
   void close_ring(HeadState& state, Index leaving, Index initial) {
     const Index ring = state.size - leaving - initial, moved = std::min(leaving, ring), oldest = state.cursor - initial;
@@ -120,9 +148,9 @@ template <KvStorage T> struct Ranks {
   }
 
   void replace(Index to, Index from) {
-    if (journal.recording()) {
+    if (merges || journal.recording()) {
       home.swap_rows(head, to, from);
-      journal.record_swap(head, to, from);
+      if (journal.recording()) journal.record_swap(head, to, from);
     } else {
       home.copy_row(head, to, home, from);
     }

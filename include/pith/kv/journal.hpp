@@ -36,23 +36,29 @@ template <KvStorage T> class KvJournal {
     Index tokens;
     std::size_t first_saved;  ///< its first overwritten row, in the order of saving
     std::size_t first_swap;   ///< its first swap
+    std::size_t first_merge;  ///< its first row changed by a merge
   };
-  /// A row an append landed on: row `row` of `head`, kept as row `slot` of the saved slab.
+  /// A row that was about to be lost, to an append or a merge: row `row` of `head`, kept as row `slot` of a slab.
   struct Saved {
     std::int32_t head, row, slot;
   };
   KvJournal() = default;
-  KvJournal(const SlabShape& home, Index max_draft, Index max_swaps)
+  KvJournal(const SlabShape& home, Index max_draft, Index max_swaps, Index max_merges, Index gate_memory)
       : heads_(home.heads),
         tokens_(max_draft + 1),
         rows_(home.rows),
         stats_(home.stats),
-        saved_rows_({.heads = home.heads, .rows = tokens_, .head_dim = home.head_dim, .angles = home.angles}),
+        gate_memory_(gate_memory),
+        saved_rows_(saved_shape(home, tokens_)),
+        merged_rows_(saved_shape(home, max_merges)),
         stats_before_(static_cast<std::size_t>(checked_product("KvCache", tokens_ * home.heads, home.stats * home.rows))),
-        heads_before_(static_cast<std::size_t>(tokens_ * home.heads)) {
+        heads_before_(static_cast<std::size_t>(tokens_ * home.heads)),
+        gates_before_(static_cast<std::size_t>(checked_product("KvCache", tokens_, gate_memory))) {
     appends_.reserve(static_cast<std::size_t>(tokens_));
     saved_.reserve(static_cast<std::size_t>(tokens_ * home.heads));
     swaps_.reserve(static_cast<std::size_t>(checked_product("KvCache", max_swaps, home.heads)));
+    merges_.reserve(static_cast<std::size_t>(checked_product("KvCache", max_merges, home.heads)));
+    merges_of_.resize(static_cast<std::size_t>(home.heads));
   }
 
   bool open() const { return open_; }
@@ -66,6 +72,8 @@ template <KvStorage T> class KvJournal {
     appends_.clear();
     saved_.clear();
     swaps_.clear();
+    merges_.clear();
+    std::fill(merges_of_.begin(), merges_of_.end(), 0);
   }
 
   void check_room(Index tokens) const {
@@ -84,10 +92,12 @@ template <KvStorage T> class KvJournal {
   }
 
   /// Notes how things stand before an append of `tokens` at position `first`.
-  void record(Position first, const Progress& before, Index tokens, std::span<const HeadState> heads, const KvSlab<T>& slab) {
-    appends_.push_back({first, before, tokens, saved_.size(), swaps_.size()});
+  void record(Position first, const Progress& before, Index tokens, std::span<const HeadState> heads, const KvSlab<T>& slab,
+              const Vector<S>& gate) {
+    appends_.push_back({first, before, tokens, saved_.size(), swaps_.size(), merges_.size()});
     tokens_used_ += tokens;
     std::copy(heads.begin(), heads.end(), heads_before(newest()));
+    std::copy_n(gate.data(), gate_memory_, gates_before_.data() + newest() * gate_memory_);
     for (Index h = 0; stats_ > 0 && h < heads_; ++h)
       stats_before(newest(), h, heads[static_cast<std::size_t>(h)].size) = stats_of(slab, heads, h);
   }
@@ -98,19 +108,33 @@ template <KvStorage T> class KvJournal {
     saved_rows_.copy_row(head, slot, slab, row);
     saved_.push_back({static_cast<std::int32_t>(head), static_cast<std::int32_t>(row), static_cast<std::int32_t>(slot)});
   }
+  /// Refuses to merge so many rows of a head that not all they go to could be kept.
+  void check_merges(Index head, Index rows) const {
+    if (rows > merged_rows_.shape().rows - merges_of_[static_cast<std::size_t>(head)])
+      raise<CapacityError>(text("pith::KvCache: ", rows, " rows of a head leave at once and an open journal can keep ",
+                                merged_rows_.shape().rows - merges_of_[static_cast<std::size_t>(head)],
+                                " more merged ones: score fewer -inf, or construct with a larger max_draft"));
+  }
+  /// Keeps a row that a merge is about to change.
+  void save_merged(const KvSlab<T>& slab, Index head, Index row) {
+    const Index slot = merges_of_[static_cast<std::size_t>(head)]++;
+    merged_rows_.copy_row(head, slot, slab, row);
+    merges_.push_back({static_cast<std::int32_t>(head), static_cast<std::int32_t>(row), static_cast<std::int32_t>(slot)});
+  }
   void record_swap(Index head, Index a, Index b) {
     PITH_ASSERT(swaps_.size() < swaps_.capacity());
     swaps_.push_back({static_cast<std::int32_t>(head), static_cast<std::int32_t>(a), static_cast<std::int32_t>(b)});
   }
 
   /// Takes back all appends from number `to` on and returns how far things were before that one.
-  Progress undo_to(Index to, std::span<HeadState> heads, KvSlab<T>& slab) {
+  Progress undo_to(Index to, std::span<HeadState> heads, KvSlab<T>& slab, Vector<S>& gate) {
     const Progress before = append(to).before;
     for (; newest() >= to; appends_.pop_back()) {
       undo(appends_.back(), slab);
       tokens_used_ -= appends_.back().tokens;
     }
     std::copy_n(heads_before(to), heads_, heads.begin());
+    std::copy_n(gates_before_.data() + to * gate_memory_, gate_memory_, gate.data());
     for (Index h = 0; stats_ > 0 && h < heads_; ++h)
       stats_of(slab, heads, h) = stats_before(to, h, heads[static_cast<std::size_t>(h)].size);
     return before;
@@ -122,17 +146,23 @@ template <KvStorage T> class KvJournal {
     appends_ = other.appends_;
     saved_ = other.saved_;
     swaps_ = other.swaps_;
+    merges_ = other.merges_;
+    merges_of_ = other.merges_of_;
     appends_.reserve(other.appends_.capacity());
     saved_.reserve(other.saved_.capacity());
     swaps_.reserve(other.swaps_.capacity());
+    merges_.reserve(other.merges_.capacity());
     saved_rows_.copy_all(other.saved_rows_);
+    merged_rows_.copy_all(other.merged_rows_);
     stats_before_ = other.stats_before_;
     heads_before_ = other.heads_before_;
+    gates_before_ = other.gates_before_;
   }
 
   std::size_t bytes() const {
-    return saved_rows_.bytes() + stats_before_.capacity() * sizeof(S) + heads_before_.capacity() * sizeof(HeadState) +
-           appends_.capacity() * sizeof(Append) + saved_.capacity() * sizeof(Saved) + swaps_.capacity() * sizeof(Swap);
+    return saved_rows_.bytes() + merged_rows_.bytes() + (stats_before_.capacity() + gates_before_.capacity()) * sizeof(S) +
+           heads_before_.capacity() * sizeof(HeadState) + appends_.capacity() * sizeof(Append) +
+           (saved_.capacity() + merges_.capacity()) * sizeof(Saved) + swaps_.capacity() * sizeof(Swap);
   }
 
  private:
@@ -144,21 +174,32 @@ template <KvStorage T> class KvJournal {
     return slab.stats(head, 0, heads[static_cast<std::size_t>(head)].size);
   }
 
-  /// Its evictions, then the rows it landed on.
+  static SlabShape saved_shape(const SlabShape& home, Index rows) {
+    return {.heads = home.heads, .rows = rows, .head_dim = home.head_dim, .angles = home.angles, .masses = home.masses};
+  }
+
+  /// Its merges, its evictions, then the rows it landed on: the newest change first.
   void undo(const Append& append, KvSlab<T>& slab) {
+    for (; merges_.size() > append.first_merge; merges_.pop_back()) {
+      slab.copy_row(merges_.back().head, merges_.back().row, merged_rows_, merges_.back().slot);
+      --merges_of_[static_cast<std::size_t>(merges_.back().head)];
+    }
     for (; swaps_.size() > append.first_swap; swaps_.pop_back()) slab.swap_rows(swaps_.back().head, swaps_.back().a, swaps_.back().b);
     for (; saved_.size() > append.first_saved; saved_.pop_back())
       slab.copy_row(saved_.back().head, saved_.back().row, saved_rows_, saved_.back().slot);
   }
 
-  Index heads_ = 0, tokens_ = 0, rows_ = 0, stats_ = 0, tokens_used_ = 0;
+  Index heads_ = 0, tokens_ = 0, rows_ = 0, stats_ = 0, gate_memory_ = 0, tokens_used_ = 0;
   bool open_ = false;
   std::vector<Append> appends_;
   std::vector<Saved> saved_;
   std::vector<Swap> swaps_;
-  KvSlab<T> saved_rows_;
+  std::vector<Saved> merges_;
+  std::vector<std::int32_t> merges_of_;  ///< [heads] rows kept for each
+  KvSlab<T> saved_rows_, merged_rows_;
   std::vector<S> stats_before_;
   std::vector<HeadState> heads_before_;
+  std::vector<S> gates_before_;  ///< [appends][gate_memory]
 };
 
 }  // namespace pith::inline v0::detail

@@ -12,17 +12,12 @@
 #include <pith/core/check.hpp>
 #include <pith/kv/cache_rules.hpp>
 #include <pith/kv/cache_state.hpp>
-#include <pith/kv/eviction.hpp>
 #include <pith/kv/policy.hpp>
+#include <pith/kv/selection.hpp>
 #include <pith/kv/snapshot.hpp>
 #include <pith/kv/storage.hpp>
 
 namespace pith::inline v0 {
-
-/// What happens to evicted rows: nothing.
-struct Drop {};
-template <class M, class S>
-concept MergeStrategy = std::same_as<M, Drop>;
 
 /// The keys and values of ONE attention layer under an eviction policy. A model holds one per layer.
 ///
@@ -40,11 +35,16 @@ class KvCache {
   using Scalar = arithmetic_t<Storage>;
 
   /// Throws   ShapeError for a shape or policy that makes no sense, CapacityError if so many rows cannot be held
-  explicit KvCache(const AttentionShape& shape, Policy policy = {}, const KvCacheOptions& options = {}, Merge = {})
-      : policy_(std::move(policy)), state_(detail::CacheRules(shape, options, detail::policy_facts<Scalar>(policy_, shape))) {}
+  explicit KvCache(const AttentionShape& shape, Policy policy = {}, const KvCacheOptions& options = {}, Merge merge = {})
+      : policy_(std::move(policy)),
+        merge_(std::move(merge)),
+        state_({shape, options, detail::policy_facts<Scalar>(policy_, shape), detail::merge_facts<Scalar>(merge_)}) {}
 
   /// Refuses what append() would refuse of so many tokens, one eviction after each of them or, with a landing, one after all.
   void check_room(Index tokens, const KvLanding<Storage>* landing = nullptr) const { state_.check_room(tokens, landing); }
+
+  /// Refuses the masses that append() would refuse.
+  void check_masses(std::span<const float> masses, Index tokens) const { state_.rules.check_masses(masses, tokens); }
 
   /// Makes sure that `tokens` more rows a head find room before the next evict(): at home, or else by moving into the landing.
   ///
@@ -110,16 +110,19 @@ class KvCache {
     const Index retain = rules.retained(coming);
     const bool may = rules.may_evict(state_.last);
     const auto due = [&](Index h) { return may && rules.due(size(h), coming); };
+    detail::Selection<Policy, Storage> selection{policy_, state_};
     bool together = false;
     for (Index h = 0; rules.facts.combines && h < state_.heads(); ++h) together = together || due(h);
-    if (together) score_layer(retain);
+    if (together) selection.score_together(retain);
     Index dropped = 0;
+    for (Index h = 0; h < state_.heads(); ++h)
+      dropped += state_.plan_head(h, together || due(h) ? selection.leaving(h, retain, together) : 0);
     for (Index h = 0; h < state_.heads(); ++h) {
-      Index leaving = 0;
-      if (together || due(h)) leaving = rules.by_age() ? std::max<Index>(size(h) - retain, 0) : choose(h, retain, together);
-      state_.close_head(h, leaving, coming);
-      dropped += leaving;
+      selection.choose(h, state_.leaving(h));
+      state_.close_head(h, coming);
     }
+    if constexpr (!std::same_as<Merge, Drop>)
+      if (rules.merge.merges && dropped > 0) state_.merge(merge_);
     state_.end_eviction(coming);
     return dropped;
   }
@@ -154,7 +157,7 @@ class KvCache {
 
   /// An independent copy, journal included.
   KvCache clone() const {
-    KvCache copy(shape(), policy_, state_.rules.options);
+    KvCache copy(shape(), policy_, state_.rules.options, merge_);
     copy.state_.copy(state_);
     return copy;
   }
@@ -206,6 +209,10 @@ class KvCache {
     return {slab(kv_head).positions(kv_head), static_cast<std::size_t>(size(kv_head))};
   }
   std::span<const TokenKind> kinds(Index kv_head) const { return {slab(kv_head).kinds(kv_head), static_cast<std::size_t>(size(kv_head))}; }
+  /// [size(kv_head)] how many tokens each row stands for; empty: one each, where nothing is merged.
+  ConstVectorRef<Scalar> masses(Index kv_head) const {
+    return {slab(kv_head).masses(kv_head), state_.rules.masses() ? size(kv_head) : Index(0)};
+  }
   /// [stats, size(kv_head)] the numbers the policy keeps beside each row.
   ConstMatrixRef<Scalar> stats(Index kv_head) const { return slab(kv_head).stats(kv_head, 0, size(kv_head)); }
   /// What attend() takes; valid until the next verb.
@@ -242,57 +249,11 @@ class KvCache {
 
   /// A head's rows from `first` on as the policy sees them.
   KvRows<Scalar> rows_of(Index h, Index first, bool with_rows) const {
-    const Index n = size(h) - first, d = shape().head_dim;
-    const auto [keys, values] = with_rows ? slab(h).widened_rows(h, first, n) : std::pair<const Scalar*, const Scalar*>();
-    return {.kv_head = h,
-            .shape = shape(),
-            .next = state_.next,
-            .positions = positions(h).subspan(static_cast<std::size_t>(first)),
-            .kinds = kinds(h).subspan(static_cast<std::size_t>(first)),
-            .stats = slab(h).stats(h, first, n),
-            .first = state_.rules.first(),
-            .keys = ConstMatrixRef<Scalar>(keys, with_rows ? n : 0, d),
-            .values = ConstMatrixRef<Scalar>(values, with_rows ? n : 0, d),
-            .memory = ConstVectorRef<Scalar>(state_.memory.row(h)),
-            .scratch = slab(h).scratch(),
-            .race = slab(h).race()};
-  }
-
-  /// Scores one head, unless that is done, and leaves its victims in the slab. Returns how many.
-  Index choose(Index h, Index retain, bool scored) {
-    Index count = 0;
-    if constexpr (ScoringPolicy<Policy, Scalar>) {
-      const detail::KvSlab<Storage>& slab = state_.slab();
-      if (!scored) score(h);
-      overrule(h);
-      const std::span<const Scalar> scores(slab.scores(h), static_cast<std::size_t>(size(h)));
-      count = detail::leaving(scores, retain);
-      detail::choose_victims(scores, positions(h), count, slab.race(), slab.victims());
-    }
-    return count;
-  }
-
-  void score(Index h) requires ScoringPolicy<Policy, Scalar> {
-    policy_.score(rows_of(h, 0, state_.rules.facts.traits.reads_rows), VectorRef<Scalar>(state_.slab().scores(h), size(h)));
-  }
-
-  void overrule(Index h) {
-    detail::overrule(rows_of(h, 0, false), state_.rules.facts.traits.keeps_newest, state_.rules.options.window,
-                     VectorRef<Scalar>(state_.slab().scores(h), size(h)));
-  }
-
-  void score_layer(Index retain) {
-    if constexpr (CombiningPolicy<Policy, Scalar>) {
-      for (Index h = 0; h < state_.heads(); ++h) {
-        score(h);
-        overrule(h);
-      }
-      LayerScores<Scalar> layer = state_.layer(retain);
-      policy_.combine(layer);
-    }
+    return detail::Selection<Policy, Storage>::rows(state_, h, first, with_rows);
   }
 
   Policy policy_;
+  [[no_unique_address]] Merge merge_;
   detail::CacheState<Storage> state_;
 };
 

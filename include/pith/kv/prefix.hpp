@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -18,9 +19,10 @@ namespace pith::inline v0 {
 
 /// The rows of one layer, head by head.
 template <KvStorage T> struct KvPrefixLayer {
-  std::vector<Index> sizes;         ///< [kv heads] rows of each
-  std::vector<T> keys, values;      ///< [rows of all heads][head_dim], Q8 in bytes
-  std::vector<Position> positions;  ///< [rows of all heads]; empty: visible to every query, as learned prefixes are
+  std::vector<Index> sizes;          ///< [kv heads] rows of each
+  std::vector<T> keys, values;       ///< [rows of all heads][head_dim], Q8 in bytes
+  std::vector<Position> positions;   ///< [rows of all heads]; empty: visible to every query, as learned prefixes are
+  std::vector<float> log_mass = {};  ///< [rows of all heads] added to each row's logit; empty: all 0
 };
 
 /// Keys and values before every conversation, the same for all of them: a system prompt that was read once (Session::freeze()), or a
@@ -70,7 +72,8 @@ class KvPrefix {
             .values = rows.values.data() + first * stride,
             .rows = rows.sizes[static_cast<std::size_t>(kv_head)],
             .stride = stride,
-            .positions = rows.positions.empty() ? nullptr : rows.positions.data() + first};
+            .positions = rows.positions.empty() ? nullptr : rows.positions.data() + first,
+            .log_mass = rows.log_mass.empty() ? nullptr : rows.log_mass.data() + first};
   }
 
  private:
@@ -103,6 +106,7 @@ class KvPrefix {
         take_in(layer.keys);
         take_in(layer.values);
         take_in(layer.positions);
+        take_in(layer.log_mass);
         this->learned = this->learned && layer.positions.empty();
       }
       this->fingerprint = f.value();
@@ -124,6 +128,10 @@ class KvPrefix {
         refuse(detail::text(layer.keys.size(), " numbers of keys and ", layer.values.size(), " of values, expected ", total * units));
       if (!layer.positions.empty() && static_cast<Index>(layer.positions.size()) != total)
         refuse(detail::text(layer.positions.size(), " positions for ", total, " rows"));
+      if (!layer.log_mass.empty() && static_cast<Index>(layer.log_mass.size()) != total)
+        refuse(detail::text(layer.log_mass.size(), " masses for ", total, " rows"));
+      for (const float m : layer.log_mass)
+        if (!std::isfinite(m)) refuse("a mass is not a finite number");
       for (const Position p : layer.positions)
         if (p < 0 || p >= this->next) refuse(detail::text("position ", p, ", expected 0 .. ", this->next - 1));
     }
@@ -143,6 +151,7 @@ template <KvStorage T> KvPrefixLayer<T> frozen(const KvView<T>& view) {
   KvPrefixLayer<T> layer;
   const std::size_t heads = static_cast<std::size_t>(view.shape.num_kv_heads), a_head = view.runs.size() / heads;
   const Index units = row_units<T>(view.shape.head_dim);
+  const bool masses = std::any_of(view.runs.begin(), view.runs.end(), [](const KvRun<T>& run) { return run.log_mass != nullptr; });
   for (std::size_t h = 0; h < heads; ++h) {
     layer.sizes.push_back(0);
     for (const KvRun<T>& run : view.runs.subspan(h * a_head, a_head)) {
@@ -150,6 +159,11 @@ template <KvStorage T> KvPrefixLayer<T> frozen(const KvView<T>& view) {
         raise<StateError>("pith::KvCache: rows behind a learned prefix cannot be frozen: it has no positions");
       layer.sizes.back() += run.rows;
       layer.positions.insert(layer.positions.end(), run.positions, run.positions + run.rows);
+      if (masses && run.log_mass != nullptr) {
+        layer.log_mass.insert(layer.log_mass.end(), run.log_mass, run.log_mass + run.rows);
+      } else if (masses) {
+        layer.log_mass.insert(layer.log_mass.end(), static_cast<std::size_t>(run.rows), 0.f);
+      }
       for (Index r = 0; r < run.rows; ++r) {
         layer.keys.insert(layer.keys.end(), run.keys + r * run.stride, run.keys + r * run.stride + units);
         layer.values.insert(layer.values.end(), run.values + r * run.stride, run.values + r * run.stride + units);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -31,6 +32,8 @@ template <KvStorage T> struct KvSnapshot {
   std::vector<TokenKind> kinds = {};      ///< [rows of all heads]
   Matrix<S> stats = {};                   ///< [stats, rows of all heads]
   Matrix<S> memory = {};                  ///< [kv heads, memory]
+  std::vector<S> masses = {};             ///< [rows of all heads] tokens each stands for, or none
+  std::vector<S> gate = {};               ///< what the merge's gate keeps of the layer
   Index rows() const { return static_cast<Index>(positions.size()); }
 };
 
@@ -63,6 +66,8 @@ template <KvStorage T> std::string layout_text(const CacheRules& rules) {
   if (f.traits.prompt_only) out += ", prompt only";
   if (f.traits.ragged) out += ", shared rows";
   if (f.traits.ordered) out += ", ordered";
+  if (rules.masses()) out += text(rules.merge.merges ? ", merging" : "", ", masses", rules.options.multiplicity ? " counted" : "");
+  if (rules.merge.memory > 0) out += text(", gate ", rules.merge.memory);
   if (rules.options.prefix) out += text(", behind prefix ", rules.options.prefix.fingerprint());
   return out;
 }
@@ -90,11 +95,13 @@ template <KvStorage T> class Snapshots {
       append(out.positions, home.positions(h), head.size);
       if (home.shape().angles) append(out.angles, home.angles(h), head.size);
       append(out.kinds, home.kinds(h), head.size);
+      if (home.shape().masses) append(out.masses, home.masses(h), head.size);
     }
     out.stats.resize(home.shape().stats, out.rows());
     for (Index h = 0, first = 0; out.stats.size() > 0 && h < state_.heads(); first += state_.size(h++))
       out.stats.middleCols(first, state_.size(h)) = home.stats(h, 0, state_.size(h));
     out.memory = state_.memory;
+    append(out.gate, state_.merging.gate.data(), state_.merging.gate.size());
     return out;
   }
 
@@ -114,12 +121,16 @@ template <KvStorage T> class Snapshots {
           count("numbers of keys", static_cast<Index>(s.keys.size()), rows * units_),
           count("numbers of values", static_cast<Index>(s.values.size()), rows * units_), count("columns of stats", s.stats.cols(), rows),
           count("stats a row", s.stats.rows(), state_.home.shape().stats), count("rows of memory", s.memory.rows(), heads),
-          count("numbers of memory a head", s.memory.cols(), rules.facts.memory)})
+          count("numbers of memory a head", s.memory.cols(), rules.facts.memory),
+          count("masses", static_cast<Index>(s.masses.size()), rules.masses() ? rows : 0),
+          count("numbers of the merge's gate", static_cast<Index>(s.gate.size()), rules.merge.memory)})
       if (!wrong.empty()) return wrong;
     if (s.next < rules.first() || s.next_angle < rules.first() || s.next_angle > s.next || s.unevicted < 0 || s.unevicted > s.next)
       return text("next position ", s.next, ", angle ", s.next_angle, ", ", s.unevicted, " tokens since the last eviction");
     for (const Position a : s.angles)
       if (a < rules.first() || a >= s.next_angle) return text("angle ", a, ", expected ", rules.first(), " .. ", s.next_angle - 1);
+    for (const S mass : s.masses)
+      if (!(mass >= S(1) && std::isfinite(mass))) return text("mass ", mass, ", expected 1 token or more");
     for (const TokenKind kind : s.kinds)
       if (kind > TokenKind::video) return text("kind ", int(kind), ", expected 0 .. ", int(TokenKind::video));
     return heads_problem(s);
@@ -140,11 +151,13 @@ template <KvStorage T> class Snapshots {
       copy(s.positions, home.positions(h), 1);
       if (home.shape().angles) copy(s.angles, home.angles(h), 1);
       copy(s.kinds, home.kinds(h), 1);
+      for (Index r = 0; home.shape().masses && r < head.size; ++r) home.set_mass(h, r, s.masses[static_cast<std::size_t>(first + r)]);
       if (s.stats.size() > 0) home.stats(h, 0, head.size) = s.stats.middleCols(first, head.size);
       first += head.size;
     }
     if (state.rules.facts.traits.ragged) home.divide([&](Index h) { return state.size(h); });
     state.memory = s.memory;
+    std::copy(s.gate.begin(), s.gate.end(), state.merging.gate.data());
     static_cast<Progress&>(state) = {.next = s.next,
                                      .next_angle = s.next_angle,
                                      .unevicted = s.unevicted,

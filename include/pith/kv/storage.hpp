@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -17,6 +18,8 @@
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/kv/select.hpp>
+#include <pith/merge/merge_rows.hpp>
+#include <pith/merge/similarity.hpp>
 
 namespace pith::inline v0 {
 
@@ -42,13 +45,21 @@ template <KvStorage T> void widen(const T* from, arithmetic_t<T>* to, Index n) {
   }
 }
 
+/// What matching up to `evicted` of the rows of a head at once, and merging any of them, takes from a workspace.
+template <class S> std::size_t merging_bytes(Index rows, Index evicted, Index head_dim, Index workers) {
+  return std::max(nearest_workspace_bytes<S>(rows, head_dim, workers, evicted), merge_workspace_bytes<S>(rows, rows));
+}
+
 /// What a slab is made of; every byte count and offset follows from these.
 struct SlabShape {
   Index heads = 0, rows = 0, head_dim = 0, stats = 0;
-  bool angles = false;    ///< a second position a row: the one its key is rotated at
-  bool scores = false;    ///< room to score the rows of all heads and to select those of one
-  bool combines = false;  ///< room to select among those of all heads
-  bool widened = false;   ///< room for one head's keys and values in the arithmetic type
+  bool angles = false;      ///< a second position a row: the one its key is rotated at
+  bool scores = false;      ///< room to score the rows of all heads and to select those of one
+  bool combines = false;    ///< room to select among those of all heads
+  bool widened = false;     ///< room for one head's keys and values in the arithmetic type
+  bool masses = false;      ///< how many tokens each row stands for
+  bool log_masses = false;  ///< … and the logarithm of it, for attention
+  bool merges = false;      ///< room for the match of each row that leaves
 };
 
 /// Rows of every kv head of one layer and what belongs to each row, in one allocation: heads one after the other, `rows` rows each until
@@ -79,9 +90,13 @@ template <KvStorage T> class KvSlab {
     stats_ = part(static_cast<S*>(nullptr), checked_product("KvCache", all, shape.stats));
     scores_ = part(static_cast<S*>(nullptr), shape.scores ? all : 0);
     scratch_ = part(static_cast<S*>(nullptr), shape.scores ? most : 0);
-    race_ = part(static_cast<Candidate<S>*>(nullptr), shape.scores ? most : 0);
+    race_ = part(static_cast<Candidate<S>*>(nullptr), shape.scores || shape.merges ? most : 0);
     victims_ = part(static_cast<std::int32_t*>(nullptr), shape.scores ? (shape.angles ? 2 : 1) * most : 0);
     widened_ = part(static_cast<S*>(nullptr), shape.widened ? checked_product("KvCache", 2 * most, shape.head_dim) : 0);
+    masses_ = part(static_cast<S*>(nullptr), shape.masses ? all : 0);
+    log_masses_ = part(static_cast<float*>(nullptr), shape.log_masses ? all : 0);
+    matches_ = part(static_cast<std::int32_t*>(nullptr), shape.merges ? all : 0);
+    cosines_ = part(static_cast<S*>(nullptr), shape.merges ? all : 0);
     bytes_ = offset;
     memory_.reset(static_cast<std::byte*>(::operator new(bytes_, std::align_val_t(Workspace::alignment))));
     starts_.resize(static_cast<std::size_t>(shape.heads + 1));
@@ -134,12 +149,22 @@ template <KvStorage T> class KvSlab {
   S* scratch() const { return at<S>(scratch_); }
   Candidate<S>* race() const { return at<Candidate<S>>(race_); }
   std::int32_t* victims() const { return at<std::int32_t>(victims_); }
+  S* masses(Index head) const { return at<S>(masses_) + start(head); }
+  const float* log_masses(Index head) const { return shape_.log_masses ? at<float>(log_masses_) + start(head) : nullptr; }
+  void set_mass(Index head, Index row, S mass) {
+    if (!shape_.masses) return;
+    masses(head)[row] = mass;
+    if (shape_.log_masses) at<float>(log_masses_)[start(head) + row] = std::log(static_cast<float>(mass));
+  }
+  std::int32_t* matches(Index head) const { return at<std::int32_t>(matches_) + start(head); }
+  S* cosines(Index head) const { return at<S>(cosines_) + start(head); }
+  S* widened() const { return at<S>(widened_); }
   /// Keys and values of n rows in the arithmetic type: where they are, or widened into the slab's own scratch.
   std::pair<const S*, const S*> widened_rows(Index head, Index first, Index n) const {
     if constexpr (std::is_same_v<T, S>) {
       return {key(head, first), value(head, first)};
     } else {
-      S* const k = at<S>(widened_);
+      S* const k = widened();
       S* const v = k + n * shape_.head_dim;
       for (Index r = 0; r < n; ++r) {
         widen(key(head, first + r), k + r * shape_.head_dim, shape_.head_dim);
@@ -150,12 +175,13 @@ template <KvStorage T> class KvSlab {
   }
 
   /// Stores a row of numbers in the arithmetic type: its one rounding.
-  void write_row(Index head, Index row, const S* k, const S* v, Position position, Position angle, TokenKind kind) {
+  void write_row(Index head, Index row, const S* k, const S* v, Position position, Position angle, TokenKind kind, S mass) {
     narrow<T>(k, key(head, row), shape_.head_dim);
     narrow<T>(v, value(head, row), shape_.head_dim);
     positions(head)[row] = position;
     if (shape_.angles) angles(head)[row] = angle;
     kinds(head)[row] = kind;
+    set_mass(head, row, mass);
   }
 
   /// Copies one row and all that belongs to it from another slab (or another place of this one).
@@ -167,6 +193,7 @@ template <KvStorage T> class KvSlab {
     kinds(head)[to] = from.kinds(head)[from_row];
     if (shape_.angles) angles(head)[to] = from.angles(head)[from_row];
     for (Index s = 0; s < std::min(shape_.stats, from.shape_.stats); ++s) stats(head, to, 1)(s, 0) = from.stats(head, from_row, 1)(s, 0);
+    if (shape_.masses) set_mass(head, to, from.masses(head)[from_row]);
   }
 
   void swap_rows(Index head, Index a, Index b) {
@@ -176,6 +203,11 @@ template <KvStorage T> class KvSlab {
     std::swap(kinds(head)[a], kinds(head)[b]);
     if (shape_.angles) std::swap(angles(head)[a], angles(head)[b]);
     for (Index s = 0; s < shape_.stats; ++s) std::swap(stats(head, a, 1)(s, 0), stats(head, b, 1)(s, 0));
+    if (shape_.masses) {
+      const S mass = masses(head)[a];
+      set_mass(head, a, masses(head)[b]);
+      set_mass(head, b, mass);
+    }
   }
 
   void copy_all(const KvSlab& from) {
@@ -193,7 +225,7 @@ template <KvStorage T> class KvSlab {
   SlabShape shape_;
   Index row_units_ = 0;
   std::size_t keys_ = 0, values_ = 0, positions_ = 0, angles_ = 0, kinds_ = 0, stats_ = 0, scores_ = 0, scratch_ = 0, race_ = 0,
-              victims_ = 0, widened_ = 0, bytes_ = 0;
+              victims_ = 0, widened_ = 0, masses_ = 0, log_masses_ = 0, matches_ = 0, cosines_ = 0, bytes_ = 0;
   std::unique_ptr<std::byte[], Free> memory_;
   std::vector<Index> starts_;  ///< [heads + 1] the first row of each head
 };
@@ -202,10 +234,13 @@ template <KvStorage T> class KvSlab {
 
 /// What the policies of the caches that will use a landing ask for: the most of each.
 struct KvLandingOptions {
-  Index stats = 0;          ///< numbers a row
-  bool reads_rows = false;  ///< some score() or admit() looks at keys and values
-  bool combines = false;    ///< some policy combines the scores of all heads
-  bool angles = false;      ///< some policy is read at cache positions
+  Index stats = 0;                ///< numbers a row
+  bool reads_rows = false;        ///< some score() or admit() looks at keys and values
+  bool combines = false;          ///< some policy combines the scores of all heads
+  bool angles = false;            ///< some policy is read at cache positions
+  bool multiplicity = false;      ///< merged rows count as the tokens they stand for
+  bool merges = false;            ///< some cache merges what it evicts
+  ExecutorRef executor = serial;  ///< threads for merging; must outlive the landing
 };
 
 /// Memory for a chunk that is longer than a cache's budget, lent to the layers of a session in turn: reserve() moves a cache in, evict()
@@ -223,10 +258,18 @@ template <KvStorage T = float> class KvLanding {
                .angles = options.angles,
                .scores = true,
                .combines = options.combines,
-               .widened = options.reads_rows && !std::is_same_v<T, arithmetic_t<T>>}) {}
-  std::size_t bytes() const { return slab_.bytes(); }
+               .widened = (options.reads_rows || options.merges) && !std::is_same_v<T, arithmetic_t<T>>,
+               .masses = options.merges || options.multiplicity,
+               .log_masses = options.multiplicity,
+               .merges = options.merges}),
+        merging_(options.merges
+                     ? detail::merging_bytes<arithmetic_t<T>>(slab_.most_rows(), slab_.most_rows(), shape.head_dim, options.executor.size())
+                     : 0,
+                 options.executor) {}
+  std::size_t bytes() const { return slab_.bytes() + merging_.bytes(); }
   Index rows() const { return slab_.shape().rows; }
   detail::KvSlab<T>& slab() { return slab_; }
+  Workspace& merging() { return merging_; }
 
   /// Throws   CapacityError, ShapeError unless `rows` rows a head of a cache with such a home find room
   void check_fits(const detail::SlabShape& home, Index rows) const {
@@ -234,13 +277,15 @@ template <KvStorage T = float> class KvLanding {
     if (rows > ours.rows)
       raise<CapacityError>(detail::text("pith::KvCache: ", rows, " rows a head are needed, the landing holds ", ours.rows));
     if (ours.heads != home.heads || ours.head_dim != home.head_dim || ours.stats < home.stats || (home.widened && !ours.widened) ||
-        (home.combines && !ours.combines) || (home.angles && !ours.angles))
+        (home.combines && !ours.combines) || (home.angles && !ours.angles) || (home.masses && !ours.masses) ||
+        (home.log_masses && !ours.log_masses) || (home.merges && !ours.merges))
       raise<ShapeError>(detail::text("pith::KvCache: the landing holds ", ours.heads, " heads of ", ours.head_dim, " with ", ours.stats,
                                      " stats, the cache needs ", home.heads, " of ", home.head_dim, " with ", home.stats));
   }
 
  private:
   detail::KvSlab<T> slab_;
+  Workspace merging_;
 };
 
 }  // namespace pith::inline v0

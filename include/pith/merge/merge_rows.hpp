@@ -30,21 +30,50 @@ template <class S> struct LeavingRows {
 
 /// What merge_rows() takes from its workspace.
 template <class S> std::size_t merge_workspace_bytes(Index kept, Index evicted) {
-  return 2 * Workspace::bytes_for<S>(kept) + Workspace::bytes_for<S>(evicted);
+  return 2 * Workspace::bytes_for<std::int32_t>(kept) + Workspace::bytes_for<S>(kept) + Workspace::bytes_for<S>(evicted);
 }
 
 namespace detail {
 
-/// x_c = (a_c x_c + Σ b_e x_e) / z_c for the rows that got any; evicted rows in ascending order.
-template <class S>
-void mix_rows(MatrixRef<S> kept, const ConstMatrixRef<S>& evicted, std::span<const std::int32_t> match, const S* weight, const S* a,
-              const S* z) {
-  for (Index c = 0; c < kept.rows(); ++c)
-    if (z[c] != S(0)) kept.row(c) *= a[c];
-  for (Index e = 0; e < evicted.rows(); ++e)
-    if (const Index c = match[static_cast<std::size_t>(e)]; c >= 0) kept.row(c) += weight[e] * evicted.row(e);
-  for (Index c = 0; c < kept.rows(); ++c)
-    if (z[c] != S(0)) kept.row(c) /= z[c];
+/// The update, after the checks: work and memory touched grow with the evicted rows, not with the kept ones.
+template <class S, MergeRule<S> Rule>
+void mix_rows(MergedRows<S> kept, const LeavingRows<S>& evicted, const MergeMatch<S>& match, const Rule& rule, Workspace& ws) {
+  const Index m = kept.values.rows(), n = evicted.values.rows();
+  const Workspace::Scope scope(ws);
+  std::int32_t* const count = ws.take<std::int32_t>(m);  // rows matched to a kept one; of the kept rows that get none, nothing is set
+  std::int32_t* const left = ws.take<std::int32_t>(m);   // … and those still to be added
+  S* const z = ws.take<S>(m);                            // the sum of their weights at first
+  S* const weight = ws.take<S>(n);
+  const auto mass = [](const auto& masses, Index i) { return masses.size() == 0 ? S(1) : S(masses[i]); };
+  const auto for_matched = [&](auto&& f) {
+    for (Index e = 0; e < n; ++e)
+      if (const Index c = match.row[static_cast<std::size_t>(e)]; c >= 0) f(e, c);
+  };
+  for_matched([&](Index, Index c) {
+    count[c] = 0;
+    z[c] = 0;
+  });
+  for_matched([&](Index e, Index c) {
+    weight[e] = rule.weight(
+        MergePair<S>{match.cosine[e], mass(kept.mass, c), mass(evicted.mass, e), kept.values.row(c).norm(), evicted.values.row(e).norm()});
+    left[c] = ++count[c];
+    z[c] += weight[e];
+  });
+  const bool keys = kept.keys.size() > 0 && merges_keys(rule);
+  for_matched([&](Index e, Index c) {
+    if (left[c] == count[c]) {
+      const MergeMix<S> mix = rule.mix(mass(kept.mass, c), static_cast<S>(count[c]), z[c]);
+      if (keys) kept.keys.row(c) *= mix.a;
+      kept.values.row(c) *= mix.a;
+      z[c] = mix.z;
+    }
+    if (keys) kept.keys.row(c) += weight[e] * evicted.keys.row(e);
+    kept.values.row(c) += weight[e] * evicted.values.row(e);
+    if (kept.mass.size() > 0) kept.mass[c] += mass(evicted.mass, e);
+    if (--left[c] > 0) return;
+    if (keys) kept.keys.row(c) /= z[c];
+    kept.values.row(c) /= z[c];
+  });
 }
 
 template <class S> void check_merge(const MergedRows<S>& kept, const LeavingRows<S>& evicted, const MergeMatch<S>& match) {
@@ -72,7 +101,7 @@ template <class S> void check_merge(const MergedRows<S>& kept, const LeavingRows
 /// Merges each evicted row into its kept row: x'_c = (a x_c + Σ b_e x_e) / z for keys and values alike, from the old rows only.
 ///
 /// Shapes   as in MergedRows, LeavingRows and MergeMatch; no evicted row overlaps a kept one
-/// Cost     one multiply-add per number of the evicted rows, and a norm of each value
+/// Cost     one multiply-add per number of the evicted rows, and a norm of each value; kept rows that get none are not looked at
 /// Heap     none, given ws of merge_workspace_bytes<S>(kept, evicted)
 /// Throws   ShapeError if shapes or matches disagree, before anything changes; CapacityError if ws is too small
 /// Law      a kept row that nothing was matched to keeps its bits; evicted rows are added in ascending order
@@ -80,32 +109,7 @@ template <class S, MergeRule<S> Rule>
 void merge_rows(MergedRows<S> kept, const std::type_identity_t<LeavingRows<S>>& evicted, const std::type_identity_t<MergeMatch<S>>& match,
                 const Rule& rule, Workspace& ws) {
   detail::check_merge(kept, evicted, match);
-  const Index m = kept.values.rows(), n = evicted.values.rows();
-  const Workspace::Scope scope(ws);
-  VectorRef<S> a(ws.take<S>(m), m), z(ws.take<S>(m), m), weight(ws.take<S>(n), n);
-  const auto mass = [](const auto& masses, Index i) { return masses.size() == 0 ? S(1) : S(masses[i]); };
-  a.setZero();  // counts first, and sums of weights
-  z.setZero();
-  for (Index e = 0; e < n; ++e) {
-    const Index c = match.row[static_cast<std::size_t>(e)];
-    if (c < 0) continue;
-    weight[e] = rule.weight(
-        MergePair<S>{match.cosine[e], mass(kept.mass, c), mass(evicted.mass, e), kept.values.row(c).norm(), evicted.values.row(e).norm()});
-    a[c] += 1;
-    z[c] += weight[e];
-  }
-  for (Index c = 0; c < m; ++c) {
-    if (a[c] == S(0)) continue;
-    const MergeMix<S> mix = rule.mix(mass(kept.mass, c), a[c], z[c]);
-    a[c] = mix.a;
-    z[c] = mix.z;
-  }
-  bool keys = kept.keys.size() > 0;
-  if constexpr (requires { rule.merges_keys(); }) keys = keys && rule.merges_keys();
-  if (keys) detail::mix_rows(kept.keys, evicted.keys, match.row, weight.data(), a.data(), z.data());
-  detail::mix_rows(kept.values, evicted.values, match.row, weight.data(), a.data(), z.data());
-  for (Index e = 0; e < n && kept.mass.size() > 0; ++e)
-    if (const Index c = match.row[static_cast<std::size_t>(e)]; c >= 0) kept.mass[c] += mass(evicted.mass, e);
+  detail::mix_rows<S>(kept, evicted, match, rule, ws);
 }
 
 }  // namespace pith::inline v0

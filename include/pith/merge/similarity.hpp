@@ -18,7 +18,14 @@ namespace pith::inline v0 {
 
 namespace detail {
 
-inline constexpr Index similar_rows = 128, similar_kept = 1024;  // products held at a time: half a MiB of them, and no more
+inline constexpr Index similar_rows = 120;             // rows that pass a panel together: whole register tiles of every packet width
+inline constexpr Index similar_copy = Index(1) << 16;  // numbers of them at most, which stay in L2 while the panels pass
+inline constexpr Index similar_gap = 16;               // no power of two between rows: they spread over all sets of L1
+
+/// Rows that are copied together, and from where to where.
+inline Index rows_together(Index dim) {
+  return std::clamp(similar_copy / (std::max(Index(0), dim) + similar_gap), Index(12), similar_rows);
+}
 
 /// 1 / |row|; 0 for a row without direction, whose cosine to everything is 0.
 template <class S> void inverse_norms(const ConstMatrixRef<S>& rows, S* out) {
@@ -28,97 +35,223 @@ template <class S> void inverse_norms(const ConstMatrixRef<S>& rows, S* out) {
   }
 }
 
-/// The largest of products[c] * inverse[c], and the lowest c that has it; not-a-number is never the largest. count >= 1.
-template <class S> struct Largest {
-  S value = -std::numeric_limits<S>::infinity();
-  Index at = -1;
+/// The largest of products[c] * inverse[c] of one row, in each lane of a packet, and which packet of kept rows it came from: looking is a
+/// few instructions without a branch. Not-a-number is never the largest. `tied`, where somebody asks: a lane saw its largest more than
+/// once.
+template <class S> struct LargestLanes {
+  using V = Simd<S>;
+  static constexpr S lowest = -std::numeric_limits<S>::infinity();
+  S* value;
+  S* packet;  // small integers: exact
+  S* tied = nullptr;
 
-  void look(const S* products, const S* inverse, Index count, Index first) {
-    using V = Simd<S>;
-    constexpr S lowest = -std::numeric_limits<S>::infinity();
-    const auto scaled = [](auto p, auto i) {
-      const auto x = V::mul(p, i);
-      return V::select(V::equal(x, x), x, V::broadcast(lowest));
-    };
-    auto most = V::broadcast(lowest);
-    Index c = 0;
-    for (; c + V::width <= count; c += V::width) most = V::max(most, scaled(V::load(products + c), V::load(inverse + c)));
-    if (c < count) most = V::max(most, scaled(V::load_part(products + c, count - c, lowest), V::load_part(inverse + c, count - c, S(1))));
-    const S here = V::largest(most);
-    if (!(here > value)) return;
-    value = here;
-    for (c = 0; products[c] * inverse[c] != here;) ++c;
-    at = first + c;
+  void start() {
+    V::store(value, V::broadcast(lowest));
+    V::store(packet, V::zero());
+    if (tied != nullptr) V::store(tied, V::zero());
+  }
+  /// One panel, from kept row c on; inverse has numbers for all of it.
+  template <bool Ties> void look(const S* products, const S* inverse, Index c) {
+    auto most = V::load(value), from = V::load(packet), here = V::broadcast(static_cast<S>(c / V::width));
+    [[maybe_unused]] auto again = V::zero();
+    if constexpr (Ties) again = V::load(tied);
+#pragma GCC unroll 16
+    for (Index i = 0; i < panel_width; i += V::width) {
+      const auto x = V::mul(V::load(products + i), V::load(inverse + i));
+      const auto larger = V::less(most, x);
+      if constexpr (Ties) again = V::select(larger, V::zero(), V::select(V::equal(most, x), V::broadcast(S(1)), again));
+      most = V::select(larger, x, most);
+      from = V::select(larger, here, from);
+      here = V::add(here, V::broadcast(S(1)));
+    }
+    V::store(value, most);
+    V::store(packet, from);
+    if constexpr (Ties) V::store(tied, again);
+  }
+  /// Whether more than one kept row has the largest.
+  bool is_tied(S largest) const {
+    Index count = 0;
+    for (Index lane = 0; lane < V::width; ++lane)
+      if (value[lane] == largest) count += tied[lane] != S(0) ? 2 : 1;
+    return count > 1;
+  }
+  /// The kept row that comes first of those that have the largest; -1: there was nothing but -inf and what is not a number.
+  Index at() const {
+    Index best = -1;
+    S largest = lowest;
+    for (Index lane = 0; lane < V::width; ++lane) {
+      const Index c = static_cast<Index>(packet[lane]) * V::width + lane;
+      if (value[lane] > largest || (value[lane] == largest && best >= 0 && c < best)) largest = value[lane], best = c;
+    }
+    return best;
   }
 };
 
 template <class S> void check_similar(const char* where, const ConstMatrixRef<S>& rows, const ConstMatrixRef<S>& kept) {
   if (kept.rows() == 0) raise<ShapeError>(text("pith::", where, ": no kept rows, expected one or more to be near to"));
-  if (kept.rows() > std::numeric_limits<std::int32_t>::max()) raise<CapacityError>(text("pith::", where, ": ", kept.rows(), " kept rows"));
+  constexpr Index most = (Index(1) << std::min(31, std::numeric_limits<S>::digits)) - 1;  // LargestLanes counts in S
+  if (kept.rows() > most) raise<CapacityError>(text("pith::", where, ": ", kept.rows(), " kept rows, expected at most ", most));
   check_shape(where, "rows", rows, any_extent, kept.cols());
 }
+
+/// Calls look(worker, r, count, c, products) for all rows by all of `kept`, 32 of these at a time: products [count, 32] of rows r … with
+/// kept rows c …, by the worker whose rows they are; those of the same rows in ascending c, before any others. Beyond the last kept row
+/// there may be any products.
+///
+/// Each product is one multiply-add chain, as in matmul(): its bits depend on its own two rows only.
+/// Before that, meet(c, count) is told of every panel while its kept rows are in L1.
+template <class S, class Meet, class Look>
+void each_product(const ConstMatrixRef<S>& rows, const ConstMatrixRef<S>& kept, Workspace& ws, Meet&& meet, Look&& look) {
+  const Index n = rows.rows(), m = kept.rows(), dim = kept.cols(), panels = (m + panel_width - 1) / panel_width;
+  if (n == 0) return;
+  const Index together = rows_together(dim), stride = dim + similar_gap, panel = dim * panel_width;
+  const Index workers = double(n) * double(m) * double(dim) < worth_waking ? 1 : ws.workers();
+  const Workspace::Scope scope(ws);
+  S* const copies = ws.take<S>(workers * together * stride);
+  S* const products = ws.take<S>(workers * together * panel_width);
+  const MappedRows<S> source{kept};
+  // Few rows: a panel is used while it is still in L1. Many: all panels are packed first, and every worker reads them.
+  const Index step = n <= together ? 1 : panels;
+  S* const packed = ws.take<S>(step * panel);
+  for (Index first = 0; first < panels; first += step) {
+    ws.executor()(workers, [&](Index worker) {
+      const Share mine = share(step, worker, workers);
+      for (Index p = mine.begin; p < mine.end; ++p) {
+        source.block(first + p, 0, dim, packed + p * panel);
+        meet((first + p) * panel_width, std::min(panel_width, m - (first + p) * panel_width));
+      }
+    });
+    ws.executor()(workers, [&](Index worker) {
+      const Share mine = share(n, worker, workers);
+      S* const copy = copies + worker * together * stride;
+      MatrixRef<S> out(products + worker * together * panel_width, together, panel_width);
+      if (dim == 0) out.setZero();
+      for (Index r = mine.begin; r < mine.end; r += together) {
+        const Index count = std::min(together, mine.end - r);
+        for (Index t = 0; first == 0 && t < count; ++t) std::copy_n(rows.data() + (r + t) * rows.outerStride(), dim, copy + t * stride);
+        const Product<S> o(ConstMatrixRef<S>(copy, count, dim, stride), {}, out);
+        for (Index p = 0; p < step; ++p) {
+          const S* const w = packed + p * panel;
+          for (Index k = 0; k < dim; k += TileShape<S>::depth)
+            panel_rows(o, 0, 0, count, copy + k, stride, w + k * panel_width, std::min(TileShape<S>::depth, dim - k), k == 0,
+                       packed + std::min(p + 1, step - 1) * panel + k * panel_width, panel_width * Index(sizeof(S)));
+          look(worker, r, count, (first + p) * panel_width, static_cast<const S*>(out.data()));
+        }
+      }
+    });
+  }
+}
+
+/// nearest_rows(), after the checks.
+template <class S> struct NearestRows {
+  static constexpr Index lanes = Simd<S>::width;
+  ConstMatrixRef<S> rows, kept;
+  std::span<std::int32_t> match;
+  VectorRef<S> cosine;
+  Workspace& ws;
+  std::span<const Position> positions;
+
+  void find() {
+    const Index m = kept.rows(), together = rows_together(rows.cols()), padded = (m + panel_width - 1) / panel_width * panel_width;
+    const Workspace::Scope scope(ws);
+    S* const inverse = ws.take<S>(padded);
+    S* const values = ws.take<S>(ws.workers() * together * lanes);
+    S* const packets = ws.take<S>(ws.workers() * together * lanes);
+    S* const ties = ws.take<S>(ws.workers() * together * lanes);
+    const bool ties_matter = !positions.empty();
+    std::fill(inverse + m, inverse + padded, std::numeric_limits<S>::quiet_NaN());  // what lies beyond the last is never the largest
+    const auto meet = [&](Index c, Index count) { inverse_norms(ConstMatrixRef<S>(kept.middleRows(c, count)), inverse + c); };
+    each_product<S>(rows, kept, ws, meet, [&](Index worker, Index r, Index count, Index c, const S* products) {
+      for (Index t = 0; t < count; ++t) {
+        const Index place = (worker * together + t) * lanes;
+        LargestLanes<S> largest{values + place, packets + place, ties + place};
+        if (c == 0) largest.start();
+        if (ties_matter)
+          largest.template look<true>(products + t * panel_width, inverse + c, c);
+        else
+          largest.template look<false>(products + t * panel_width, inverse + c, c);
+        if (c + panel_width < padded) continue;
+        S row_inverse;
+        inverse_norms(ConstMatrixRef<S>(rows.middleRows(r + t, 1)), &row_inverse);
+        const Index best = largest.at();
+        const S most = best < 0 ? -std::numeric_limits<S>::infinity() : largest.value[best % lanes];
+        match[static_cast<std::size_t>(r + t)] = static_cast<std::int32_t>(best);
+        cosine[r + t] = best < 0 ? most : most * row_inverse;
+        if (ties_matter && best >= 0 && largest.is_tied(most)) match[static_cast<std::size_t>(r + t)] = tied_mark;
+      }
+    });
+    for (Index r = 0; ties_matter && r < rows.rows(); ++r)
+      if (match[static_cast<std::size_t>(r)] == tied_mark) match[static_cast<std::size_t>(r)] = oldest_of_largest(r, inverse);
+  }
+
+ private:
+  static constexpr std::int32_t tied_mark = -2;
+
+  /// A row whose largest cosine several kept rows have: the same products again, which have the same bits.
+  std::int32_t oldest_of_largest(Index r, const S* inverse) {
+    S most = -std::numeric_limits<S>::infinity();
+    Index oldest = -1;
+    const auto take = [&](Index c, S x) {
+      if (x > most || (x == most && positions[static_cast<std::size_t>(c)] < positions[static_cast<std::size_t>(oldest)])) {
+        most = x;
+        oldest = c;
+      }
+    };
+    each_product<S>(
+        ConstMatrixRef<S>(rows.middleRows(r, 1)), kept, ws, [](Index, Index) {},
+        [&](Index, Index, Index, Index c, const S* products) {
+          for (Index i = 0; i < std::min(panel_width, kept.rows() - c); ++i) take(c + i, products[i] * inverse[c + i]);
+        });
+    return static_cast<std::int32_t>(oldest);
+  }
+};
 
 }  // namespace detail
 
 /// What nearest_rows() takes from its workspace: it grows with the kept rows, never with rows times kept.
-template <class S> std::size_t nearest_workspace_bytes(Index kept, Index dim, Index workers = 1) {
-  return Workspace::bytes_for<S>(kept) + Workspace::bytes_for<S>(detail::similar_rows) +
-         Workspace::bytes_for<S>(detail::similar_rows * detail::similar_kept) +
-         matmul_workspace_bytes<S>(detail::similar_rows, dim, workers);
+///
+/// `rows`: the most that will be given at once, if they are few.
+template <class S>
+std::size_t nearest_workspace_bytes(Index kept, Index dim, Index workers = 1, Index rows = std::numeric_limits<Index>::max()) {
+  const auto product = [](Index a, Index b) { return detail::checked_product("nearest_workspace_bytes", a, b); };
+  const Index panel = product(dim, detail::panel_width), panels = product(kept, 1) / detail::panel_width + 1;
+  const Index together = product(workers, detail::rows_together(dim));
+  const Index packed = rows <= detail::rows_together(dim) ? Index(1) : panels;
+  return Workspace::bytes_for<S>(product(panels, detail::panel_width)) + Workspace::alignment +
+         3 * Workspace::bytes_for<S>(product(together, detail::Simd<S>::width)) + Workspace::bytes_for<S>(product(packed, panel)) +
+         Workspace::bytes_for<S>(product(together, dim + detail::similar_gap)) +
+         Workspace::bytes_for<S>(product(together, detail::panel_width));
 }
 
 /// The kept row that each row is most similar to: match[e] = argmax_c cos(row e, kept c), cosine[e] = that cosine.
 ///
-/// Equal cosines take the kept row that comes first. A row of zeros has cosine 0 to all; a row that no kept one can be compared with, since
-/// numbers are missing or infinite, matches none: -1, with cosine -inf.
+/// Equal cosines take the kept row that comes first, or the one of lowest position where the kept rows' `positions` are given. A row of
+/// zeros has cosine 0 to all; a row that no kept one can be compared with, since numbers are missing or infinite, matches none: -1, with
+/// cosine -inf.
 ///
-/// Shapes   rows [n, dim] · kept [m, dim], m >= 1 · match [n] · cosine [n]
+/// Shapes   rows [n, dim] · kept [m, dim], m >= 1 · match [n] · cosine [n] · positions [m] or none
 /// Cost     2·n·m·dim flops and n·m looks; the similarity matrix is never stored
-/// Heap     none, given ws of nearest_workspace_bytes<S>(m, dim, workers)
+/// Heap     none, given ws of nearest_workspace_bytes<S>(m, dim, workers, n)
 /// Throws   ShapeError if the shapes disagree or nothing is kept, CapacityError if ws is too small
 /// Law      no bit depends on the workers or on the other rows; scaling a row by a power of two changes neither its match nor any cosine
 /// Paper    LOOK-M, arXiv:2406.18139, section 3.3
 template <class S>
 void nearest_rows(ConstMatrixRef<S> rows, std::type_identity_t<ConstMatrixRef<S>> kept, std::span<std::int32_t> match,
-                  std::type_identity_t<VectorRef<S>> cosine, Workspace& ws) {
+                  std::type_identity_t<VectorRef<S>> cosine, Workspace& ws, std::span<const Position> positions = {}) {
   detail::check_similar("nearest_rows", rows, kept);
   const Index n = rows.rows(), m = kept.rows();
   if (static_cast<Index>(match.size()) != n || cosine.size() != n)
     raise<ShapeError>(detail::text("pith::nearest_rows: ", match.size(), " matches and ", cosine.size(), " cosines for ", n, " rows"));
-  const Workspace::Scope scope(ws);
-  S* const inverse = ws.take<S>(m);
-  S* const row_inverse = ws.take<S>(detail::similar_rows);
-  detail::inverse_norms(kept, inverse);
-  MatrixRef<S> block = ws.matrix<S>(std::min(n, detail::similar_rows), std::min(m, detail::similar_kept));
-  const Index workers = ws.workers();
-  for (Index e = 0; e < n; e += block.rows()) {
-    const Index count = std::min(block.rows(), n - e);
-    detail::inverse_norms(ConstMatrixRef<S>(rows.middleRows(e, count)), row_inverse);
-    std::fill_n(match.begin() + e, count, -1);
-    cosine.segment(e, count).setConstant(-std::numeric_limits<S>::infinity());
-    for (Index c = 0; c < m; c += block.cols()) {
-      const Index width = std::min(block.cols(), m - c);
-      const MatrixRef<S> products = block.topLeftCorner(count, width);
-      matmul(ConstMatrixRef<S>(rows.middleRows(e, count)), ConstMatrixRef<S>(kept.middleRows(c, width)), {}, products, ws);
-      ws.executor()(workers, [&](Index worker) {
-        const detail::Share share = detail::share(count, worker, workers);
-        for (Index t = share.begin; t < share.end; ++t) {
-          detail::Largest<S> largest{cosine[e + t], match[static_cast<std::size_t>(e + t)]};
-          largest.look(&products.coeffRef(t, 0), inverse + c, width, c);
-          cosine[e + t] = largest.value;
-          match[static_cast<std::size_t>(e + t)] = static_cast<std::int32_t>(largest.at);
-        }
-      });
-    }
-    for (Index t = 0; t < count; ++t)
-      if (match[static_cast<std::size_t>(e + t)] >= 0) cosine[e + t] *= row_inverse[t];
-  }
+  if (!positions.empty() && static_cast<Index>(positions.size()) != m)
+    raise<ShapeError>(detail::text("pith::nearest_rows: ", positions.size(), " positions for ", m, " kept rows"));
+  detail::NearestRows<S>{rows, kept, match, cosine, ws, positions}.find();
 }
 
 /// All of it, to look at: out[e, c] = cos(row e, kept c).
 ///
 /// Shapes   rows [n, dim] · kept [m, dim] · out [n, m]
 /// Heap     none, given ws of nearest_workspace_bytes<S>(n + m, dim, workers)
+/// Law      the bits of nearest_rows()
 template <class S>
 void similarity_matrix(ConstMatrixRef<S> rows, std::type_identity_t<ConstMatrixRef<S>> kept, std::type_identity_t<MatrixRef<S>> out,
                        Workspace& ws) {
@@ -127,14 +260,13 @@ void similarity_matrix(ConstMatrixRef<S> rows, std::type_identity_t<ConstMatrixR
   const Workspace::Scope scope(ws);
   S* const inverse = ws.take<S>(kept.rows());
   S* const row_inverse = ws.take<S>(rows.rows());
-  detail::inverse_norms(kept, inverse);
   detail::inverse_norms(rows, row_inverse);
-  for (Index e = 0; e < rows.rows(); e += detail::similar_rows) {
-    const Index count = std::min(detail::similar_rows, rows.rows() - e);
-    matmul(ConstMatrixRef<S>(rows.middleRows(e, count)), ConstMatrixRef<S>(kept), {}, out.middleRows(e, count), ws);
-  }
-  for (Index e = 0; e < rows.rows(); ++e)
-    for (Index c = 0; c < kept.rows(); ++c) out(e, c) = out(e, c) * inverse[c] * row_inverse[e];
+  const auto meet = [&](Index c, Index count) { detail::inverse_norms(ConstMatrixRef<S>(kept.middleRows(c, count)), inverse + c); };
+  detail::each_product<S>(rows, kept, ws, meet, [&](Index, Index r, Index count, Index c, const S* products) {
+    const Index width = std::min(detail::panel_width, kept.rows() - c);
+    for (Index t = 0; t < count; ++t)
+      for (Index i = 0; i < width; ++i) out(r + t, c + i) = products[t * detail::panel_width + i] * inverse[c + i] * row_inverse[r + t];
+  });
 }
 
 }  // namespace pith::inline v0

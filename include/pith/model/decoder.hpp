@@ -40,16 +40,18 @@ template <class S = float> class Decoder {
   Index vocab_size() const { return model_->config.vocab_size; }
   std::uint64_t fingerprint() const { return model_->weights.fingerprint; }  ///< of config, tensor names, shapes and samples of each tensor
 
-  /// Starts a conversation with this policy in every layer, rows stored as T.
+  /// Starts a conversation with this policy in every layer, rows stored as T; what it evicts is merged into what it keeps, or dropped.
   ///
   /// Heap     all buffers of the session
-  template <KvStorage T = S> Session<S, T> start(AnyPolicy<S> policy = Dense{}, const SessionOptions& options = {}) const {
+  template <KvStorage T = S>
+  Session<S, T> start(AnyPolicy<S> policy = Dense{}, const SessionOptions& options = {}, const AnyMerge<S>& merge = {}) const {
     const std::vector<AnyPolicy<S>> per_layer(static_cast<std::size_t>(model_->config.num_hidden_layers), policy);
-    return Session<S, T>(model_, per_layer, options);
+    return Session<S, T>(model_, per_layer, options, merge);
   }
   /// The same with a policy per layer.
-  template <KvStorage T = S> Session<S, T> start(std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options = {}) const {
-    return Session<S, T>(model_, per_layer, options);
+  template <KvStorage T = S>
+  Session<S, T> start(std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options = {}, const AnyMerge<S>& merge = {}) const {
+    return Session<S, T>(model_, per_layer, options, merge);
   }
 
   /// One token of each of several sessions at once: every weight is read once for all of them, and once again for every 64 more. Adapters

@@ -94,11 +94,10 @@ template <class S> struct LayerPass {
   AdapterRuns<S> adapters = {};  ///< of the rows of hidden; no run: the plain path
 
   /// A prompt: the keys and values of all tokens first, then all queries tile by tile; the caller evicts.
-  /// `rope_length` is the length dynamic scaling looks at: the call's, for all its tokens. `more`: another piece of the prompt follows. Of
+  /// `rope_length` is the length dynamic scaling looks at: the call's, for all its tokens. `marks`: what append() is told of them. Of
   /// the last layer only the last token is read, and those the policy watches: the other rows of hidden are left as they were.
   template <class Cache>
-  void prefill(Cache& cache, MatrixRef<S> hidden, std::span<const TokenKind> kinds, Position rope_length, bool more = false,
-               bool last_layer = false) const {
+  void prefill(Cache& cache, MatrixRef<S> hidden, const AppendOptions& marks, Position rope_length, bool last_layer = false) const {
     const Index n = hidden.rows();
     const Position start = cache.next_position(), angle = cache.query_angle();
     for (Index t = 0; t < n; t += prefill_tile) {
@@ -107,10 +106,10 @@ template <class S> struct LayerPass {
       const MatrixRef<S> x = normed(hidden.middleRows(t, tile));
       const MatrixRef<S> k = project(Projection::k, x), v = project(Projection::v, x);
       model.rope.rotate(k, positions(angle + t, tile), rope_length);
-      cache.append(k, v,
-                   {.phase = Phase::prefill,
-                    .more = more,
-                    .kinds = kinds.empty() ? kinds : kinds.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(tile))});
+      const auto part = [&](auto all) {
+        return all.empty() ? all : all.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(tile));
+      };
+      cache.append(k, v, {.phase = Phase::prefill, .more = marks.more, .kinds = part(marks.kinds), .masses = part(marks.masses)});
     }
     const Position gap = cache.gap();
     const Index watched = watched_queries(cache, n);

@@ -18,27 +18,23 @@
 
 namespace pith::inline v0 {
 
-namespace detail {
-template <class S, KvStorage T> class TogetherPass;
-}
-
 /// One conversation: the caches of all layers, and every buffer it will ever need.
 ///
 /// Heap     at construction only: prefill, decode, checkpoint and crop allocate nothing
 /// Law      the same logits bit for bit for any number of threads, and for a token decoded alone or in company
 /// Law      crop() restores bit for bit under every policy
-/// Law      use(&adapter), then use(nullptr): the bits of a session that never had one
 template <class S, KvStorage T = S>
 requires std::same_as<arithmetic_t<T>, S>
 class Session {
  public:
   using Scalar = S;
-  using Cache = KvCache<AnyPolicy<S>, Drop, T>;
+  using Cache = KvCache<AnyPolicy<S>, AnyMerge<S>, T>;
 
   /// Called by Decoder::start().
   ///
   /// Throws   ShapeError for options or a number of policies that make no sense, UnsupportedError for cache positions under dynamic rope
-  Session(std::shared_ptr<const detail::DecoderModel<S>> model, std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options)
+  Session(std::shared_ptr<const detail::DecoderModel<S>> model, std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options,
+          const AnyMerge<S>& merge = {})
       : model_(std::move(model)),
         max_prompt_((options.check(), options.max_prompt)),
         max_chunk_(options.max_draft + 1),
@@ -48,7 +44,7 @@ class Session {
       raise<ShapeError>(detail::text("pith::Decoder::start: ", per_layer.size(), " policies for ", config.num_hidden_layers, " layers"));
     const AttentionShape shape = config.attention();
     Index home = 0, landing = 0;
-    KvLandingOptions needs;
+    KvLandingOptions needs{.multiplicity = options.multiplicity, .merges = merge.facts().merges, .executor = options.executor};
     caches_.reserve(per_layer.size());
     for (std::size_t layer = 0; layer < per_layer.size(); ++layer) {
       const detail::PolicyFacts facts = per_layer[layer].facts(shape);
@@ -64,8 +60,11 @@ class Session {
                                           .max_tokens = options.max_tokens,
                                           .max_generated = options.max_generated,
                                           .window = config.window(static_cast<Index>(layer)),
+                                          .multiplicity = options.multiplicity,
+                                          .executor = options.executor,
                                           .prefix = options.prefix,
-                                          .layer = static_cast<Index>(layer)});
+                                          .layer = static_cast<Index>(layer)},
+                           merge);
       home = std::max(home, caches_.back().capacity());
       if (facts.budget != unlimited && options.max_prompt > 1) landing = std::max(landing, facts.budget + options.max_prompt);
       needs.stats = std::max(needs.stats, facts.stats);
@@ -86,18 +85,18 @@ class Session {
   /// Shapes   returns logits [1, vocab_size] of the last token, valid until the next call
   /// Throws   CapacityError for more than max_prompt tokens or a full Dense cache, ShapeError for a token outside the vocabulary or none
   ConstMatrixRef<S> prefill(std::span<const Token> tokens, const PrefillOptions& options = {}) {
-    const Index n = static_cast<Index>(tokens.size()), soft = check_prompt(n, options.more);
+    const Index n = static_cast<Index>(tokens.size()), soft = check_prompt(n, options);
     table().gather(tokens, hidden_.middleRows(soft, n));
-    return read_prompt(n, {}, options.more);
+    return read_prompt(n, {}, options);
   }
   /// The same for embedding rows [tokens, hidden_size], each with its kind (none given: text).
   ConstMatrixRef<S> prefill(ConstMatrixRef<S> embeddings, std::span<const TokenKind> kinds = {}, const PrefillOptions& options = {}) {
     check_shape("Session::prefill", "embeddings", embeddings, any_extent, model_->config.hidden_size);
     if (!kinds.empty() && static_cast<Index>(kinds.size()) != embeddings.rows())
       raise<ShapeError>(detail::text("pith::Session::prefill: ", kinds.size(), " kinds for ", embeddings.rows(), " embedding rows"));
-    const Index n = embeddings.rows(), soft = check_prompt(n, options.more);
+    const Index n = embeddings.rows(), soft = check_prompt(n, options);
     hidden_.middleRows(soft, n) = embeddings;
-    return read_prompt(n, kinds, options.more);
+    return read_prompt(n, kinds, options);
   }
 
   /// Feeds the next tokens, 1 .. max_draft + 1 of them: each appends, attends and evicts before the next, so a chunk equals its tokens one
@@ -222,7 +221,7 @@ class Session {
 
   // Everything below them is compiled with these two. Outside of the class they are not inline: a program that declares the class extern
   // leaves all of it to the source that instantiates it.
-  ConstMatrixRef<S> read_prompt(Index n, std::span<const TokenKind> kinds, bool more);
+  ConstMatrixRef<S> read_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options);
   ConstMatrixRef<S> read_next(Index n);
 
   ConstMatrixRef<S> read_logits(ConstMatrixRef<S> hidden) {
@@ -239,16 +238,16 @@ class Session {
     if (model_->config.window(layer) > 0)
       raise<UnsupportedError>("pith::Session: a sliding-window layer looks at stream positions: use Reading::stream there");
   }
-  /// Returns the rows of a soft prompt that go before these n.
-  Index check_prompt(Index n, bool more) {
+  Index check_prompt(Index n, const PrefillOptions& options) {
     if (n == 0) raise<ShapeError>("pith::Session::prefill: no tokens, expected 1 or more");
     const Index soft = adapter_.prompt_rows(next_position());
     if (n > max_prompt_ - soft)
       raise<CapacityError>(detail::text("pith::Session::prefill: ", n, " tokens, expected at most max_prompt = ", max_prompt_,
                                         soft > 0 ? detail::text(" less the ", soft, " of the adapter's prompt") : std::string(),
                                         ": start the session with a larger max_prompt"));
-    check_ready(soft + n, true, more);
-    return soft;
+    for (const Cache& cache : caches_) cache.check_masses(options.masses, n);
+    check_ready(soft + n, true, options.more);
+    return soft;  // rows of the adapter's prompt, which go before
   }
   /// Every refusal of every layer, before the first one changes.
   void check_ready(Index n, bool prompt, bool more) {
@@ -274,14 +273,15 @@ class Session {
 
 template <class S, KvStorage T>
 requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_prompt(Index n, std::span<const TokenKind> kinds,
-                                                                                       bool more) {
-  n += adapter_.lay_prompt(next_position(), hidden_, kinds);
+                                                                                       const PrefillOptions& options) {
+  AppendOptions marks{.phase = Phase::prefill, .more = options.more, .kinds = kinds, .masses = options.masses};
+  n += adapter_.lay_prompt(next_position(), hidden_, marks);
   const Position length = static_cast<Position>(next_position() + n);
   whole_ = false;
   newest_ = -1;
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
-    caches_[layer].reserve(n, landing_for(caches_[layer], more));
-    pass(layer).prefill(caches_[layer], hidden_.topRows(n), kinds, length, more, layer + 1 == caches_.size());
+    caches_[layer].reserve(n, landing_for(caches_[layer], options.more));
+    pass(layer).prefill(caches_[layer], hidden_.topRows(n), marks, length, layer + 1 == caches_.size());
     pass(layer).evict(caches_[layer]);
   }
   whole_ = true;

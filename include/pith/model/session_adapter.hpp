@@ -11,17 +11,24 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
+#include <pith/kv/cache_rules.hpp>
 #include <pith/kv/prefix.hpp>
 #include <pith/peft/adapter_runs.hpp>
 #include <pith/peft/model_adapter.hpp>
 
 namespace pith::inline v0::detail {
 
+template <class S, KvStorage T> class TogetherPass;  // decodes several sessions at once
+
 /// Which adapter a session uses, and what that asks of its calls. `next` is the session's next position.
 template <class S> class SessionAdapter {
  public:
   SessionAdapter(const AdapterTarget& target, KvPrefix prefix, Index max_prompt)
-      : target_(target), prefix_(std::move(prefix)), max_prompt_(max_prompt), kinds_(static_cast<std::size_t>(max_prompt)) {}
+      : target_(target),
+        prefix_(std::move(prefix)),
+        max_prompt_(max_prompt),
+        kinds_(static_cast<std::size_t>(max_prompt)),
+        masses_(kinds_.size()) {}
 
   const ModelAdapter<S>* get() const { return run_.adapter; }
   std::uint64_t fingerprint() const { return run_.adapter != nullptr ? run_.adapter->fingerprint() : 0; }
@@ -42,14 +49,13 @@ template <class S> class SessionAdapter {
 
   /// Rows of the adapter's prompt that go before the next token.
   Index prompt_rows(Position next) const { return next == first() ? prompt_rows() : 0; }
-  /// Lays them into the first rows of hidden; `kinds`, if given, of the rows behind them, becomes those of all. Returns how many.
-  Index lay_prompt(Position next, MatrixRef<S> hidden, std::span<const TokenKind>& kinds) {
+  /// Lays them into the first rows of hidden; kinds and masses of the rows behind them, where given, become those of all. Returns how many.
+  Index lay_prompt(Position next, MatrixRef<S> hidden, AppendOptions& marks) {
     const Index soft = prompt_rows(next);
-    if (soft > 0) hidden.topRows(soft) = run_.adapter->parts().prompt;
-    if (soft == 0 || kinds.empty()) return soft;
-    std::fill_n(kinds_.begin(), soft, TokenKind::text);
-    std::copy(kinds.begin(), kinds.end(), kinds_.begin() + soft);
-    kinds = std::span<const TokenKind>(kinds_).first(static_cast<std::size_t>(soft) + kinds.size());
+    if (soft == 0) return soft;
+    hidden.topRows(soft) = run_.adapter->parts().prompt;
+    put_before(soft, TokenKind::text, kinds_, marks.kinds);
+    put_before(soft, 1.f, masses_, marks.masses);
     return soft;
   }
 
@@ -71,6 +77,12 @@ template <class S> class SessionAdapter {
   }
 
  private:
+  template <class X> static void put_before(Index soft, X value, std::vector<X>& memory, std::span<const X>& marks) {
+    if (marks.empty()) return;
+    std::fill_n(memory.begin(), soft, value);
+    std::copy(marks.begin(), marks.end(), memory.begin() + soft);
+    marks = std::span<const X>(memory).first(static_cast<std::size_t>(soft) + marks.size());
+  }
   static std::string name(std::uint64_t fingerprint) {
     return fingerprint == 0 ? std::string("no adapter") : text("adapter ", fingerprint);
   }
@@ -84,6 +96,7 @@ template <class S> class SessionAdapter {
   Index max_prompt_;
   AdapterRun<S> run_;             ///< the adapter in use, for all rows
   std::vector<TokenKind> kinds_;  ///< of a prompt behind a soft one
+  std::vector<float> masses_;     ///< of the same
 };
 
 }  // namespace pith::inline v0::detail

@@ -20,6 +20,7 @@ struct SessionOptions {
   Index max_tokens = 4096;        ///< rows of a Dense cache: the longest text it can hold
   Index max_generated = 512;      ///< tokens decoded after a prompt under a prompt-only policy
   Index max_draft = 8;            ///< decode() takes, and a checkpoint takes back, one token more than this; 0: one token, no checkpoints
+  bool multiplicity = false;      ///< merged rows count as the tokens they stand for (KvCacheOptions::multiplicity)
   KvPrefix prefix = {};           ///< what every layer begins with: a session's freeze(), or a learned prefix
   ExecutorRef executor = serial;  ///< threads to use; must outlive the session
 
@@ -38,7 +39,8 @@ struct SessionOptions {
 };
 
 struct PrefillOptions {
-  bool more = false;  ///< another piece of the same prompt follows: prompt-only policies wait for the last one
+  bool more = false;                   ///< another piece of the same prompt follows: prompt-only policies wait for the last one
+  std::span<const float> masses = {};  ///< [tokens] how many each stands for, if some were merged before (SplicedPrompt::masses)
 };
 
 /// All that a session knows: Session::snapshot() takes one, restore() returns to it, io/session_file.hpp keeps it in a file.

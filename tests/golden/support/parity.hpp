@@ -15,6 +15,7 @@
 #include <pith/attention/attend.hpp>
 #include <pith/kv/policy.hpp>
 #include <pith/kv/wrapped_policy.hpp>
+#include <pith/merge/gates.hpp>
 
 namespace pith_test {
 
@@ -50,6 +51,27 @@ struct Chosen {
   template <class S> void score(const pith::KvRows<S>& rows, pith::VectorRef<S> out) const {
     const auto& mine = kept[static_cast<std::size_t>(rows.kv_head)];
     for (pith::Index r = 0; r < rows.size(); ++r) out[r] = S(mine.count(rows.positions[static_cast<std::size_t>(r)]));
+  }
+};
+
+/// LOOK-M's gate, as released: evicted rows are numbered by age in every head, and number i is merged if the mean of its cosines over heads
+/// reaches the mean of all. Misaligned: the passing rows say where to, but rows 0, 1, … of the whole list go there.
+template <class M> struct SlotGate : pith::WrappedRule<M> {
+  bool misaligned;
+  explicit SlotGate(M rule, bool is_misaligned = false) : pith::WrappedRule<M>{std::move(rule)}, misaligned(is_misaligned) {}
+  template <class S> void gate(pith::LayerMatches<S>& matches, pith::VectorRef<S>) const {
+    const pith::Index heads = matches.num_heads(), slots = matches.size(0);
+    pith::Vector<S> mean = pith::Vector<S>::Zero(slots);
+    for (pith::Index h = 0; h < heads; ++h) mean += matches.head(h).cosines;
+    for (pith::Index h = 0; h < heads; ++h) {
+      pith::Index passed = 0;
+      for (pith::Index e = 0; e < slots; ++e) {
+        const std::int32_t to = matches.row(h, e);
+        if (!misaligned || mean[e] < mean.mean()) matches.row(h, e) = -1;
+        if (mean[e] >= mean.mean()) matches.row(h, misaligned ? passed++ : e) = to;
+      }
+      for (pith::Index e = passed; misaligned && e < slots; ++e) matches.row(h, e) = -1;
+    }
   }
 };
 

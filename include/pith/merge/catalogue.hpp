@@ -1,0 +1,50 @@
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+#include <pith/core/check.hpp>
+#include <pith/merge/any_merge.hpp>
+#include <pith/merge/gates.hpp>
+#include <pith/merge/strategies.hpp>
+
+namespace pith::inline v0 {
+
+/// A merge strategy by name.
+template <class S = float> struct MergeEntry {
+  std::string_view name;          ///< as make_merge() takes it
+  std::string_view makes, paper;  ///< a line: of a kept row x, the n evicted rows e nearest to it and their cosines s
+  AnyMerge<S> (*make)();
+};
+
+/// Every strategy there is. Tests, benchmarks, examples and the README read this list: a new strategy is a struct and an entry here.
+template <class S = float> std::span<const MergeEntry<S>> merge_catalogue() {
+  static const MergeEntry<S> entries[] = {
+      {"drop", "x: evicted rows are gone", "", []() -> AnyMerge<S> { return Drop{}; }},
+      {"averaged", "the mean of x and every e", "2406.18139", []() -> AnyMerge<S> { return Averaged{}; }},
+      {"pivotal", "half way from x to that mean", "2406.18139", []() -> AnyMerge<S> { return Pivotal{}; }},
+      {"weighted", "(x + Σ s e) / (1 + n)", "2406.18139", []() -> AnyMerge<S> { return Weighted{}; }},
+      {"normalized", "(x + Σ w e) / (1 + Σ w), w = (1 + s) / 2", "", []() -> AnyMerge<S> { return Normalized{}; }},
+      {"size-weighted", "the mean of all tokens that the rows stand for; meant for `multiplicity`", "2210.09461",
+       []() -> AnyMerge<S> { return SizeWeighted{}; }},
+      {"values-only", "keys as they are, values by s and by share of norm", "", []() -> AnyMerge<S> { return ValuesOnly{}; }},
+      {"d2o", "weighted, where similarity reaches a moving threshold", "2406.13035",
+       []() -> AnyMerge<S> { return MovingThreshold(Weighted{}); }},
+  };
+  return entries;
+}
+
+/// The strategy of this name: for choosing at run time.
+///
+/// Throws   UnsupportedError naming every strategy if there is none of this name
+template <class S = float> AnyMerge<S> make_merge(std::string_view name) {
+  std::string known;
+  for (const MergeEntry<S>& entry : merge_catalogue<S>()) {
+    known += known.empty() ? detail::text(entry.name) : detail::text(", ", entry.name);
+    if (entry.name == name) return entry.make();
+  }
+  raise<UnsupportedError>(detail::text("pith::make_merge: no strategy '", name, "': ", known));
+}
+
+}  // namespace pith::inline v0

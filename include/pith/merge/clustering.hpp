@@ -1,0 +1,99 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <type_traits>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/merge/similarity.hpp>
+#include <pith/merge/token_map.hpp>
+#include <pith/merge/top_rows.hpp>
+
+namespace pith::inline v0 {
+
+struct ClusterOptions {
+  Index clusters = 16;                 ///< rows that remain
+  Index neighbours = 5;                ///< rows that the density around a row is measured by, itself included
+  RowOrder order = RowOrder::spatial;  ///< published: the best centre first
+};
+
+/// What match_clusters() takes from its workspace: all distances, which are looked at more than once.
+template <class S> std::size_t cluster_workspace_bytes(Index rows) {
+  return Workspace::bytes_for<S>(detail::checked_product("cluster_workspace_bytes", rows, rows)) + 3 * Workspace::bytes_for<S>(rows) +
+         Workspace::bytes_for<std::int32_t>(rows);
+}
+
+namespace detail {
+
+/// out(i, j) = |rows i - j|² / dim, from their differences: rows that are equal are at distance 0. What is not a number is infinitely far.
+template <class S> void squared_distances(const ConstMatrixRef<S>& rows, MatrixRef<S> out) {
+  const S scale = S(1) / static_cast<S>(std::max(Index(1), rows.cols()));
+  for (Index i = 0; i < rows.rows(); ++i) {
+    for (Index j = 0; j <= i; ++j) {
+      const S distance = (rows.row(i) - rows.row(j)).squaredNorm() * scale;
+      out(i, j) = out(j, i) = distance == distance ? distance : std::numeric_limits<S>::infinity();
+    }
+  }
+}
+
+}  // namespace detail
+
+/// Density peaks: rows that lie close to their neighbours and far from any denser row are centres, and every other row joins the nearest
+/// centre; map.merge(rows, out, Averaged{}, ws) is the mean of each cluster.
+///
+/// A row's score is its density times the distance to the nearest denser one, or the largest distance there is for the densest. Of equal
+/// densities and scores the lower row is the better, of equal distances the better centre is the nearer.
+///
+/// Shapes   rows [n, dim]
+/// Cost     1.5·n²·dim flops, n selections and a partial sort
+/// Heap     none, given ws of cluster_workspace_bytes<S>(n)
+/// Throws   ShapeError if there are fewer rows than clusters or neighbours, or less than one of them; CapacityError if map or ws are too
+///          small
+/// Law      map.rows() == clusters
+/// Paper    Du, Ding and Jia 2016: density peaks by k nearest neighbours; SparseVLM, arXiv:2410.04417, recycles dropped tokens so
+template <class S>
+void match_clusters(std::type_identity_t<ConstMatrixRef<S>> rows, const ClusterOptions& options, TokenMap<S>& map, Workspace& ws) {
+  const Index n = rows.rows();
+  if (options.clusters < 1 || options.clusters > n || options.neighbours < 1 || options.neighbours > n)
+    raise<ShapeError>(detail::text("pith::match_clusters: ", options.clusters, " clusters by ", options.neighbours,
+                                   " neighbours, expected 1 .. ", n, " of each: as many as there are rows"));
+  map.start(n);
+  const Workspace::Scope scope(ws);
+  MatrixRef<S> distances = ws.matrix<S>(n, n);
+  VectorRef<S> density = ws.vector<S>(n), score = ws.vector<S>(n), inverse = ws.vector<S>(n);
+  std::int32_t* const centres = ws.take<std::int32_t>(n);
+  detail::squared_distances(ConstMatrixRef<S>(rows), distances);
+  VectorRef<S> nearest = score;  // of one row after the other
+  for (Index i = 0; i < n; ++i) {
+    nearest = distances.row(i).transpose();
+    std::nth_element(nearest.data(), nearest.data() + options.neighbours - 1, nearest.data() + n);
+    density[i] = std::exp(-nearest.head(options.neighbours).mean());
+  }
+  const S farthest = distances.maxCoeff();
+  for (Index i = 0; i < n; ++i) {
+    S parent = farthest;
+    for (Index j = 0; j < n; ++j)
+      if (density[j] > density[i] || (density[j] == density[i] && j < i)) parent = std::min(parent, distances(i, j));
+    score[i] = std::sqrt(parent) * density[i];
+  }
+  detail::best_first(score.data(), n, options.clusters, centres);
+  detail::inverse_norms(ConstMatrixRef<S>(rows), inverse.data());
+  for (Index c = 0; c < options.clusters; ++c) density[centres[c]] = -1;  // joins nobody
+  for (Index i = 0; i < n; ++i) {
+    if (density[i] < S(0)) continue;
+    Index to = centres[0];
+    for (Index c = 1; c < options.clusters; ++c)
+      if (distances(i, centres[c]) < distances(i, to)) to = centres[c];
+    map.merge_into(i, to, rows.row(i).dot(rows.row(to)) * inverse[i] * inverse[to]);
+  }
+  if (options.order == RowOrder::spatial) return map.place();
+  map.place({centres, static_cast<std::size_t>(options.clusters)});
+}
+
+}  // namespace pith::inline v0

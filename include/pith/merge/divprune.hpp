@@ -1,0 +1,70 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/merge/similarity.hpp>
+#include <pith/merge/top_rows.hpp>
+
+namespace pith::inline v0 {
+
+/// What pick_diverse() takes from its workspace: all similarities, since any two rows may have to be compared.
+template <class S> std::size_t diverse_workspace_bytes(Index rows, Index dim, Index workers = 1) {
+  return Workspace::bytes_for<S>(detail::checked_product("diverse_workspace_bytes", rows, rows)) + Workspace::bytes_for<S>(rows) +
+         Workspace::bytes_for<bool>(rows) +
+         nearest_workspace_bytes<S>(detail::checked_product("diverse_workspace_bytes", 2, rows), dim, workers);
+}
+
+/// DivPrune: rows as far apart as can be. The first is the one whose nearest neighbour is farthest, each next one is farthest from those
+/// picked so far; distance is 1 - cosine.
+///
+/// No row is picked twice, be it equal to one already picked. Of equal distances the lowest row; rows in which numbers are missing come
+/// last.
+///
+/// Shapes   rows [n, dim] · picked [any number up to n], in the order of picking: rows_of_ratio(n, ratio, Rounding::nearest) as published
+/// Cost     2·n²·dim flops, and n looks for each pick
+/// Heap     none, given ws of diverse_workspace_bytes<S>(n, dim, workers)
+/// Throws   ShapeError if there are fewer rows than are to be picked, CapacityError if ws is too small
+/// Law      more picks begin with those that fewer would be
+/// Paper    DivPrune: arXiv:2503.02175
+template <class S> void pick_diverse(ConstMatrixRef<S> rows, std::span<std::int32_t> picked, Workspace& ws) {
+  const Index n = rows.rows(), count = static_cast<Index>(picked.size());
+  if (count > n) raise<ShapeError>(detail::text("pith::pick_diverse: ", count, " picks of ", n, " rows, expected no more than there are"));
+  if (count == 0) return;
+  detail::check_rows_fit("pick_diverse", n);
+  const Workspace::Scope scope(ws);
+  constexpr S inf = std::numeric_limits<S>::infinity();
+  MatrixRef<S> similarity = ws.matrix<S>(n, n);
+  VectorRef<S> nearest = ws.vector<S>(n);  // the cosine of the nearest other row, and later of the nearest one picked
+  bool* const taken = ws.take<bool>(n);
+  std::fill_n(taken, n, false);
+  similarity_matrix<S>(rows, rows, similarity, ws);
+  const auto comes_near = [&](Index r, Index other) {
+    if (similarity(r, other) > nearest[r]) nearest[r] = similarity(r, other);
+  };
+  for (Index r = 0; r < n; ++r) {
+    const bool broken = similarity(r, r) != similarity(r, r);  // nearest of all: picked last
+    nearest[r] = broken ? inf : -inf;
+    for (Index other = 0; other < n; ++other)
+      if (other != r) comes_near(r, other);
+  }
+  for (Index i = 0; i < count; ++i) {
+    Index pick = -1;
+    for (Index r = 0; r < n; ++r)
+      if (!taken[r] && (pick < 0 || nearest[r] < nearest[pick])) pick = r;
+    picked[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(pick);
+    taken[pick] = true;
+    for (Index r = 0; r < n; ++r) {
+      if (i == 0 && nearest[r] < inf) nearest[r] = -inf;
+      comes_near(r, pick);
+    }
+  }
+}
+
+}  // namespace pith::inline v0

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <numeric>
+#include <span>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/merge/top_rows.hpp>
+
+namespace pith::inline v0 {
+
+/// The image among the tokens of a prompt, and how many of its tokens are kept.
+struct ImageTokens {
+  Index first = 0;  ///< token that the image begins at
+  Index count = 0;  ///< tokens of the image
+  Index keep = 0;   ///< of these
+};
+
+/// What keep_image_tokens() takes from its workspace.
+template <class S> std::size_t keep_image_workspace_bytes(Index image_tokens) {
+  return Workspace::bytes_for<S>(image_tokens) + 2 * Workspace::bytes_for<std::int32_t>(image_tokens);
+}
+
+/// FastV: of the image the tokens that the last query of a layer looks at most, averaged over the heads; and all that is no image.
+///
+/// PyramidDrop ranks the same way, layer after layer, by what the last token of the instruction attends to. Of equal weights the lowest
+/// token; kept tokens keep their positions.
+///
+/// Shapes   attention [heads, tokens] of one query · kept [tokens - count + keep], ascending
+/// Cost     one look at each weight of the image, and a partial sort
+/// Heap     none, given ws of keep_image_workspace_bytes<S>(image.count)
+/// Throws   ShapeError if the image does not lie within the tokens, more is to be kept than it has, or kept has another size
+/// Paper    FastV: arXiv:2403.06764; PyramidDrop: arXiv:2410.17247
+template <class S>
+void keep_image_tokens(ConstMatrixRef<S> attention, const ImageTokens& image, std::span<std::int32_t> kept, Workspace& ws) {
+  const Index tokens = attention.cols();
+  if (image.first < 0 || image.count < 0 || image.first > tokens || image.count > tokens - image.first)
+    raise<ShapeError>(detail::text("pith::keep_image_tokens: an image of ", image.count, " tokens from ", image.first, " on, of ", tokens));
+  if (image.keep < 0 || image.keep > image.count)
+    raise<ShapeError>(detail::text("pith::keep_image_tokens: ", image.keep, " of an image of ", image.count, " tokens"));
+  if (static_cast<Index>(kept.size()) != tokens - image.count + image.keep)
+    raise<ShapeError>(
+        detail::text("pith::keep_image_tokens: room for ", kept.size(), " tokens, expected ", tokens - image.count + image.keep));
+  if (attention.rows() == 0) raise<ShapeError>("pith::keep_image_tokens: no heads, expected one or more");
+  detail::check_rows_fit("keep_image_tokens", tokens);
+  const Workspace::Scope scope(ws);
+  VectorRef<S> scores = ws.vector<S>(image.count);
+  scores.setZero();
+  for (Index h = 0; h < attention.rows(); ++h) scores += attention.row(h).segment(image.first, image.count).transpose();
+  const std::span<std::int32_t> best = kept.subspan(static_cast<std::size_t>(image.first), static_cast<std::size_t>(image.keep));
+  top_rows<S>(scores, best, ws);
+  std::sort(best.begin(), best.end());
+  for (std::int32_t& token : best) token += static_cast<std::int32_t>(image.first);
+  std::iota(kept.begin(), kept.begin() + image.first, 0);
+  std::iota(kept.begin() + image.first + image.keep, kept.end(), static_cast<std::int32_t>(image.first + image.count));
+}
+
+}  // namespace pith::inline v0

@@ -1,0 +1,214 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/merge/merge_rows.hpp>
+#include <pith/merge/strategies.hpp>
+
+namespace pith::inline v0 {
+
+/// How the rows lie after a merge.
+enum class RowOrder {
+  spatial,   ///< in the order of the tokens that stay
+  published  ///< as the method's own code leaves them
+};
+
+/// How many tokens each row stands for, before a merge and after it.
+template <class S> struct TokenMasses {
+  ConstVectorRef<S> before = {};  ///< [tokens], or empty: 1 each
+  VectorRef<S> after = {};        ///< [rows], or empty: nobody asks
+};
+
+/// Which row each token becomes part of: what a method of merging tokens finds, and what is then done to any rows of these tokens.
+///
+/// A method calls start(), says of every token that does not stay where it goes, and ends with place(). Tokens that stay keep their own
+/// row, which those that were merged into them become part of.
+///
+/// Heap     at construction only
+template <class S> class TokenMap {
+ public:
+  /// Throws   CapacityError if max_tokens is negative or does not fit 32 bits
+  explicit TokenMap(Index max_tokens) {
+    if (max_tokens < 0 || max_tokens > std::numeric_limits<std::int32_t>::max())
+      raise<CapacityError>(detail::text("pith::TokenMap: room for ", max_tokens, " tokens, expected 0 .. 2147483647"));
+    const auto room = static_cast<std::size_t>(max_tokens);
+    target_.resize(room);
+    row_of_.resize(room);
+    leaves_to_.resize(room);
+    token_of_.resize(room);
+    cosine_.resize(room);
+  }
+
+  Index max_tokens() const { return static_cast<Index>(target_.size()); }
+  Index tokens() const { return tokens_; }        ///< before the merge
+  Index rows() const { return rows_; }            ///< after it
+  Index merged() const { return merged_; }        ///< tokens that became part of another one's row
+  std::span<const std::int32_t> row_of() const {  ///< [tokens] the row that each became part of; -1: it was dropped
+    return {row_of_.data(), static_cast<std::size_t>(tokens_)};
+  }
+  std::span<const std::int32_t> token_of() const {  ///< [rows] the token that stayed there
+    return {token_of_.data(), static_cast<std::size_t>(rows_)};
+  }
+  std::span<const std::int32_t> leaves_to() const {  ///< [tokens] the row that a token was merged into; -1: it stayed, or was dropped
+    return {leaves_to_.data(), static_cast<std::size_t>(tokens_)};
+  }
+  ConstVectorRef<S> cosine() const { return {cosine_.data(), tokens_}; }  ///< [tokens] of those that were merged, with the one they joined
+
+  /// The rows after the merge: one for each token that stayed, its own numbers and those that joined it mixed by the rule.
+  ///
+  /// Shapes   x [tokens, features] · out [rows, features], which overlaps nothing
+  /// Heap     none, given ws of workspace_bytes(tokens)
+  /// Throws   ShapeError if shapes disagree or a mass is not above 0, CapacityError if ws is too small
+  /// Law      the row of a token that nothing joined keeps its bits; those that join are added in ascending order
+  template <MergeRule<S> Rule>
+  void merge(ConstMatrixRef<S> x, MatrixRef<S> out, const Rule& rule, Workspace& ws, TokenMasses<S> mass = {}) const {
+    check_shape("TokenMap::merge", "x", x, tokens_, any_extent);
+    check_shape("TokenMap::merge", "out", out, rows_, x.cols());
+    check_masses(mass);
+    const Workspace::Scope scope(ws);
+    const bool needed = mass.before.size() > 0 && mass.after.size() == 0;  // weights by mass want that of the kept row as well
+    VectorRef<S> after = needed ? ws.vector<S>(rows_) : mass.after;
+    for (Index r = 0; r < rows_; ++r) {
+      const Index token = token_of_[static_cast<std::size_t>(r)];
+      out.row(r) = x.row(token);
+      if (after.size() > 0) after[r] = mass.before.size() > 0 ? mass.before[token] : S(1);
+    }
+    merge_rows<S>({{}, out, after}, {{}, x, mass.before}, {leaves_to(), cosine()}, rule, ws);
+  }
+
+  /// A row for each token again: that of the row it became part of, or zeros where it was dropped.
+  ///
+  /// Shapes   merged [rows, features] · out [tokens, features], which overlaps nothing
+  /// Heap     none
+  /// Throws   ShapeError if shapes disagree
+  void unmerge(ConstMatrixRef<S> merged, MatrixRef<S> out) const {
+    check_shape("TokenMap::unmerge", "merged", merged, rows_, any_extent);
+    check_shape("TokenMap::unmerge", "out", out, tokens_, merged.cols());
+    for (Index t = 0; t < tokens_; ++t) {
+      if (const Index r = row_of_[static_cast<std::size_t>(t)]; r >= 0)
+        out.row(t) = merged.row(r);
+      else
+        out.row(t).setZero();
+    }
+  }
+
+  /// Follows tokens through one merge after the other: each entry, a row before this merge or -1, becomes the row after it.
+  ///
+  /// Throws   ShapeError if there is no such row, before anything changes
+  void follow(std::span<std::int32_t> where) const {
+    for (const std::int32_t r : where)
+      if (r < -1 || r >= tokens_) raise<ShapeError>(detail::text("pith::TokenMap::follow: row ", r, ", expected -1 .. ", tokens_ - 1));
+    for (std::int32_t& r : where)
+      if (r >= 0) r = row_of_[static_cast<std::size_t>(r)];
+  }
+
+  /// What merge() takes from its workspace at most.
+  static std::size_t workspace_bytes(Index tokens) { return Workspace::bytes_for<S>(tokens) + merge_workspace_bytes<S>(tokens, tokens); }
+
+  /// Begins a merge of so many tokens: all stay, each in a row of its own.
+  ///
+  /// Throws   CapacityError if there is no room for them
+  void start(Index tokens) {
+    if (tokens < 0 || tokens > max_tokens())
+      raise<CapacityError>(
+          detail::text("pith::TokenMap: ", tokens, " tokens, but there is room for ", max_tokens(), ": construct it with as many"));
+    tokens_ = tokens;
+    for (Index t = 0; t < tokens; ++t) target_[static_cast<std::size_t>(t)] = static_cast<std::int32_t>(t);
+    std::fill_n(cosine_.begin(), tokens, S(0));
+    place();
+  }
+  /// Throws   ShapeError if there are no such tokens
+  void merge_into(Index token, Index stays, S cosine) {
+    check_token(token);
+    check_token(stays);
+    target_[static_cast<std::size_t>(token)] = static_cast<std::int32_t>(stays);
+    cosine_[static_cast<std::size_t>(token)] = cosine;
+  }
+  /// Throws   ShapeError if there is no such token
+  void drop(Index token) {
+    check_token(token);
+    target_[static_cast<std::size_t>(token)] = -1;
+  }
+  bool stays(Index token) const { return target_[static_cast<std::size_t>(token)] == token; }
+
+  /// Ends the merge: the rows lie in the order of the tokens that stay.
+  ///
+  /// Throws   StateError if a token was merged into one that does not stay
+  void place() {
+    check_targets();
+    rows_ = 0;
+    for (Index t = 0; t < tokens_; ++t)
+      if (stays(t)) token_of_[static_cast<std::size_t>(rows_++)] = static_cast<std::int32_t>(t);
+    number_rows();
+  }
+  /// The same in an order of one's own: `order` names each token that stays once.
+  ///
+  /// Throws   StateError as above, ShapeError if the order names others, or one twice
+  void place(std::span<const std::int32_t> order) {
+    check_targets();
+    Index staying = 0;
+    for (Index t = 0; t < tokens_; ++t) staying += stays(t);
+    const auto refuse = [&](const auto&... what) {
+      place();
+      raise<ShapeError>(detail::text("pith::TokenMap::place: ", what..., ", expected each of the ", staying, " tokens that stay once"));
+    };
+    if (static_cast<Index>(order.size()) != staying) refuse("an order of ", order.size(), " tokens");
+    std::fill_n(row_of_.begin(), tokens_, -1);
+    for (const std::int32_t t : order) {
+      if (t < 0 || t >= tokens_ || !stays(t) || row_of_[static_cast<std::size_t>(t)] != -1) refuse("token ", t, " in the order");
+      row_of_[static_cast<std::size_t>(t)] = 0;
+    }
+    std::copy(order.begin(), order.end(), token_of_.begin());
+    rows_ = staying;
+    number_rows();
+  }
+
+ private:
+  void check_token(Index token) const {
+    if (token < 0 || token >= tokens_) raise<ShapeError>(detail::text("pith::TokenMap: token ", token, ", expected 0 .. ", tokens_ - 1));
+  }
+  void check_targets() const {
+    for (Index t = 0; t < tokens_; ++t) {
+      const std::int32_t to = target_[static_cast<std::size_t>(t)];
+      if (to >= 0 && !stays(to))
+        raise<StateError>(detail::text("pith::TokenMap::place: token ", t, " is merged into ", to, ", which does not stay itself"));
+    }
+  }
+  void check_masses(const TokenMasses<S>& mass) const {
+    const auto check = [](const char* what, Index found, Index expected) {
+      if (found != 0 && found != expected)
+        raise<ShapeError>(detail::text("pith::TokenMap::merge: ", found, " masses ", what, ", expected ", expected, " or none"));
+    };
+    check("before", mass.before.size(), tokens_);
+    check("after", mass.after.size(), rows_);
+    if (!(mass.before.array() > S(0)).all())
+      raise<ShapeError>("pith::TokenMap::merge: a mass is not above 0: a row stands for one token or more");
+  }
+  void number_rows() {
+    for (Index r = 0; r < rows_; ++r)
+      row_of_[static_cast<std::size_t>(token_of_[static_cast<std::size_t>(r)])] = static_cast<std::int32_t>(r);
+    merged_ = 0;
+    for (std::size_t t = 0; t < static_cast<std::size_t>(tokens_); ++t) {
+      const std::int32_t to = target_[t];
+      leaves_to_[t] = -1;
+      if (to < 0) row_of_[t] = -1;
+      if (to < 0 || stays(static_cast<Index>(t))) continue;
+      leaves_to_[t] = row_of_[t] = row_of_[static_cast<std::size_t>(to)];
+      ++merged_;
+    }
+  }
+
+  Index tokens_ = 0, rows_ = 0, merged_ = 0;
+  std::vector<std::int32_t> target_, row_of_, leaves_to_, token_of_;
+  std::vector<S> cosine_;
+};
+
+}  // namespace pith::inline v0

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <span>
+#include <type_traits>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+
+namespace pith::inline v0 {
+
+namespace detail {
+
+/// What numbers are ranked by: what is not one ranks with -inf, below all others.
+template <class S> S rank_of(S score) { return score == score ? score : -std::numeric_limits<S>::infinity(); }
+
+/// order[0 … n) a permutation of 0 … n-1, the best `count` first and in falling order; of equal scores the lowest index first.
+template <class S> void best_first(const S* scores, Index n, Index count, std::int32_t* order) {
+  std::iota(order, order + n, 0);
+  std::partial_sort(order, order + count, order + n, [scores](std::int32_t a, std::int32_t b) {
+    const S x = rank_of(scores[a]), y = rank_of(scores[b]);
+    return x != y ? x > y : a < b;
+  });
+}
+
+inline void check_rows_fit(const char* where, Index rows) {
+  if (rows > std::numeric_limits<std::int32_t>::max())
+    raise<CapacityError>(text("pith::", where, ": ", rows, " rows, expected no more than 32 bits can number"));
+}
+
+}  // namespace detail
+
+/// What top_rows() takes from its workspace.
+inline std::size_t top_rows_workspace_bytes(Index rows) { return Workspace::bytes_for<std::int32_t>(rows); }
+
+/// The rows of the best scores, best first: as many as `best` has room for. Of equal scores the lowest row; not-a-number comes last.
+///
+/// Shapes   scores [rows] · best [any number up to rows]
+/// Cost     a partial sort
+/// Heap     none, given ws of top_rows_workspace_bytes(rows)
+/// Throws   ShapeError if there are fewer rows than that, CapacityError if ws is too small
+template <class S> void top_rows(ConstVectorRef<S> scores, std::span<std::int32_t> best, Workspace& ws) {
+  const Index n = scores.size(), count = static_cast<Index>(best.size());
+  if (count > n) raise<ShapeError>(detail::text("pith::top_rows: the best ", count, " of ", n, " rows"));
+  detail::check_rows_fit("top_rows", n);
+  const Workspace::Scope scope(ws);
+  std::int32_t* const order = ws.take<std::int32_t>(n);
+  detail::best_first(scores.data(), n, count, order);
+  std::copy_n(order, count, best.begin());
+}
+
+enum class Rounding { down, nearest };
+
+/// How many of so many rows a ratio keeps; a half is rounded to the even neighbour.
+///
+/// Throws   ShapeError if the ratio is not in 0 .. 1 or there are fewer than no rows
+inline Index rows_of_ratio(Index rows, double ratio, Rounding rounding = Rounding::down) {
+  if (!(ratio >= 0 && ratio <= 1) || rows < 0)
+    raise<ShapeError>(detail::text("pith::rows_of_ratio: ", ratio, " of ", rows, " rows, expected a ratio in 0 .. 1 of 0 or more"));
+  const double kept = static_cast<double>(rows) * ratio;
+  return std::min(rows, static_cast<Index>(rounding == Rounding::down ? std::floor(kept) : std::nearbyint(kept)));
+}
+
+}  // namespace pith::inline v0
