@@ -1,4 +1,5 @@
-// What a checkpoint holds and what pith would do with it: shape, types, memory, windows, what is ignored, or why it is refused.
+// What a folder holds and what pith would do with it: shape, types, memory, windows, what is ignored, or why it is refused. Of a PEFT
+// folder: what it changes, and what that costs.
 //
 //   inspect [FOLDER | FILE.safetensors] [CONFIG]      CONFIG: another configuration inside FOLDER, instead of config.json
 #include <algorithm>
@@ -108,6 +109,40 @@ void inspect_checkpoint(const fs::path& folder, const std::string& config) {
   for (const std::string& name : loaded.ignored) std::printf("ignored                    %s\n", name.c_str());
 }
 
+void inspect_adapter(const fs::path& path) {
+  const PeftFolder folder(path);
+  const PeftConfig& c = folder.config();
+  const char* types[] = {"LoRA", "AdaLoRA", "prompt tuning", "prefix tuning"};
+  std::printf("%s\n%-26s %s%s%s\n", path.string().c_str(), "adapter",
+              c.dora     ? "DoRA over "
+              : c.rslora ? "rsLoRA, "
+                         : "",
+              types[static_cast<int>(c.type)], c.base_model.empty() ? "" : (", trained on " + c.base_model).c_str());
+  std::size_t numbers = 0, flops = 0;
+  if (folder.prompt_tuned()) {
+    const Matrix<float> rows = folder.load_prompt();
+    std::printf("%-26s %td rows of %td before every text\n", "prompt", rows.rows(), rows.cols());
+    numbers = static_cast<std::size_t>(rows.size());
+  }
+  for (const std::string& name : folder.modules()) {
+    const PeftModule<float> m = folder.load(name);
+    std::printf("  %-44s", name.c_str());
+    if (m.up.rows() > 0)
+      std::printf(" [%td, %td] rank %-3td scale %-8.4g", m.up.rows(), m.down.cols(), m.down.rows(),
+                  m.gain.size() > 0 ? double(m.gain[0]) : 0.0);
+    if (m.weight.size() > 0) std::printf(" replaced by [%td, %td]", m.weight.rows(), m.weight.cols());
+    std::printf("%s%s%s\n", m.magnitude.size() > 0 ? " magnitude" : "", m.up_bias.size() > 0 ? " bias of B" : "",
+                m.bias.size() > 0 ? " bias replaced" : "");
+    numbers +=
+        static_cast<std::size_t>(m.down.size() + m.up.size() + m.up_bias.size() + m.magnitude.size() + m.weight.size() + m.bias.size());
+    flops += static_cast<std::size_t>(2 * (m.down.size() + m.up.size()));
+  }
+  std::printf("%-26s %zu in %zu modules\n", "parameters", numbers, folder.modules().size());
+  print_bytes("on disk", folder.file().size());
+  print_bytes("in memory", numbers * sizeof(float));
+  std::printf("%-26s %zu flops, beside the model's own\n", "low rank, a token", flops);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -115,7 +150,7 @@ int main(int argc, char** argv) try {
   if (!fs::is_directory(what)) {
     list(Safetensors::map(what));
   } else if (fs::exists(what / "adapter_config.json")) {
-    list(Safetensors::map(what / "adapter_model.safetensors"));
+    inspect_adapter(what);
   } else {
     inspect_checkpoint(what, argc > 2 ? argv[2] : "config.json");
   }

@@ -22,6 +22,16 @@ int main(int, char** argv) {
 // --- end
 #undef main
 
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "io/temp_folder.hpp"
+#include "support/catch.hpp"
+#include "support/random_matrix.hpp"
+
 namespace {
 
 void readme_speculation(char** argv, const std::vector<pith::Token>& prompt) {
@@ -37,13 +47,60 @@ void readme_speculation(char** argv, const std::vector<pith::Token>& prompt) {
   // --- end of speculation
 }
 
+void readme_merging(const pith::Decoder<float>& llama, const std::vector<pith::Token>& prompt) {
+  // --- merging
+  // A cache in your own loop; any policy with any strategy, counted or not.
+  pith::KvCache cache{pith::AttentionShape{.num_heads = 32, .num_kv_heads = 8, .head_dim = 64},
+                      pith::HeavyHitter{.heavy = 512, .recent = 512},
+                      {.multiplicity = true},
+                      pith::SizeWeighted{}};
+  // A session that keeps all text and merges what else its prompt evicts: LOOK-M.
+  const pith::Protect policy(pith::PromptOnly(pith::HeavyHitter{.heavy = 200, .recent = 56}), {.kind = pith::TokenKind::text});
+  auto session = llama.start(policy, {}, pith::Pivotal{});
+  // --- end of merging
+  session.prefill(prompt);
+  CHECK(session.next_position() == static_cast<pith::Position>(prompt.size()));
+  CHECK(cache.budget() == 1024);
+}
+
 }  // namespace
 
-#include <fstream>
-#include <iterator>
-#include <string>
+int adapted(const pith::Decoder<float>& llama, const char* one, const char* other, const std::vector<pith::Token>& prompt) {
+  const auto polite = pith::load_adapter(one, llama);  // PEFT folders, unconverted
+  const auto terse = pith::load_adapter(other, llama);
+  auto a = llama.start(), b = llama.start(), base = llama.start();
+  a.use(&polite);  // a pointer assignment: nothing is copied, the decoder stays shared
+  b.use(&terse);
+  for (auto* session : {&a, &b, &base}) session->prefill(prompt);
 
-#include "support/catch.hpp"
+  const std::vector<pith::Session<float>*> batch{&a, &b, &base};  // one token of each, every weight read once
+  pith::Workspace ws(llama.together_workspace_bytes(batch));
+  pith::Matrix<float> logits(3, llama.vocab_size());
+  const std::vector<pith::Token> next{'.', '.', '.'};
+  llama.decode_together(batch, next, logits, ws);  // the bits of each decoded alone
+
+  a.clear();       // rows cached under one adapter are refused under another
+  a.use(nullptr);  // the base alone, exactly
+  return 0;
+}
+// --- end of adapters
+
+namespace {
+
+std::string text_of(const std::string& path) {
+  std::ifstream in(path);
+  REQUIRE(in);
+  return std::string(std::istreambuf_iterator<char>(in), {});
+}
+
+/// Whether the README shows this part of this file.
+bool shown(const std::string& from, const std::string& to) {
+  const std::string root = PITH_MODELS_DIR "/../..", source = text_of(root + "/tests/readme.test.cpp");
+  const std::size_t begin = source.find(from), end = source.find(to, begin);
+  return text_of(root + "/README.md").find("```cpp\n" + source.substr(begin, end - begin) + "```") != std::string::npos;
+}
+
+}  // namespace
 
 TEST_CASE("the README's programs run, and are what the README shows", "[readme]") {
   char folder[] = PITH_MODELS_DIR "/tiny-prose";
@@ -51,17 +108,23 @@ TEST_CASE("the README's programs run, and are what the README shows", "[readme]"
   char* argv[] = {name, folder, nullptr};
   CHECK(readme_program(2, argv) == 0);
 
-  const auto text_of = [](const std::string& path) {
-    std::ifstream in(path);
-    REQUIRE(in);
-    return std::string(std::istreambuf_iterator<char>(in), {});
-  };
-  const std::string root = PITH_MODELS_DIR "/../..", source = text_of(root + "/tests/readme.test.cpp");
-  const std::size_t begin = source.find("#include <cstdio>"), end = source.find("// --- end");
-  const std::string readme = text_of(root + "/README.md");
-  CHECK(readme.find("```cpp\n" + source.substr(begin, end - begin) + "```") != std::string::npos);
-
+  CHECK(shown("#include <cstdio>", "// --- end"));
   readme_speculation(argv, {0, 'O', 'w', 'n', 'e', 'r', 's', 'h', 'i', 'p'});
-  const std::size_t first = source.find("  const auto llama", end), last = source.find("  // --- end of speculation");
-  CHECK(readme.find("```cpp\n" + source.substr(first, last - first) + "```") != std::string::npos);
+  CHECK(shown("  const auto llama = pith::load_decoder(argv[1]);\n  auto target", "  // --- end of speculation"));
+  readme_merging(pith::load_decoder(folder), {0, 'O', 'w', 'n'});
+  CHECK(shown("  // A cache in your own loop; any", "  // --- end of merging"));
+}
+
+TEST_CASE("the README's adapters run on folders that are written here, and are what the README shows", "[readme]") {
+  const pith_test::TempFolder folder;
+  const auto llama = pith::load_decoder(PITH_MODELS_DIR "/tiny-prose");
+  const pith::AdapterTarget target = llama.adapter_target();
+  for (const std::uint64_t seed : {1u, 2u}) {
+    pith::LoraFolderWriter<float> writer;
+    writer.add("model.layers.0.self_attn.q_proj", pith::LoraAdapter<float>(pith_test::random_matrix<float>(4, target.hidden, seed),
+                                                                           pith_test::random_matrix<float>(target.q, 4, seed)));
+    writer.write(folder / std::to_string(seed));
+  }
+  CHECK(adapted(llama, (folder / "1").string().c_str(), (folder / "2").string().c_str(), {'O', 'w', 'n'}) == 0);
+  CHECK(shown("int adapted(", "// --- end of adapters"));
 }

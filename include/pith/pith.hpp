@@ -8,4 +8,5 @@
 #include <pith/merge.hpp>
 #include <pith/model.hpp>
 #include <pith/nn.hpp>
+#include <pith/peft.hpp>
 #include <pith/version.hpp>

@@ -153,7 +153,7 @@ TEST_CASE("golden.model: every checkpoint, config spelling and cache trace", "[g
     if (entry.is_regular_file() && entry.path().extension() == ".md") continue;
     REQUIRE(entry.is_directory());
     if (fs::exists(entry.path() / "adapter_config.json")) {
-      ++left_to_others;  // golden.lora
+      ++left_to_others;  // golden.peft
     } else if (fs::exists(entry.path() / "config.json")) {
       check_checkpoint(entry.path());
       ++checkpoints;
@@ -180,6 +180,6 @@ TEST_CASE("golden.model: every checkpoint, config spelling and cache trace", "[g
   }
   CHECK(checkpoints > 0);
   CHECK(traces > 0);
-  std::printf("golden.model: %d checkpoints, %d traces replayed; %d left to golden.kv, golden.lora and golden.merge\n", checkpoints, traces,
+  std::printf("golden.model: %d checkpoints, %d traces replayed; %d left to golden.kv, golden.peft and golden.merge\n", checkpoints, traces,
               left_to_others);
 }

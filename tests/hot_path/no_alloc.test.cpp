@@ -13,6 +13,7 @@
 #include "support/alloc_counter.hpp"
 #include "support/catch.hpp"
 #include "support/kv_stream.hpp"
+#include "support/tiny_adapters.hpp"
 #include "support/tiny_model.hpp"
 
 using namespace pith;
@@ -130,4 +131,39 @@ TEST_CASE("a cache in your own loop allocates nothing", "[hot_path]") {
             if (i % 10 == 3) cache.crop(cache.next_position() - 2);
           }
         }) == 0);
+}
+
+TEST_CASE("a thousand adapters come and go, and sessions decode together, without an allocation", "[hot_path]") {
+  if (!pith_test::counting_available()) return;
+  const Decoder<float> decoder = pith_test::random_decoder<float>(pith_test::tiny_config());
+  const std::vector<Token> tokens = pith_test::random_tokens(90, 50);
+  const ModelAdapter<float> a = pith_test::random_adapter(decoder, 200, 1), b = pith_test::thorough_adapter(decoder, 2);
+  const ModelAdapter<float> prompt(decoder.adapter_target(), {.prompt = Matrix<float>::Ones(3, 24)});
+  ThreadPool pool(2);
+  for (const ExecutorRef executor : {ExecutorRef(serial), ExecutorRef(pool)}) {
+    auto session = decoder.start(Dense{}, {.max_prompt = 80, .executor = executor});
+    CHECK(allocations_in([&] {
+            for (int i = 0; i < 1000; ++i)
+              for (const ModelAdapter<float>* adapter : {&a, static_cast<const ModelAdapter<float>*>(nullptr), &b, &prompt})
+                session.use(adapter);
+          }) == 0);
+    for (const ModelAdapter<float>* adapter : {&a, &b, &prompt})
+      CHECK(allocations_in([&] {
+              session.clear();
+              session.use(adapter);
+              session.prefill(std::span(tokens).first(70));
+              session.decode(std::span(tokens).first(9));
+              session.decode(tokens[0]);
+            }) == 0);
+    auto other = decoder.start(HeavyHitter{.heavy = 4, .recent = 4}), third = decoder.start();
+    session.clear();
+    session.use(&a);
+    third.use(&b);
+    const std::vector<Session<float>*> all{&session, &other, &third};
+    Workspace ws(decoder.together_workspace_bytes(all, executor.size()), executor);
+    Matrix<float> logits(3, 50);
+    CHECK(allocations_in([&] {
+            for (std::size_t i = 0; i < 20; ++i) decoder.decode_together(all, std::span(tokens).subspan(i, 3), logits, ws);
+          }) == 0);
+  }
 }

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
+#include <pith/core/fingerprint.hpp>
 #include <pith/io/checkpoint_files.hpp>
 #include <pith/io/dtype.hpp>
 #include <pith/io/tensor_info.hpp>
@@ -126,27 +126,6 @@ class CheckpointPlan {
   std::map<std::string, Place, std::less<>> tensors_;
   std::vector<std::string> ignored_;
   std::size_t bytes_ = 0;
-};
-
-/// FNV-1a, 64 bit: the same number on every machine.
-class Fingerprint {
- public:
-  void bytes(std::span<const std::byte> data) {
-    for (const std::byte b : data) hash_ = (hash_ ^ std::to_integer<std::uint64_t>(b)) * 0x100000001B3u;
-  }
-  void number(std::uint64_t n) {
-    for (int shift = 0; shift < 64; shift += 8) hash_ = (hash_ ^ ((n >> shift) & 0xFF)) * 0x100000001B3u;
-  }
-  void number(double n) { number(std::bit_cast<std::uint64_t>(n)); }
-  template <std::integral N> void number(N n) { number(static_cast<std::uint64_t>(n)); }
-  void string(std::string_view s) {
-    number(s.size());
-    bytes(std::as_bytes(std::span(s.data(), s.size())));
-  }
-  std::uint64_t value() const { return hash_; }
-
- private:
-  std::uint64_t hash_ = 0xCBF29CE484222325u;
 };
 
 /// Of everything that decides what a cached row means. Sharding, tensor order and spelling of the config make no difference.

@@ -58,15 +58,15 @@ class JsonGuard {
   std::vector<std::unordered_set<std::string>> keys_;
 };
 
-/// An object read from JSON text.
+/// An object read from JSON text; as nlohmann::ordered_json it keeps the order of its keys.
 ///
 /// Throws   FormatError naming the file: not JSON, nested too deep, a key twice, no object
-inline nlohmann::json parse_json(std::string_view json, std::string_view file) {
+template <class Json = nlohmann::json> Json parse_json(std::string_view json, std::string_view file) {
   if (json.find('\0') != std::string_view::npos)
     raise<FormatError>(text("pith: ", in_quotes(file), ": a zero byte at byte ", json.find('\0'), ", expected JSON text"));
   JsonGuard guard(file);
   nlohmann::json::sax_parse(json.begin(), json.end(), &guard);
-  nlohmann::json value = nlohmann::json::parse(json.begin(), json.end(), nullptr, false);
+  Json value = Json::parse(json.begin(), json.end(), nullptr, false);
   if (!value.is_object()) raise<FormatError>(text("pith: ", in_quotes(file), ": expected a JSON object at the top"));
   return value;
 }

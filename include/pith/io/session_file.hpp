@@ -23,7 +23,8 @@
 namespace pith::inline v0 {
 
 /// Writes all that a session knows into a safetensors file: rows as they are stored, positions, what policies keep, and the logits after
-/// the newest token. Not what it is made of: model, policies and prefix are named, by fingerprint and layout, and must be there at load.
+/// the newest token. Not what it is made of: model, adapter, policies and prefix are named, by fingerprint and layout, and must be there at
+/// load.
 ///
 /// Heap     a copy of the rows
 /// Throws   StateError inside a journal, FormatError with what the system refuses
@@ -73,7 +74,6 @@ class SnapshotReader {
  public:
   explicit SnapshotReader(const std::filesystem::path& path) : file_(Safetensors::map(path)) {
     if (text_of("format") != session_format) refuse(text("is not a saved session: its format is ", in_quotes(text_of("format"))));
-    if (text_of("adapter") != "none") refuse(text("was saved under adapter ", in_quotes(text_of("adapter")), ": none is in use"));
   }
 
   template <KvStorage T> KvSnapshot<T> cache(const std::string& prefix) const {
@@ -111,14 +111,9 @@ class SnapshotReader {
     return file_.template load_matrix<S>(name);
   }
 
-  std::uint64_t fingerprint() const {
-    const std::string digits = text_of("fingerprint");
-    std::uint64_t value = 0;
-    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
-    if (error != std::errc() || end != digits.data() + digits.size())
-      refuse(text("has fingerprint ", in_quotes(digits), ", expected a number"));
-    return value;
-  }
+  std::uint64_t fingerprint() const { return number("fingerprint", text_of("fingerprint")); }
+  /// Fingerprint of the adapter in use when it was saved; 0: none.
+  std::uint64_t adapter() const { return text_of("adapter") == "none" ? 0 : number("adapter", text_of("adapter")); }
 
   [[noreturn]] void refuse(const std::string& why) const { raise<FormatError>(text("pith: ", in_quotes(file_.name()), " ", why)); }
 
@@ -127,6 +122,14 @@ class SnapshotReader {
     const TensorInfo& info = file_.at(name);
     if (info.dtype != dtype) refuse(text("has tensor ", in_quotes(name), " of ", dtype_name(info.dtype), ", expected ", dtype_name(dtype)));
     return info;
+  }
+
+  std::uint64_t number(const char* key, const std::string& digits) const {
+    std::uint64_t value = 0;
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    if (error != std::errc() || end != digits.data() + digits.size())
+      refuse(text("has ", key, " ", in_quotes(digits), ", expected a number"));
+    return value;
   }
 
   template <class X> std::vector<X> values(const std::string& name, DType dtype) const {
@@ -159,6 +162,7 @@ template <class S, KvStorage T> void save_session(const Session<S, T>& session, 
   const SessionSnapshot<S, T> s = session.snapshot();
   SafetensorsWriter writer = detail::session_writer();
   writer.metadata("fingerprint", std::to_string(s.fingerprint));
+  if (s.adapter != 0) writer.metadata("adapter", std::to_string(s.adapter));
   writer.metadata("layers", std::to_string(s.layers.size()));
   writer.add("logits", s.logits);
   for (std::size_t layer = 0; layer < s.layers.size(); ++layer) detail::write_cache(writer, detail::layer_prefix(layer), s.layers[layer]);
@@ -170,7 +174,7 @@ template <class S, KvStorage T> void load_session(Session<S, T>& session, const 
   const std::size_t layers = session.caches().size();
   if (const std::string held = reader.text_of("layers"); held != std::to_string(layers))
     reader.refuse(detail::text("holds ", detail::in_quotes(held), " layers, expected ", layers));
-  SessionSnapshot<S, T> s{.fingerprint = reader.fingerprint(), .logits = reader.template matrix<S>("logits")};
+  SessionSnapshot<S, T> s{.fingerprint = reader.fingerprint(), .adapter = reader.adapter(), .logits = reader.template matrix<S>("logits")};
   for (std::size_t layer = 0; layer < layers; ++layer) s.layers.push_back(reader.template cache<T>(detail::layer_prefix(layer)));
   if (const std::string wrong = session.problem(s); !wrong.empty()) reader.refuse("is a session " + wrong);
   session.restore(s);
@@ -184,6 +188,7 @@ template <class P, class M, KvStorage T> void save_cache(const KvCache<P, M, T>&
 
 template <class P, class M, KvStorage T> void load_cache(KvCache<P, M, T>& cache, const std::filesystem::path& path) {
   const detail::SnapshotReader reader(path);
+  if (reader.adapter() != 0) reader.refuse("was saved under an adapter: a cache alone knows none");
   const KvSnapshot<T> s = reader.template cache<T>("");
   if (const std::string wrong = cache.problem(s); !wrong.empty()) reader.refuse("is " + wrong);
   cache.restore(s);

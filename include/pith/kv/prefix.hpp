@@ -12,6 +12,7 @@
 
 #include <pith/attention/kv_view.hpp>
 #include <pith/core/check.hpp>
+#include <pith/core/fingerprint.hpp>
 #include <pith/core/types.hpp>
 
 namespace pith::inline v0 {
@@ -32,17 +33,20 @@ class KvPrefix {
  public:
   KvPrefix() = default;  ///< none
 
-  /// `next`: position of the first token behind it.
+  /// `next`: position of the first token behind it. `adapter`: fingerprint of the adapter its rows were read under; 0: the base alone.
   ///
   /// Throws   ShapeError if sizes, rows and positions disagree
   template <KvStorage T>
-  KvPrefix(const AttentionShape& shape, Position next, std::vector<KvPrefixLayer<T>> layers)
-      : data_(std::make_shared<Typed<T>>(shape, next, std::move(layers))) {}
+  KvPrefix(const AttentionShape& shape, Position next, std::vector<KvPrefixLayer<T>> layers, std::uint64_t adapter = 0)
+      : data_(std::make_shared<Typed<T>>(shape, next, std::move(layers), adapter)) {}
 
   explicit operator bool() const { return data_ != nullptr; }
   Position next_position() const { return data_ ? data_->next : 0; }
   std::size_t bytes() const { return data_ ? data_->bytes : 0; }
   std::uint64_t fingerprint() const { return data_ ? data_->fingerprint : 0; }  ///< of every number and position
+  std::uint64_t adapter() const { return data_ ? data_->adapter : 0; }
+  /// Its rows were trained: they have no positions, and are no adapter's.
+  bool learned() const { return data_ && data_->learned; }
   /// The most rows that any head of any layer has.
   Index rows() const { return data_ ? data_->rows : 0; }
 
@@ -79,29 +83,33 @@ class KvPrefix {
     AttentionShape shape;
     Position next;
     const char* storage;
+    std::uint64_t adapter;
+    bool learned = true;
     Index rows = 0;
     std::size_t bytes = 0;
-    std::uint64_t fingerprint = 14695981039346656037u;
-
-    /// FNV-1a.
-    template <class X> void take_in(const std::vector<X>& values) {
-      const auto* p = reinterpret_cast<const unsigned char*>(values.data());
-      for (std::size_t i = 0; i < values.size() * sizeof(X); ++i) fingerprint = (fingerprint ^ p[i]) * 1099511628211u;
-      bytes += values.size() * sizeof(X);
-    }
+    std::uint64_t fingerprint = 0;
   };
   template <KvStorage T> struct Typed : Data {
-    Typed(const AttentionShape& s, Position n, std::vector<KvPrefixLayer<T>> l) : Data{s, n, &storage_tag<T>}, layers(std::move(l)) {
+    Typed(const AttentionShape& s, Position n, std::vector<KvPrefixLayer<T>> l, std::uint64_t a)
+        : Data{s, n, &storage_tag<T>, a}, layers(std::move(l)) {
       s.check("KvPrefix");
       if (n < 0) raise<ShapeError>(detail::text("pith::KvPrefix: next position ", n, ", expected 0 or more"));
+      detail::Fingerprint f;
+      const auto take_in = [&](const auto& values) {
+        const std::span<const std::byte> data = std::as_bytes(std::span(values));
+        f.bytes(data);
+        this->bytes += data.size();
+      };
       for (const KvPrefixLayer<T>& layer : layers) {
         check_layer(layer);
-        this->take_in(layer.sizes);
-        this->take_in(layer.keys);
-        this->take_in(layer.values);
-        this->take_in(layer.positions);
-        this->take_in(layer.log_mass);
+        take_in(layer.sizes);
+        take_in(layer.keys);
+        take_in(layer.values);
+        take_in(layer.positions);
+        take_in(layer.log_mass);
+        this->learned = this->learned && layer.positions.empty();
       }
+      this->fingerprint = f.value();
     }
 
     void check_layer(const KvPrefixLayer<T>& layer) {

@@ -13,6 +13,7 @@
 #include <pith/model/config.hpp>
 #include <pith/model/layer.hpp>
 #include <pith/model/session.hpp>
+#include <pith/model/together.hpp>
 #include <pith/model/weights.hpp>
 
 namespace pith::inline v0 {
@@ -52,6 +53,29 @@ template <class S = float> class Decoder {
   Session<S, T> start(std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options = {}, const AnyMerge<S>& merge = {}) const {
     return Session<S, T>(model_, per_layer, options, merge);
   }
+
+  /// One token of each of several sessions at once: every weight is read once for all of them, and once again for every 64 more. Adapters
+  /// and policies may differ; each adapter is read once too.
+  ///
+  /// Shapes   sessions, tokens [n] · logits [n, vocab_size], row i follows token i of session i
+  /// Heap     none, given ws of together_workspace_bytes(sessions, workers); the sessions' own threads and buffers rest
+  /// Throws   ShapeError for sessions that are null, given twice or of another decoder, and what decode() of any of them throws, before
+  ///          any of them changes; CapacityError if ws is too small
+  /// Law      bit for bit what decode() of each session alone gives, and leaves
+  template <KvStorage T = S>
+  void decode_together(std::type_identity_t<std::span<Session<S, T>* const>> sessions, std::span<const Token> tokens,
+                       std::type_identity_t<MatrixRef<S>> logits, Workspace& ws) const {
+    const detail::TogetherPass<S, T> pass(*model_, sessions, ws);
+    pass.check(tokens, logits);
+    pass.run(tokens, logits);
+  }
+  template <KvStorage T = S>
+  std::size_t together_workspace_bytes(std::type_identity_t<std::span<Session<S, T>* const>> sessions, Index workers = 1) const {
+    return detail::TogetherPass<S, T>::workspace_bytes(*model_, sessions, workers);
+  }
+
+  /// What a ModelAdapter for this decoder is made for.
+  AdapterTarget adapter_target() const { return model_->target(); }
 
   /// Logits of every token at once, without a cache: what cached decoding is measured against.
   ///

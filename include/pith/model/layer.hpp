@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -13,6 +14,9 @@
 #include <pith/model/weights.hpp>
 #include <pith/nn/feed_forward.hpp>
 #include <pith/nn/norm.hpp>
+#include <pith/peft/adapter_runs.hpp>
+#include <pith/peft/model_adapter.hpp>
+#include <pith/peft/overlay.hpp>
 
 namespace pith::inline v0::detail {
 
@@ -52,6 +56,18 @@ template <class S> struct DecoderModel {
     return w;
   }
 
+  /// What an adapter has to be made for.
+  AdapterTarget target() const {
+    const AttentionShape shape = config.attention();
+    return {.fingerprint = weights.fingerprint,
+            .num_layers = config.num_hidden_layers,
+            .hidden = config.hidden_size,
+            .intermediate = config.intermediate_size,
+            .q = shape.num_heads * shape.head_dim,
+            .kv = shape.num_kv_heads * shape.head_dim,
+            .vocab = config.vocab_size};
+  }
+
   DecoderConfig config;
   DecoderWeights<S> weights;
   Rope<S> rope;
@@ -59,11 +75,23 @@ template <class S> struct DecoderModel {
   std::vector<Layer> layers;
 };
 
-/// One decoder layer over one cache: hidden [tokens, hidden_size] is updated in place.
+/// y = norm(x), row by row, with an adapter's norm where it brings one.
+template <class S, class NormOf>
+void norm_runs(const RmsNorm<S>& base, const AdapterRuns<S>& runs, NormOf&& norm_of, std::type_identity_t<ConstMatrixRef<S>> x,
+               std::type_identity_t<MatrixRef<S>> y) {
+  base.forward(x, y);
+  runs.for_each(x.rows(), [&](Index first, Index rows, const ModelAdapter<S>& adapter) {
+    if (const RmsNorm<S>* norm = norm_of(adapter); norm != nullptr && norm->size() > 0)
+      norm->forward(x.middleRows(first, rows), y.middleRows(first, rows));
+  });
+}
+
+/// One decoder layer over one cache, or over several: hidden [tokens, hidden_size] is updated in place.
 template <class S> struct LayerPass {
   const DecoderModel<S>& model;
   Index layer;
   Workspace& ws;
+  AdapterRuns<S> adapters = {};  ///< of the rows of hidden; no run: the plain path
 
   /// A prompt: the keys and values of all tokens first, then all queries tile by tile; the caller evicts.
   /// `rope_length` is the length dynamic scaling looks at: the call's, for all its tokens. `marks`: what append() is told of them. Of
@@ -76,7 +104,7 @@ template <class S> struct LayerPass {
       const Index tile = std::min(prefill_tile, n - t);
       const Workspace::Scope scope(ws);
       const MatrixRef<S> x = normed(hidden.middleRows(t, tile));
-      const MatrixRef<S> k = project(weights().k_proj, x), v = project(weights().v_proj, x);
+      const MatrixRef<S> k = project(Projection::k, x), v = project(Projection::v, x);
       model.rope.rotate(k, positions(angle + t, tile), rope_length);
       const auto part = [&](auto all) {
         return all.empty() ? all : all.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(tile));
@@ -89,7 +117,7 @@ template <class S> struct LayerPass {
       const Index tile = std::min(prefill_tile, n - t);
       const MatrixRef<S> rows = hidden.middleRows(t, tile);
       const Workspace::Scope scope(ws);
-      const MatrixRef<S> q = project(weights().q_proj, normed(rows));
+      const MatrixRef<S> q = project(Projection::q, normed(rows));
       const MatrixRef<S> out = ws.matrix<S>(tile, q.cols());
       look(cache, q, out, static_cast<Position>(start + t), angle + t, gap, rope_length, std::max(Index(0), watched - (n - t - tile)));
       finish(rows, out);
@@ -98,12 +126,18 @@ template <class S> struct LayerPass {
 
   /// The next tokens: every weight is read once for all of them, but each is appended, attends and evicts before the next one does.
   template <class Cache> void decode(Cache& cache, MatrixRef<S> hidden) const {
+    decode(hidden, [&](Index) -> Cache& { return cache; });
+  }
+  /// The same for tokens of several conversations: token t goes into cache_of(t).
+  template <class CacheOf> void decode(MatrixRef<S> hidden, CacheOf&& cache_of) const {
     const Index n = hidden.rows();
     const Workspace::Scope scope(ws);
     const MatrixRef<S> x = normed(hidden);
-    MatrixRef<S> q = project(weights().q_proj, x), k = project(weights().k_proj, x), v = project(weights().v_proj, x);
+    MatrixRef<S> q = project(Projection::q, x), k = project(Projection::k, x), v = project(Projection::v, x);
     MatrixRef<S> out = ws.matrix<S>(n, q.cols());
     for (Index t = 0; t < n; ++t) {
+      auto& cache = cache_of(t);
+      const Workspace::Scope token(ws);
       const Position position = cache.next_position(), angle = cache.query_angle();
       model.rope.rotate(k.middleRows(t, 1), positions(angle, 1), position + 1);
       cache.append(k.middleRows(t, 1), v.middleRows(t, 1));
@@ -125,13 +159,34 @@ template <class S> struct LayerPass {
 
   MatrixRef<S> normed(const MatrixRef<S>& hidden) const {
     const MatrixRef<S> x = ws.matrix<S>(hidden.rows(), hidden.cols());
-    derived().input_norm.forward(hidden, x);
+    norm_runs(derived().input_norm, adapters, norm_of(&LayerOverlay<S>::input_layernorm), hidden, x);
     return x;
   }
-  MatrixRef<S> project(const AnyLinear<S>& linear, const MatrixRef<S>& x) const {
-    const MatrixRef<S> y = ws.matrix<S>(x.rows(), linear.out());
-    linear.forward(x, y, ws);
+  auto norm_of(RmsNorm<S> LayerOverlay<S>::*member) const {
+    return [this, member](const ModelAdapter<S>& adapter) {
+      const auto& layers = adapter.parts().layers;
+      return layers.empty() ? nullptr : &(layers[static_cast<std::size_t>(layer)].*member);
+    };
+  }
+  OverlaidLinear<S> overlaid(Projection p, AdapterRuns<S> rows) const { return {projection_of(weights(), p), rows, layer, p}; }
+  MatrixRef<S> project(Projection p, const MatrixRef<S>& x) const {
+    const AnyLinear<S>& base = projection_of(weights(), p);
+    const MatrixRef<S> y = ws.matrix<S>(x.rows(), base.out());
+    if (adapters.empty())
+      base.forward(x, y, ws);
+    else
+      overlaid(p, adapters).forward(x, y, ws);
     return y;
+  }
+  /// The feed-forward block, tile by tile where rows have adapters: it reads its input in tiles of that size itself.
+  void feed_forward(const MatrixRef<S>& x, MatrixRef<S> y) const {
+    if (adapters.empty()) return derived().mlp.forward(x, y, ws);
+    for (Index t = 0; t < x.rows(); t += feed_forward_tile) {
+      const Index tile = std::min(feed_forward_tile, x.rows() - t);
+      const auto part = [&](Projection p) { return overlaid(p, adapters.from(t)); };
+      SwiGlu<OverlaidLinear<S>>(part(Projection::gate), part(Projection::up), part(Projection::down))
+          .forward(x.middleRows(t, tile), y.middleRows(t, tile), ws);
+    }
   }
   std::span<const Position> positions(Index first, Index n) const {
     Position* p = ws.take<Position>(n);
@@ -167,14 +222,30 @@ template <class S> struct LayerPass {
   /// Everything after attention: output projection, residual, norm, MLP, residual.
   void finish(MatrixRef<S> hidden, const MatrixRef<S>& attended) const {
     const Workspace::Scope scope(ws);
-    const MatrixRef<S> y = project(weights().o_proj, attended);
+    const MatrixRef<S> y = project(Projection::o, attended);
     hidden += y;
     const MatrixRef<S> x = ws.matrix<S>(hidden.rows(), hidden.cols());
-    derived().post_attention_norm.forward(hidden, x);
-    derived().mlp.forward(x, y, ws);
+    norm_runs(derived().post_attention_norm, adapters, norm_of(&LayerOverlay<S>::post_attention_layernorm), hidden, x);
+    feed_forward(x, y);
     hidden += y;
   }
 };
+
+/// The table that tokens are looked up in.
+template <class S> const Embedding<S>& table_of(const DecoderModel<S>& model, const ModelAdapter<S>* adapter) {
+  return adapter != nullptr && adapter->parts().embed_tokens.rows() > 0 ? adapter->parts().embed_tokens : model.weights.embed_tokens;
+}
+
+/// Final norm and head: hidden, normed [tokens, hidden_size] · logits [tokens, vocab_size].
+template <class S>
+void read_head(const DecoderModel<S>& model, const AdapterRuns<S>& adapters, std::type_identity_t<ConstMatrixRef<S>> hidden,
+               std::type_identity_t<MatrixRef<S>> normed, std::type_identity_t<MatrixRef<S>> logits, Workspace& ws) {
+  norm_runs(
+      model.norm, adapters, [](const ModelAdapter<S>& adapter) { return &adapter.parts().norm; }, hidden, normed);
+  if (adapters.empty()) return model.weights.lm_head.forward(normed, logits, ws);
+  forward_runs(
+      model.weights.lm_head, adapters, [](const ModelAdapter<S>& adapter) { return adapter.lm_head(); }, normed, logits, ws);
+}
 
 /// What a LayerPass over tiles of `tokens` takes, its kernels included, with up to `rows` cached rows a head.
 template <class S> std::size_t layer_workspace_bytes(const DecoderModel<S>& model, Index tokens, Index rows, Index workers) {
@@ -188,7 +259,7 @@ template <class S> std::size_t layer_workspace_bytes(const DecoderModel<S>& mode
       kernels = std::max(kernels, linear->workspace_bytes(tokens, workers));
     kernels = std::max(kernels, model.layers[l].mlp.workspace_bytes(tokens, workers));
   }
-  kernels = std::max(kernels, model.weights.lm_head.workspace_bytes(tokens, workers));
+  kernels = std::max(kernels, model.weights.lm_head.workspace_bytes(tokens, workers)) + overlay_workspace_bytes<S>(tokens, workers);
   return kernels + 3 * bytes(c.hidden_size) + 3 * bytes(q) + 2 * bytes(kv) + 4 * Workspace::bytes_for<Position>(tokens);
 }
 

@@ -13,6 +13,7 @@
 #include <pith/kv/any_policy.hpp>
 #include <pith/kv/kv_cache.hpp>
 #include <pith/model/layer.hpp>
+#include <pith/model/session_adapter.hpp>
 #include <pith/model/session_options.hpp>
 
 namespace pith::inline v0 {
@@ -34,9 +35,11 @@ class Session {
   /// Throws   ShapeError for options or a number of policies that make no sense, UnsupportedError for cache positions under dynamic rope
   Session(std::shared_ptr<const detail::DecoderModel<S>> model, std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options,
           const AnyMerge<S>& merge = {})
-      : model_(std::move(model)), max_prompt_(options.max_prompt), max_chunk_(options.max_draft + 1) {
+      : model_(std::move(model)),
+        max_prompt_((options.check(), options.max_prompt)),
+        max_chunk_(options.max_draft + 1),
+        adapter_(model_->target(), options.prefix, options.max_prompt) {
     const DecoderConfig& config = model_->config;
-    options.check();
     if (static_cast<Index>(per_layer.size()) != config.num_hidden_layers)
       raise<ShapeError>(detail::text("pith::Decoder::start: ", per_layer.size(), " policies for ", config.num_hidden_layers, " layers"));
     const AttentionShape shape = config.attention();
@@ -73,8 +76,8 @@ class Session {
     hidden_.resize(std::max(max_prompt_, max_chunk_), config.hidden_size);
     normed_.resize(max_chunk_, config.hidden_size);
     logits_.resize(max_chunk_, config.vocab_size);
-    const Index rows = options.prefix.rows() + std::max(home, landing);
-    ws_ = Workspace(detail::layer_workspace_bytes<S>(*model_, tile, rows, options.executor.size()), options.executor);
+    rows_ = options.prefix.rows() + std::max(home, landing);
+    ws_ = Workspace(detail::layer_workspace_bytes<S>(*model_, tile, rows_, options.executor.size()), options.executor);
   }
 
   /// Reads a prompt, or the next turn of a conversation, in one go: every token sees all before it, then each layer evicts once.
@@ -82,8 +85,8 @@ class Session {
   /// Shapes   returns logits [1, vocab_size] of the last token, valid until the next call
   /// Throws   CapacityError for more than max_prompt tokens or a full Dense cache, ShapeError for a token outside the vocabulary or none
   ConstMatrixRef<S> prefill(std::span<const Token> tokens, const PrefillOptions& options = {}) {
-    const Index n = check_prompt(static_cast<Index>(tokens.size()), options);
-    model_->weights.embed_tokens.gather(tokens, hidden_.topRows(n));
+    const Index n = static_cast<Index>(tokens.size()), soft = check_prompt(n, options);
+    table().gather(tokens, hidden_.middleRows(soft, n));
     return read_prompt(n, {}, options);
   }
   /// The same for embedding rows [tokens, hidden_size], each with its kind (none given: text).
@@ -91,8 +94,8 @@ class Session {
     check_shape("Session::prefill", "embeddings", embeddings, any_extent, model_->config.hidden_size);
     if (!kinds.empty() && static_cast<Index>(kinds.size()) != embeddings.rows())
       raise<ShapeError>(detail::text("pith::Session::prefill: ", kinds.size(), " kinds for ", embeddings.rows(), " embedding rows"));
-    const Index n = check_prompt(embeddings.rows(), options);
-    hidden_.topRows(n) = embeddings;
+    const Index n = embeddings.rows(), soft = check_prompt(n, options);
+    hidden_.middleRows(soft, n) = embeddings;
     return read_prompt(n, kinds, options);
   }
 
@@ -108,7 +111,7 @@ class Session {
       raise<CapacityError>(detail::text("pith::Session::decode: ", n, " tokens, expected at most max_draft + 1 = ", max_chunk_,
                                         ": start the session with a larger max_draft, or use prefill()"));
     check_ready(n, false, false);
-    model_->weights.embed_tokens.gather(tokens, hidden_.topRows(n));
+    table().gather(tokens, hidden_.topRows(n));
     return read_next(n);
   }
   ConstMatrixRef<S> decode(Token token) { return decode(std::span<const Token>(&token, 1)); }
@@ -116,6 +119,13 @@ class Session {
   /// What follows the newest token: [1, vocab_size] until the next call, [0, vocab_size] after crop(), clear() and before the first token.
   ConstMatrixRef<S> logits() const { return logits_.middleRows(std::max(newest_, Index(0)), newest_ < 0 ? 0 : 1); }
 
+  /// Everything from here on under this adapter, which must outlive its use; nullptr: the base alone, as if there had never been one.
+  ///
+  /// Cost     a pointer assignment; nothing is copied, and the decoder is never written
+  /// Throws   ShapeError for an adapter of another decoder, StateError while rows are cached under another adapter: clear() first;
+  ///          CapacityError if its soft prompt leaves no room in max_prompt
+  void use(const ModelAdapter<S>* adapter) { adapter_.use(adapter, next_position(), whole_); }
+  const ModelAdapter<S>* adapter() const { return adapter_.get(); }
   Index vocab_size() const { return model_->config.vocab_size; }
   Position next_position() const { return caches_.front().next_position(); }
   Index max_chunk() const { return max_chunk_; }  ///< tokens of one decode() and of one journal: max_draft + 1
@@ -133,6 +143,7 @@ class Session {
     check_whole();
     for (Cache& cache : caches_)
       if (!cache.can_crop(p)) cache.crop(p);  // throws, and says why, before any layer changes
+    adapter_.check_crop(p);
     if (p != next_position()) newest_ = -1;
     for (Cache& cache : caches_) cache.crop(p);
   }
@@ -157,7 +168,7 @@ class Session {
     check_whole();
     std::vector<KvPrefixLayer<T>> layers;
     for (const Cache& cache : caches_) layers.push_back(cache.freeze());
-    return KvPrefix(model_->config.attention(), next_position(), std::move(layers));
+    return KvPrefix(model_->config.attention(), next_position(), std::move(layers), adapter_.fingerprint());
   }
 
   /// All it knows, as plain numbers: a prompt read and compressed once can be answered many times, in any process.
@@ -165,24 +176,14 @@ class Session {
   /// Throws   StateError inside a journal
   SessionSnapshot<S, T> snapshot() const {
     check_whole();
-    SessionSnapshot<S, T> out{.fingerprint = model_->weights.fingerprint, .logits = logits()};
+    SessionSnapshot<S, T> out{.fingerprint = model_->weights.fingerprint, .adapter = adapter_.fingerprint(), .logits = logits()};
     for (const Cache& cache : caches_) out.layers.push_back(cache.snapshot());
     return out;
   }
   /// Why restore() would refuse a snapshot: another model, storage, policy or prefix, no room, or nothing a session could have come to.
   std::string problem(const SessionSnapshot<S, T>& s) const {
-    if (s.fingerprint != model_->weights.fingerprint)
-      return detail::text("of model ", s.fingerprint, "; this one is ", model_->weights.fingerprint);
-    if (s.layers.size() != caches_.size()) return detail::text("of ", s.layers.size(), " layers, expected ", caches_.size());
-    if (s.logits.rows() > 1 || s.logits.cols() != vocab_size())
-      return detail::text("with logits ", detail::shape_text(s.logits.rows(), s.logits.cols()), ", expected [1, ", vocab_size(), "]");
-    for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
-      if (const std::string wrong = caches_[layer].problem(s.layers[layer]); !wrong.empty())
-        return detail::text("with layer ", layer, " ", wrong);
-      if (s.layers[layer].next != s.layers[0].next)
-        return detail::text("with layer ", layer, " at position ", s.layers[layer].next, ", layer 0 at ", s.layers[0].next);
-    }
-    return {};
+    const std::string wrong = detail::snapshot_problem(s, model_->weights.fingerprint, vocab_size(), caches());
+    return wrong.empty() ? adapter_.problem(s.adapter) : wrong;
   }
   /// Goes on from what a session of the same model, storage and policies knew; no weight is touched.
   ///
@@ -211,7 +212,10 @@ class Session {
   }
 
  private:
-  detail::LayerPass<S> pass(std::size_t layer) { return {*model_, static_cast<Index>(layer), ws_}; }
+  template <class, KvStorage> friend class detail::TogetherPass;
+
+  detail::LayerPass<S> pass(std::size_t layer) { return {*model_, static_cast<Index>(layer), ws_, adapter_.runs()}; }
+  const Embedding<S>& table() const { return detail::table_of(*model_, adapter_.get()); }
 
   /// A prompt-only policy keeps every piece of a prompt at home until the last one.
   KvLanding<T>* landing_for(const Cache& cache, bool more) { return more && cache.prompt_only() ? nullptr : landing_.get(); }
@@ -223,8 +227,7 @@ class Session {
 
   ConstMatrixRef<S> read_logits(ConstMatrixRef<S> hidden) {
     const Index n = hidden.rows();
-    model_->norm.forward(hidden, normed_.topRows(n));
-    model_->weights.lm_head.forward(normed_.topRows(n), logits_.topRows(n), ws_);
+    detail::read_head(*model_, adapter_.runs(), hidden, normed_.topRows(n), logits_.topRows(n), ws_);
     newest_ = n - 1;
     return logits_.topRows(n);
   }
@@ -238,16 +241,19 @@ class Session {
   }
   Index check_prompt(Index n, const PrefillOptions& options) {
     if (n == 0) raise<ShapeError>("pith::Session::prefill: no tokens, expected 1 or more");
-    if (n > max_prompt_)
+    const Index soft = adapter_.prompt_rows(next_position());
+    if (n > max_prompt_ - soft)
       raise<CapacityError>(detail::text("pith::Session::prefill: ", n, " tokens, expected at most max_prompt = ", max_prompt_,
+                                        soft > 0 ? detail::text(" less the ", soft, " of the adapter's prompt") : std::string(),
                                         ": start the session with a larger max_prompt"));
     for (const Cache& cache : caches_) cache.check_masses(options.masses, n);
-    check_ready(n, true, options.more);
-    return n;
+    check_ready(soft + n, true, options.more);
+    return soft;  // rows of the adapter's prompt, which go before
   }
   /// Every refusal of every layer, before the first one changes.
   void check_ready(Index n, bool prompt, bool more) {
     check_whole();
+    adapter_.check(next_position(), prompt);
     for (const Cache& cache : caches_) cache.check_room(n, prompt ? landing_for(cache, more) : nullptr);
   }
   void check_whole() const {
@@ -256,6 +262,8 @@ class Session {
 
   std::shared_ptr<const detail::DecoderModel<S>> model_;
   Index max_prompt_, max_chunk_;
+  detail::SessionAdapter<S> adapter_;
+  Index rows_ = 0;  ///< the most that a head of a layer may hold, its prefix included
   std::vector<Cache> caches_;
   std::unique_ptr<KvLanding<T>> landing_;
   Matrix<S> hidden_, normed_, logits_;
@@ -267,7 +275,8 @@ class Session {
 template <class S, KvStorage T>
 requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_prompt(Index n, std::span<const TokenKind> kinds,
                                                                                        const PrefillOptions& options) {
-  const AppendOptions marks{.phase = Phase::prefill, .more = options.more, .kinds = kinds, .masses = options.masses};
+  AppendOptions marks{.phase = Phase::prefill, .more = options.more, .kinds = kinds, .masses = options.masses};
+  n += adapter_.lay_prompt(next_position(), hidden_, marks);
   const Position length = static_cast<Position>(next_position() + n);
   whole_ = false;
   newest_ = -1;

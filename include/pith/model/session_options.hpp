@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -45,8 +46,28 @@ struct PrefillOptions {
 /// All that a session knows: Session::snapshot() takes one, restore() returns to it, io/session_file.hpp keeps it in a file.
 template <class S, KvStorage T = S> struct SessionSnapshot {
   std::uint64_t fingerprint = 0;           ///< of the model
+  std::uint64_t adapter = 0;               ///< of the adapter that filled it; 0: none
   std::vector<KvSnapshot<T>> layers = {};  ///< the cache of each layer
   Matrix<S> logits = {};                   ///< [1 or 0, vocab_size] Session::logits()
 };
+
+namespace detail {
+
+/// Why caches of a model would refuse a snapshot; empty: they would not.
+template <class S, KvStorage T, class Cache>
+std::string snapshot_problem(const SessionSnapshot<S, T>& s, std::uint64_t model, Index vocab_size, std::span<const Cache> caches) {
+  if (s.fingerprint != model) return text("of model ", s.fingerprint, "; this one is ", model);
+  if (s.layers.size() != caches.size()) return text("of ", s.layers.size(), " layers, expected ", caches.size());
+  if (s.logits.rows() > 1 || s.logits.cols() != vocab_size)
+    return text("with logits ", shape_text(s.logits.rows(), s.logits.cols()), ", expected [1, ", vocab_size, "]");
+  for (std::size_t layer = 0; layer < caches.size(); ++layer) {
+    if (const std::string wrong = caches[layer].problem(s.layers[layer]); !wrong.empty()) return text("with layer ", layer, " ", wrong);
+    if (s.layers[layer].next != s.layers[0].next)
+      return text("with layer ", layer, " at position ", s.layers[layer].next, ", layer 0 at ", s.layers[0].next);
+  }
+  return {};
+}
+
+}  // namespace detail
 
 }  // namespace pith::inline v0

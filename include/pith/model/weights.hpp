@@ -10,6 +10,7 @@
 #include <pith/model/config.hpp>
 #include <pith/nn/embedding.hpp>
 #include <pith/nn/linear.hpp>
+#include <pith/peft/model_adapter.hpp>
 
 namespace pith::inline v0 {
 
@@ -54,6 +55,12 @@ template <class S> void check_linear(const std::string& name, const AnyLinear<S>
   if (linear.empty())
     raise<ShapeError>(text("pith::DecoderWeights: ", name, " is empty, expected ", shape_text(out, in), " by the config"));
   check_weight(name, linear.out(), linear.in(), out, in);
+}
+
+template <class S> const AnyLinear<S>& projection_of(const LayerWeights<S>& layer, Projection p) {
+  const AnyLinear<S>* const all[num_projections] = {&layer.q_proj,    &layer.k_proj,  &layer.v_proj,   &layer.o_proj,
+                                                    &layer.gate_proj, &layer.up_proj, &layer.down_proj};
+  return *all[static_cast<std::size_t>(p)];
 }
 
 /// visit(name, linear, out, in) for the projections of one layer, in the order a token meets them.

@@ -26,6 +26,13 @@ concept DenseLinear = LinearOp<L> && requires(const L l, Index first_row, Matrix
   { l.bias() } -> std::convertible_to<ConstVectorRef<typename L::Scalar>>;
 };
 
+/// A base that gradients pass through: dx = dy W.
+template <class L>
+concept BackwardLinear = LinearOp<L> &&
+    requires(const L l, ConstMatrixRef<typename L::Scalar> dy, MatrixRef<typename L::Scalar> dx, Workspace& ws) {
+  l.backward(dy, dx, ws);
+};
+
 namespace detail {
 
 template <class D> using scalar_t = typename expression_t<D>::Scalar;

@@ -1,0 +1,138 @@
+// Two PEFT folders on one model: what a switch costs, what they do to a text, and a batch where every conversation has its own.
+//
+//   lora_switch [FOLDER [ADAPTER ADAPTER]]
+//
+// Without adapters it writes two for the shipped byte-level model, as PEFT would: "snake" swaps spaces and underscores in the head, "kebab"
+// spaces and hyphens, and both have some noise of rank 8 on every projection, so that they cost what trained ones do.
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <random>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <pith/io.hpp>
+#include <pith/pith.hpp>
+
+#include "support/model_text.hpp"
+
+using namespace pith;
+namespace fs = std::filesystem;
+
+namespace {
+
+LowRankTerm<float> noise(Index out, Index in, std::mt19937_64& rng) {
+  constexpr Index rank = 8;
+  LowRankTerm<float> term{Matrix<float>(rank, in), Matrix<float>(rank, out), Vector<float>::Constant(rank, 2)};
+  for (Matrix<float>* m : {&term.down_rows, &term.up_rows})
+    for (Index i = 0; i < m->size(); ++i) m->data()[i] = 0.003f * normal<float>(rng);
+  return term;
+}
+
+/// Rank 1: the rows of the head's weight that give two bytes their logits change places.
+LowRankTerm<float> swapped(const Matrix<float>& head, Token a, Token b) {
+  LowRankTerm<float> term{head.row(a) - head.row(b), Matrix<float>::Zero(1, head.rows()), Vector<float>::Ones(1)};
+  term.up_rows(0, a) = -1;
+  term.up_rows(0, b) = 1;
+  return term;
+}
+
+void write_adapter(const Decoder<float>& decoder, const fs::path& folder, Token a, Token b) {
+  std::mt19937_64 rng(static_cast<std::uint64_t>(b));
+  LoraFolderWriter<float> writer({.base_model = "tiny-prose"});
+  const AdapterTarget target = decoder.adapter_target();
+  for (Index layer = 0; layer < target.num_layers; ++layer)
+    for (std::size_t p = 0; p < num_projections; ++p)
+      writer.add("model.layers." + std::to_string(layer) + "." + projection_names[p],
+                 noise(target.out(Projection(p)), target.in(Projection(p)), rng));
+  Matrix<float> head(target.vocab, target.hidden);
+  decoder.weights().lm_head.copy_weight(0, head);
+  writer.add("lm_head", swapped(head, a, b));
+  writer.write(folder);
+}
+
+struct Timer {
+  std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
+  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
+};
+
+std::string continued(Session<float>& session, std::span<const Token> prompt, Index tokens) {
+  std::string text;
+  std::mt19937_64 rng(5);
+  session.clear();
+  generate(session, session.prefill(prompt), {.max_tokens = tokens, .sampler = {.temperature = 0.6f, .top_p = 0.9f}}, rng,
+           [&](Token token) { text += token >= ' ' && token < 127 ? static_cast<char>(token) : ' '; });
+  return text;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const fs::path model = example::model_folder(argc, argv);
+  const Decoder<float> decoder = load_decoder(model);
+  const fs::path made = fs::temp_directory_path() / ("pith-adapters-" + std::to_string(std::random_device{}()));
+  std::vector<fs::path> folders{made / "snake", made / "kebab"};
+  if (argc > 3) {
+    folders = {argv[2], argv[3]};
+  } else {
+    write_adapter(decoder, folders[0], ' ', '_');
+    write_adapter(decoder, folders[1], ' ', '-');
+  }
+  std::vector<ModelAdapter<float>> loaded;
+  for (const fs::path& folder : folders) {
+    const Timer timer;
+    loaded.push_back(load_adapter(folder, decoder));
+    std::printf("%-8s %8zu bytes beside the model's %zu, bound in %.1f ms\n", folder.filename().string().c_str(), loaded.back().bytes(),
+                decoder.weights().bytes(), 1e3 * timer.seconds());
+  }
+  fs::remove_all(made);  // the numbers are in memory
+  const std::vector<std::pair<std::string, const ModelAdapter<float>*>> adapters{
+      {"base", nullptr}, {folders[0].filename().string(), &loaded[0]}, {folders[1].filename().string(), &loaded[1]}};
+
+  auto session = decoder.start(Dense{}, {.max_prompt = 256, .max_tokens = 600});
+  constexpr int switches = 1'000'000;
+  const Timer switching;
+  for (int i = 0; i < switches; ++i) session.use(adapters[static_cast<std::size_t>(i % 3)].second);
+  std::printf("\na switch takes %.0f ns: no copy, no allocation, and the model is never written\n\n", 1e9 * switching.seconds() / switches);
+
+  const std::vector<Token> text = example::byte_tokens(model / "heldout.txt");
+  const std::span<const Token> prompt = std::span<const Token>(text).first(120);
+  for (const auto& [name, adapter] : adapters) {
+    session.clear();
+    session.use(adapter);
+    std::printf("  %-6s …%s\n", name.c_str(), continued(session, prompt, 70).c_str());
+  }
+
+  // Nine conversations, three under each: one after the other, and every weight read once for all of them.
+  constexpr std::size_t count = 9, steps = 100;
+  std::vector<Session<float>> alone, together;
+  std::vector<Session<float>*> batch;
+  for (std::size_t i = 0; i < count; ++i)
+    for (auto* sessions : {&alone, &together}) {
+      sessions->push_back(decoder.start(Dense{}, {.max_prompt = 32, .max_tokens = 200}));
+      sessions->back().use(adapters[i % 3].second);
+      sessions->back().prefill(std::span<const Token>(text).subspan(10 * i, 20));
+    }
+  for (Session<float>& one : together) batch.push_back(&one);
+  Matrix<float> expected(count * steps, decoder.vocab_size()), logits(count, decoder.vocab_size());
+  const Timer one_by_one;
+  for (std::size_t step = 0; step < steps; ++step)
+    for (std::size_t i = 0; i < count; ++i) expected.row(static_cast<Index>(step * count + i)) = alone[i].decode(text[20 + step + i]);
+  const double apart = one_by_one.seconds();
+  Workspace ws(decoder.together_workspace_bytes(batch));
+  double at_once = 0;
+  bool same = true;
+  for (std::size_t step = 0; step < steps; ++step) {
+    const Timer timer;
+    decoder.decode_together(batch, std::span<const Token>(text).subspan(20 + step, count), logits, ws);
+    at_once += timer.seconds();
+    same = same && logits == expected.middleRows(static_cast<Index>(step * count), static_cast<Index>(count));
+  }
+  std::printf("\n%zu conversations, three under each: %.2f ms a token of all one by one, %.2f ms together (%.1f times faster), %s\n", count,
+              1e3 * apart / steps, 1e3 * at_once / steps, apart / at_once, same ? "the same bits" : "OTHER BITS");
+  return same ? 0 : 1;
+}

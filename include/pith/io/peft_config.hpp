@@ -1,0 +1,291 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <initializer_list>
+#include <limits>
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/io/json.hpp>
+#include <pith/io/json_fields.hpp>
+#include <pith/io/peft_names.hpp>
+#include <pith/io/peft_targets.hpp>
+#include <pith/io/text.hpp>
+
+namespace pith::inline v0 {
+
+/// The kinds of adapter folder that pith reads.
+enum class PeftType : std::uint8_t { lora, adalora, prompt_tuning, prefix_tuning };
+/// Which biases of the base an adapter was trained with, and replaces.
+enum class PeftBias : std::uint8_t { none, all, lora_only };
+
+/// An adapter_config.json, defaults filled in, expressions compiled.
+struct PeftConfig {
+  PeftType type = PeftType::lora;
+  std::string base_model = {};  ///< base_model_name_or_path, for people
+
+  Index rank = 8;                                  ///< r; AdaLoRA: init_r, which divides alpha whatever was kept
+  double alpha = 8;                                ///< lora_alpha
+  detail::ModuleNumbers<Index> rank_pattern = {};  ///< LoRA only
+  detail::ModuleNumbers<double> alpha_pattern = {};
+  std::map<std::string, Index, std::less<>> kept = {};  ///< AdaLoRA's rank_pattern: triplets kept, by the name of the tensor
+  bool rslora = false, dora = false, lora_bias = false;
+  PeftBias bias = PeftBias::none;
+  detail::TargetModules targets = {};
+
+  Index num_virtual_tokens = 0;                                  ///< prompt and prefix tuning
+  Index token_dim = 0, num_attention_heads = 0, num_layers = 0;  ///< of the keys and values; 0: not said
+
+  /// The rank and the alpha of a module by the patterns.
+  Index rank_of(std::string_view module, std::size_t& steps) const { return rank_pattern.of(module, rank, steps); }
+  double alpha_of(std::string_view module, std::size_t& steps) const { return alpha_pattern.of(module, alpha, steps); }
+};
+
+/// Reads an adapter_config.json of PEFT: LORA, ADALORA, PROMPT_TUNING or PREFIX_TUNING.
+///
+/// Every field that would change the numbers is understood or refused by name; so is a field pith has never heard of, unless it is null,
+/// false or empty.
+///
+/// Throws   FormatError naming file, key, what was found and expected; UnsupportedError naming what pith does not do
+PeftConfig read_peft_config(const std::filesystem::path& path);
+PeftConfig parse_peft_config(std::string_view json, std::string_view name = "adapter_config.json");
+
+/// Bounds for files that lie: real configs have a few KiB, and name some hundred modules.
+inline constexpr std::size_t max_peft_config_bytes = 1 << 20, max_peft_names = 8192, max_peft_modules = 65536;
+
+namespace detail {
+
+inline constexpr std::size_t max_pattern_steps = std::size_t{1}
+                                                 << 27;  // what all expressions of a folder may take together: a second or so
+
+inline bool one_of(std::string_view key, std::initializer_list<std::string_view> keys) {
+  return std::find(keys.begin(), keys.end(), key) != keys.end();
+}
+
+class PeftConfigReader {
+ public:
+  PeftConfigReader(std::string_view json, std::string_view file)
+      : json_(json), file_(file), object_(parse_json(json, file)), c_(file_, object_) {}
+
+  PeftConfig read() {
+    const std::string type = c_.string("peft_type");
+    out_.base_model = c_.string("base_model_name_or_path", "");
+    if (type == "LORA" || type == "ADALORA") {
+      out_.type = type == "LORA" ? PeftType::lora : PeftType::adalora;
+      read_low_rank();
+    } else if (type == "PROMPT_TUNING" || type == "PREFIX_TUNING") {
+      out_.type = type == "PROMPT_TUNING" ? PeftType::prompt_tuning : PeftType::prefix_tuning;
+      read_prompt();
+    } else {
+      unsupported(text("peft_type ", in_quotes(type), " is not supported: LORA, ADALORA, PROMPT_TUNING and PREFIX_TUNING are"));
+    }
+    refuse_others();
+    return std::move(out_);
+  }
+
+ private:
+  [[noreturn]] void unsupported(const std::string& what) const { raise<UnsupportedError>(text("pith: ", in_quotes(file_), ": ", what)); }
+  std::string where(std::string_view key) const { return text("pith: ", in_quotes(file_), ": key '", key, "'"); }
+
+  static bool inert(const nlohmann::json& value) {
+    return value.is_null() || value == false || (value.is_string() && value.get_ref<const std::string&>().empty()) ||
+           (value.is_structured() && value.empty());
+  }
+
+  void read_low_rank() {
+    const bool lora = out_.type == PeftType::lora;
+    out_.rank = lora ? c_.size("r", 8) : c_.size("init_r", 12);
+    out_.alpha = c_.number("lora_alpha", 8);
+    out_.rslora = c_.boolean("use_rslora", false);
+    out_.dora = c_.boolean("use_dora", false);
+    out_.lora_bias = c_.boolean("lora_bias", false);
+    if (out_.dora && out_.lora_bias) c_.refuse("lora_bias", "false where use_dora is true");
+    c_.boolean("fan_in_fan_out", false);  // how the base was stored when it was trained: no tensor here depends on it
+    const std::string bias = c_.string("bias", "none");
+    if (bias != "none" && bias != "all" && bias != "lora_only") c_.refuse("bias", "\"none\", \"all\" or \"lora_only\"");
+    out_.bias = bias == "none" ? PeftBias::none : bias == "all" ? PeftBias::all : PeftBias::lora_only;
+    if (!lora && (out_.rslora || out_.dora || out_.lora_bias))
+      unsupported("ADALORA with use_rslora, use_dora or lora_bias is not supported");
+    read_initialisation();
+    read_targets();
+    read_patterns(lora);
+  }
+
+  void read_initialisation() {
+    const auto* init = c_.find("init_lora_weights");
+    if (init == nullptr || init->is_boolean()) return;
+    const std::string name = c_.string("init_lora_weights");
+    if (one_of(name, {"gaussian", "eva", "orthogonal", "mica"})) return;
+    const bool changes_base = name.starts_with("pissa") || one_of(name, {"olora", "corda", "loftq", "lora_ga"});
+    unsupported(text("init_lora_weights ", in_quotes(name),
+                     changes_base
+                         ? " trains against changed weights of the base, which this folder does not hold: let PEFT convert it to plain "
+                           "LoRA (path_initial_model_for_weight_conversion), or set it to true beside the changed base"
+                         : " is not known to leave the base as it is"));
+  }
+
+  std::vector<std::string> strings(const char* key) const {
+    const auto* list = c_.find(key);
+    std::vector<std::string> out;
+    if (list == nullptr) return out;
+    if (list->is_string()) return {list->get<std::string>()};
+    if (!list->is_array() || list->size() > max_peft_names) c_.refuse(key, text("a list of names, at most ", max_peft_names));
+    for (const auto& name : *list) {
+      if (!name.is_string() || name.get_ref<const std::string&>().empty()) c_.refuse(key, "a list of names");
+      out.push_back(name.get<std::string>());
+    }
+    return out;
+  }
+
+  ModuleNames module_names(const char* key) const {
+    const auto* names = c_.find(key);
+    ModuleNames out;
+    if (names != nullptr && names->is_string())
+      out.expression.emplace(names->get_ref<const std::string&>(), where(key));
+    else
+      out.list = strings(key);
+    return out;
+  }
+
+  void read_targets() {
+    TargetModules& targets = out_.targets;
+    const auto* names = c_.find("target_modules");
+    targets.said = names != nullptr;
+    targets.all_linear = names != nullptr && *names == "all-linear";
+    if (!targets.all_linear) targets.names = module_names("target_modules");
+    targets.excluded = module_names("exclude_modules");
+    targets.saved = strings("modules_to_save");
+    const auto* layers = c_.find("layers_to_transform");
+    const auto layer = [&](const nlohmann::json& n) {
+      targets.layers.push_back(c_.whole("layers_to_transform", n, 0, std::numeric_limits<Token>::max()));
+    };
+    if (layers != nullptr && layers->is_array())
+      for (const auto& n : *layers) layer(n);
+    else if (layers != nullptr)
+      layer(*layers);
+    if (!targets.layers.empty() && targets.names.list.empty()) c_.refuse("layers_to_transform", "nothing unless target_modules is a list");
+    const std::vector<std::string> patterns = strings("layers_pattern");
+    if (patterns.size() > 64) c_.refuse("layers_pattern", "at most 64 names");
+    for (const std::string& name : patterns) {
+      if (targets.layers.empty()) c_.refuse("layers_pattern", "nothing unless layers_to_transform is given");
+      static_cast<void>(Pattern(name, where("layers_pattern")));
+      targets.layers_patterns.emplace_back(text(".*\\.(", name, ")"), where("layers_pattern"));
+    }
+  }
+
+  void read_patterns(bool lora) {
+    const auto read = [&](const char* key, const auto& add) {
+      const auto* pattern = c_.find(key);
+      if (pattern == nullptr) return;
+      if (!pattern->is_object() || pattern->size() > max_peft_names)
+        c_.refuse(key, text("an object from modules to numbers, at most ", max_peft_names));
+      if (pattern->empty()) return;
+      const auto ordered = parse_json<nlohmann::ordered_json>(json_, file_);  // the first key that matches wins
+      for (const auto& [module, value] : ordered[key].items()) add(module, (*pattern)[module]);
+    };
+    if (lora) {
+      read("rank_pattern", [&](const std::string& module, const nlohmann::json& value) {
+        out_.rank_pattern.add(module, where("rank_pattern"), c_.whole("rank_pattern", value, 1, std::numeric_limits<Token>::max()));
+      });
+    } else {
+      read("rank_pattern", [&](const std::string& tensor, const nlohmann::json& value) {
+        const bool flags = value.is_array() && std::all_of(value.begin(), value.end(), [](const auto& kept) { return kept.is_boolean(); });
+        if (!flags) c_.refuse("rank_pattern", "a list of true and false for each tensor, as AdaLoRA keeps it");
+        out_.kept.emplace(without_adapter_name(tensor), std::count(value.begin(), value.end(), nlohmann::json(true)));
+      });
+    }
+    read("alpha_pattern", [&](const std::string& module, const nlohmann::json& value) {
+      if (!lora) unsupported("ADALORA with an alpha_pattern is not supported");
+      if (!value.is_number() || !std::isfinite(value.get<double>())) c_.refuse("alpha_pattern", "finite numbers");
+      out_.alpha_pattern.add(module, where("alpha_pattern"), value.get<double>());
+    });
+  }
+
+  void read_prompt() {
+    out_.num_virtual_tokens = c_.size("num_virtual_tokens");
+    out_.token_dim = c_.size("token_dim", 0);
+    out_.num_attention_heads = c_.size("num_attention_heads", 0);
+    out_.num_layers = c_.size("num_layers", 0);
+    if (c_.size("num_transformer_submodules", 1) != 1)
+      unsupported("num_transformer_submodules other than 1 is of encoder-decoder models, which are not supported");
+    if (!strings("modules_to_save").empty()) unsupported("modules_to_save beside a prompt is not supported");
+    c_.boolean("prefix_projection", false);  // what is saved is the projected prefix
+  }
+
+  /// Each key is read above, changes no number, or is not understood.
+  void refuse_others() const {
+    const bool low_rank = out_.type == PeftType::lora || out_.type == PeftType::adalora;
+    for (const auto& [key, value] : object_.items()) {
+      if (inert(value)) continue;
+      if (one_of(key, {"peft_type", "base_model_name_or_path", "task_type", "inference_mode", "auto_mapping", "revision", "peft_version",
+                       "runtime_config", "modules_to_save"}))
+        continue;
+      if (low_rank && one_of(key, {"r",
+                                   "lora_alpha",
+                                   "use_rslora",
+                                   "use_dora",
+                                   "lora_bias",
+                                   "fan_in_fan_out",
+                                   "bias",
+                                   "init_lora_weights",
+                                   "target_modules",
+                                   "exclude_modules",
+                                   "layers_to_transform",
+                                   "layers_pattern",
+                                   "rank_pattern",
+                                   "alpha_pattern",
+                                   "lora_dropout",
+                                   "loftq_config",
+                                   "eva_config",
+                                   "corda_config",
+                                   "lora_ga_config",
+                                   "velora_config",
+                                   "megatron_core",
+                                   "qalora_group_size"}))
+        continue;
+      if (out_.type == PeftType::adalora &&
+          one_of(key, {"init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"}))
+        continue;
+      if (!low_rank && one_of(key, {"num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules"}))
+        continue;
+      if (out_.type == PeftType::prompt_tuning &&
+          one_of(key, {"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"}))
+        continue;
+      if (out_.type == PeftType::prefix_tuning && one_of(key, {"encoder_hidden_size", "prefix_projection", "init_weights"})) continue;
+      unsupported(text("key ", in_quotes(key), " is ", in_quotes(value.dump(-1, ' ', true)),
+                       ", which pith does not do: expected null, false, empty, or no such key"));
+    }
+  }
+
+  std::string_view json_;
+  std::string file_;
+  nlohmann::json object_;
+  JsonFields c_;
+  PeftConfig out_;
+};
+
+}  // namespace detail
+
+inline PeftConfig parse_peft_config(std::string_view json, std::string_view name) {
+  if (json.size() > max_peft_config_bytes)
+    raise<FormatError>(
+        detail::text("pith: ", detail::in_quotes(name), " has ", json.size(), " bytes, expected at most ", max_peft_config_bytes));
+  return detail::PeftConfigReader(json, name).read();
+}
+
+inline PeftConfig read_peft_config(const std::filesystem::path& path) {
+  const FileBytes file = FileBytes::read(path);
+  return parse_peft_config({reinterpret_cast<const char*>(file.bytes().data()), file.size()}, file.name());
+}
+
+}  // namespace pith::inline v0

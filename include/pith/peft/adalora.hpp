@@ -1,0 +1,121 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <random>
+#include <type_traits>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/peft/factors.hpp>
+#include <pith/peft/gradients.hpp>
+#include <pith/peft/lora_init.hpp>
+#include <pith/peft/low_rank.hpp>
+
+namespace pith::inline v0 {
+
+struct AdaLoraOptions {
+  double alpha = 8;         ///< 0 or less: the initial rank
+  Index initial_rank = -1;  ///< the scale is alpha / (initial rank + 1e-5), however much was pruned since; -1: the rank it is made with
+};
+
+namespace detail {
+inline double triplet_scale(const char* where, double alpha, Index rank, Index alpha_of) {
+  if (!std::isfinite(alpha) || rank < 0) [[unlikely]]
+    raise<ShapeError>(text("pith::", where, ": alpha ", alpha, " and initial rank ", rank, ": expected a finite alpha and rank >= 0"));
+  return (alpha > 0 ? alpha : double(alpha_of)) / (double(rank) + 1e-5);
+}
+}  // namespace detail
+
+/// ΔW = scale · P Λ Q in triplets, B diag(E) A in the code it was published with: a triplet whose λ is 0 is pruned and costs nothing.
+///
+/// Shapes   down A = Q [rank, in] · lambda E = Λ [rank] · up B = P [out, rank]
+/// Heap     at construction only
+/// Throws   ShapeError if the shapes disagree or a number makes no sense
+/// Paper    AdaLoRA: arXiv:2303.10512
+template <class S = float> class AdaLoraAdapter {
+ public:
+  using Scalar = S;
+
+  AdaLoraAdapter(ConstMatrixRef<S> down, ConstVectorRef<S> lambda, ConstMatrixRef<S> up, const AdaLoraOptions& options = {})
+      : factors_("AdaLoraAdapter", down, up), lambda_(lambda), options_(options) {
+    check_shape("AdaLoraAdapter", "lambda", lambda, down.rows(), 1);
+    if (options_.initial_rank < 0) options_.initial_rank = down.rows();
+    scale_ = static_cast<S>(detail::triplet_scale("AdaLoraAdapter", options_.alpha, options_.initial_rank, options_.initial_rank));
+    refresh();
+  }
+
+  Index rank() const { return factors_.down.rows(); }
+  Index in() const { return factors_.down.cols(); }
+  Index out() const { return factors_.up.cols(); }
+  ConstMatrixRef<S> down() const { return factors_.down; }  ///< A [rank, in]
+  ConstMatrixRef<S> up() const { return factors_.up; }      ///< Bᵀ [rank, out]
+  ConstVectorRef<S> gain() const { return gain_; }          ///< [rank] scale · λ
+  ConstVectorRef<S> lambda() const { return lambda_; }      ///< [rank]
+  S scale() const { return scale_; }
+  Index kept() const { return (lambda_.array() != S(0)).count(); }  ///< triplets whose λ is not 0
+
+  /// The numbers themselves, for training and masking; refresh() after lambda has changed.
+  MatrixRef<S> down() { return factors_.down; }
+  MatrixRef<S> up() { return factors_.up; }
+  VectorRef<S> lambda() { return lambda_; }
+  void refresh() { gain_ = scale_ * lambda_; }
+
+  /// The triplets that are left, with the scale they were trained with.
+  AdaLoraAdapter pruned() const {
+    Matrix<S> a(kept(), in()), b(out(), kept());
+    Vector<S> e(kept());
+    for (Index r = 0, to = 0; r < rank(); ++r) {
+      if (lambda_[r] == S(0)) continue;
+      a.row(to) = factors_.down.row(r);
+      b.col(to) = factors_.up.row(r).transpose();
+      e[to++] = lambda_[r];
+    }
+    return AdaLoraAdapter(a, e, b, options_);
+  }
+
+  template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
+    const Vector<S> dlambda = scale_ * g.gain;
+    f("lora_A", down(), ConstMatrixRef<S>(g.down));
+    f("lora_E", detail::as_row(lambda_), ConstMatrixRef<S>(dlambda.data(), 1, dlambda.size()));
+    f("lora_B", up(), ConstMatrixRef<S>(g.up));
+  }
+  Index parameters() const { return factors_.size() + lambda_.size(); }  ///< numbers that training changes
+  std::size_t bytes() const { return static_cast<std::size_t>(parameters()) * sizeof(S); }
+
+ private:
+  detail::Factors<S> factors_;
+  Vector<S> lambda_, gain_;
+  AdaLoraOptions options_;
+  S scale_ = 0;
+};
+
+template <detail::EigenDense A, class E, class B> AdaLoraAdapter(const A&, const E&, const B&) -> AdaLoraAdapter<detail::scalar_t<A>>;
+template <detail::EigenDense A, class E, class B>
+AdaLoraAdapter(const A&, const E&, const B&, const AdaLoraOptions&) -> AdaLoraAdapter<detail::scalar_t<A>>;
+
+/// A, B ~ N(0, 0.02²) and Λ = 0.
+template <class S = float, std::uniform_random_bit_generator Rng>
+AdaLoraAdapter<S> fresh_adalora(Index in, Index out, Index rank, const AdaLoraOptions& options, Rng& rng) {
+  const LoraFactors<S> f = fresh_factors<S>(in, out, rank, {.start = LoraStart::bert}, rng);
+  return AdaLoraAdapter<S>(f.down, Vector<S>::Zero(rank).eval(), f.up, options);
+}
+
+/// ‖F Fᵀ − I‖ of components F [rank, features] (A, or B transposed), in the Frobenius norm, not squared, as the published code has it; the
+/// penalty of a model is a weight times the mean over all factors. `gradient`, if given, gets weight · d/dF added.
+///
+/// Shapes   gradient [rank, features]
+template <class S>
+S orthogonality(ConstMatrixRef<S> components, std::type_identity_t<MatrixRef<S>>* gradient = nullptr, std::type_identity_t<S> weight = 1) {
+  Matrix<S> gap = components * components.transpose();
+  gap.diagonal().array() -= S(1);
+  const S norm = gap.norm();
+  if (gradient != nullptr && norm > S(0)) {
+    check_shape("orthogonality", "gradient", *gradient, components.rows(), components.cols());
+    gradient->noalias() += (S(2) * weight / norm) * gap * components;
+  }
+  return norm;
+}
+
+}  // namespace pith::inline v0

@@ -1,0 +1,148 @@
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <utility>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/nn/linear.hpp>
+#include <pith/peft/dense.hpp>
+#include <pith/peft/lora.hpp>
+#include <pith/peft/low_rank.hpp>
+
+namespace pith::inline v0 {
+
+/// Norm of each row of W + B diag(gain) A: what DoRA divides by, and the magnitude it starts from.
+///
+/// Shapes   returns [out]
+/// Cost     2·rank·in·out flops, in double; 64 rows of the weight exist at once
+/// Throws   ShapeError if the adapter does not fit
+template <DenseLinear L, LowRankAdapter A>
+requires std::same_as<typename L::Scalar, typename A::Scalar> Vector<typename L::Scalar> dora_norm(const L& layer, const A& adapter) {
+  using S = typename L::Scalar;
+  check_shape("dora_norm", "down", ConstMatrixRef<S>(adapter.down()), any_extent, layer.in());
+  check_shape("dora_norm", "up", ConstMatrixRef<S>(adapter.up()), any_extent, layer.out());
+  Vector<S> norm(layer.out());
+  Matrix<double> rows(std::min(layer.out(), detail::merged_at_once), layer.in());
+  for (Index r = 0; r < layer.out(); r += detail::merged_at_once) {
+    const Index n = std::min(detail::merged_at_once, layer.out() - r);
+    detail::wide_rows(layer, r, rows.topRows(n));
+    detail::add_delta_rows(adapter, r, rows.topRows(n));
+    norm.segment(r, n) = rows.topRows(n).rowwise().norm().template cast<S>();
+  }
+  return norm;
+}
+
+/// Weight-decomposed LoRA: every row of W + ΔW scaled to the length m that was learned for it, y = bias + m / n ∘ (x (W + ΔW)ᵀ).
+///
+/// n, the length it has, is computed when the layer is made and by refresh(): it changes with the weight, the adapter and its scale alone.
+/// Where n is 0 the row stays as it is.
+///
+/// Shapes   magnitude m [out], or empty: n, so that the layer starts as plain LoRA · x [tokens, in] · y [tokens, out]
+/// Heap     none in forward(x, y, ws) and backward(dy, dx, ws), given ws of workspace_bytes(tokens, workers)
+/// Throws   ShapeError if the parts do not fit, UnsupportedError if the adapter has a bias, which DoRA excludes
+/// Law      where m is n, the bits of LoraLinear; over a base with adapters of its own the result depends on their order
+/// Paper    DoRA: arXiv:2402.09353
+template <DenseLinear Base, LowRankAdapter Adapter = LoraAdapter<typename Base::Scalar>>
+requires std::same_as<typename Base::Scalar, typename Adapter::Scalar>
+class DoraLinear {
+ public:
+  using Scalar = typename Base::Scalar;
+
+  DoraLinear(Base base, Adapter adapter, Vector<Scalar> magnitude = {})
+      : base_(std::move(base)), adapter_(std::move(adapter)), magnitude_(std::move(magnitude)), bias_(detail::wide_bias(base_)) {
+    if (magnitude_.size() > 0) check_shape("DoraLinear", "magnitude", magnitude_, base_.out(), 1);
+    if (detail::bias_of(adapter_).size() > 0) [[unlikely]]
+      raise<UnsupportedError>("pith::DoraLinear: the adapter has a bias, which DoRA has no place for: leave it out");
+    refresh();
+  }
+
+  void forward(ConstMatrixRef<Scalar> x, MatrixRef<Scalar> y, Workspace& ws) const {
+    PITH_ASSERT(fresh_);  // refresh() after a change of the adapter or the magnitude
+    base_.forward(x, y, ws);
+    add_low_rank(x, adapter_, y, ws);
+    for (Index t = 0; t < y.rows(); ++t) {
+      Scalar* row = y.data() + t * y.outerStride();
+      const Scalar* excess = excess_.data();
+      if (bias_.size() > 0) {
+        for (Index c = 0; c < y.cols(); ++c) row[c] += excess[c] * (row[c] - bias_[c]);
+      } else {
+        for (Index c = 0; c < y.cols(); ++c) row[c] += excess[c] * row[c];
+      }
+    }
+  }
+  Matrix<Scalar> forward(ConstMatrixRef<Scalar> x) const { return detail::forward_alone(*this, x); }
+  /// dx = (dy ∘ m / n) (W + ΔW), n being held constant. Shapes: dy [tokens, out] · dx [tokens, in]
+  void backward(ConstMatrixRef<Scalar> dy, MatrixRef<Scalar> dx, Workspace& ws) const requires BackwardLinear<Base> {
+    PITH_ASSERT(fresh_);
+    check_shape("DoraLinear", "dy", dy, any_extent, out());
+    const Workspace::Scope scope(ws);
+    const MatrixRef<Scalar> scaled = ws.matrix<Scalar>(dy.rows(), dy.cols());
+    scale_rows(dy, scaled);
+    base_.backward(scaled, dx, ws);
+    add_low_rank<Scalar>(scaled, adapter_.up(), adapter_.down(), adapter_.gain(), dx, ws);
+  }
+
+  /// out = dy ∘ m / n: the gradient of x (W + ΔW)ᵀ. Shapes: dy, out [tokens, out]
+  void scale_rows(ConstMatrixRef<Scalar> dy, MatrixRef<Scalar> scaled) const {
+    scaled = (dy.array().rowwise() * (excess_.array() + Scalar(1)).transpose()).matrix();
+  }
+
+  /// Computes n anew; over the weight of another layer where DoRA ignores what lies between it and this one, as lists of adapters do in
+  /// PEFT.
+  void refresh() { refresh(base_); }
+  template <DenseLinear Weight> void refresh(const Weight& weight) {
+    norm_ = dora_norm(weight, adapter_);
+    if (magnitude_.size() == 0) magnitude_ = norm_;
+    excess_ = (norm_.array() == Scalar(0)).select(Scalar(0), magnitude_.array() / norm_.array() - Scalar(1)).matrix();
+    fresh_ = true;
+  }
+
+  /// diag(m / n) (W + ΔW) as one layer; each number is rounded once. This layer and its base stay as they are.
+  Linear<Scalar> merged() const { return detail::merged(*this); }
+  void merged_rows(Index first_row, MatrixRef<double> rows) const {
+    PITH_ASSERT(fresh_);
+    detail::wide_rows(base_, first_row, rows);
+    detail::add_delta_rows(adapter_, first_row, rows);
+    for (Index r = 0; r < rows.rows(); ++r)
+      if (const double n = double(norm_[first_row + r]); n != 0) rows.row(r) *= double(magnitude_[first_row + r]) / n;
+  }
+  void copy_weight(Index first_row, MatrixRef<Scalar> rows) const { detail::copy_merged_rows(*this, first_row, rows); }
+  ConstVectorRef<Scalar> bias() const { return bias_; }
+
+  Index in() const { return base_.in(); }
+  Index out() const { return base_.out(); }
+  std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
+    return Workspace::bytes_for<Scalar>(tokens * out()) +
+           std::max(detail::workspace_bytes_of(base_, tokens, workers),
+                    low_rank_workspace_bytes<Scalar>(tokens, detail::most_rank(adapter_), workers));
+  }
+
+  const Base& base() const { return base_; }
+  const Adapter& adapter() const { return adapter_; }
+  const Vector<Scalar>& magnitude() const { return magnitude_; }
+  const Vector<Scalar>& norm() const { return norm_; }
+  /// What may be changed; refresh() before the next forward().
+  Adapter& adapter() {
+    fresh_ = false;
+    return adapter_;
+  }
+  VectorRef<Scalar> magnitude() {
+    fresh_ = false;
+    return magnitude_;
+  }
+
+ private:
+  Base base_;
+  Adapter adapter_;
+  Vector<Scalar> magnitude_, bias_, norm_, excess_;  // excess: m / n - 1
+  bool fresh_ = false;
+};
+
+template <DenseLinear Base, LowRankAdapter Adapter> DoraLinear(Base, Adapter) -> DoraLinear<Base, Adapter>;
+template <DenseLinear Base, LowRankAdapter Adapter, class M> DoraLinear(Base, Adapter, const M&) -> DoraLinear<Base, Adapter>;
+
+}  // namespace pith::inline v0

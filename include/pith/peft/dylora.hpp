@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstddef>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/peft/factors.hpp>
+#include <pith/peft/gradients.hpp>
+#include <pith/peft/lora.hpp>
+#include <pith/peft/low_rank.hpp>
+
+namespace pith::inline v0 {
+
+/// One adapter for every rank up to its own: ΔW = alpha/b · B[:, :b] A[:b], the first b components.
+///
+/// Shapes   down A [max_rank, in] and up B [out, max_rank], as published
+/// Heap     at construction only
+/// Throws   ShapeError if the shapes disagree, alpha is not finite or there is no component
+/// Law      at rank b the bits of a LoraAdapter of the first b rows of A and columns of B
+/// Paper    DyLoRA: arXiv:2210.07558
+template <class S = float> class DyLoraAdapter {
+ public:
+  using Scalar = S;
+
+  DyLoraAdapter(ConstMatrixRef<S> down, ConstMatrixRef<S> up, const LoraOptions& options = {})
+      : factors_("DyLoraAdapter", down, up), options_(options), gain_(down.rows()) {
+    set_rank(max_rank());
+  }
+
+  /// Uses the first b components from now on: nothing is copied, the scale becomes alpha / b.
+  ///
+  /// Heap     none
+  /// Throws   ShapeError unless 1 <= b <= max_rank()
+  void set_rank(Index b) {
+    if (b < 1 || b > max_rank()) [[unlikely]]
+      raise<ShapeError>(detail::text("pith::DyLoraAdapter::set_rank: rank ", b, ", expected 1 .. ", max_rank()));
+    gain_.setConstant(static_cast<S>(lora_scale(options_, b)));
+    rank_ = b;
+  }
+
+  Index rank() const { return rank_; }
+  Index max_rank() const { return factors_.down.rows(); }
+  Index in() const { return factors_.down.cols(); }
+  Index out() const { return factors_.up.cols(); }
+  ConstMatrixRef<S> down() const { return factors_.down.topRows(rank_); }  ///< A [rank, in]
+  ConstMatrixRef<S> up() const { return factors_.up.topRows(rank_); }      ///< Bᵀ [rank, out]
+  ConstVectorRef<S> gain() const { return {gain_.data(), rank_}; }         ///< [rank] alpha / rank
+  S scale() const { return gain_[0]; }
+
+  /// The numbers of all ranks, for training.
+  MatrixRef<S> all_down() { return factors_.down; }
+  MatrixRef<S> all_up() { return factors_.up; }
+  void refresh() {}
+  template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
+    f("lora_A", all_down(), ConstMatrixRef<S>(g.down));
+    f("lora_B", all_up(), ConstMatrixRef<S>(g.up));
+  }
+  Index parameters() const { return factors_.size(); }  ///< numbers that training changes
+  std::size_t bytes() const { return static_cast<std::size_t>(parameters()) * sizeof(S); }
+
+ private:
+  detail::Factors<S> factors_;
+  LoraOptions options_;
+  Vector<S> gain_;
+  Index rank_ = 0;
+};
+
+template <detail::EigenDense A, class B> DyLoraAdapter(const A&, const B&) -> DyLoraAdapter<detail::scalar_t<A>>;
+template <detail::EigenDense A, class B> DyLoraAdapter(const A&, const B&, const LoraOptions&) -> DyLoraAdapter<detail::scalar_t<A>>;
+
+}  // namespace pith::inline v0

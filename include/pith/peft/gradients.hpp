@@ -1,0 +1,59 @@
+#pragma once
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/peft/low_rank.hpp>
+
+namespace pith::inline v0 {
+
+/// dL/d of what any LowRankAdapter shows. Its each_parameter() turns them into gradients of what it is made of.
+template <class S> struct LowRankGradients {
+  Matrix<S> down, up;  ///< [rank, in], [rank, out]
+  Vector<S> gain;      ///< [rank]
+  Vector<S> bias;      ///< [out]
+
+  LowRankGradients() = default;
+  LowRankGradients(Index rank, Index in, Index out) : down(rank, in), up(rank, out), gain(rank), bias(out) { set_zero(); }
+  void set_zero() {
+    down.setZero();
+    up.setZero();
+    gain.setZero();
+    bias.setZero();
+  }
+};
+
+/// Adds the gradients of one batch, the base being frozen: with t = x Aᵀ and u = dy B,
+/// dA += (u ∘ gain)ᵀ x, dBᵀ += (t ∘ gain)ᵀ dy, dgain += Σ t ∘ u, dbias += Σ dy.
+///
+/// Shapes   x [tokens, in] · dy [tokens, out] · the first rank rows of the gradients, the others stay as they are
+/// Cost     6·tokens·rank·(in + out) flops
+/// Heap     t, u and Eigen's products
+/// Throws   ShapeError if the shapes disagree, before any gradient changes
+template <LowRankAdapter A>
+void low_rank_backward(ConstMatrixRef<typename A::Scalar> x, const A& adapter, ConstMatrixRef<typename A::Scalar> dy,
+                       LowRankGradients<typename A::Scalar>& grads) {
+  using S = typename A::Scalar;
+  const ConstMatrixRef<S> down = adapter.down(), up = adapter.up();
+  const ConstVectorRef<S> gain = adapter.gain();
+  const Index rank = down.rows();
+  check_shape("low_rank_backward", "x", x, any_extent, down.cols());
+  check_shape("low_rank_backward", "dy", dy, x.rows(), up.cols());
+  check_shape("low_rank_backward", "grads.down", grads.down, any_extent, down.cols());
+  check_shape("low_rank_backward", "grads.up", grads.up, grads.down.rows(), up.cols());
+  check_shape("low_rank_backward", "grads.gain", grads.gain, grads.down.rows(), 1);
+  check_shape("low_rank_backward", "grads.bias", grads.bias, up.cols(), 1);
+  if (rank > grads.down.rows()) [[unlikely]]
+    raise<ShapeError>(detail::text("pith::low_rank_backward: gradients of ", grads.down.rows(), " components for a rank of ", rank));
+  const Matrix<S> t = x * down.transpose(), u = dy * up.transpose();
+  grads.down.topRows(rank).noalias() += (u * gain.asDiagonal()).transpose() * x;
+  grads.up.topRows(rank).noalias() += (t * gain.asDiagonal()).transpose() * dy;
+  grads.gain.head(rank) += t.cwiseProduct(u).colwise().sum().transpose();
+  grads.bias += dy.colwise().sum().transpose();
+}
+
+namespace detail {
+/// A vector as the one row of a matrix.
+template <class S> MatrixRef<S> as_row(Vector<S>& v) { return {v.data(), 1, v.size()}; }
+}  // namespace detail
+
+}  // namespace pith::inline v0

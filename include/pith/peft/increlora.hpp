@@ -1,0 +1,167 @@
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <random>
+#include <string>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/peft/adalora.hpp>
+#include <pith/peft/gradients.hpp>
+#include <pith/peft/lora_init.hpp>
+#include <pith/peft/low_rank.hpp>
+
+namespace pith::inline v0 {
+
+struct IncreLoraOptions {
+  double alpha = 8;           ///< 0 or less: the initial rank
+  Index capacity = 32;        ///< components there is room for, the reserve included
+  Index add = 1;              ///< components a growth adds, and the reserve holds
+  bool advance_learn = true;  ///< the reserve learns its directions before it counts, with λ = 1e-5; otherwise it waits with λ = 0
+};
+
+/// AdaLoRA's form, growing: ΔW = scale · B diag(λ) A, scale = alpha / (rank that counts + 1e-5), so a growth weakens what was there before.
+///
+/// Behind the counted components lies a reserve, which takes part with its λ but neither counts nor trains it. A growth counts the reserve
+/// in and puts a new one behind it.
+///
+/// Shapes   down A [initial rank, in] · lambda [initial rank] · up B [out, initial rank]
+/// Heap     at construction only: growing stays within the capacity
+/// Throws   ShapeError if shapes or numbers make no sense, CapacityError when there is no room to grow
+/// Paper    IncreLoRA: arXiv:2308.12043
+template <class S = float> class IncreLoraAdapter {
+ public:
+  using Scalar = S;
+
+  IncreLoraAdapter(ConstMatrixRef<S> down, ConstVectorRef<S> lambda, ConstMatrixRef<S> up, const IncreLoraOptions& options = {})
+      : options_(options), initial_(down.rows()), counted_(down.rows()), used_(down.rows()) {
+    check_shape("IncreLoraAdapter", "lambda", lambda, down.rows(), 1);
+    check_shape("IncreLoraAdapter", "up", up, any_extent, down.rows());
+    if (options.add < 1 || options.capacity < down.rows()) [[unlikely]]
+      raise<ShapeError>(detail::text("pith::IncreLoraAdapter: room for ", options.capacity, " components with ", down.rows(),
+                                     " to begin with, ", options.add, " at a time: expected room for them and 1 or more"));
+    detail::checked_product("IncreLoraAdapter", options.capacity, down.cols());
+    detail::checked_product("IncreLoraAdapter", options.capacity, up.rows());
+    scale_ = static_cast<S>(detail::triplet_scale("IncreLoraAdapter", options.alpha, counted_, initial_));
+    down_.setZero(options.capacity, down.cols());
+    up_.setZero(options.capacity, up.rows());
+    lambda_.setZero(options.capacity);
+    down_.topRows(initial_) = down;
+    up_.topRows(initial_) = up.transpose();
+    lambda_.head(initial_) = lambda;
+    gain_.setZero(options.capacity);
+    refresh();
+  }
+
+  Index rank() const { return used_; }             ///< components that take part
+  Index counted() const { return counted_; }       ///< without the reserve (`ranknum`)
+  Index max_rank() const { return down_.rows(); }  ///< the capacity
+  Index in() const { return down_.cols(); }
+  Index out() const { return up_.cols(); }
+  ConstMatrixRef<S> down() const { return down_.topRows(used_); }       ///< A [rank, in]
+  ConstMatrixRef<S> up() const { return up_.topRows(used_); }           ///< Bᵀ [rank, out]
+  ConstVectorRef<S> gain() const { return {gain_.data(), used_}; }      ///< [rank] scale · λ
+  ConstVectorRef<S> lambda() const { return {lambda_.data(), used_}; }  ///< [rank]
+  S scale() const { return scale_; }
+  const IncreLoraOptions& options() const { return options_; }
+
+  /// Puts a reserve behind what there is.
+  ///
+  /// Shapes   down A [add, in] · up B [out, add]
+  /// Throws   CapacityError if there is no room; StateError if there is one
+  void add_reserve(ConstMatrixRef<S> down, ConstMatrixRef<S> up) {
+    check_reserve();
+    check_shape("IncreLoraAdapter::add_reserve", "down", down, options_.add, in());
+    check_shape("IncreLoraAdapter::add_reserve", "up", up, out(), options_.add);
+    down_.middleRows(used_, options_.add) = down;
+    up_.middleRows(used_, options_.add) = up.transpose();
+    lambda_.segment(used_, options_.add).setConstant(options_.advance_learn ? S(1e-5) : S(0));
+    used_ += options_.add;
+    refresh();
+  }
+  /// The same from N(0, 0.02²).
+  template <std::uniform_random_bit_generator Rng> void add_reserve(Rng& rng) {
+    check_reserve();
+    const LoraFactors<S> f = fresh_factors<S>(in(), out(), options_.add, {.start = LoraStart::bert}, rng);
+    add_reserve(f.down, f.up);
+  }
+
+  /// Counts the reserve in. Its λ stays what it is and is trained from now on; add_reserve() comes next.
+  ///
+  /// Throws   StateError without a reserve
+  void grow() {
+    if (used_ == counted_) [[unlikely]]
+      raise<StateError>("pith::IncreLoraAdapter::grow: no reserve to grow by; call add_reserve() first");
+    counted_ = used_;
+    scale_ = static_cast<S>(detail::triplet_scale("IncreLoraAdapter", options_.alpha, counted_, initial_));
+    refresh();
+  }
+  bool can_add_reserve() const { return used_ == counted_ && max_rank() - used_ >= options_.add; }
+  bool can_grow() const { return used_ > counted_ && max_rank() - used_ >= options_.add; }  ///< with a new reserve behind it
+
+  /// Takes the reserve out of the result: its λ becomes 0.
+  void silence_reserve() {
+    lambda_.segment(counted_, used_ - counted_).setZero();
+    refresh();
+  }
+
+  /// The numbers themselves, for training; refresh() after lambda has changed.
+  MatrixRef<S> down() { return down_.topRows(used_); }
+  MatrixRef<S> up() { return up_.topRows(used_); }
+  VectorRef<S> lambda() { return {lambda_.data(), used_}; }
+  void refresh() { gain_.head(used_) = scale_ * lambda_.head(used_); }
+
+  /// The counted components as an AdaLoraAdapter of the same scale: for inference, once the reserve is silent.
+  AdaLoraAdapter<S> grown() const {
+    return AdaLoraAdapter<S>(down_.topRows(counted_), lambda_.head(counted_), up_.topRows(counted_).transpose().eval(),
+                             {.alpha = options_.alpha > 0 ? options_.alpha : double(initial_), .initial_rank = counted_});
+  }
+
+  /// One at a time, as they come: λ of the counted ones, A and B also of a reserve that learns.
+  template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
+    for (Index r = 0; r < used_; ++r) {
+      const std::string number = "." + std::to_string(r);
+      if (r < counted_ || options_.advance_learn) {
+        f("lora_A" + number, MatrixRef<S>(down_.middleRows(r, 1)), ConstMatrixRef<S>(g.down.middleRows(r, 1)));
+        f("lora_B" + number, MatrixRef<S>(up_.middleRows(r, 1)), ConstMatrixRef<S>(g.up.middleRows(r, 1)));
+      }
+      if (r < counted_) {
+        const S dlambda = scale_ * g.gain[r];
+        f("lora_E" + number, MatrixRef<S>(lambda_.data() + r, 1, 1), ConstMatrixRef<S>(&dlambda, 1, 1));
+      }
+    }
+  }
+  Index parameters() const {  ///< numbers that training changes at this point
+    return counted_ * (in() + out() + 1) + (options_.advance_learn ? (used_ - counted_) * (in() + out()) : 0);
+  }
+  std::size_t bytes() const { return static_cast<std::size_t>(used_ * (in() + out() + 1)) * sizeof(S); }
+
+ private:
+  void check_reserve() const {
+    if (used_ != counted_) [[unlikely]]
+      raise<StateError>("pith::IncreLoraAdapter::add_reserve: there is a reserve already; grow() first");
+    if (max_rank() - used_ < options_.add) [[unlikely]]
+      raise<CapacityError>(detail::text("pith::IncreLoraAdapter: full (", used_, " of ", max_rank(), " components, ", options_.add,
+                                        " more are needed): construct it with a larger capacity"));
+  }
+
+  Matrix<S> down_, up_;
+  Vector<S> lambda_, gain_;
+  IncreLoraOptions options_;
+  Index initial_, counted_, used_;
+  S scale_ = 0;
+};
+
+template <detail::EigenDense A, class E, class B> IncreLoraAdapter(const A&, const E&, const B&) -> IncreLoraAdapter<detail::scalar_t<A>>;
+template <detail::EigenDense A, class E, class B>
+IncreLoraAdapter(const A&, const E&, const B&, const IncreLoraOptions&) -> IncreLoraAdapter<detail::scalar_t<A>>;
+
+/// A, B ~ N(0, 0.02²) and λ = 0.
+template <class S = float, std::uniform_random_bit_generator Rng>
+IncreLoraAdapter<S> fresh_increlora(Index in, Index out, Index rank, const IncreLoraOptions& options, Rng& rng) {
+  const LoraFactors<S> f = fresh_factors<S>(in, out, rank, {.start = LoraStart::bert}, rng);
+  return IncreLoraAdapter<S>(f.down, Vector<S>::Zero(rank).eval(), f.up, options);
+}
+
+}  // namespace pith::inline v0

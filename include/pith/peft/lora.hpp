@@ -1,0 +1,174 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <string>
+#include <utility>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/nn/linear.hpp>
+#include <pith/peft/dense.hpp>
+#include <pith/peft/factors.hpp>
+#include <pith/peft/gradients.hpp>
+#include <pith/peft/low_rank.hpp>
+
+namespace pith::inline v0 {
+
+struct LoraOptions {
+  double alpha = 8;     ///< the scale is alpha / rank
+  bool rslora = false;  ///< alpha / √rank instead   arXiv:2312.03732
+};
+
+/// What the product B A is multiplied by; 0 at rank 0.
+inline double lora_scale(const LoraOptions& options, Index rank) {
+  if (!std::isfinite(options.alpha) || rank < 0) [[unlikely]]
+    raise<ShapeError>(
+        detail::text("pith::lora_scale: alpha ", options.alpha, " at rank ", rank, ": expected a finite alpha and rank >= 0"));
+  if (rank == 0) return 0;
+  return options.rslora ? options.alpha / std::sqrt(double(rank)) : options.alpha / double(rank);
+}
+
+/// ΔW = scale · B A. Fresh ones, with B = 0, come from lora_init.hpp.
+///
+/// Shapes   down A [rank, in] and up B [out, rank], as PEFT stores them; B is kept transposed · bias [out] or empty: of B (`lora_bias`)
+/// Heap     at construction only
+/// Throws   ShapeError if the shapes disagree or alpha is not finite
+/// Paper    LoRA: arXiv:2106.09685
+template <class S = float> class LoraAdapter {
+ public:
+  using Scalar = S;
+
+  LoraAdapter() = default;
+  LoraAdapter(ConstMatrixRef<S> down, ConstMatrixRef<S> up, const LoraOptions& options = {}, ConstVectorRef<S> bias = {})
+      : factors_("LoraAdapter", down, up), beta_(bias), scale_(static_cast<S>(lora_scale(options, down.rows()))) {
+    detail::check_bias("LoraAdapter", out(), bias.size());
+    refresh();
+  }
+
+  Index rank() const { return factors_.down.rows(); }
+  Index in() const { return factors_.down.cols(); }
+  Index out() const { return factors_.up.cols(); }
+  ConstMatrixRef<S> down() const { return factors_.down; }  ///< A [rank, in]
+  ConstMatrixRef<S> up() const { return factors_.up; }      ///< Bᵀ [rank, out]
+  ConstVectorRef<S> gain() const { return gain_; }          ///< [rank] scale
+  ConstVectorRef<S> bias() const { return bias_; }          ///< [out] scale · β, or empty
+  ConstVectorRef<S> beta() const { return beta_; }          ///< [out] as trained, or empty
+
+  S scale() const { return scale_; }
+  /// What B A is multiplied by from now on; 0 switches the adapter off, bit for bit.
+  void set_scale(S scale) {
+    if (!std::isfinite(scale)) [[unlikely]]
+      raise<ShapeError>(detail::text("pith::LoraAdapter::set_scale: scale is ", scale, ", expected a finite number"));
+    scale_ = scale;
+    refresh();
+  }
+
+  /// The numbers themselves, for training; refresh() after beta has changed.
+  MatrixRef<S> down() { return factors_.down; }
+  MatrixRef<S> up() { return factors_.up; }
+  VectorRef<S> beta() { return beta_; }
+  void refresh() {
+    gain_ = Vector<S>::Constant(rank(), scale_);
+    bias_ = scale_ * beta_;
+    if (scale_ == S(0)) bias_.resize(0);
+  }
+
+  /// f(name, numbers, their gradient) for everything that is trained.
+  template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
+    f("lora_A", down(), ConstMatrixRef<S>(g.down));
+    f("lora_B", up(), ConstMatrixRef<S>(g.up));
+    if (beta_.size() > 0) f("lora_B.bias", detail::as_row(beta_), ConstMatrixRef<S>(Matrix<S>(scale_ * g.bias.transpose())));
+  }
+  Index parameters() const { return factors_.size() + beta_.size(); }  ///< numbers that training changes
+  std::size_t bytes() const { return static_cast<std::size_t>(parameters()) * sizeof(S); }
+
+ private:
+  detail::Factors<S> factors_;
+  Vector<S> beta_, bias_, gain_;
+  S scale_ = 0;
+};
+
+template <detail::EigenDense A, class... Rest> LoraAdapter(const A&, const Rest&...) -> LoraAdapter<detail::scalar_t<A>>;
+template <detail::EigenDense A, class B> LoraAdapter(const A&, const B&, const LoraOptions&) -> LoraAdapter<detail::scalar_t<A>>;
+template <detail::EigenDense A, class B, class V>
+LoraAdapter(const A&, const B&, const LoraOptions&, const V&) -> LoraAdapter<detail::scalar_t<A>>;
+
+/// A layer and an adapter beside it: y = base(x) + ((x Aᵀ) ∘ gain) Bᵀ. A LinearOp itself: adapters stack, and any base can be wrapped.
+///
+/// Shapes   x [tokens, in] · y [tokens, out]
+/// Cost     2·tokens·rank·(in + out) flops over the base
+/// Heap     none in forward(x, y, ws) and backward(dy, dx, ws), given ws of workspace_bytes(tokens, workers)
+/// Throws   ShapeError if the adapter does not fit the base
+/// Law      at rank 0, or where every gain is 0, the bits of the base; merged() is the same layer up to rounding
+/// Paper    LoRA: arXiv:2106.09685
+template <LinearOp Base, LowRankAdapter Adapter = LoraAdapter<typename Base::Scalar>>
+requires std::same_as<typename Base::Scalar, typename Adapter::Scalar>
+class LoraLinear {
+ public:
+  using Scalar = typename Base::Scalar;
+
+  LoraLinear(Base base, Adapter adapter) : base_(std::move(base)), adapter_(std::move(adapter)) { check(); }
+
+  void forward(ConstMatrixRef<Scalar> x, MatrixRef<Scalar> y, Workspace& ws) const {
+    base_.forward(x, y, ws);
+    add_low_rank(x, adapter_, y, ws);
+  }
+  Matrix<Scalar> forward(ConstMatrixRef<Scalar> x) const { return detail::forward_alone(*this, x); }
+  /// dx = dy W + ((dy B) ∘ gain) A: the gradient of the input. Shapes: dy [tokens, out] · dx [tokens, in]
+  void backward(ConstMatrixRef<Scalar> dy, MatrixRef<Scalar> dx, Workspace& ws) const requires BackwardLinear<Base> {
+    base_.backward(dy, dx, ws);
+    add_low_rank<Scalar>(dy, adapter_.up(), adapter_.down(), adapter_.gain(), dx, ws);
+  }
+
+  /// W + B diag(gain) A as one layer; each number is rounded once. This layer and its base stay as they are.
+  ///
+  /// Cost     2·rank·in·out flops
+  Linear<Scalar> merged() const requires DenseLinear<Base> { return detail::merged(*this); }
+  /// Rows first_row … of what merged() would hold, before rounding.
+  void merged_rows(Index first_row, MatrixRef<double> rows) const requires DenseLinear<Base> {
+    detail::wide_rows(base_, first_row, rows);
+    detail::add_delta_rows(adapter_, first_row, rows);
+  }
+  Vector<Scalar> merged_bias() const requires DenseLinear<Base> {
+    return detail::bias_sum(detail::wide_bias(base_), detail::bias_of(adapter_));
+  }
+
+  void copy_weight(Index first_row, MatrixRef<Scalar> rows) const requires DenseLinear<Base> {
+    detail::copy_merged_rows(*this, first_row, rows);
+  }
+  /// Throws   StateError if the adapter has a bias of its own: nothing holds the sum but merged()
+  ConstVectorRef<Scalar> bias() const requires DenseLinear<Base> {
+    if (detail::bias_of(adapter_).size() > 0) [[unlikely]]
+      raise<StateError>("pith::LoraLinear::bias: the adapter adds a bias of its own; ask merged() for their sum");
+    return base_.bias();
+  }
+
+  Index in() const { return base_.in(); }
+  Index out() const { return base_.out(); }
+  std::size_t bytes() const { return detail::bytes_of(base_) + adapter_bytes(); }
+  std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
+    return std::max(detail::workspace_bytes_of(base_, tokens, workers),
+                    low_rank_workspace_bytes<Scalar>(tokens, detail::most_rank(adapter_), workers));
+  }
+
+  const Base& base() const { return base_; }
+  const Adapter& adapter() const { return adapter_; }
+  Adapter& adapter() { return adapter_; }
+
+ private:
+  void check() const {
+    check_shape("LoraLinear", "down", ConstMatrixRef<Scalar>(adapter_.down()), adapter_.rank(), base_.in());
+    check_shape("LoraLinear", "up", ConstMatrixRef<Scalar>(adapter_.up()), adapter_.rank(), base_.out());
+    check_shape("LoraLinear", "gain", ConstVectorRef<Scalar>(adapter_.gain()), adapter_.rank(), 1);
+    detail::check_bias("LoraLinear", base_.out(), detail::bias_of(adapter_).size());
+  }
+  std::size_t adapter_bytes() const { return static_cast<std::size_t>(adapter_.rank() * (in() + out() + 1)) * sizeof(Scalar); }
+
+  Base base_;
+  Adapter adapter_;
+};
+
+}  // namespace pith::inline v0

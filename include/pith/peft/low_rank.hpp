@@ -1,0 +1,217 @@
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <type_traits>
+
+#include <pith/core/check.hpp>
+#include <pith/core/simd.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/nn/linear_op.hpp>
+#include <pith/nn/matmul.hpp>
+
+namespace pith::inline v0 {
+
+/// What LoRA and its relatives add to a layer: ΔW = B diag(gain) A in rank components, each a row of both factors.
+///
+/// Optional: bias(), [out] or empty, added to y with its scale folded in.
+template <class A>
+concept LowRankAdapter = requires(const A a) {
+  typename A::Scalar;
+  { a.rank() } -> std::convertible_to<Index>;
+  { a.down() } -> std::convertible_to<ConstMatrixRef<typename A::Scalar>>;  // A  [rank, in]
+  { a.up() } -> std::convertible_to<ConstMatrixRef<typename A::Scalar>>;    // Bᵀ [rank, out]
+  { a.gain() } -> std::convertible_to<ConstVectorRef<typename A::Scalar>>;  // [rank], scale folded in
+};
+
+/// y += ((x Aᵀ) ∘ gain) Bᵀ, from right to left: the product B A is never formed.
+///
+/// Shapes   x [tokens, in] · down A [rank, in] · up Bᵀ [rank, out] · gain [rank] · y [tokens, out]; y overlaps none of the others
+/// Cost     2·tokens·rank·(in + out) flops; a component whose gain is 0 costs nothing
+/// Heap     none, given ws of low_rank_workspace_bytes<S>(tokens, rank, workers)
+/// Throws   ShapeError if the shapes disagree, CapacityError if ws is too small, before y is touched
+/// Law      a row of y depends on its own row of x alone, bit for bit: not on the other tokens, nor on the workers; it is one multiply-add
+///          chain over the components in ascending order from y. Rank 0 leaves every bit as it was
+/// Paper    LoRA: arXiv:2106.09685
+template <class S>
+void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> down, std::type_identity_t<ConstMatrixRef<S>> up,
+                  std::type_identity_t<ConstVectorRef<S>> gain, std::type_identity_t<MatrixRef<S>> y, Workspace& ws);
+
+/// The same of an adapter, and its bias.
+template <LowRankAdapter A>
+void add_low_rank(ConstMatrixRef<typename A::Scalar> x, const A& adapter, MatrixRef<typename A::Scalar> y, Workspace& ws);
+
+/// What add_low_rank() takes from its workspace at most; monotone in tokens and rank.
+template <class S> constexpr std::size_t low_rank_workspace_bytes(Index tokens, Index rank, Index workers = 1) {
+  if (tokens <= 0 || rank <= 0) return 0;
+  return Workspace::bytes_for<S>(std::min(tokens, detail::token_block) * rank) + Workspace::bytes_for<Index>(rank) +
+         Workspace::bytes_for<S>(workers * rank * detail::panel_width);
+}
+
+namespace detail {
+
+inline constexpr Index few_tokens = 3;  // that many read B as it lies; more of them have panels of it copied to L1
+
+/// The components that count, by their rows in A and Bᵀ.
+template <class S> struct Components {
+  const S* down;
+  const S* up;
+  Index down_stride, up_stride, in, out;
+  const Index* row;  // [count] ascending
+  Index count;
+  const S* a(Index i) const { return down + row[i] * down_stride; }
+  const S* b(Index i) const { return up + row[i] * up_stride; }
+};
+
+/// Sums of x ∘ a for Tokens rows of x and Rows of A. Each has an accumulator of its own whose lanes run along `in`, so that no bit
+/// depends on the shape of the tile.
+template <class S, int Tokens, int Rows>
+void dot_tile(const S* x, Index x_stride, const S* const (&a)[std::size_t(Rows)], Index in, S (&sums)[std::size_t(Tokens * Rows)]) {
+  using V = Simd<S>;
+  typename V::Packet sum[std::size_t(Tokens * Rows)];
+  for (auto& s : sum) s = V::zero();
+  Index k = 0;
+  for (; k + V::width <= in; k += V::width) {
+    typename V::Packet xs[std::size_t(Tokens)];
+#pragma GCC unroll 16
+    for (int t = 0; t < Tokens; ++t) xs[t] = V::load(x + t * x_stride + k);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const typename V::Packet ar = V::load(a[r] + k);
+#pragma GCC unroll 16
+      for (int t = 0; t < Tokens; ++t) sum[t * Rows + r] = V::madd(xs[t], ar, sum[t * Rows + r]);
+    }
+  }
+  if (k < in) {
+    for (int r = 0; r < Rows; ++r) {
+      const typename V::Packet ar = V::load_part(a[r] + k, in - k, S(0));
+      for (int t = 0; t < Tokens; ++t) sum[t * Rows + r] = V::madd(V::load_part(x + t * x_stride + k, in - k, S(0)), ar, sum[t * Rows + r]);
+    }
+  }
+  for (int i = 0; i < Tokens * Rows; ++i) sums[i] = V::sum(sum[i]);
+}
+
+/// t[token, i] = gain ∘ (x Aᵀ) for components [rows.begin, rows.end) and `tokens` rows, at most Most in one tile.
+template <class S, int Most = TileShape<S>::budget / 4>
+void dots(const S* x, Index x_stride, Index tokens, const Components<S>& c, Share rows, const S* gain, S* t, Index t_stride) {
+  if constexpr (Most > 1) {
+    if (tokens < Most) return dots<S, Most - 1>(x, x_stride, tokens, c, rows, gain, t, t_stride);
+  }
+  constexpr int together = Most == 1 ? 8 : 4;
+  for (Index r = rows.begin; r < rows.end; r += together) {
+    const S* a[std::size_t(together)];
+    for (int i = 0; i < together; ++i) a[i] = c.a(std::min(r + i, rows.end - 1));  // rows past the end repeat it
+    S sums[std::size_t(Most * together)];
+    dot_tile<S, Most, together>(x, x_stride, a, c.in, sums);
+    for (Index i = 0; i < std::min<Index>(together, rows.end - r); ++i)
+      for (int token = 0; token < Most; ++token) t[token * t_stride + r + i] = gain[c.row[r + i]] * sums[token * together + i];
+  }
+}
+
+/// y[columns] += Σ t_i b_i over Rows components, in ascending order.
+template <class S, int Rows> void add_rows(const S* t, const Components<S>& c, Index first, Share columns, S* y) {
+  using V = Simd<S>;
+  const S* b[std::size_t(Rows)];
+  typename V::Packet weight[std::size_t(Rows)];
+  for (int i = 0; i < Rows; ++i) b[i] = c.b(first + i), weight[i] = V::broadcast(t[first + i]);
+  Index k = columns.begin;
+  for (; k + V::width <= columns.end; k += V::width) {
+    typename V::Packet sum = V::load(y + k);
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) sum = V::madd(V::load(b[i] + k), weight[i], sum);
+    V::store(y + k, sum);
+  }
+  if (const Index rest = columns.end - k; rest > 0) {
+    typename V::Packet sum = V::load_part(y + k, rest, S(0));
+    for (int i = 0; i < Rows; ++i) sum = V::madd(V::load_part(b[i] + k, rest, S(0)), weight[i], sum);
+    V::store_part(y + k, rest, sum);
+  }
+}
+
+/// One row of y, in L1, while Bᵀ streams by.
+template <class S> void add_streamed(const S* t, const Components<S>& c, Share columns, S* y) {
+  Index i = 0;
+  for (; i + 8 <= c.count; i += 8) add_rows<S, 8>(t, c, i, columns, y);
+  for (; i + 4 <= c.count; i += 4) add_rows<S, 4>(t, c, i, columns, y);
+  for (; i < c.count; ++i) add_rows<S, 1>(t, c, i, columns, y);
+}
+
+/// Panels of Bᵀ, copied to `panel`, times all rows of t: the chains of matmul(), from y.
+template <class S> void add_panels(const S* t, Index t_stride, const Components<S>& c, Share panels, const Product<S>& o, S* panel) {
+  for (Index p = panels.begin; p < panels.end; ++p) {
+    const Index column = p * panel_width, columns = std::min(panel_width, o.out - column);
+    for (Index i = 0; i < c.count; ++i) {
+      std::copy_n(c.b(i) + column, columns, panel + i * panel_width);
+      std::fill_n(panel + i * panel_width + columns, panel_width - columns, S(0));
+    }
+    panel_rows(o, p, 0, o.tokens, t, t_stride, panel, c.count, false, panel, 0);
+  }
+}
+
+/// At most token_block rows of y.
+template <class S> void low_rank_block(const Product<S>& o, const Components<S>& c, const S* gain, S* t, S* panel, ExecutorRef executor) {
+  const auto workers = [&](Index width) {
+    return double(o.tokens) * double(c.count) * double(width) < worth_waking ? Index{1} : executor.size();
+  };
+  const Index by_dots = workers(c.in);
+  executor(by_dots, [&](Index i) {
+    const bool split_rows = o.tokens < by_dots;
+    const Share rows = split_rows ? share(c.count, i, by_dots) : Share{0, c.count};
+    const Share tokens = split_rows ? Share{0, o.tokens} : share(o.tokens, i, by_dots);
+    constexpr Index most = TileShape<S>::budget / 4;
+    for (Index token = tokens.begin; token < tokens.end && rows.begin < rows.end; token += most)
+      dots(o.x + token * o.x_stride, o.x_stride, std::min(most, tokens.end - token), c, rows, gain, t + token * c.count, c.count);
+  });
+  const Index by_panels = workers(o.out), panels = (o.out + panel_width - 1) / panel_width;
+  executor(by_panels, [&](Index i) {
+    const Share mine = share(panels, i, by_panels);
+    if (o.tokens > few_tokens) return add_panels(t, c.count, c, mine, o, panel + i * c.count * panel_width);
+    const Share columns{mine.begin * panel_width, std::min(o.out, mine.end * panel_width)};
+    for (Index token = 0; token < o.tokens; ++token) add_streamed(t + token * c.count, c, columns, o.y + token * o.y_stride);
+  });
+}
+
+}  // namespace detail
+
+template <class S>
+void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> down, std::type_identity_t<ConstMatrixRef<S>> up,
+                  std::type_identity_t<ConstVectorRef<S>> gain, std::type_identity_t<MatrixRef<S>> y, Workspace& ws) {
+  const Index tokens = x.rows(), rank = down.rows();
+  check_shape("add_low_rank", "x", x, any_extent, down.cols());
+  check_shape("add_low_rank", "up", up, rank, any_extent);
+  check_shape("add_low_rank", "gain", gain, rank, 1);
+  check_shape("add_low_rank", "y", y, tokens, up.cols());
+  if (tokens == 0 || rank == 0 || y.cols() == 0) return;
+  const Workspace::Scope scope(ws);
+  S* t = ws.take<S>(std::min(tokens, detail::token_block) * rank);
+  Index* rows = ws.take<Index>(rank);
+  S* panel = tokens > detail::few_tokens ? ws.take<S>(ws.workers() * rank * detail::panel_width) : nullptr;
+  detail::Components<S> c{down.data(), up.data(), down.outerStride(), up.outerStride(), x.cols(), y.cols(), rows, 0};
+  for (Index r = 0; r < rank; ++r)
+    if (gain[r] != S(0)) rows[c.count++] = r;
+  if (c.count == 0) return;
+  for (Index first = 0; first < tokens; first += detail::token_block) {
+    const Index n = std::min(detail::token_block, tokens - first);
+    MatrixRef<S> to(y.data() + first * y.outerStride(), n, y.cols(), y.outerStride());
+    const ConstMatrixRef<S> from(x.data() + first * x.outerStride(), n, x.cols(), x.outerStride());
+    detail::low_rank_block(detail::Product<S>{from, {}, to}, c, gain.data(), t, panel, ws.executor());
+  }
+}
+
+template <LowRankAdapter A>
+void add_low_rank(ConstMatrixRef<typename A::Scalar> x, const A& adapter, MatrixRef<typename A::Scalar> y, Workspace& ws) {
+  using S = typename A::Scalar;
+  const ConstMatrixRef<S> down = adapter.down();
+  if constexpr (requires { adapter.bias(); }) {
+    const ConstVectorRef<S> bias = adapter.bias();
+    detail::check_bias("add_low_rank", y.cols(), bias.size());
+    add_low_rank<S>(x, down, adapter.up(), adapter.gain(), y, ws);
+    if (bias.size() > 0) y.rowwise() += bias.transpose();
+  } else {
+    add_low_rank<S>(x, down, adapter.up(), adapter.gain(), y, ws);
+  }
+}
+
+}  // namespace pith::inline v0

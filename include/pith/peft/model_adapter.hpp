@@ -1,0 +1,169 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/fingerprint.hpp>
+#include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
+#include <pith/nn/embedding.hpp>
+#include <pith/nn/linear.hpp>
+#include <pith/nn/norm.hpp>
+#include <pith/peft/overlay.hpp>
+
+namespace pith::inline v0 {
+
+/// The projections of a decoder layer, in the order a token meets them.
+enum class Projection : std::uint8_t { q, k, v, o, gate, up, down };
+inline constexpr std::size_t num_projections = 7;
+/// Their paths inside a layer, as checkpoints and adapters spell them.
+inline constexpr std::array<const char*, num_projections> projection_names{
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"};
+
+/// The decoder an adapter is made for: Decoder::adapter_target().
+struct AdapterTarget {
+  std::uint64_t fingerprint = 0;
+  Index num_layers = 0, hidden = 0, intermediate = 0, q = 0, kv = 0, vocab = 0;
+
+  friend bool operator==(const AdapterTarget&, const AdapterTarget&) = default;
+  Index out(Projection p) const {
+    return p == Projection::q                             ? q
+           : p == Projection::k || p == Projection::v     ? kv
+           : p == Projection::gate || p == Projection::up ? intermediate
+                                                          : hidden;
+  }
+  Index in(Projection p) const { return p == Projection::o ? q : p == Projection::down ? intermediate : hidden; }
+};
+
+/// What an adapter changes in one layer. A norm of no features leaves the base's.
+template <class S = float> struct LayerOverlay {
+  std::array<LinearOverlay<S>, num_projections> projections = {};
+  RmsNorm<S> input_layernorm = {}, post_attention_layernorm = {};
+  LinearOverlay<S>& operator[](Projection p) { return projections[static_cast<std::size_t>(p)]; }
+  const LinearOverlay<S>& operator[](Projection p) const { return projections[static_cast<std::size_t>(p)]; }
+};
+
+/// All that an adapter changes in a decoder; what is empty stays the base's.
+template <class S = float> struct AdapterParts {
+  std::vector<LayerOverlay<S>> layers = {};  ///< [layers], or none at all
+  LinearOverlay<S> lm_head = {};
+  Embedding<S> embed_tokens = {};
+  RmsNorm<S> norm = {};
+  Matrix<S> prompt = {};  ///< [rows, hidden] soft prompt, before the first token
+};
+
+/// One adapter of a decoder, immutable and shareable: Session::use(&adapter) is all it takes to switch.
+///
+///   const ModelAdapter<float> polite = load_adapter("polite-lora", llama);
+///   session.use(&polite);
+///
+/// Throws   ShapeError if a part does not fit the target
+template <class S = float> class ModelAdapter {
+ public:
+  using Scalar = S;
+
+  ModelAdapter(const AdapterTarget& target, AdapterParts<S> parts) : target_(target), parts_(std::move(parts)) {
+    check();
+    fingerprint_ = compute_fingerprint();
+  }
+
+  const AdapterTarget& target() const { return target_; }
+  const AdapterParts<S>& parts() const { return parts_; }
+  /// Of every number, never 0: rows cached under another adapter, or another scale of the same, are of no use under this one.
+  std::uint64_t fingerprint() const { return fingerprint_; }
+  std::size_t bytes() const;
+
+  /// What it does to a projection; nullptr: nothing.
+  const LinearOverlay<S>* projection(Index layer, Projection p) const {
+    if (parts_.layers.empty()) return nullptr;
+    const LinearOverlay<S>& overlay = parts_.layers[static_cast<std::size_t>(layer)][p];
+    return overlay.empty() ? nullptr : &overlay;
+  }
+  const LinearOverlay<S>* lm_head() const { return parts_.lm_head.empty() ? nullptr : &parts_.lm_head; }
+
+ private:
+  /// visit(name, overlay, out, in) for every projection and the head.
+  template <class Visit> void for_each_overlay(Visit&& visit) const {
+    for (std::size_t l = 0; l < parts_.layers.size(); ++l)
+      for (std::size_t p = 0; p < num_projections; ++p)
+        visit(detail::text("layers[", l, "].", projection_names[p]), parts_.layers[l].projections[p], target_.out(Projection(p)),
+              target_.in(Projection(p)));
+    visit(std::string("lm_head"), parts_.lm_head, target_.vocab, target_.hidden);
+  }
+  /// visit(name, norm) for every norm.
+  template <class Visit> void for_each_norm(Visit&& visit) const {
+    for (std::size_t l = 0; l < parts_.layers.size(); ++l) {
+      visit(detail::text("layers[", l, "].input_layernorm"), parts_.layers[l].input_layernorm);
+      visit(detail::text("layers[", l, "].post_attention_layernorm"), parts_.layers[l].post_attention_layernorm);
+    }
+    visit(std::string("norm"), parts_.norm);
+  }
+
+  void check() const {
+    if (!parts_.layers.empty() && static_cast<Index>(parts_.layers.size()) != target_.num_layers)
+      raise<ShapeError>(
+          detail::text("pith::ModelAdapter: ", parts_.layers.size(), " layers, expected ", target_.num_layers, ", or none at all"));
+    for_each_overlay([](const std::string& name, const LinearOverlay<S>& overlay, Index out, Index in) {
+      overlay.check("ModelAdapter: " + name, out, in);
+    });
+    for_each_norm([&](const std::string& name, const RmsNorm<S>& norm) {
+      if (norm.size() > 0) check_shape("ModelAdapter", name, norm.weight(), target_.hidden, 1);
+    });
+    if (parts_.embed_tokens.rows() > 0) check_shape("ModelAdapter", "embed_tokens", parts_.embed_tokens, target_.vocab, target_.hidden);
+    if (parts_.prompt.rows() > 0) check_shape("ModelAdapter", "prompt", parts_.prompt, any_extent, target_.hidden);
+  }
+
+  std::uint64_t compute_fingerprint() const {
+    detail::Fingerprint f;
+    const auto numbers = [&](const auto& m) {
+      f.number(m.rows());
+      f.number(m.cols());
+      f.bytes(std::as_bytes(std::span(m.data(), static_cast<std::size_t>(m.size()))));
+    };
+    for_each_overlay([&](const std::string&, const LinearOverlay<S>& overlay, Index out, Index in) {
+      f.number(overlay.terms.size());
+      for (const LowRankTerm<S>& term : overlay.terms) numbers(term.down_rows), numbers(term.up_rows), numbers(term.gains);
+      numbers(overlay.out_scale);
+      numbers(overlay.bias);
+      f.number(overlay.replacement.empty());
+      Matrix<S> row(1, in);
+      for (Index i = 0; i < out && !overlay.replacement.empty(); ++i) {
+        overlay.replacement.copy_weight(i, row);
+        numbers(row);
+      }
+      if (!overlay.replacement.empty()) numbers(Vector<S>(overlay.replacement.bias()));
+    });
+    for_each_norm([&](const std::string&, const RmsNorm<S>& norm) {
+      numbers(norm.weight());
+      f.number(double(norm.eps()));
+    });
+    Matrix<S> row(1, parts_.embed_tokens.cols());
+    for (Index i = 0; i < parts_.embed_tokens.rows(); ++i) {
+      parts_.embed_tokens.copy_rows(i, row);
+      numbers(row);
+    }
+    numbers(parts_.prompt);
+    return std::max(f.value(), std::uint64_t{1});
+  }
+
+  AdapterTarget target_;
+  AdapterParts<S> parts_;
+  std::uint64_t fingerprint_ = 0;
+};
+
+template <class S> std::size_t ModelAdapter<S>::bytes() const {
+  std::size_t sum = parts_.embed_tokens.bytes() + static_cast<std::size_t>(parts_.prompt.size()) * sizeof(S);
+  for_each_overlay([&](const std::string&, const LinearOverlay<S>& overlay, Index, Index) { sum += overlay.bytes(); });
+  for_each_norm([&](const std::string&, const RmsNorm<S>& norm) { sum += norm.bytes(); });
+  return sum;
+}
+
+}  // namespace pith::inline v0

@@ -1,0 +1,192 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/peft/adalora.hpp>
+#include <pith/peft/gradients.hpp>
+
+namespace pith::inline v0 {
+
+/// Sensitivity |p · g| smoothed over steps, and how much it moves about: Ī ← β₁ Ī + (1 − β₁) I, U ← β₂ U + (1 − β₂) |I − Ī|.
+struct ImportanceOptions {
+  double beta1 = 0.85, beta2 = 0.85;
+};
+
+struct RankScheduleOptions {
+  Index target_rank = 8;   ///< mean rank of a module in the end
+  Index total_steps = -1;  ///< T; has to be given
+  Index initial = 0;       ///< steps at the full rank (tinit)
+  Index final = 0;         ///< steps at the target rank (tfinal)
+  Index every = 1;         ///< steps from mask to mask (deltaT)
+  bool as_peft = false;    ///< PEFT masks at T - final whatever `every` says and keeps that mask; the published code scores to the end
+  ImportanceOptions importance = {};
+};
+
+namespace detail {
+
+inline void check_importance(const char* where, const ImportanceOptions& o) {
+  if (!(o.beta1 > 0 && o.beta1 < 1 && o.beta2 > 0 && o.beta2 < 1)) [[unlikely]]
+    raise<ShapeError>(text("pith::", where, ": betas ", o.beta1, " and ", o.beta2, ", expected above 0 and below 1"));
+}
+
+template <class P, class G, class M> void smooth_importance(const P& p, const G& g, M& mean, M& spread, const ImportanceOptions& o) {
+  using S = typename M::Scalar;
+  const M now = p.cwiseProduct(g).cwiseAbs();
+  mean = S(o.beta1) * mean + S(1 - o.beta1) * now;
+  spread = S(o.beta2) * spread + S(1 - o.beta2) * (now - mean).cwiseAbs();
+}
+
+}  // namespace detail
+
+/// AdaLoRA's budget: the full rank, then falling with the cube of what is left of the way, then the target.
+struct RankSchedule {
+  RankScheduleOptions options;
+  Index first, last;  ///< triplets of all modules in the beginning and in the end
+
+  Index budget(Index step) const {
+    const Index end = options.total_steps - options.final;
+    if (step <= options.initial) return first;
+    if (step > end) return last;
+    const double left = 1 - double(step - options.initial) / double(end - options.initial);
+    return static_cast<Index>(double(last) + double(first - last) * std::pow(left, 3.0));
+  }
+  bool masks(Index step) const {
+    const Index end = options.total_steps - options.final;
+    if (step <= options.initial) return false;
+    return step > end ? true : step % options.every == 0 || (options.as_peft && step == end);
+  }
+};
+
+/// Spends a budget of triplets where they matter: after each optimizer step the least important ones of all modules together have their λ
+/// set to 0. They keep their gradients and may come back at the next mask.
+///
+/// A triplet's score is that of λ and the mean of those of its row of A and its column of B, each Ī · U of one number.
+///
+/// Heap     the scores, on every mask
+/// Throws   ShapeError if the schedule or the gradients make no sense, before anything changes
+/// Law      a mask leaves at most its budget; triplets that tie at the threshold all go, and what is not a number goes first
+/// Paper    AdaLoRA: arXiv:2303.10512
+template <class S = float> class RankAllocator {
+ public:
+  RankAllocator(std::vector<AdaLoraAdapter<S>*> modules, const RankScheduleOptions& options)
+      : modules_(std::move(modules)), schedule_{options, 0, 0} {
+    detail::check_importance("RankAllocator", options.importance);
+    for (const AdaLoraAdapter<S>* module : modules_) {
+      if (module == nullptr) [[unlikely]]
+        raise<ShapeError>("pith::RankAllocator: a module is a null pointer");
+      schedule_.first += module->rank();
+      mean_.emplace_back(module->rank(), module->in(), module->out());
+      score_.emplace_back(Vector<S>::Constant(module->rank(), std::numeric_limits<S>::quiet_NaN()));
+      kept_.emplace_back(static_cast<std::size_t>(module->rank()), true);
+    }
+    spread_ = mean_;
+    const Index n = static_cast<Index>(modules_.size());
+    schedule_.last = options.target_rank < 0 ? -1 : detail::checked_product("RankAllocator", options.target_rank, n);
+    if (schedule_.last < 0 || schedule_.last > schedule_.first || options.initial < 0 || options.final < 0 || options.every < 1 ||
+        options.total_steps - options.final < options.initial) [[unlikely]]
+      raise<ShapeError>(detail::text("pith::RankAllocator: target rank ", options.target_rank, " of ", n, " modules with ", schedule_.first,
+                                     " triplets; ", options.initial, " + ", options.final, " of ", options.total_steps,
+                                     " steps, a mask every ", options.every,
+                                     ": expected a target below the initial rank, and total_steps to hold both ends"));
+  }
+
+  /// After the optimizer's step, with the gradients it was made with: one for each module.
+  void step(std::span<const LowRankGradients<S>> gradients) {
+    check(gradients);
+    const RankScheduleOptions& o = schedule_.options;
+    const Index end = o.total_steps - o.final;
+    masked_ = false;
+    threshold_ = std::numeric_limits<S>::quiet_NaN();
+    if (step_ < end) update(gradients);
+    budget_ = schedule_.budget(step_);
+    if (o.as_peft && step_ > end) {
+      apply();
+    } else if (schedule_.masks(step_) && budget_ < schedule_.first) {
+      choose();
+      apply();
+      masked_ = true;
+    }
+    ++step_;
+  }
+
+  Index steps() const { return step_; }
+  Index budget() const { return budget_; }    ///< of the last step
+  bool masked() const { return masked_; }     ///< whether it scored and masked
+  S threshold() const { return threshold_; }  ///< the highest score that lost; not a number if it did not mask
+  const RankSchedule& schedule() const { return schedule_; }
+  /// Of the last mask: by triplet.
+  const Vector<S>& scores(Index module) const { return score_.at(static_cast<std::size_t>(module)); }
+  const std::vector<bool>& kept(Index module) const { return kept_.at(static_cast<std::size_t>(module)); }
+  /// Ī and U of every number; `gain` is of λ.
+  const LowRankGradients<S>& mean(Index module) const { return mean_.at(static_cast<std::size_t>(module)); }
+  const LowRankGradients<S>& spread(Index module) const { return spread_.at(static_cast<std::size_t>(module)); }
+
+ private:
+  void check(std::span<const LowRankGradients<S>> gradients) const {
+    if (gradients.size() != modules_.size()) [[unlikely]]
+      raise<ShapeError>(detail::text("pith::RankAllocator::step: ", gradients.size(), " gradients for ", modules_.size(), " modules"));
+    for (std::size_t m = 0; m < modules_.size(); ++m) {
+      const Index rank = mean_[m].down.rows();
+      check_shape("RankAllocator::step", "down", modules_[m]->down(), rank, mean_[m].down.cols());
+      check_shape("RankAllocator::step", "gradients.down", gradients[m].down, rank, mean_[m].down.cols());
+      check_shape("RankAllocator::step", "gradients.up", gradients[m].up, rank, mean_[m].up.cols());
+      check_shape("RankAllocator::step", "gradients.gain", gradients[m].gain, rank, 1);
+    }
+  }
+
+  void update(std::span<const LowRankGradients<S>> gradients) {
+    for (std::size_t m = 0; m < modules_.size(); ++m) {
+      const ImportanceOptions& o = schedule_.options.importance;
+      const AdaLoraAdapter<S>& a = *modules_[m];
+      detail::smooth_importance(a.down(), gradients[m].down, mean_[m].down, spread_[m].down, o);
+      detail::smooth_importance(a.up(), gradients[m].up, mean_[m].up, spread_[m].up, o);
+      detail::smooth_importance(a.lambda(), (a.scale() * gradients[m].gain).eval(), mean_[m].gain, spread_[m].gain, o);
+    }
+  }
+
+  static Vector<S> row_means(const Matrix<S>& mean, const Matrix<S>& spread) {
+    return mean.cwiseProduct(spread).rowwise().sum() / static_cast<S>(std::max<Index>(1, mean.cols()));
+  }
+
+  void choose() {
+    std::vector<S> all;
+    for (std::size_t m = 0; m < modules_.size(); ++m) {
+      const LowRankGradients<S>&mean = mean_[m], &spread = spread_[m];
+      score_[m] = mean.gain.cwiseProduct(spread.gain) + row_means(mean.down, spread.down) + row_means(mean.up, spread.up);
+      score_[m] = score_[m].array().isNaN().select(-std::numeric_limits<S>::infinity(), score_[m].array()).matrix().eval();
+      all.insert(all.end(), score_[m].data(), score_[m].data() + score_[m].size());
+    }
+    const auto lost = all.begin() + (schedule_.first - budget_ - 1);
+    std::nth_element(all.begin(), lost, all.end());
+    threshold_ = *lost;
+    for (std::size_t m = 0; m < modules_.size(); ++m)
+      for (Index i = 0; i < score_[m].size(); ++i) kept_[m][static_cast<std::size_t>(i)] = score_[m][i] > threshold_;
+  }
+
+  void apply() {
+    for (std::size_t m = 0; m < modules_.size(); ++m) {
+      for (std::size_t i = 0; i < kept_[m].size(); ++i)
+        if (!kept_[m][i]) modules_[m]->lambda()[static_cast<Index>(i)] = S(0);
+      modules_[m]->refresh();
+    }
+  }
+
+  std::vector<AdaLoraAdapter<S>*> modules_;
+  RankSchedule schedule_;
+  std::vector<LowRankGradients<S>> mean_, spread_;
+  std::vector<Vector<S>> score_;
+  std::vector<std::vector<bool>> kept_;
+  Index step_ = 0, budget_ = 0;
+  S threshold_ = std::numeric_limits<S>::quiet_NaN();
+  bool masked_ = false;
+};
+
+}  // namespace pith::inline v0

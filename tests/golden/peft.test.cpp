@@ -1,0 +1,296 @@
+// Replays every adapter folder that PEFT wrote: <golden>/lora/ckpt_* over small stacks of layers, prompts and prefixes, and the folders of
+// <golden>/model over whole decoders.
+//
+// What a folder is, its adapter_config.json says, and what to compare with it the files beside it. A folder without one fails, as do a file
+// that nobody reads, a tensor of a golden file that nobody asks for, and a module of an adapter that no layer takes.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <limits>
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <pith/attention.hpp>
+#include <pith/io.hpp>
+#include <pith/kv.hpp>
+#include <pith/pith.hpp>
+
+#include "golden/support/golden_file.hpp"
+#include "golden/support/model_trace.hpp"
+#include "support/catch.hpp"
+#include "support/tiny_model.hpp"
+
+using namespace pith;
+using namespace pith_test;
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr double logits_bound = 1e-4;  // what the README of golden/model allows a float32 implementation
+/// What the README of golden/lora allows: times the largest number expected, if that is above 1.
+template <class S> constexpr double layer_bound = std::is_same_v<S, float> ? 1e-5 : 1e-6;
+
+/// [rows, last axis] of a tensor of any rank.
+template <class S> Matrix<S> matrix_of(const Tensor& tensor) {
+  const Index cols = tensor.shape.size() == 1 ? 1 : tensor.width();
+  Matrix<S> out(cols == 0 ? 0 : tensor.values.size() / cols, cols);
+  for (Index i = 0; i < out.size(); ++i) out.data()[i] = static_cast<S>(tensor.values[i]);
+  return out;
+}
+
+template <class S> void check_near(const Matrix<S>& ours, const Tensor& theirs) {
+  const Matrix<double> expected = matrix_of<double>(theirs);
+  REQUIRE(ours.rows() == expected.rows());
+  REQUIRE(ours.cols() == expected.cols());
+  const double worst = (ours.template cast<double>() - expected).cwiseAbs().maxCoeff();
+  CHECK(worst <= layer_bound<S> * std::max(1.0, expected.cwiseAbs().maxCoeff()));
+}
+
+// ------------------------------------------------------------------------------------------------------------ layers
+
+/// The base projection of that name in a golden file.
+template <class S> AnyLinear<S> base_of(Golden& golden, const std::string& name) {
+  const Matrix<S> weight = matrix_of<S>(golden.get(name + ".weight"));
+  const Vector<S> bias = golden.has(name + ".bias") ? Vector<S>(matrix_of<S>(golden.get(name + ".bias")).col(0)) : Vector<S>();
+  return AnyLinear<S>(Linear<S>(weight, bias));
+}
+
+/// A folder's overlays, found by module, and those nobody asked for.
+template <class S> class Overlays {
+ public:
+  explicit Overlays(const PeftFolder& folder) : folder_(folder) {
+    for (const std::string& module : folder.modules()) unused_.insert(module);
+  }
+  Matrix<S> forward(const AnyLinear<S>& base, const std::string& module, const Matrix<S>& x, bool adapted) {
+    Matrix<S> y(x.rows(), base.out());
+    Workspace ws(base.workspace_bytes(x.rows()) + overlay_workspace_bytes<S>(x.rows()));
+    LinearOverlay<S> overlay;
+    if (adapted && folder_.contains(module)) {
+      overlay = make_overlay(folder_, module, base);
+      unused_.erase(module);
+    }
+    forward_overlaid(base, &overlay, x, y, ws);
+    return y;
+  }
+  void done() const { CHECK(unused_ == std::set<std::string>{}); }
+
+ private:
+  const PeftFolder& folder_;
+  std::set<std::string> unused_;
+};
+
+/// x ← x + down(tanh(up(x))) layer by layer, then the head.
+template <class S> void check_stack(const PeftFolder& folder, Golden& golden) {
+  const Matrix<S> input = matrix_of<S>(golden.get("x"));
+  Overlays<S> overlays(folder);
+  for (const bool adapted : {false, true}) {
+    Matrix<S> x = input;
+    for (Index l = 0; l < golden.number("n_layers"); ++l) {
+      const std::string layer = "model.layers." + std::to_string(l) + ".";
+      Matrix<S> hidden = overlays.forward(base_of<S>(golden, layer + "up"), layer + "up", x, adapted);
+      hidden = hidden.array().tanh().matrix().eval();
+      x += overlays.forward(base_of<S>(golden, layer + "down"), layer + "down", hidden, adapted);
+    }
+    check_near(overlays.forward(base_of<S>(golden, "head"), "head", x, adapted), golden.get(adapted ? "y" : "y_base"));
+  }
+  overlays.done();
+  const nlohmann::json effective = golden.json("effective");
+  for (const auto& [module, expected] : effective.items()) {
+    const PeftModule<S> tensors = folder.load<S>(module);
+    CHECK(tensors.down.rows() == expected["r"]);
+    CHECK(tensors.gain == Vector<S>::Constant(tensors.down.rows(), static_cast<S>(double(expected["scaling"]))));
+  }
+}
+
+/// y<k> of lin<k>, one by one.
+template <class S> void check_projections(const PeftFolder& folder, Golden& golden) {
+  Overlays<S> overlays(folder);
+  for (int k = 0; golden.has("x" + std::to_string(k)); ++k) {
+    const std::string i = std::to_string(k), name = "lin" + i;
+    check_near(overlays.forward(base_of<S>(golden, name), name, matrix_of<S>(golden.get("x" + i)), true), golden.get("y" + i));
+  }
+  overlays.done();
+}
+
+// ------------------------------------------------------------------------------------------------------------ prompts
+
+template <class S> void check_prompt(const PeftFolder& folder, Golden& golden) {
+  const Embedding<S> table(matrix_of<S>(golden.get("word_embeddings")));
+  const Matrix<S> soft = folder.load_prompt<S>();
+  const Tensor ids = golden.get("input_ids"), mask = golden.get("attention_mask"), expected = golden.get("inputs_embeds"),
+               mask_out = golden.get("attention_mask_out"), labels_out = golden.get("labels_out");
+  REQUIRE(soft.rows() == golden.number("num_virtual_tokens"));
+  for (Index b = 0; b < ids.extent(0); ++b) {
+    Matrix<S> rows(soft.rows() + ids.extent(1), table.cols());
+    prepend<S>(soft, table, ids.id_row({b}), rows);
+    for (Index t = 0; t < rows.rows(); ++t) {
+      const bool prompt = t < soft.rows();
+      const auto at = static_cast<std::size_t>(prompt ? 0 : t - soft.rows()), row = static_cast<std::size_t>(t);
+      CHECK(distance(rows.row(t), expected.row({b, t})) == 0);
+      CHECK(mask_out.id_row({b})[row] == (prompt ? 1 : mask.id_row({b})[at]));
+      CHECK(labels_out.id_row({b})[row] == (prompt ? -100 : ids.id_row({b})[at]));  // a loss sees none of the prompt
+    }
+  }
+}
+
+/// [heads, tokens, head_dim] of one sequence as [tokens, heads*head_dim].
+template <class S> Matrix<S> token_rows(const Tensor& tensor, Index sequence) {
+  const Index heads = tensor.extent(1), tokens = tensor.extent(2), dim = tensor.extent(3);
+  Matrix<S> out(tokens, heads * dim);
+  for (Index h = 0; h < heads; ++h)
+    for (Index t = 0; t < tokens; ++t)
+      for (Index d = 0; d < dim; ++d) out(t, h * dim + d) = static_cast<S>(tensor.row({sequence, h, t})[static_cast<std::size_t>(d)]);
+  return out;
+}
+
+template <class S> void check_prefix(const PeftFolder& folder, Golden& golden) {
+  DecoderConfig config = tiny_config();
+  config.num_hidden_layers = golden.number("num_layers");
+  config.num_attention_heads = golden.number("query_heads");
+  config.num_key_value_heads = golden.number("kv_heads");
+  config.head_dim = golden.number("head_dim");
+  const Decoder<S> decoder = random_decoder<S>(config);
+  const KvPrefix prefix = load_prefix<S>(folder, decoder);
+  const AttentionShape shape = config.attention();
+  const Index tokens = golden.number("tokens"), soft = golden.number("num_virtual_tokens");
+  CHECK(prefix.next_position() == soft);
+  CHECK(decoder.template start<S>(Dense{}, {.prefix = prefix}).next_position() == soft);
+  for (Index l = 0; l < config.num_hidden_layers; ++l) {
+    const auto part = [&](const char* name) { return golden.get("layer" + std::to_string(l) + "." + name); };
+    const Tensor q = part("q"), k = part("k"), v = part("v"), out = part("attn_out"), mass = part("prefix_mass"), keys = part("prefix_K"),
+                 values = part("prefix_V");
+    for (Index b = 0; b < golden.number("batch"); ++b) {
+      KvCache<Dense, Drop, S> cache(shape, Dense{}, {.max_chunk = tokens, .max_tokens = tokens, .prefix = prefix, .layer = l});
+      const KvView<S> view = cache.view();
+      for (Index h = 0; h < shape.num_kv_heads; ++h)
+        for (Index t = 0; t < soft; ++t) {
+          const KvRun<S>& run = view.runs[static_cast<std::size_t>(2 * h)];
+          CHECK(distance(Eigen::Map<const Vector<S>>(run.keys + t * run.stride, shape.head_dim), keys.row({h, t})) == 0);
+          CHECK(distance(Eigen::Map<const Vector<S>>(run.values + t * run.stride, shape.head_dim), values.row({h, t})) == 0);
+        }
+      cache.append(token_rows<S>(k, b), token_rows<S>(v, b));
+      Matrix<S> ours(tokens, shape.num_heads * shape.head_dim);
+      Workspace ws(attend_workspace_bytes<S>(shape, soft + tokens, 1, tokens));
+      const auto seen = [&](const AttentionTile<S>& tile) {
+        for (Index i = 0; i < tile.weights.rows(); ++i) {
+          const Index query = tile.first_query_index + i / shape.group(), h = tile.kv_head * shape.group() + i % shape.group();
+          CHECK(std::abs(1 - double(tile.weights.row(i).sum()) - mass.row({b, h})[static_cast<std::size_t>(query)]) <= layer_bound<S>);
+        }
+      };
+      attend(ConstMatrixRef<S>(token_rows<S>(q, b)), cache.view(), ours, ws, seen);
+      for (Index h = 0; h < shape.num_heads; ++h)
+        for (Index t = 0; t < tokens; ++t)
+          CHECK(distance(ours.row(t).segment(h * shape.head_dim, shape.head_dim), out.row({b, h, t})) <= layer_bound<S>);
+    }
+  }
+  if (!golden.says("prefix_projection") || golden.word("prefix_projection") != "true") return;
+  const auto encoder = [&](const char* name) { return matrix_of<double>(golden.get(std::string("encoder.") + name)); };
+  const Matrix<double> hidden =
+      ((encoder("embedding.weight") * encoder("transform.0.weight").transpose()).rowwise() + encoder("transform.0.bias").col(0).transpose())
+          .array()
+          .tanh()
+          .matrix();
+  const Matrix<double> projected =
+      (hidden * encoder("transform.2.weight").transpose()).rowwise() + encoder("transform.2.bias").col(0).transpose();
+  CHECK((projected - folder.load_prompt<double>()).cwiseAbs().maxCoeff() <= 1e-6);  // what is saved is the projected prefix
+}
+
+template <class S> void check_folder(const PeftFolder& folder, const fs::path& io) {
+  Golden golden(io);
+  switch (folder.config().type) {
+    case PeftType::lora:
+      check_stack<S>(folder, golden);
+      break;
+    case PeftType::adalora:
+      check_projections<S>(folder, golden);
+      break;
+    case PeftType::prompt_tuning:
+      check_prompt<S>(folder, golden);
+      break;
+    case PeftType::prefix_tuning:
+      check_prefix<S>(folder, golden);
+      break;
+  }
+  golden.done();
+}
+
+// ------------------------------------------------------------------------------------------------------------ decoders
+
+void check_decoder(const fs::path& path) {
+  const PeftFolder folder(path);
+  Golden golden(path / "golden.safetensors");
+  const std::vector<Token> ids = golden.ids("input_ids"), greedy = golden.ids("greedy_ids");
+  const Tensor logits = golden.get("logits"), margin = golden.get("greedy_margin");
+  Matrix<float> first;
+  for (const WeightsLayout layout : {WeightsLayout::packed, WeightsLayout::mapped}) {
+    const Decoder<float> decoder = load(path.parent_path() / folder.config().base_model, "config.json", layout);
+    const ModelAdapter<float> adapter = load_adapter(folder, decoder);
+    auto session = decoder.start(Dense{}, {.max_draft = static_cast<Index>(ids.size()) - 1});
+    session.use(&adapter);
+    const Matrix<float> rows = session.decode(ids);
+    REQUIRE(rows.rows() == logits.extent(0));
+    for (Index t = 0; t < rows.rows(); ++t) CHECK(distance(rows.row(t), logits.row({t})) < logits_bound);
+    if (first.rows() == 0) first = rows;
+    CHECK(rows == first);  // mapped weights: the same bits
+
+    // The continuation, from a prompt read in one go, alone and in the company of sessions without the adapter.
+    auto alone = decoder.start(), together = decoder.start(), base = decoder.start();
+    alone.use(&adapter);
+    together.use(&adapter);
+    Vector<float> row = alone.prefill(ids).row(0);
+    together.prefill(ids);
+    base.prefill(ids);
+    const std::vector<Session<float>*> both{&base, &together};
+    Workspace ws(decoder.together_workspace_bytes(both));
+    Matrix<float> next(2, decoder.vocab_size());
+    CHECK(row == Vector<float>(first.row(first.rows() - 1)));
+    for (std::size_t i = 0; i < greedy.size(); ++i) {
+      Index best = 0;
+      const float top = row.maxCoeff(&best);
+      REQUIRE(best == greedy[i]);
+      row[best] = -std::numeric_limits<float>::infinity();
+      CHECK(std::abs(double(top - row.maxCoeff()) - margin.values[static_cast<Index>(i)]) < 2 * logits_bound);
+      row = alone.decode(greedy[i]).row(0);
+      const std::vector<Token> tokens(2, greedy[i]);
+      decoder.decode_together(both, tokens, next, ws);
+      CHECK(Vector<float>(next.row(1)) == row);
+    }
+  }
+  golden.done();
+}
+
+/// All files of a folder are known.
+void check_files(const fs::path& folder, const std::set<std::string>& expected) {
+  std::set<std::string> found;
+  for (const auto& file : fs::directory_iterator(folder)) found.insert(file.path().filename().string());
+  INFO(folder.string() << ": a file that nobody reads");
+  CHECK(found == expected);
+}
+
+}  // namespace
+
+TEST_CASE("golden.peft: every folder that PEFT wrote", "[golden]") {
+  int layers = 0, decoders = 0;
+  for (const auto& entry : fs::directory_iterator(golden_folder("lora"))) {
+    if (!entry.is_directory()) continue;  // golden.lora
+    INFO(entry.path().string());
+    check_files(entry.path(), {"adapter_config.json", "adapter_model.safetensors", "io.safetensors"});
+    const PeftFolder folder(entry.path());
+    check_folder<float>(folder, entry.path() / "io.safetensors");
+    check_folder<double>(folder, entry.path() / "io.safetensors");
+    ++layers;
+  }
+  for (const auto& entry : fs::directory_iterator(golden_folder("model"))) {
+    if (!fs::exists(entry.path() / "adapter_config.json")) continue;  // golden.model
+    INFO(entry.path().string());
+    check_files(entry.path(), {"adapter_config.json", "adapter_model.safetensors", "golden.safetensors"});
+    check_decoder(entry.path());
+    ++decoders;
+  }
+  CHECK(layers > 0);
+  CHECK(decoders > 0);
+  std::printf("golden.peft: %d folders over layers, prompts and prefixes, %d over decoders\n", layers, decoders);
+}
