@@ -16,3 +16,4 @@
 #include <pith/peft/multi_lora.hpp>
 #include <pith/peft/prompt.hpp>
 #include <pith/peft/rank_allocator.hpp>
+#include <pith/peft/train.hpp>

@@ -33,11 +33,21 @@ struct BottleneckOptions {
   BottleneckSkip skip = BottleneckSkip::hidden;
   bool own_norm_over_skip = false;  ///< its own norm behind sees core + skip, not core alone (`adapter_residual_before_ln`)
 
+  friend bool operator==(const BottleneckOptions&, const BottleneckOptions&) = default;
   static BottleneckOptions houlsby() { return {}; }
   static BottleneckOptions pfeiffer() { return {.norm_before = true}; }
   static BottleneckOptions parallel_block() { return {.parallel = true}; }
   static BottleneckOptions adapter_plus() { return {.norm_before = true, .norm_after = false, .skip = BottleneckSkip::input}; }
 };
+
+/// c of a block between d features: d / reduction, rounded down, at least 1.
+///
+/// Throws   ShapeError unless d and the reduction are above 0
+inline Index bottleneck_size(Index d, double reduction) {
+  if (d < 1 || !(reduction > 0) || !(double(d) / reduction < 1e15)) [[unlikely]]
+    raise<ShapeError>(detail::text("pith::bottleneck_size: ", d, " features reduced by ", reduction, ": expected both above 0"));
+  return std::max<Index>(1, static_cast<Index>(double(d) / reduction));
+}
 
 /// The numbers of a block; what is empty is not there.
 template <class S = float> struct BottleneckWeights {

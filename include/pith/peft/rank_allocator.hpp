@@ -125,7 +125,7 @@ template <class S = float> class RankAllocator {
   /// Of the last mask: by triplet.
   const Vector<S>& scores(Index module) const { return score_.at(static_cast<std::size_t>(module)); }
   const std::vector<bool>& kept(Index module) const { return kept_.at(static_cast<std::size_t>(module)); }
-  /// Ī and U of every number; `gain` is of λ.
+  /// Ī and U of every number.
   const LowRankGradients<S>& mean(Index module) const { return mean_.at(static_cast<std::size_t>(module)); }
   const LowRankGradients<S>& spread(Index module) const { return spread_.at(static_cast<std::size_t>(module)); }
 
@@ -138,7 +138,7 @@ template <class S = float> class RankAllocator {
       check_shape("RankAllocator::step", "down", modules_[m]->down(), rank, mean_[m].down.cols());
       check_shape("RankAllocator::step", "gradients.down", gradients[m].down, rank, mean_[m].down.cols());
       check_shape("RankAllocator::step", "gradients.up", gradients[m].up, rank, mean_[m].up.cols());
-      check_shape("RankAllocator::step", "gradients.gain", gradients[m].gain, rank, 1);
+      check_shape("RankAllocator::step", "gradients.lambda", gradients[m].lambda, rank, 1);
     }
   }
 
@@ -148,7 +148,7 @@ template <class S = float> class RankAllocator {
       const AdaLoraAdapter<S>& a = *modules_[m];
       detail::smooth_importance(a.down(), gradients[m].down, mean_[m].down, spread_[m].down, o);
       detail::smooth_importance(a.up(), gradients[m].up, mean_[m].up, spread_[m].up, o);
-      detail::smooth_importance(a.lambda(), (a.scale() * gradients[m].gain).eval(), mean_[m].gain, spread_[m].gain, o);
+      detail::smooth_importance(a.lambda(), gradients[m].lambda, mean_[m].lambda, spread_[m].lambda, o);
     }
   }
 
@@ -160,7 +160,7 @@ template <class S = float> class RankAllocator {
     std::vector<S> all;
     for (std::size_t m = 0; m < modules_.size(); ++m) {
       const LowRankGradients<S>&mean = mean_[m], &spread = spread_[m];
-      score_[m] = mean.gain.cwiseProduct(spread.gain) + row_means(mean.down, spread.down) + row_means(mean.up, spread.up);
+      score_[m] = mean.lambda.cwiseProduct(spread.lambda) + row_means(mean.down, spread.down) + row_means(mean.up, spread.up);
       score_[m] = score_[m].array().isNaN().select(-std::numeric_limits<S>::infinity(), score_[m].array()).matrix().eval();
       all.insert(all.end(), score_[m].data(), score_[m].data() + score_[m].size());
     }
