@@ -411,14 +411,14 @@ template <class S> void adalora_allocator_of(Golden& golden, Golden& inputs, boo
     CHECK(allocator.budget() == budget.ids[static_cast<std::size_t>(t)]);
     CHECK(allocator.masked() == (mask_applied.ids[static_cast<std::size_t>(t)] != 0));
     const double threshold = scalar_at(golden, "trace.threshold", t);
-    check_number(double(allocator.threshold()), threshold, std::abs(threshold));
+    check_number(allocator.threshold(), threshold, std::abs(threshold));
     for (Index m = 0; m < n; ++m) {
       const Tensor scores = golden.get(name(m, "trace_score")), keep = golden.get(name(m, "trace_keep")),
                    e = golden.get(name(m, "trace_E"));
       for (Index i = 0; i < modules[static_cast<std::size_t>(m)].rank(); ++i) {
         const auto at = static_cast<std::size_t>(i);
         if (allocator.masked()) {
-          check_number(double(allocator.scores(m)[i]), scores.row({t})[at], threshold);
+          check_number(allocator.scores(m)[i], scores.row({t})[at], threshold);
           CHECK(allocator.kept(m)[at] == (keep.id_row({t})[at] != 0));
         } else {
           CHECK(std::isnan(scores.row({t})[at]));
@@ -430,7 +430,7 @@ template <class S> void adalora_allocator_of(Golden& golden, Golden& inputs, boo
     }
   }
   for (Index m = 0; m < n; ++m) {
-    const LowRankGradients<S>&mean = allocator.mean(m), &spread = allocator.spread(m);
+    const LowRankGradients<double>&mean = allocator.mean(m), &spread = allocator.spread(m);
     check_average(golden, name(m, "ema_ipt_A"), mean.down);
     check_average(golden, name(m, "ema_ipt_B"), mean.up.transpose().eval());
     check_average(golden, name(m, "ema_ipt_E"), mean.lambda);

@@ -17,21 +17,22 @@ using namespace pith;
 using pith_test::contains;
 using pith_test::near;
 using pith_test::random_matrix;
+using pith_test::random_vector;
 using pith_test::same_bits;
 
 namespace {
 
 BottleneckWeights<float> block_weights(Index d, Index c, bool silent) {
-  return {Linear<float>(random_matrix<float>(c, d, 1), random_matrix<float>(c, 1, 2)),
+  return {Linear<float>(random_matrix<float>(c, d, 1), random_vector<float>(c, 2)),
           silent ? Linear<float>(Matrix<float>::Zero(d, c), Vector<float>::Zero(d))
-                 : Linear<float>(random_matrix<float>(d, c, 3), random_matrix<float>(d, 1, 4))};
+                 : Linear<float>(random_matrix<float>(d, c, 3), random_vector<float>(d, 4))};
 }
 
 }  // namespace
 
 TEST_CASE("BottleneckAdapter: with Up = 0 the layer is what it was", "[peft]") {
   const Matrix<float> h = random_matrix<float>(5, 16, 5), u = random_matrix<float>(5, 16, 6);
-  const LayerNorm<float> norm(random_matrix<float>(16, 1, 7), random_matrix<float>(16, 1, 8));
+  const LayerNorm<float> norm(random_vector<float>(16, 7), random_vector<float>(16, 8));
   const Matrix<float> plain = norm.forward(Matrix<float>(h + u));
   for (const BottleneckOptions& options :
        {BottleneckOptions::houlsby(), BottleneckOptions::pfeiffer(), BottleneckOptions::parallel_block()}) {
@@ -48,12 +49,12 @@ TEST_CASE("BottleneckAdapter: a skip from the sum, a RmsNorm, and a gate over al
   const BottleneckAdapter<float> summed(block_weights(16, 4, false), {.norm_after = false, .skip = BottleneckSkip::sum});
   const BottleneckAdapter<float> plain(block_weights(16, 4, false), {.norm_after = false});
   CHECK(same_bits(summed.forward(h, u), Matrix<float>(plain.forward(h, u) + u)));
-  const RmsNorm<float> norm(random_matrix<float>(16, 1, 7));
+  const RmsNorm<float> norm(random_vector<float>(16, 7));
   CHECK(same_bits(BottleneckAdapter<float>(block_weights(16, 4, false)).forward(h, u, norm),
                   norm.forward(Matrix<float>(plain.forward(h, u) + u))));
 
   BottleneckWeights<float> gated = block_weights(16, 4, false);
-  gated.gate = random_matrix<float>(16, 1, 9);
+  gated.gate = random_vector<float>(16, 9);
   gated.gate_bias = 0.5f;
   const BottleneckAdapter<float> gate(gated, {.norm_after = false});
   const Matrix<float> together = gate.forward(h, u), first = gate.forward(h.topRows(1), u.topRows(1));
@@ -67,7 +68,7 @@ TEST_CASE("BottleneckAdapter: a skip from the sum, a RmsNorm, and a gate over al
 
 TEST_CASE("BottleneckAdapter: nothing from the heap, any number of tokens alike", "[peft]") {
   BottleneckWeights<float> weights = block_weights(40, 8, false);
-  weights.scale = random_matrix<float>(40, 1, 3);
+  weights.scale = random_vector<float>(40, 3);
   weights.before = LayerNorm<float>(Vector<float>::Ones(40), Vector<float>::Zero(40));
   weights.after = weights.before;
   const BottleneckAdapter<float, GeluTanh> adapter(weights, {.norm_before = true});
@@ -139,8 +140,8 @@ TEST_CASE("prefix tuning: every query sees the whole prefix, unrotated, and the 
   const AttentionShape shape{.num_heads = 4, .num_kv_heads = 2, .head_dim = 8};
   const Index virtual_tokens = 3, layers = 2, tokens = 5;
   const PrefixEncoder<double> encoder(random_matrix<double>(virtual_tokens, 16, 1),
-                                      Linear<double>(random_matrix<double>(6, 16, 2), random_matrix<double>(6, 1, 3)),
-                                      Linear<double>(random_matrix<double>(64, 6, 4), random_matrix<double>(64, 1, 5)));
+                                      Linear<double>(random_matrix<double>(6, 16, 2), random_vector<double>(6, 3)),
+                                      Linear<double>(random_matrix<double>(64, 6, 4), random_vector<double>(64, 5)));
   const Matrix<double> rows = encoder.rows();
   const Matrix<double> hidden =
       ((encoder.embedding() * encoder.first().weight().transpose()).rowwise() + encoder.first().bias().transpose()).array().tanh();

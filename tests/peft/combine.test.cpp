@@ -15,6 +15,7 @@ using pith_test::contains;
 using pith_test::delta_of;
 using pith_test::near;
 using pith_test::random_matrix;
+using pith_test::random_vector;
 using pith_test::same_bits;
 
 namespace {
@@ -91,7 +92,7 @@ TEST_CASE("pissa and olora: the residual and the adapter are the weight again; m
 TEST_CASE("combinations and decompositions: what makes no sense is refused", "[peft]") {
   const Terms t;
   const LoraAdapter<double> wide(random_matrix<double>(3, 13, 1), random_matrix<double>(10, 3, 2)),
-      biased(random_matrix<double>(3, 12, 1), random_matrix<double>(10, 3, 2), {}, random_matrix<double>(10, 1, 3));
+      biased(random_matrix<double>(3, 12, 1), random_matrix<double>(10, 3, 2), {}, random_vector<double>(10, 3));
   using Span = std::vector<WeightedLora<double>>;
   CHECK_THROWS_WITH(combine_cat<double>(Span{}), contains("nothing to combine"));
   CHECK_THROWS_AS(combine_cat<double>(Span{{nullptr, 1}}), ShapeError);

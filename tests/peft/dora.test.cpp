@@ -14,14 +14,15 @@ using namespace pith;
 using pith_test::contains;
 using pith_test::near;
 using pith_test::random_matrix;
+using pith_test::random_vector;
 using pith_test::same_bits;
 
 namespace {
 
 struct DoraCase {
-  Linear<double> base{random_matrix<double>(70, 12, 1), random_matrix<double>(70, 1, 2)};
+  Linear<double> base{random_matrix<double>(70, 12, 1), random_vector<double>(70, 2)};
   LoraAdapter<double> adapter{random_matrix<double>(3, 12, 3), random_matrix<double>(70, 3, 4), {.alpha = 6}};
-  Vector<double> magnitude = random_matrix<double>(70, 1, 5);
+  Vector<double> magnitude = random_vector<double>(70, 5);
   Matrix<double> x = random_matrix<double>(5, 12, 6);
   Eigen::MatrixXd v = base.weight() + pith_test::delta_of(adapter);
 };
@@ -89,9 +90,9 @@ TEST_CASE("DoraLinear: a row of zeros stays one", "[peft]") {
 
 TEST_CASE("DoraLinear: takes nothing from the heap, wraps any low rank and any dense base", "[peft]") {
   const DoraCase c;
-  const DoraLinear layer(PackedLinear{c.base},
-                         AdaLoraAdapter<double>(c.adapter.down(), Vector<double>::Ones(3).eval(), c.adapter.up().transpose().eval()),
-                         c.magnitude);
+  const DoraLinear layer(
+      PackedLinear{c.base},
+      AdaLoraAdapter<double>(c.adapter.down(), Vector<double>::Ones(3).eval(), Matrix<double>(c.adapter.up().transpose())), c.magnitude);
   static_assert(DenseLinear<std::remove_cvref_t<decltype(layer)>>);
   Matrix<double> y(5, 70);
   Workspace ws(layer.workspace_bytes(5));
@@ -105,7 +106,7 @@ TEST_CASE("DoraLinear: what does not fit is refused", "[peft]") {
   const DoraCase c;
   CHECK_THROWS_WITH(DoraLinear(LinearView{c.base}, c.adapter, Vector<double>::Ones(69).eval()),
                     contains("magnitude is [69, 1], expected [70, 1]"));
-  const LoraAdapter<double> biased(c.adapter.down(), c.adapter.up().transpose().eval(), {}, c.magnitude),
+  const LoraAdapter<double> biased(c.adapter.down(), Matrix<double>(c.adapter.up().transpose()), {}, c.magnitude),
       wide(random_matrix<double>(3, 13, 1), random_matrix<double>(70, 3, 1));
   CHECK_THROWS_AS(DoraLinear(LinearView{c.base}, biased), UnsupportedError);
   CHECK_THROWS_WITH(DoraLinear(LinearView{c.base}, wide), contains("down is [3, 13], expected [*, 12]"));

@@ -22,6 +22,7 @@ using pith_test::check_adapter_laws;
 using pith_test::contains;
 using pith_test::near;
 using pith_test::random_matrix;
+using pith_test::random_vector;
 using pith_test::same_bits;
 
 namespace {
@@ -44,9 +45,9 @@ struct OwnLayer {
 TEMPLATE_TEST_CASE("every adapter keeps the laws of low rank", "[peft][laws]", float, double) {
   using S = TestType;
   const Matrix<S> a = random_matrix<S>(6, 20, 1), b = random_matrix<S>(33, 6, 2);
-  Vector<S> lambda = random_matrix<S>(6, 1, 3);
+  Vector<S> lambda = random_vector<S>(6, 3);
   check_adapter_laws(LoraAdapter<S>(a, b, {.alpha = 3}), 10);
-  check_adapter_laws(LoraAdapter<S>(a, b, {.alpha = 3, .rslora = true}, random_matrix<S>(33, 1, 9)), 11);
+  check_adapter_laws(LoraAdapter<S>(a, b, {.alpha = 3, .rslora = true}, random_vector<S>(33, 9)), 11);
   check_adapter_laws(LoraAdapter<S>(Matrix<S>(0, 20), Matrix<S>(33, 0)), 12);
   check_adapter_laws(LoraAdapter<S>(random_matrix<S>(12, 20, 1), random_matrix<S>(5, 12, 2)), 13);  // rank above out
   DyLoraAdapter<S> dylora(a, b);
@@ -80,7 +81,7 @@ TEST_CASE("LoraAdapter: scales", "[peft]") {
 
 TEST_CASE("LoraLinear: a fresh adapter and one that is switched off leave the bits of the base", "[peft]") {
   std::mt19937_64 rng(1);
-  const Linear<float> base(random_matrix<float>(40, 30, 1), random_matrix<float>(40, 1, 2));
+  const Linear<float> base(random_matrix<float>(40, 30, 1), random_vector<float>(40, 2));
   for (const Index tokens : {1, 2, 9}) {
     const Matrix<float> x = random_matrix<float>(tokens, 30, 3), y = base.forward(x);
     for (const LoraStart start : {LoraStart::normal, LoraStart::kaiming, LoraStart::gaussian}) {
@@ -91,7 +92,7 @@ TEST_CASE("LoraLinear: a fresh adapter and one that is switched off leave the bi
     }
     CHECK(same_bits(LoraLinear(LinearView{base}, fresh_adalora<float>(30, 40, 4, {}, rng)).forward(x), y));
     LoraLinear off(LinearView{base},
-                   LoraAdapter<float>(random_matrix<float>(4, 30, 5), random_matrix<float>(40, 4, 6), {}, random_matrix<float>(40, 1, 7)));
+                   LoraAdapter<float>(random_matrix<float>(4, 30, 5), random_matrix<float>(40, 4, 6), {}, random_vector<float>(40, 7)));
     CHECK(!same_bits(off.forward(x), y));
     off.adapter().set_scale(0);
     CHECK(same_bits(off.forward(x), y));
@@ -102,7 +103,7 @@ TEST_CASE("LoraLinear: a fresh adapter and one that is switched off leave the bi
 
 TEST_CASE("LoraLinear: any base can be wrapped, and adapters stack", "[peft]") {
   const Matrix<float> w = random_matrix<float>(24, 17, 1), x = random_matrix<float>(5, 17, 2);
-  const Vector<float> bias = random_matrix<float>(24, 1, 3);
+  const Vector<float> bias = random_vector<float>(24, 3);
   const Linear<float> owned(w, bias);
   const LoraAdapter<float> one = some_lora<float>(17, 24, 3, 4), two = some_lora<float>(17, 24, 5, 6);
   const Matrix<float> y = LoraLinear(LoraLinear(owned, one), two).forward(x);
@@ -118,10 +119,9 @@ TEST_CASE("LoraLinear: any base can be wrapped, and adapters stack", "[peft]") {
 }
 
 TEST_CASE("LoraLinear: merging rounds once, however many adapters are stacked", "[peft]") {
-  const Linear<float> base(random_matrix<float>(70, 17, 1), random_matrix<float>(70, 1, 2));
+  const Linear<float> base(random_matrix<float>(70, 17, 1), random_vector<float>(70, 2));
   const LoraAdapter<float> one = some_lora<float>(17, 70, 3, 4);
-  const LoraAdapter<float> two(random_matrix<float>(2, 17, 6), random_matrix<float>(70, 2, 7), {.alpha = 5},
-                               random_matrix<float>(70, 1, 8));
+  const LoraAdapter<float> two(random_matrix<float>(2, 17, 6), random_matrix<float>(70, 2, 7), {.alpha = 5}, random_vector<float>(70, 8));
   const LoraLinear layer(LoraLinear(LinearView{base}, one), two);
   const Eigen::MatrixXd exact = base.weight().cast<double>() + pith_test::delta_of(one) + pith_test::delta_of(two);
   const Linear<float> merged = layer.merged();
@@ -158,7 +158,7 @@ TEST_CASE("LoraLinear: a thousand adapters come and go and the base keeps its bi
 }
 
 TEST_CASE("LoraLinear: a FeedForward with every layer wrapped is a FeedForward of merged layers", "[peft]") {
-  const Linear<double> up(random_matrix<double>(50, 12, 1), random_matrix<double>(50, 1, 2)), down(random_matrix<double>(12, 50, 3));
+  const Linear<double> up(random_matrix<double>(50, 12, 1), random_vector<double>(50, 2)), down(random_matrix<double>(12, 50, 3));
   const FeedForward wrapped(LoraLinear(LinearView{up}, some_lora<double>(12, 50, 3, 4)),
                             LoraLinear(LinearView{down}, some_lora<double>(50, 12, 3, 6)), Silu{});
   const FeedForward merged(wrapped.up().merged(), wrapped.down().merged(), Silu{});
@@ -186,7 +186,7 @@ TEST_CASE("LoraLinear: forward takes nothing from the heap", "[peft]") {
 
 TEST_CASE("LoraAdapter and LoraLinear: what does not fit is refused", "[peft]") {
   const Matrix<float> a = random_matrix<float>(3, 10, 1), b = random_matrix<float>(8, 3, 2);
-  CHECK_THROWS_WITH(LoraAdapter<float>(a, b.transpose().eval()), contains("LoraAdapter: up is [3, 8], expected [*, 3]"));
+  CHECK_THROWS_WITH(LoraAdapter<float>(a, Matrix<float>(b.transpose())), contains("LoraAdapter: up is [3, 8], expected [*, 3]"));
   CHECK_THROWS_WITH(LoraAdapter<float>(a, b, {}, Vector<float>::Zero(7).eval()), contains("bias has 7 entries, expected 8"));
   CHECK_THROWS_AS(LoraAdapter<float>(a, b, {.alpha = std::numeric_limits<double>::infinity()}), ShapeError);
   CHECK_THROWS_WITH(LoraLinear(Linear<float>(random_matrix<float>(8, 9, 1)), LoraAdapter{a, b}),

@@ -15,6 +15,7 @@ using namespace pith;
 using pith_test::contains;
 using pith_test::near;
 using pith_test::random_matrix;
+using pith_test::random_vector;
 using pith_test::same_bits;
 
 namespace {
@@ -27,14 +28,14 @@ std::vector<LoraAdapter<float>> several_adapters() {
     all.emplace_back(random_matrix<float>(rank, multi_in, 10 + std::uint64_t(rank)),
                      random_matrix<float>(multi_out, rank, 30 + std::uint64_t(rank)), LoraOptions{.alpha = double(rank) + 1});
   all.emplace_back(random_matrix<float>(2, multi_in, 1), random_matrix<float>(multi_out, 2, 2), LoraOptions{},
-                   random_matrix<float>(multi_out, 1, 3));
+                   random_vector<float>(multi_out, 3));
   return all;
 }
 
 }  // namespace
 
 TEST_CASE("MultiLoraLinear: another adapter for every row, or none, with the bits each has alone", "[peft]") {
-  const Linear<float> base(random_matrix<float>(multi_out, multi_in, 1), random_matrix<float>(multi_out, 1, 2));
+  const Linear<float> base(random_matrix<float>(multi_out, multi_in, 1), random_vector<float>(multi_out, 2));
   const MultiLoraLinear<LinearView<float>> layer(LinearView{base}, several_adapters());
   ThreadPool two(2), three(3);
   const std::vector<std::vector<Index>> batches{

@@ -16,6 +16,7 @@ using namespace pith;
 using pith_test::contains;
 using pith_test::near;
 using pith_test::random_matrix;
+using pith_test::random_vector;
 using pith_test::same_bits;
 
 namespace {
@@ -69,7 +70,7 @@ const auto adapter_parameters = [](auto& layer, const auto& grads, auto&& check)
   });
 };
 
-Linear<double> small_base() { return Linear<double>(random_matrix<double>(6, 5, 1), random_matrix<double>(6, 1, 2)); }
+Linear<double> small_base() { return Linear<double>(random_matrix<double>(6, 5, 1), random_vector<double>(6, 2)); }
 const auto small_down = [](Index rank) { return random_matrix<double>(rank, 5, 3); };
 const auto small_up = [](Index rank) { return random_matrix<double>(6, rank, 4); };
 
@@ -77,14 +78,14 @@ const auto small_up = [](Index rank) { return random_matrix<double>(6, rank, 4);
 
 TEST_CASE("backward: gradients of every adapter are the difference quotients", "[peft]") {
   const Linear<double> base = small_base();
-  LoraLinear lora(LinearView{base}, LoraAdapter<double>(small_down(3), small_up(3), {.alpha = 2}, random_matrix<double>(6, 1, 5)));
+  LoraLinear lora(LinearView{base}, LoraAdapter<double>(small_down(3), small_up(3), {.alpha = 2}, random_vector<double>(6, 5)));
   check_gradients(lora, adapter_parameters);
   LoraLinear dylora(LinearView{base}, DyLoraAdapter<double>(small_down(4), small_up(4)));
   for (const Index rank : {1, 3, 4}) {
     dylora.adapter().set_rank(rank);
     check_gradients(dylora, adapter_parameters);
   }
-  const Vector<double> lambda = random_matrix<double>(3, 1, 6);
+  const Vector<double> lambda = random_vector<double>(3, 6);
   LoraLinear adalora(LinearView{base}, AdaLoraAdapter<double>(small_down(3), lambda, small_up(3)));
   check_gradients(adalora, adapter_parameters);
   LoraLinear increlora(LinearView{base}, IncreLoraAdapter<double>(small_down(3), lambda, small_up(3), {.capacity = 6, .add = 2}));
@@ -98,7 +99,7 @@ TEST_CASE("backward: gradients of every adapter are the difference quotients", "
 
 TEST_CASE("backward: DoRA's with its norm held, which is all that is held", "[peft]") {
   const Linear<double> base = small_base();
-  DoraLinear layer(LinearView{base}, LoraAdapter<double>(small_down(3), small_up(3)), Vector<double>(random_matrix<double>(6, 1, 7)));
+  DoraLinear layer(LinearView{base}, LoraAdapter<double>(small_down(3), small_up(3)), Vector<double>(random_vector<double>(6, 7)));
   const Matrix<double> x = random_matrix<double>(4, 5, 20), dy = random_matrix<double>(4, 6, 21);
   DoraGradients<double> grads = gradients_of(layer);
   Matrix<double> dx(4, 5);
@@ -124,7 +125,7 @@ TEST_CASE("backward: DoRA's with its norm held, which is all that is held", "[pe
 
 TEST_CASE("backward: a FeedForward of adapted, frozen and whole layers", "[peft]") {
   Matrix<double> w1 = random_matrix<double>(7, 5, 1), w2 = random_matrix<double>(3, 7, 2);
-  Vector<double> b1 = random_matrix<double>(7, 1, 3);
+  Vector<double> b1 = random_vector<double>(7, 3);
   FeedForward adapted(
       LoraLinear(LinearView<double>(w1, b1), LoraAdapter<double>(random_matrix<double>(2, 5, 4), random_matrix<double>(7, 2, 5))),
       LoraLinear(LinearView<double>(w2), LoraAdapter<double>(random_matrix<double>(2, 7, 6), random_matrix<double>(3, 2, 7))), GeluTanh{});

@@ -118,7 +118,7 @@ template <class S = float> class IncreLoraAdapter {
 
   /// The counted components as an AdaLoraAdapter of the same scale: for inference, once the reserve is silent.
   AdaLoraAdapter<S> grown() const {
-    return AdaLoraAdapter<S>(down_.topRows(counted_), lambda_.head(counted_), up_.topRows(counted_).transpose().eval(),
+    return AdaLoraAdapter<S>(down_.topRows(counted_), lambda_.head(counted_), Matrix<S>(up_.topRows(counted_).transpose()),
                              {.alpha = options_.alpha > 0 ? options_.alpha : double(initial_), .initial_rank = counted_});
   }
 
