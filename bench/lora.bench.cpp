@@ -1,14 +1,26 @@
-// The layer that adapters wrap, y = x Wᵀ + b through AnyLinear: what an adapter's price will be measured against.
+// The layer that adapters wrap, y = x Wᵀ + b through AnyLinear, and what LoRA costs beside it.
 //
-// of_read   time of reading the f32 bytes of W once over the time taken: 1 is the limit for f32 and one token, 2 for 16 bit
-// rel_err   against the product in double; a wrong result is not reported
+// of_read     time of reading the f32 bytes of W once over the time taken: 1 is the limit for f32 and one token, 2 for 16 bit
+// over        time with the adapter over the time without, less 1, in percent; both in turns, medians
+// bytes       what the adapter adds to the bytes read, in percent: the goal is this and 1.5 at one token, 5 at 128
+// over_blas   `rows`: over OpenBLAS's plain product with its bias, where CMake finds it; the goal is 8, and 10 for `over`
+// rel_err     against the product in double; a wrong result is not reported
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
+
+#ifdef PITH_BENCH_OPENBLAS
+#include <cblas.h>
+#endif
 
 #include <pith/core.hpp>
 #include <pith/nn/linear.hpp>
+#include <pith/peft/lora.hpp>
+#include <pith/peft/multi_lora.hpp>
 
 #include "support/measure.hpp"
 #include "support/register.hpp"
@@ -75,12 +87,151 @@ void eigen(benchmark::State& state, Case c) {
       });
 }
 
+// ------------------------------------------------------------------------------------------------------------ with adapters
+
+struct Adapted {
+  Index tokens, features, rank;
+  std::string text() const {
+    return "/tokens:" + std::to_string(tokens) + "/features:" + std::to_string(features) + "/rank:" + std::to_string(rank);
+  }
+};
+
+/// Numbers that leave y near W's own size.
+LoraAdapter<float> adapter_of(const Adapted& c, std::uint64_t seed) {
+  return {random_matrix(c.rank, c.features, seed), random_matrix(c.features, c.rank, seed + 1), {.alpha = 1}};
+}
+
+Eigen::MatrixXd delta_of(const LoraAdapter<float>& a) {
+  return double(a.scale()) * a.up().cast<double>().transpose() * a.down().cast<double>();
+}
+
+/// Runs `with` and `without` in turns, on one copy of the layer after the other.
+template <class Layer, class With, class Without>
+void measure_over(benchmark::State& state, const Adapted& c, std::vector<Layer>& layers, const Matrix<float>& reference, double bytes,
+                  With with, Without without) {
+  Matrix<float> y(c.tokens, c.features);
+  with(layers[0], y);
+  const double error = rel_err(y, reference.cast<double>());
+  if (!(error < 1e-5)) return state.SkipWithError("wrong result");
+  Samples adapted, plain;
+  std::size_t turn = 0;
+  for (auto _ : state) {
+    const double seconds = seconds_of([&] { with(layers[turn++ % layers.size()], y); });
+    keep(y);
+    state.SetIterationTime(seconds);
+    adapted.add(seconds);
+    plain.add(seconds_of([&] { without(layers[turn++ % layers.size()], y); }));
+    keep(y);
+  }
+  state.counters["over"] = 100 * (adapted.median() / plain.median() - 1);
+  state.counters["bytes"] = bytes;
+  state.counters["rel_err"] = error;
+}
+
+/// Copies of something of so many bytes: more than the last cache holds.
+template <class Make> auto cold_copies(std::size_t bytes, Make make) {
+  std::vector<decltype(make())> copies;
+  for (std::size_t held = 0; held < cold_bytes() + bytes; held += bytes) copies.push_back(make());
+  return copies;
+}
+
+struct Operands {
+  explicit Operands(const Adapted& c)
+      : w(random_matrix(c.features, c.features, 1)), x(random_matrix(c.tokens, c.features, 2)), bias(random_matrix(c.features, 1, 3)) {}
+  Matrix<float> expected(const Eigen::MatrixXd& delta) const {
+    return ((x.cast<double>() * (w.cast<double>() + delta).transpose()).rowwise() + bias.cast<double>().transpose()).cast<float>();
+  }
+  std::size_t bytes() const { return static_cast<std::size_t>(w.size()) * sizeof(float); }
+  Matrix<float> w, x;
+  Vector<float> bias;
+};
+
+double added_bytes(const Adapted& c) { return 100. * 2 * double(c.rank) / double(c.features); }
+
+void lora(benchmark::State& state, Adapted c) {
+  const Operands o(c);
+  const LoraAdapter<float> adapter = adapter_of(c, 4);
+  auto layers = cold_copies(o.bytes(), [&] { return LoraLinear(PackedLinear<float>(o.w, o.bias), adapter); });
+  Workspace ws(layers[0].workspace_bytes(c.tokens));
+  measure_over(
+      state, c, layers, o.expected(delta_of(adapter)), added_bytes(c),
+      [&](const auto& layer, Matrix<float>& y) { layer.forward(o.x, y, ws); },
+      [&](const auto& layer, Matrix<float>& y) { layer.base().forward(o.x, y, ws); });
+}
+
+/// As one would write it over Eigen: products from right to left, in temporaries.
+void eigen_lora(benchmark::State& state, Adapted c) {
+  struct Naive {
+    Matrix<float> w, a, bt;
+  };
+  const Operands o(c);
+  const LoraAdapter<float> adapter = adapter_of(c, 4);
+  auto layers = cold_copies(o.bytes(), [&] { return Naive{o.w, adapter.down(), adapter.up()}; });
+  const auto base = [&](const Naive& layer, Matrix<float>& y) {
+    y.noalias() = o.x * layer.w.transpose();
+    y.rowwise() += o.bias.transpose();
+  };
+  measure_over(
+      state, c, layers, o.expected(delta_of(adapter)), added_bytes(c),
+      [&](const Naive& layer, Matrix<float>& y) {
+        base(layer, y);
+        const Matrix<float> t = adapter.scale() * (o.x * layer.a.transpose());
+        y.noalias() += t * layer.bt;
+      },
+      base);
+}
+
+/// Another adapter for each row.
+void rows(benchmark::State& state, Adapted c) {
+  const Operands o(c);
+  std::vector<LoraAdapter<float>> adapters;
+  std::vector<Index> chosen;
+  Matrix<float> expected = o.expected(Eigen::MatrixXd::Zero(c.features, c.features));
+  for (Index t = 0; t < c.tokens; ++t) {
+    adapters.push_back(adapter_of(c, 10 + 2 * static_cast<std::uint64_t>(t)));
+    chosen.push_back(t);
+    const LoraAdapter<float>& a = adapters.back();
+    const Eigen::RowVectorXd through = o.x.row(t).cast<double>() * std::as_const(a).down().cast<double>().transpose();
+    expected.row(t) = (expected.row(t).cast<double>() + double(a.scale()) * through * std::as_const(a).up().cast<double>()).cast<float>();
+  }
+  auto layers =
+      cold_copies(2 * o.bytes(), [&] { return MultiLoraLinear<PackedLinear<float>>(PackedLinear<float>(o.w, o.bias), adapters); });
+  Workspace ws(layers[0].workspace_bytes(c.tokens));
+  const auto adapted = [&](const auto& layer, Matrix<float>& y) { layer.forward(o.x, chosen, y, ws); };
+  measure_over(state, c, layers, expected, 100. * double(c.tokens) * 2 * double(c.rank) / double(c.features), adapted,
+               [&](const auto& layer, Matrix<float>& y) { layer.base().forward(o.x, y, ws); });
+#ifdef PITH_BENCH_OPENBLAS
+  openblas_set_num_threads(1);
+  const auto weights = cold_copies(o.bytes(), [&] { return o.w; });
+  const auto n = static_cast<blasint>(c.features), tokens = static_cast<blasint>(c.tokens);
+  Samples blas, ours;
+  Matrix<float> y(c.tokens, c.features);
+  for (std::size_t turn = 0; turn < 100; ++turn) {
+    const Matrix<float>& w = weights[turn % weights.size()];
+    blas.add(seconds_of([&] {
+      y.rowwise() = o.bias.transpose();
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, tokens, n, n, 1.f, o.x.data(), n, w.data(), n, 1.f, y.data(), n);
+    }));
+    keep(y);
+    ours.add(seconds_of([&] { adapted(layers[turn % layers.size()], y); }));
+    keep(y);
+  }
+  state.counters["over_blas"] = 100 * (ours.median() / blas.median() - 1);
+#endif
+}
+
 const bool registered = [] {
   for (const Case c : {Case{1, 1024}, Case{1, 2048}, Case{8, 2048}, Case{64, 2048}}) {
     add("layer_f32", layer<float>, c);
     add("layer_bf16", layer<pith::bfloat16>, c);
     add("eigen", eigen, c);
   }
+  for (const Adapted c : {Adapted{1, 1024, 16}, Adapted{1, 2048, 8}, Adapted{1, 2048, 16}, Adapted{1, 2048, 64}, Adapted{128, 2048, 8},
+                          Adapted{128, 2048, 16}, Adapted{128, 2048, 64}}) {
+    add("lora", lora, c);
+    add("eigen_lora", eigen_lora, c);
+  }
+  for (const Adapted c : {Adapted{8, 1024, 16}, Adapted{64, 2048, 16}}) add("rows", rows, c);
   return true;
 }();
 

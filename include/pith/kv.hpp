@@ -12,6 +12,7 @@
 #include <pith/kv/kv_cache.hpp>
 #include <pith/kv/policy.hpp>
 #include <pith/kv/prefix.hpp>
+#include <pith/kv/prefix_tuning.hpp>
 #include <pith/kv/protect.hpp>
 #include <pith/kv/snapshot.hpp>
 #include <pith/kv/window.hpp>

@@ -20,6 +20,11 @@ template <class T> pith::Matrix<T> random_matrix(pith::Index rows, pith::Index c
   return m;
 }
 
+/// The same as a vector.
+template <class T> pith::Vector<T> random_vector(pith::Index size, std::uint64_t seed, double scale = 1) {
+  return random_matrix<T>(size, 1, seed, scale);
+}
+
 /// Every entry as an S, which holds it exactly.
 template <class S = void, class M> auto widened(const M& m) {
   using Wide = std::conditional_t<std::is_void_v<S>, pith::arithmetic_t<typename M::Scalar>, S>;

@@ -89,6 +89,15 @@ struct Relu {
   }
 };
 
+/// (e^z − e^-z) / (e^z + e^-z)
+struct Tanh {
+  template <std::floating_point S> S operator()(S z) const { return std::tanh(z); }
+  template <std::floating_point S> S derivative(S z) const {
+    const S t = std::tanh(z);
+    return S(1) - t * t;
+  }
+};
+
 /// Applies an activation to every number, in place.
 ///
 /// Law      a number's result depends on that number alone, bit for bit: not on its place, nor on its company

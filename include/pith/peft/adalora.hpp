@@ -76,9 +76,8 @@ template <class S = float> class AdaLoraAdapter {
   }
 
   template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
-    const Vector<S> dlambda = scale_ * g.gain;
     f("lora_A", down(), ConstMatrixRef<S>(g.down));
-    f("lora_E", detail::as_row(lambda_), ConstMatrixRef<S>(dlambda.data(), 1, dlambda.size()));
+    f("lora_E", detail::as_row(lambda_), detail::as_row(g.lambda));
     f("lora_B", up(), ConstMatrixRef<S>(g.up));
   }
   Index parameters() const { return factors_.size() + lambda_.size(); }  ///< numbers that training changes

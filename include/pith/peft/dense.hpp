@@ -88,7 +88,7 @@ template <class L> void copy_merged_rows(const L& layer, Index first_row, Matrix
 template <class L> Linear<typename L::Scalar> merged(const L& layer) {
   Matrix<typename L::Scalar> weight(layer.out(), layer.in());
   copy_merged_rows(layer, 0, MatrixRef<typename L::Scalar>(weight));
-  return Linear<typename L::Scalar>(std::move(weight), layer.merged_bias());
+  return Linear<typename L::Scalar>(std::move(weight), wide_bias(layer));
 }
 
 }  // namespace pith::inline v0::detail

@@ -6,24 +6,24 @@
 
 namespace pith::inline v0 {
 
-/// dL/d of what any LowRankAdapter shows. Its each_parameter() turns them into gradients of what it is made of.
+/// dL/d of what an adapter trains; its each_parameter() goes through them by name. What it has not stays 0.
 template <class S> struct LowRankGradients {
   Matrix<S> down, up;  ///< [rank, in], [rank, out]
-  Vector<S> gain;      ///< [rank]
-  Vector<S> bias;      ///< [out]
+  Vector<S> lambda;    ///< [rank] of AdaLoRA's and IncreLoRA's λ
+  Vector<S> bias;      ///< [out] of β
 
   LowRankGradients() = default;
-  LowRankGradients(Index rank, Index in, Index out) : down(rank, in), up(rank, out), gain(rank), bias(out) { set_zero(); }
+  LowRankGradients(Index rank, Index in, Index out) : down(rank, in), up(rank, out), lambda(rank), bias(out) { set_zero(); }
   void set_zero() {
     down.setZero();
     up.setZero();
-    gain.setZero();
+    lambda.setZero();
     bias.setZero();
   }
 };
 
 /// Adds the gradients of one batch, the base being frozen: with t = x Aᵀ and u = dy B,
-/// dA += (u ∘ gain)ᵀ x, dBᵀ += (t ∘ gain)ᵀ dy, dgain += Σ t ∘ u, dbias += Σ dy.
+/// dA += (u ∘ gain)ᵀ x, dBᵀ += (t ∘ gain)ᵀ dy, dλ += scale · Σ t ∘ u, dβ += scale · Σ dy.
 ///
 /// Shapes   x [tokens, in] · dy [tokens, out] · the first rank rows of the gradients, the others stay as they are
 /// Cost     6·tokens·rank·(in + out) flops
@@ -40,20 +40,22 @@ void low_rank_backward(ConstMatrixRef<typename A::Scalar> x, const A& adapter, C
   check_shape("low_rank_backward", "dy", dy, x.rows(), up.cols());
   check_shape("low_rank_backward", "grads.down", grads.down, any_extent, down.cols());
   check_shape("low_rank_backward", "grads.up", grads.up, grads.down.rows(), up.cols());
-  check_shape("low_rank_backward", "grads.gain", grads.gain, grads.down.rows(), 1);
+  check_shape("low_rank_backward", "grads.lambda", grads.lambda, grads.down.rows(), 1);
   check_shape("low_rank_backward", "grads.bias", grads.bias, up.cols(), 1);
   if (rank > grads.down.rows()) [[unlikely]]
     raise<ShapeError>(detail::text("pith::low_rank_backward: gradients of ", grads.down.rows(), " components for a rank of ", rank));
   const Matrix<S> t = x * down.transpose(), u = dy * up.transpose();
   grads.down.topRows(rank).noalias() += (u * gain.asDiagonal()).transpose() * x;
   grads.up.topRows(rank).noalias() += (t * gain.asDiagonal()).transpose() * dy;
-  grads.gain.head(rank) += t.cwiseProduct(u).colwise().sum().transpose();
-  grads.bias += dy.colwise().sum().transpose();
+  if constexpr (requires { adapter.lambda(); }) grads.lambda.head(rank) += adapter.scale() * t.cwiseProduct(u).colwise().sum().transpose();
+  if constexpr (requires { adapter.beta(); })
+    if (adapter.beta().size() > 0) grads.bias += adapter.scale() * dy.colwise().sum().transpose();
 }
 
 namespace detail {
 /// A vector as the one row of a matrix.
 template <class S> MatrixRef<S> as_row(Vector<S>& v) { return {v.data(), 1, v.size()}; }
+template <class S> ConstMatrixRef<S> as_row(const Vector<S>& v) { return {v.data(), 1, v.size()}; }
 }  // namespace detail
 
 }  // namespace pith::inline v0

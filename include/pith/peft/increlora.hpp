@@ -78,7 +78,7 @@ template <class S = float> class IncreLoraAdapter {
     up_.middleRows(used_, options_.add) = up.transpose();
     lambda_.segment(used_, options_.add).setConstant(options_.advance_learn ? S(1e-5) : S(0));
     used_ += options_.add;
-    refresh();
+    update_gain();
   }
   /// The same from N(0, 0.02²).
   template <std::uniform_random_bit_generator Rng> void add_reserve(Rng& rng) {
@@ -95,7 +95,7 @@ template <class S = float> class IncreLoraAdapter {
       raise<StateError>("pith::IncreLoraAdapter::grow: no reserve to grow by; call add_reserve() first");
     counted_ = used_;
     scale_ = static_cast<S>(detail::triplet_scale("IncreLoraAdapter", options_.alpha, counted_, initial_));
-    refresh();
+    update_gain();
   }
   bool can_add_reserve() const { return used_ == counted_ && max_rank() - used_ >= options_.add; }
   bool can_grow() const { return used_ > counted_ && max_rank() - used_ >= options_.add; }  ///< with a new reserve behind it
@@ -103,33 +103,35 @@ template <class S = float> class IncreLoraAdapter {
   /// Takes the reserve out of the result: its λ becomes 0.
   void silence_reserve() {
     lambda_.segment(counted_, used_ - counted_).setZero();
-    refresh();
+    update_gain();
   }
 
   /// The numbers themselves, for training; refresh() after lambda has changed.
   MatrixRef<S> down() { return down_.topRows(used_); }
   MatrixRef<S> up() { return up_.topRows(used_); }
   VectorRef<S> lambda() { return {lambda_.data(), used_}; }
-  void refresh() { gain_.head(used_) = scale_ * lambda_.head(used_); }
+  void refresh() {
+    update_gain();
+    trained_counted_ = counted_;
+    trained_used_ = used_;
+  }
 
   /// The counted components as an AdaLoraAdapter of the same scale: for inference, once the reserve is silent.
   AdaLoraAdapter<S> grown() const {
-    return AdaLoraAdapter<S>(down_.topRows(counted_), lambda_.head(counted_), up_.topRows(counted_).transpose().eval(),
+    return AdaLoraAdapter<S>(down_.topRows(counted_), lambda_.head(counted_), Matrix<S>(up_.topRows(counted_).transpose()),
                              {.alpha = options_.alpha > 0 ? options_.alpha : double(initial_), .initial_rank = counted_});
   }
 
-  /// One at a time, as they come: λ of the counted ones, A and B also of a reserve that learns.
+  /// One component at a time, as they come: λ of the counted ones, A and B also of a reserve that learns. What has been added since the
+  /// last refresh() had no gradient when it came, and waits for the next.
   template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
-    for (Index r = 0; r < used_; ++r) {
+    for (Index r = 0; r < trained_used_; ++r) {
       const std::string number = "." + std::to_string(r);
-      if (r < counted_ || options_.advance_learn) {
+      if (r < trained_counted_ || options_.advance_learn) {
         f("lora_A" + number, MatrixRef<S>(down_.middleRows(r, 1)), ConstMatrixRef<S>(g.down.middleRows(r, 1)));
         f("lora_B" + number, MatrixRef<S>(up_.middleRows(r, 1)), ConstMatrixRef<S>(g.up.middleRows(r, 1)));
       }
-      if (r < counted_) {
-        const S dlambda = scale_ * g.gain[r];
-        f("lora_E" + number, MatrixRef<S>(lambda_.data() + r, 1, 1), ConstMatrixRef<S>(&dlambda, 1, 1));
-      }
+      if (r < trained_counted_) f("lora_E" + number, MatrixRef<S>(lambda_.data() + r, 1, 1), ConstMatrixRef<S>(g.lambda.data() + r, 1, 1));
     }
   }
   Index parameters() const {  ///< numbers that training changes at this point
@@ -146,10 +148,13 @@ template <class S = float> class IncreLoraAdapter {
                                         " more are needed): construct it with a larger capacity"));
   }
 
+  void update_gain() { gain_.head(used_) = scale_ * lambda_.head(used_); }
+
   Matrix<S> down_, up_;
   Vector<S> lambda_, gain_;
   IncreLoraOptions options_;
   Index initial_, counted_, used_;
+  Index trained_counted_ = 0, trained_used_ = 0;
   S scale_ = 0;
 };
 

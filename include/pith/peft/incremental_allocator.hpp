@@ -37,9 +37,10 @@ double increment_score(const A& adapter, ConstMatrixRef<typename A::Scalar> x, C
   check_shape("increment_score", "x", x, any_extent, down.cols());
   check_shape("increment_score", "dy", dy, x.rows(), up.cols());
   if (down.cols() == 0 || up.cols() == 0) return 0;
-  const Matrix<S> delta = up.transpose() * ConstVectorRef<S>(adapter.gain()).asDiagonal() * down;
-  const Matrix<S> gradient = dy.transpose() * x;
-  return double(delta.cwiseProduct(gradient).cwiseAbs().sum()) / std::sqrt(double(down.cols()) * double(up.cols()));
+  const Vector<double> gain = ConstVectorRef<S>(adapter.gain()).template cast<double>();
+  const Matrix<double> delta = up.template cast<double>().transpose() * gain.asDiagonal() * down.template cast<double>();
+  const Matrix<double> gradient = dy.template cast<double>().transpose() * x.template cast<double>();
+  return delta.cwiseProduct(gradient).cwiseAbs().sum() / std::sqrt(double(down.cols()) * double(up.cols()));
 }
 
 /// IncreLoRA's growth: from a small rank to a target, each time in the modules that matter most.

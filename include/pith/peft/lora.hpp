@@ -80,7 +80,7 @@ template <class S = float> class LoraAdapter {
   template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
     f("lora_A", down(), ConstMatrixRef<S>(g.down));
     f("lora_B", up(), ConstMatrixRef<S>(g.up));
-    if (beta_.size() > 0) f("lora_B.bias", detail::as_row(beta_), ConstMatrixRef<S>(Matrix<S>(scale_ * g.bias.transpose())));
+    if (beta_.size() > 0) f("lora_B.bias", detail::as_row(beta_), detail::as_row(g.bias));
   }
   Index parameters() const { return factors_.size() + beta_.size(); }  ///< numbers that training changes
   std::size_t bytes() const { return static_cast<std::size_t>(parameters()) * sizeof(S); }

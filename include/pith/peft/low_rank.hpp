@@ -173,6 +173,23 @@ template <class S> void low_rank_block(const Product<S>& o, const Components<S>&
   });
 }
 
+/// The whole of add_low_rank(), once shapes are checked. t [min(tokens, token_block) · rank], row [rank], panel [workers · rank · 32], or
+/// nullptr for few tokens.
+template <class S>
+void add_components(ConstMatrixRef<S> x, ConstMatrixRef<S> down, ConstMatrixRef<S> up, ConstVectorRef<S> gain, MatrixRef<S> y, S* t,
+                    Index* row, S* panel, ExecutorRef executor) {
+  Components<S> c{down.data(), up.data(), down.outerStride(), up.outerStride(), x.cols(), y.cols(), row, 0};
+  for (Index r = 0; r < down.rows(); ++r)
+    if (gain[r] != S(0)) row[c.count++] = r;
+  if (c.count == 0) return;
+  for (Index first = 0; first < x.rows(); first += token_block) {
+    const Index n = std::min(token_block, x.rows() - first);
+    MatrixRef<S> to(y.data() + first * y.outerStride(), n, y.cols(), y.outerStride());
+    const ConstMatrixRef<S> from(x.data() + first * x.outerStride(), n, x.cols(), x.outerStride());
+    low_rank_block(Product<S>{from, {}, to}, c, gain.data(), t, panel, executor);
+  }
+}
+
 }  // namespace detail
 
 template <class S>
@@ -188,16 +205,7 @@ void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> d
   S* t = ws.take<S>(std::min(tokens, detail::token_block) * rank);
   Index* rows = ws.take<Index>(rank);
   S* panel = tokens > detail::few_tokens ? ws.take<S>(ws.workers() * rank * detail::panel_width) : nullptr;
-  detail::Components<S> c{down.data(), up.data(), down.outerStride(), up.outerStride(), x.cols(), y.cols(), rows, 0};
-  for (Index r = 0; r < rank; ++r)
-    if (gain[r] != S(0)) rows[c.count++] = r;
-  if (c.count == 0) return;
-  for (Index first = 0; first < tokens; first += detail::token_block) {
-    const Index n = std::min(detail::token_block, tokens - first);
-    MatrixRef<S> to(y.data() + first * y.outerStride(), n, y.cols(), y.outerStride());
-    const ConstMatrixRef<S> from(x.data() + first * x.outerStride(), n, x.cols(), x.outerStride());
-    detail::low_rank_block(detail::Product<S>{from, {}, to}, c, gain.data(), t, panel, ws.executor());
-  }
+  detail::add_components<S>(x, down, up, gain, y, t, rows, panel, ws.executor());
 }
 
 template <LowRankAdapter A>

@@ -37,11 +37,11 @@ inline void check_importance(const char* where, const ImportanceOptions& o) {
     raise<ShapeError>(text("pith::", where, ": betas ", o.beta1, " and ", o.beta2, ", expected above 0 and below 1"));
 }
 
+/// In double, whatever is trained: U is a small difference.
 template <class P, class G, class M> void smooth_importance(const P& p, const G& g, M& mean, M& spread, const ImportanceOptions& o) {
-  using S = typename M::Scalar;
-  const M now = p.cwiseProduct(g).cwiseAbs();
-  mean = S(o.beta1) * mean + S(1 - o.beta1) * now;
-  spread = S(o.beta2) * spread + S(1 - o.beta2) * (now - mean).cwiseAbs();
+  const M now = p.template cast<double>().cwiseProduct(g.template cast<double>()).cwiseAbs();
+  mean = o.beta1 * mean + (1 - o.beta1) * now;
+  spread = o.beta2 * spread + (1 - o.beta2) * (now - mean).cwiseAbs();
 }
 
 }  // namespace detail
@@ -84,7 +84,7 @@ template <class S = float> class RankAllocator {
         raise<ShapeError>("pith::RankAllocator: a module is a null pointer");
       schedule_.first += module->rank();
       mean_.emplace_back(module->rank(), module->in(), module->out());
-      score_.emplace_back(Vector<S>::Constant(module->rank(), std::numeric_limits<S>::quiet_NaN()));
+      score_.emplace_back(Vector<double>::Constant(module->rank(), std::numeric_limits<double>::quiet_NaN()));
       kept_.emplace_back(static_cast<std::size_t>(module->rank()), true);
     }
     spread_ = mean_;
@@ -104,7 +104,7 @@ template <class S = float> class RankAllocator {
     const RankScheduleOptions& o = schedule_.options;
     const Index end = o.total_steps - o.final;
     masked_ = false;
-    threshold_ = std::numeric_limits<S>::quiet_NaN();
+    threshold_ = std::numeric_limits<double>::quiet_NaN();
     if (step_ < end) update(gradients);
     budget_ = schedule_.budget(step_);
     if (o.as_peft && step_ > end) {
@@ -118,16 +118,16 @@ template <class S = float> class RankAllocator {
   }
 
   Index steps() const { return step_; }
-  Index budget() const { return budget_; }    ///< of the last step
-  bool masked() const { return masked_; }     ///< whether it scored and masked
-  S threshold() const { return threshold_; }  ///< the highest score that lost; not a number if it did not mask
+  Index budget() const { return budget_; }         ///< of the last step
+  bool masked() const { return masked_; }          ///< whether it scored and masked
+  double threshold() const { return threshold_; }  ///< the highest score that lost; not a number if it did not mask
   const RankSchedule& schedule() const { return schedule_; }
   /// Of the last mask: by triplet.
-  const Vector<S>& scores(Index module) const { return score_.at(static_cast<std::size_t>(module)); }
+  const Vector<double>& scores(Index module) const { return score_.at(static_cast<std::size_t>(module)); }
   const std::vector<bool>& kept(Index module) const { return kept_.at(static_cast<std::size_t>(module)); }
-  /// Ī and U of every number; `gain` is of λ.
-  const LowRankGradients<S>& mean(Index module) const { return mean_.at(static_cast<std::size_t>(module)); }
-  const LowRankGradients<S>& spread(Index module) const { return spread_.at(static_cast<std::size_t>(module)); }
+  /// Ī and U of every number.
+  const LowRankGradients<double>& mean(Index module) const { return mean_.at(static_cast<std::size_t>(module)); }
+  const LowRankGradients<double>& spread(Index module) const { return spread_.at(static_cast<std::size_t>(module)); }
 
  private:
   void check(std::span<const LowRankGradients<S>> gradients) const {
@@ -138,7 +138,7 @@ template <class S = float> class RankAllocator {
       check_shape("RankAllocator::step", "down", modules_[m]->down(), rank, mean_[m].down.cols());
       check_shape("RankAllocator::step", "gradients.down", gradients[m].down, rank, mean_[m].down.cols());
       check_shape("RankAllocator::step", "gradients.up", gradients[m].up, rank, mean_[m].up.cols());
-      check_shape("RankAllocator::step", "gradients.gain", gradients[m].gain, rank, 1);
+      check_shape("RankAllocator::step", "gradients.lambda", gradients[m].lambda, rank, 1);
     }
   }
 
@@ -148,20 +148,20 @@ template <class S = float> class RankAllocator {
       const AdaLoraAdapter<S>& a = *modules_[m];
       detail::smooth_importance(a.down(), gradients[m].down, mean_[m].down, spread_[m].down, o);
       detail::smooth_importance(a.up(), gradients[m].up, mean_[m].up, spread_[m].up, o);
-      detail::smooth_importance(a.lambda(), (a.scale() * gradients[m].gain).eval(), mean_[m].gain, spread_[m].gain, o);
+      detail::smooth_importance(a.lambda(), gradients[m].lambda, mean_[m].lambda, spread_[m].lambda, o);
     }
   }
 
-  static Vector<S> row_means(const Matrix<S>& mean, const Matrix<S>& spread) {
-    return mean.cwiseProduct(spread).rowwise().sum() / static_cast<S>(std::max<Index>(1, mean.cols()));
+  static Vector<double> row_means(const Matrix<double>& mean, const Matrix<double>& spread) {
+    return mean.cwiseProduct(spread).rowwise().sum() / double(std::max<Index>(1, mean.cols()));
   }
 
   void choose() {
-    std::vector<S> all;
+    std::vector<double> all;
     for (std::size_t m = 0; m < modules_.size(); ++m) {
-      const LowRankGradients<S>&mean = mean_[m], &spread = spread_[m];
-      score_[m] = mean.gain.cwiseProduct(spread.gain) + row_means(mean.down, spread.down) + row_means(mean.up, spread.up);
-      score_[m] = score_[m].array().isNaN().select(-std::numeric_limits<S>::infinity(), score_[m].array()).matrix().eval();
+      const LowRankGradients<double>&mean = mean_[m], &spread = spread_[m];
+      score_[m] = mean.lambda.cwiseProduct(spread.lambda) + row_means(mean.down, spread.down) + row_means(mean.up, spread.up);
+      score_[m] = score_[m].array().isNaN().select(-std::numeric_limits<double>::infinity(), score_[m].array()).matrix().eval();
       all.insert(all.end(), score_[m].data(), score_[m].data() + score_[m].size());
     }
     const auto lost = all.begin() + (schedule_.first - budget_ - 1);
@@ -181,11 +181,11 @@ template <class S = float> class RankAllocator {
 
   std::vector<AdaLoraAdapter<S>*> modules_;
   RankSchedule schedule_;
-  std::vector<LowRankGradients<S>> mean_, spread_;
-  std::vector<Vector<S>> score_;
+  std::vector<LowRankGradients<double>> mean_, spread_;
+  std::vector<Vector<double>> score_;
   std::vector<std::vector<bool>> kept_;
   Index step_ = 0, budget_ = 0;
-  S threshold_ = std::numeric_limits<S>::quiet_NaN();
+  double threshold_ = std::numeric_limits<double>::quiet_NaN();
   bool masked_ = false;
 };
 

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstddef>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <pith/attention/shape.hpp>
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/kv/prefix.hpp>
+#include <pith/kv/storage.hpp>
+
+namespace pith::inline v0 {
+
+/// A learned prefix: keys and values of virtual tokens before every text, in every layer. They are visible to every query, have no position
+/// and are not rotated; the first token of the text is at position `virtual tokens`.
+///
+/// Shapes   embeddings [virtual tokens, 2 · layers · num_kv_heads · head_dim] as PEFT stores them: the keys of layer 0, its values, the
+/// keys of
+///          layer 1, …, each kv head by kv head; with a projection its result, which PrefixEncoder::rows() gives
+/// Heap     one copy of the numbers, rounded once to T
+/// Throws   ShapeError if the width is another
+/// Paper    Prefix tuning: arXiv:2101.00190
+template <KvStorage T = float>
+KvPrefix prefix_tuning(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> embeddings, const AttentionShape& shape, Index layers) {
+  shape.check("prefix_tuning");
+  const Index heads = shape.num_kv_heads, dim = shape.head_dim, tokens = embeddings.rows(), units = detail::row_units<T>(dim);
+  const Index width = detail::checked_product("prefix_tuning", 2 * heads, dim);
+  check_shape("prefix_tuning", "embeddings", embeddings, any_extent, detail::checked_product("prefix_tuning", width, layers));
+  std::vector<KvPrefixLayer<T>> made(static_cast<std::size_t>(layers));
+  for (Index l = 0; l < layers; ++l) {
+    KvPrefixLayer<T>& layer = made[static_cast<std::size_t>(l)];
+    layer.sizes.assign(static_cast<std::size_t>(heads), tokens);
+    layer.keys.resize(static_cast<std::size_t>(heads * tokens * units));
+    layer.values.resize(layer.keys.size());
+    for (Index h = 0; h < heads; ++h) {
+      for (Index t = 0; t < tokens; ++t) {
+        const auto* of_layer = embeddings.data() + t * embeddings.outerStride() + l * width;
+        const Index row = (h * tokens + t) * units;
+        detail::narrow<T>(of_layer + h * dim, layer.keys.data() + row, dim);
+        detail::narrow<T>(of_layer + (heads + h) * dim, layer.values.data() + row, dim);
+      }
+    }
+  }
+  return KvPrefix(shape, static_cast<Position>(tokens), std::move(made));
+}
+
+}  // namespace pith::inline v0

@@ -1,0 +1,151 @@
+#pragma once
+
+#include <Eigen/QR>
+#include <Eigen/SVD>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/view.hpp>
+#include <pith/peft/combine.hpp>
+#include <pith/peft/lora.hpp>
+
+// The one header that needs more of Eigen than its core: no umbrella includes it.
+namespace pith::inline v0 {
+
+/// An adapter taken out of a weight, and what is left: residual + scale · B A is the weight again. The adapter is of use on that residual
+/// only.
+template <class S> struct DecomposedWeight {
+  LoraAdapter<S> adapter;
+  Matrix<S> residual;  ///< [out, in]
+};
+
+struct SvdCombineOptions {
+  Index rank = -1;             ///< of the result; -1: the largest of the terms'
+  double clamp = 1;            ///< quantile of the numbers of both factors together at which they are cut off; 1: none
+  bool as_published = false;   ///< PEFT multiplies by the scale of each adapter twice
+  CombineOptions deltas = {};  ///< what is done to the deltas of the terms before
+};
+
+namespace detail {
+
+struct Svd {
+  Matrix<double> u, vt;  // [out, k], [k, in]
+  Vector<double> s;      // descending
+};
+inline Svd svd(const Matrix<double>& m) {
+  const Eigen::BDCSVD<Eigen::MatrixXd> made(m, Eigen::ComputeThinU | Eigen::ComputeThinV);
+  return {made.matrixU(), made.matrixV().transpose(), made.singularValues()};
+}
+
+template <class S> void check_decomposition(const char* where, const ConstMatrixRef<S>& weight, Index rank) {
+  if (rank < 1 || rank > std::min(weight.rows(), weight.cols())) [[unlikely]]
+    raise<ShapeError>(text("pith::", where, ": rank ", rank, " of a weight ", shape_text(weight.rows(), weight.cols()),
+                           ", expected 1 up to the smaller side"));
+  if (!weight.allFinite()) [[unlikely]]
+    raise<ShapeError>(text("pith::", where, ": the weight has entries that are not finite"));
+}
+
+template <class S>
+DecomposedWeight<S> taken_out(ConstMatrixRef<S> weight, const Matrix<double>& down, const Matrix<double>& up, const LoraOptions& options) {
+  LoraAdapter<S> adapter(down.cast<S>().eval(), up.cast<S>().eval(), options);
+  const LoraAdapter<S>& a = adapter;
+  const Matrix<double> delta = double(a.scale()) * a.up().transpose().template cast<double>() * a.down().template cast<double>();
+  Matrix<S> residual = (weight.template cast<double>() - delta).template cast<S>();
+  return {std::move(adapter), std::move(residual)};
+}
+
+/// Linear interpolation between the sorted numbers, as torch.quantile.
+inline double quantile(std::vector<double> values, double q) {
+  std::sort(values.begin(), values.end());
+  const double at = q * double(values.size() - 1);
+  const auto low = static_cast<std::size_t>(at);
+  const std::size_t high = std::min(low + 1, values.size() - 1);
+  return values[low] + (at - double(low)) * (values[high] - values[low]);
+}
+
+}  // namespace detail
+
+/// PiSSA: the adapter starts as the best approximation of its rank, so that what matters most is trained.
+///
+/// Shapes   weight [out, in]
+/// Throws   ShapeError unless 1 <= rank <= min(out, in), the scale is above 0 and the weight finite
+/// Paper    arXiv:2404.02948
+template <class S> DecomposedWeight<S> pissa(ConstMatrixRef<S> weight, Index rank, const LoraOptions& options = {}) {
+  detail::check_decomposition("pissa", weight, rank);
+  const double scale = lora_scale(options, rank);
+  if (!(scale > 0)) [[unlikely]]
+    raise<ShapeError>(detail::text("pith::pissa: scale ", scale, ", expected above 0: it is taken out of both factors"));
+  const detail::Svd w = detail::svd(weight.template cast<double>());
+  const Vector<double> root = (w.s.head(rank) / scale).cwiseSqrt();
+  return detail::taken_out<S>(weight, root.asDiagonal() * w.vt.topRows(rank), w.u.leftCols(rank) * root.asDiagonal(), options);
+}
+
+/// OLoRA: the first columns of Q and rows of R. The factors do not absorb the scale: what leaves the weight is scale times their product.
+///
+/// Shapes   weight [out, in]
+/// Throws   ShapeError unless 1 <= rank <= min(out, in) and the weight is finite
+/// Paper    arXiv:2406.01775
+template <class S> DecomposedWeight<S> olora(ConstMatrixRef<S> weight, Index rank, const LoraOptions& options = {}) {
+  detail::check_decomposition("olora", weight, rank);
+  const Eigen::HouseholderQR<Eigen::MatrixXd> qr(weight.template cast<double>());
+  const Matrix<double> q = qr.householderQ() * Eigen::MatrixXd::Identity(weight.rows(), rank);
+  const Matrix<double> r = qr.matrixQR().topRows(rank).template triangularView<Eigen::Upper>();
+  return detail::taken_out<S>(weight, r, q, options);
+}
+
+/// MiCA: B is the left singular vectors of the smallest singular values, to be left as it is, and A = 0; the weight stays what it is.
+///
+/// Shapes   weight [out, in]
+/// Throws   ShapeError unless 1 <= rank <= min(out, in) and the weight is finite
+template <class S> LoraAdapter<S> mica(ConstMatrixRef<S> weight, Index rank, const LoraOptions& options = {}) {
+  detail::check_decomposition("mica", weight, rank);
+  const detail::Svd w = detail::svd(weight.template cast<double>());
+  return LoraAdapter<S>(Matrix<S>::Zero(rank, weight.cols()).eval(), w.u.rightCols(rank).template cast<S>().eval(), options);
+}
+
+/// The best approximation of one rank of Σ weight · ΔW: B = U diag(σ), A = Vᵀ, scale 1.
+///
+/// Throws   as combine_cat(), and ShapeError for a rank that is not 1 … min(out, in), a quantile or a density that make no sense
+template <class S, std::uniform_random_bit_generator Rng>
+LoraAdapter<S> combine_svd(std::span<const WeightedLora<S>> terms, const SvdCombineOptions& options, Rng& rng) {
+  detail::check_terms("combine_svd", terms, false);
+  detail::check_combination("combine_svd", options.deltas);
+  if (!(options.clamp > 0 && options.clamp <= 1)) [[unlikely]]
+    raise<ShapeError>(detail::text("pith::combine_svd: clamp ", options.clamp, ", expected above 0 and at most 1"));
+  std::vector<Matrix<double>> deltas;
+  std::vector<double> weights;
+  Index rank = options.rank;
+  for (const WeightedLora<S>& term : terms) {
+    const LoraAdapter<S>& a = *term.adapter;
+    const double scale = double(a.scale());
+    deltas.push_back(scale * a.up().transpose().template cast<double>() * a.down().template cast<double>());
+    weights.push_back(options.as_published ? detail::combined_weight(term) : term.weight);
+    if (options.rank < 0) rank = std::max(rank, a.rank());
+  }
+  const Matrix<double> delta = detail::combine_parts(std::move(deltas), weights, options.deltas, rng);
+  detail::check_decomposition<double>("combine_svd", delta, rank);
+  detail::Svd d = detail::svd(delta);
+  Matrix<double> up = d.u.leftCols(rank) * d.s.head(rank).asDiagonal(), down = d.vt.topRows(rank);
+  if (options.clamp < 1) {
+    std::vector<double> all(up.data(), up.data() + up.size());
+    all.insert(all.end(), down.data(), down.data() + down.size());
+    const double most = detail::quantile(std::move(all), options.clamp);
+    up = up.cwiseMin(most).cwiseMax(-most);
+    down = down.cwiseMin(most).cwiseMax(-most);
+  }
+  return detail::of_scale_one<S>(down, up);
+}
+template <class S> LoraAdapter<S> combine_svd(std::span<const WeightedLora<S>> terms, const SvdCombineOptions& options = {}) {
+  if (options.deltas.method == CombineMethod::dare_linear || options.deltas.method == CombineMethod::dare_ties) [[unlikely]]
+    raise<UnsupportedError>("pith::combine_svd: DARE prunes at random: give it a generator");
+  std::minstd_rand unused;
+  return combine_svd(terms, options, unused);
+}
+
+}  // namespace pith::inline v0

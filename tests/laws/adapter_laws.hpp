@@ -1,0 +1,105 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <pith/core/executor.hpp>
+#include <pith/nn/linear.hpp>
+#include <pith/peft/lora.hpp>
+
+#include "support/catch.hpp"
+#include "support/near.hpp"
+#include "support/random_matrix.hpp"
+
+namespace pith_test {
+
+/// B diag(gain) A in double, as the adapter shows it.
+template <pith::LowRankAdapter A> Eigen::MatrixXd delta_of(const A& adapter) {
+  using S = typename A::Scalar;
+  const pith::ConstMatrixRef<S> down = adapter.down(), up = adapter.up();
+  const pith::ConstVectorRef<S> gain = adapter.gain();
+  return up.template cast<double>().transpose() * gain.template cast<double>().asDiagonal() * down.template cast<double>();
+}
+
+/// Pivots that are more than rounding, by elimination with the largest of all that is left.
+inline pith::Index rank_of(Eigen::MatrixXd m) {
+  const double least = m.size() == 0 ? 0 : double(m.rows() + m.cols()) * std::numeric_limits<double>::epsilon() * m.cwiseAbs().maxCoeff();
+  for (pith::Index rank = 0;; ++rank) {
+    if (rank == std::min(m.rows(), m.cols())) return rank;
+    Eigen::Index r = 0, c = 0;
+    if (!(m.bottomRightCorner(m.rows() - rank, m.cols() - rank).cwiseAbs().maxCoeff(&r, &c) > least)) return rank;
+    m.row(rank).swap(m.row(rank + r));
+    m.col(rank).swap(m.col(rank + c));
+    for (Eigen::Index below = rank + 1; below < m.rows(); ++below) m.row(below) -= m(below, rank) / m(rank, rank) * m.row(rank).eval();
+  }
+}
+
+/// What rounding in S may do to x (W + B diag(gain) A)ᵀ + bias: each of the chains rounds once per term.
+///
+/// Shapes   as the result, [tokens, out]
+template <class S, pith::LowRankAdapter A>
+Eigen::MatrixXd adapted_bound(const Eigen::MatrixXd& x, const Eigen::MatrixXd& w, const Eigen::VectorXd& bias, const A& adapter) {
+  const pith::ConstMatrixRef<S> down = adapter.down(), up = adapter.up();
+  const pith::ConstVectorRef<S> gain = adapter.gain();
+  const Eigen::MatrixXd through = x.cwiseAbs() * down.template cast<double>().cwiseAbs().transpose() *
+                                  gain.template cast<double>().cwiseAbs().asDiagonal() * up.template cast<double>().cwiseAbs();
+  Eigen::MatrixXd size = x.cwiseAbs() * w.cwiseAbs().transpose() + through;
+  if (bias.size() > 0) size.rowwise() += bias.cwiseAbs().transpose();
+  return size * (double(std::numeric_limits<S>::epsilon()) * double(x.cols() + adapter.rank() + 6));
+}
+
+/// What holds for every LowRankAdapter around a layer, whatever trained it.
+///
+///   1  forward(x) == x (W + delta)ᵀ + bias, up to rounding
+///   2  merged().forward(x) == forward(x), up to rounding, and the base stays as it is, bit for bit
+///   3  rank(delta) <= rank()
+///   4  a token alone has the bits it has in company, on any number of workers
+///   5  backward(dy) == dy (W + delta), up to rounding
+template <pith::LowRankAdapter A> void check_adapter_laws(const A& adapter, std::uint64_t seed) {
+  using S = typename A::Scalar;
+  using pith::Index;
+  const Index in = pith::ConstMatrixRef<S>(adapter.down()).cols(), out = pith::ConstMatrixRef<S>(adapter.up()).cols(), tokens = 7;
+  const pith::Linear<S> base(random_matrix<S>(out, in, seed), random_vector<S>(out, seed + 1));
+  const pith::Matrix<S> weight_before = base.weight(), x = random_matrix<S>(tokens, in, seed + 2),
+                        dy = random_matrix<S>(tokens, out, seed + 3);
+  const pith::LoraLinear layer(pith::LinearView{base}, adapter);
+  INFO("rank " << adapter.rank() << " between " << in << " and " << out << ", seed " << seed);
+
+  const Eigen::MatrixXd xd = x.template cast<double>(), w = base.weight().template cast<double>(), delta = delta_of(adapter);
+  Eigen::VectorXd bias = base.bias().template cast<double>();
+  if (const pith::ConstVectorRef<S> more = pith::detail::bias_of(adapter); more.size() > 0) bias += more.template cast<double>();
+  const Eigen::MatrixXd expected = (xd * (w + delta).transpose()).rowwise() + bias.transpose();
+  const Eigen::MatrixXd bound = adapted_bound<S>(xd, w, bias, adapter);
+  const pith::Matrix<S> y = layer.forward(x);
+  CHECK(near(y, expected, bound, seed));
+
+  CHECK(near(layer.merged().forward(x), expected, bound, seed));
+  CHECK(same_bits(base.weight(), weight_before));
+
+  CHECK(rank_of(delta) <= adapter.rank());
+
+  pith::ThreadPool two(2);
+  pith::Workspace shared(layer.workspace_bytes(tokens, 2), two), alone(layer.workspace_bytes(1));
+  pith::Matrix<S> in_company(tokens, out), by_itself(1, out);
+  layer.forward(x, in_company, shared);
+  CHECK(same_bits(in_company, y));
+  layer.forward(x.middleRows(4, 1), by_itself, alone);
+  CHECK(same_bits(by_itself, y.middleRows(4, 1)));
+
+  pith::Matrix<S> dx(tokens, in);
+  pith::Workspace ws(layer.workspace_bytes(tokens));
+  layer.backward(dy, dx, ws);
+  const Eigen::MatrixXd dyd = dy.template cast<double>();
+  struct Turned {
+    using Scalar [[maybe_unused]] = S;
+    const A& a;
+    Index rank() const { return a.rank(); }
+    pith::ConstMatrixRef<S> down() const { return a.up(); }
+    pith::ConstMatrixRef<S> up() const { return a.down(); }
+    pith::ConstVectorRef<S> gain() const { return a.gain(); }
+  };
+  CHECK(near(dx, dyd * (w + delta), adapted_bound<S>(dyd, w.transpose(), {}, Turned{adapter}), seed));
+}
+
+}  // namespace pith_test
