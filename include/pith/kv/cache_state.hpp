@@ -123,8 +123,7 @@ template <KvStorage T> class CacheState : public Progress {
     refresh();
   }
 
-  /// Notes that `leaving` rows of a head are to go, and refuses what an eviction cannot do, while nothing has changed. Its new size counts
-  /// from end_eviction() on.
+  /// Notes that `leaving` rows of a head go, from end_eviction() on, and refuses what cannot be done while nothing has changed.
   Index plan_head(Index h, Index leaving) {
     sizes_after_[static_cast<std::size_t>(h)] = size(h) - leaving;
     if (landed()) make_home(h, size(h) - leaving);

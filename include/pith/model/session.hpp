@@ -85,8 +85,8 @@ class Session {
   /// Shapes   returns logits [1, vocab_size] of the last token, valid until the next call
   /// Throws   CapacityError for more than max_prompt tokens or a full Dense cache, ShapeError for a token outside the vocabulary or none
   ConstMatrixRef<S> prefill(std::span<const Token> tokens, const PrefillOptions& options = {}) {
-    const Index n = static_cast<Index>(tokens.size()), soft = check_prompt(n, options);
-    table().gather(tokens, hidden_.middleRows(soft, n));
+    const Index n = static_cast<Index>(tokens.size());
+    table().gather(tokens, hidden_.middleRows(check_prompt(n, options), n));
     return read_prompt(n, {}, options);
   }
   /// The same for embedding rows [tokens, hidden_size], each with its kind (none given: text).
@@ -94,8 +94,8 @@ class Session {
     check_shape("Session::prefill", "embeddings", embeddings, any_extent, model_->config.hidden_size);
     if (!kinds.empty() && static_cast<Index>(kinds.size()) != embeddings.rows())
       raise<ShapeError>(detail::text("pith::Session::prefill: ", kinds.size(), " kinds for ", embeddings.rows(), " embedding rows"));
-    const Index n = embeddings.rows(), soft = check_prompt(n, options);
-    hidden_.middleRows(soft, n) = embeddings;
+    const Index n = embeddings.rows();
+    hidden_.middleRows(check_prompt(n, options), n) = embeddings;
     return read_prompt(n, kinds, options);
   }
 
@@ -213,7 +213,6 @@ class Session {
 
  private:
   template <class, KvStorage> friend class detail::TogetherPass;
-
   detail::LayerPass<S> pass(std::size_t layer) { return {*model_, static_cast<Index>(layer), ws_, adapter_.runs()}; }
   const Embedding<S>& table() const { return detail::table_of(*model_, adapter_.get()); }
 
