@@ -1,5 +1,6 @@
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include <pith/nn/activation.hpp>
 
@@ -13,6 +14,7 @@ namespace {
 double exact(Silu, double z) { return z / (1 + std::exp(-z)); }
 double exact(Gelu, double z) { return 0.5 * z * std::erfc(-z / std::sqrt(2.0)); }
 double exact(GeluTanh, double z) { return 0.5 * z * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (z + 0.044715 * z * z * z))); }
+double exact(Tanh, double z) { return std::tanh(z); }
 double exact(Relu, double z) { return z > 0 ? z : 0; }
 
 template <class A, class S> void check(const A& activation) {
@@ -28,9 +30,14 @@ template <class A, class S> void check(const A& activation) {
   }
   constexpr S inf = std::numeric_limits<S>::infinity();
   CHECK(activation(S(0)) == S(0));
+  CHECK(std::isnan(activation(std::numeric_limits<S>::quiet_NaN())));
+  if constexpr (std::is_same_v<A, Tanh>) {
+    CHECK(activation(inf) == S(1));
+    CHECK(activation(-inf) == S(-1));
+    return;
+  }
   CHECK(activation(S(2000)) == S(2000));
   CHECK(std::abs(activation(S(-2000))) == S(0));
-  CHECK(std::isnan(activation(std::numeric_limits<S>::quiet_NaN())));
   CHECK(activation(inf) == inf);
 }
 
@@ -41,9 +48,10 @@ TEMPLATE_TEST_CASE("activations are their formulas, and derivatives their slopes
   check<Gelu, TestType>({});
   check<GeluTanh, TestType>({});
   check<Relu, TestType>({});
+  check<Tanh, TestType>({});
 }
 
-TEMPLATE_TEST_CASE("an activation's bits do not depend on place or company", "[nn]", Silu, Gelu, GeluTanh, Relu) {
+TEMPLATE_TEST_CASE("an activation's bits do not depend on place or company", "[nn]", Silu, Gelu, GeluTanh, Relu, Tanh) {
   Matrix<float> all = pith_test::random_matrix<float>(3, 37, 1, 8), out = all;
   activate(TestType{}, MatrixRef<float>(out));
   for (Index i = 0; i < all.size(); ++i) {

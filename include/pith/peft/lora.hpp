@@ -51,11 +51,11 @@ template <class S = float> class LoraAdapter {
   Index rank() const { return factors_.down.rows(); }
   Index in() const { return factors_.down.cols(); }
   Index out() const { return factors_.up.cols(); }
-  ConstMatrixRef<S> down() const { return factors_.down; }  ///< A [rank, in]
-  ConstMatrixRef<S> up() const { return factors_.up; }      ///< Bᵀ [rank, out]
-  ConstVectorRef<S> gain() const { return gain_; }          ///< [rank] scale
-  ConstVectorRef<S> bias() const { return bias_; }          ///< [out] scale · β, or empty
-  ConstVectorRef<S> beta() const { return beta_; }          ///< [out] as trained, or empty
+  ConstMatrixRef<S> down() const { return factors_.down; }                                      ///< A [rank, in]
+  ConstMatrixRef<S> up() const { return factors_.up; }                                          ///< Bᵀ [rank, out]
+  ConstVectorRef<S> gain() const { return gain_; }                                              ///< [rank] scale
+  ConstVectorRef<S> bias() const { return {bias_.data(), scale_ == S(0) ? 0 : bias_.size()}; }  ///< [out] scale · β, or empty
+  ConstVectorRef<S> beta() const { return beta_; }                                              ///< [out] as trained, or empty
 
   S scale() const { return scale_; }
   /// What B A is multiplied by from now on; 0 switches the adapter off, bit for bit.
@@ -73,7 +73,6 @@ template <class S = float> class LoraAdapter {
   void refresh() {
     gain_ = Vector<S>::Constant(rank(), scale_);
     bias_ = scale_ * beta_;
-    if (scale_ == S(0)) bias_.resize(0);
   }
 
   /// f(name, numbers, their gradient) for everything that is trained.
