@@ -69,7 +69,8 @@ TEST_CASE("combine_factors: DARE keeps a share of the numbers and the mean of al
 
 TEST_CASE("combine_factors: signs elected by sum or by number", "[peft]") {
   const auto one = [](double value) {
-    return LoraAdapter<double>(Matrix<double>::Constant(1, 1, value), Matrix<double>::Ones(1, 1).eval(), {.alpha = 1});
+    return LoraAdapter<double>(Matrix<double>(Matrix<double>::Constant(1, 1, value)), Matrix<double>(Matrix<double>::Ones(1, 1)),
+                               {.alpha = 1});
   };
   const LoraAdapter<double> up = one(5), down = one(-1), also = one(-2);
   const std::vector<WeightedLora<double>> three{{&up, 1}, {&down, 1}, {&also, 1}};
