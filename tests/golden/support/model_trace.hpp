@@ -51,7 +51,7 @@ inline void check_kept(const pith::Session<float>& session, const Tensor& kept, 
   }
 }
 
-inline Index row_at(const pith::Session<float>::Cache& cache, Index h, pith::Position p) {
+template <class Cache> Index row_at(const Cache& cache, Index h, pith::Position p) {
   const auto positions = cache.positions(h);
   return std::find(positions.begin(), positions.end(), p) - positions.begin();
 }
