@@ -37,7 +37,7 @@ namespace {
 constexpr double out_bound = 5e-5, trace_score_bound = 1e-3, score_bound = 1e-4, press_bound = 5e-4, scale_bound = 1e-6,
                  softmax_bound = 1e-6;
 
-using Cache = KvCache<AnyPolicy<float>>;
+using Cache = Session<float>::Cache;
 using Ids = std::vector<Position>;
 
 Ids sorted(std::span<const Position> ids) {

@@ -369,9 +369,10 @@ template <class M> void check_average(Golden& golden, const std::string& name, c
   const Matrix<double> theirs = matrix<double>(golden, name);
   CHECK(near(ours, theirs, trace_bound * theirs.cwiseAbs().maxCoeff()));
 }
-void check_number(double ours, double theirs, double scale) {
+/// Uncertainty is smoothed from differences of numbers some ten times its size: in floats it keeps a digit less, as theirs does.
+template <class S> void check_number(double ours, double theirs, double scale) {
   CHECK(std::isnan(ours) == std::isnan(theirs));
-  if (!std::isnan(theirs)) CHECK(std::abs(ours - theirs) <= trace_bound * scale);
+  if (!std::isnan(theirs)) CHECK(std::abs(ours - theirs) <= (sizeof(S) == 8 ? 1 : 3) * trace_bound * scale);
 }
 
 template <class S> void adalora_allocator_of(Golden& golden, Golden& inputs, bool as_peft) {
@@ -411,14 +412,14 @@ template <class S> void adalora_allocator_of(Golden& golden, Golden& inputs, boo
     CHECK(allocator.budget() == budget.ids[static_cast<std::size_t>(t)]);
     CHECK(allocator.masked() == (mask_applied.ids[static_cast<std::size_t>(t)] != 0));
     const double threshold = scalar_at(golden, "trace.threshold", t);
-    check_number(allocator.threshold(), threshold, std::abs(threshold));
+    check_number<S>(allocator.threshold(), threshold, std::abs(threshold));
     for (Index m = 0; m < n; ++m) {
       const Tensor scores = golden.get(name(m, "trace_score")), keep = golden.get(name(m, "trace_keep")),
                    e = golden.get(name(m, "trace_E"));
       for (Index i = 0; i < modules[static_cast<std::size_t>(m)].rank(); ++i) {
         const auto at = static_cast<std::size_t>(i);
         if (allocator.masked()) {
-          check_number(allocator.scores(m)[i], scores.row({t})[at], threshold);
+          check_number<S>(allocator.scores(m)[i], scores.row({t})[at], threshold);
           CHECK(allocator.kept(m)[at] == (keep.id_row({t})[at] != 0));
         } else {
           CHECK(std::isnan(scores.row({t})[at]));
@@ -511,15 +512,15 @@ template <class S> void increlora_of(Golden& golden) {
       const auto at = static_cast<std::size_t>(m);
       const auto traced = [&](const std::string& what) { return golden.get("trace." + what).row({t})[at]; };
       const double theirs = traced("score");
-      if (scored) check_number(scores[at], theirs, std::max(1e-30, std::abs(theirs)));
-      check_number(allocator.mean()[m], traced("ema_ipt"), golden.get("trace.ema_ipt").values.maxCoeff());
-      check_number(allocator.spread()[m], traced("ema_unc"), golden.get("trace.ema_unc").values.maxCoeff());
-      check_number(allocator.importance()[m], traced("importance"), golden.get("trace.importance").values.maxCoeff());
+      if (scored) check_number<S>(scores[at], theirs, std::max(1e-30, std::abs(theirs)));
+      check_number<S>(allocator.mean()[m], traced("ema_ipt"), golden.get("trace.ema_ipt").values.maxCoeff());
+      check_number<S>(allocator.spread()[m], traced("ema_unc"), golden.get("trace.ema_unc").values.maxCoeff());
+      check_number<S>(allocator.importance()[m], traced("importance"), golden.get("trace.importance").values.maxCoeff());
       CHECK(double(module.counted()) == traced("ranknum"));
     }
     CHECK(allocator.total() == totals.ids[static_cast<std::size_t>(t)]);
     const double threshold = scalar_at(golden, "trace.threshold", t);
-    check_number(allocator.threshold(), threshold, std::abs(threshold));
+    check_number<S>(allocator.threshold(), threshold, std::abs(threshold));
   }
   CHECK(allocator.total() == golden.number("final_total_rank"));
   for (Index m = 0; m < n; ++m) {

@@ -88,7 +88,8 @@ class DoraLinear {
 
   /// out = dy ∘ m / n: the gradient of x (W + ΔW)ᵀ. Shapes: dy, out [tokens, out]
   void scale_rows(ConstMatrixRef<Scalar> dy, MatrixRef<Scalar> scaled) const {
-    scaled = (dy.array().rowwise() * (excess_.array() + Scalar(1)).transpose()).matrix();
+    for (Index t = 0; t < dy.rows(); ++t)  // row by row: Eigen would keep a row of what is repeated on the heap
+      scaled.row(t) = (dy.row(t).array() * (excess_.array() + Scalar(1)).transpose()).matrix();
   }
 
   /// Computes n anew; over the weight of another layer where DoRA ignores what lies between it and this one, as lists of adapters do in
