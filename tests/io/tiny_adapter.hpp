@@ -47,7 +47,9 @@ struct TinyAdapter {
   void write(const TempFolder& folder) const {
     folder.write("adapter_config.json", config.dump());
     pith::SafetensorsWriter writer;
-    for (const auto& [tensor, m] : tensors) {
+    for (const auto& entry : tensors) {
+      const auto& tensor = entry.first;
+      const auto& m = entry.second;
       const auto dtype = dtypes.find(tensor);
       const std::vector<pith::Index> shape =
           vectors_.at(tensor) ? std::vector<pith::Index>{m.rows()} : std::vector<pith::Index>{m.rows(), m.cols()};

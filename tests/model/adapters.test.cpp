@@ -261,7 +261,7 @@ TEMPLATE_TEST_CASE("sessions decoded together have the bits of each alone, whate
   const ModelAdapter<float> prompt(decoder.adapter_target(), {.prompt = pith_test::random_matrix<float>(3, 24, 4)});
   const ModelAdapter<float>* const adapters[] = {&a, nullptr, &c, &a, &b, &prompt, nullptr};
   ThreadPool pool(2);
-  for (const std::size_t count : {1, 2, 7, 70}) {
+  for (const std::size_t count : {1u, 2u, 7u, 70u}) {
     std::vector<Session<float, TestType>> together, alone;
     for (std::size_t i = 0; i < count; ++i)
       for (auto* sessions : {&together, &alone}) {
