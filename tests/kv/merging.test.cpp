@@ -17,6 +17,7 @@ using namespace pith;
 using pith_test::contains;
 using pith_test::KvStream;
 using pith_test::near;
+using pith_test::same_state;
 
 namespace {
 
