@@ -1,0 +1,189 @@
+// One table of what the benchmarks wrote as JSON: what was measured, beside which limit, and which goals it meets.
+//
+//   summary [--out=FILE] matmul.json attend.json decoder-1.1b.json ...
+//
+// A file is named after its program; what follows a '-' tells runs of one program apart. Goals are those of `goals` below. An unreadable
+// file or a result that was found wrong makes the exit code 1; a goal that is missed does not.
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <optional>
+#include <regex>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "report.hpp"
+
+namespace {
+
+using namespace pith_bench;
+
+struct Row {
+  std::string program, name, error;
+  double seconds = 0;
+  nlohmann::json fields;
+  std::optional<double> counter(const std::string& counter_name) const {
+    const auto found = fields.find(counter_name);
+    return found != fields.end() && found->is_number() ? std::optional<double>(found->get<double>()) : std::nullopt;
+  }
+};
+using Rows = std::vector<Row>;
+
+/// What a case is measured by.
+struct Measure {
+  std::string text;
+  std::function<std::optional<double>(const Row&, const Rows&)> of;
+};
+
+Measure counter(const std::string& name) {
+  return {name, [=](const Row& row, const Rows&) { return row.counter(name); }};
+}
+Measure over_bytes() {
+  return {"over - bytes", [](const Row& row, const Rows&) -> std::optional<double> {
+            const auto over = row.counter("over"), bytes = row.counter("bytes");
+            return over && bytes ? std::optional<double>(*over - *bytes) : std::nullopt;
+          }};
+}
+/// Against the same case of a peer.
+Measure faster_than(const std::string& peer) {
+  return {"times " + peer, [=](const Row& row, const Rows& rows) -> std::optional<double> {
+            const std::string same = peer + row.name.substr(row.name.find('/'));
+            for (const Row& other : rows)
+              if (other.program == row.program && other.name == same && row.seconds > 0) return other.seconds / row.seconds;
+            return std::nullopt;
+          }};
+}
+
+struct Goal {
+  std::string program, cases;  ///< of which program, and a regular expression that all of the case's name matches
+  Measure measure;
+  bool at_least;
+  double limit;
+  bool points;  ///< the measure counts percent: what misses it, misses it by points
+};
+
+const std::vector<Goal> goals{
+    {"matmul", "packed_f32/tokens:1/.*", counter("of_read"), true, .95, false},
+    {"matmul", "packed_(bf16|f16)/tokens:1/.*", counter("of_read"), true, 1.9, false},
+    {"matmul", "packed_int8/tokens:1/.*", counter("of_read"), true, 3.6, false},
+    {"matmul", "packed_f32/tokens:(8|16)/.*", faster_than("openblas"), true, 2, false},
+    {"matmul", "packed_f32/tokens:(128|512)/.*", counter("of_peak"), true, .88, false},
+    {"lora", "lora/tokens:1/.*", over_bytes(), false, 1.5, true},
+    {"lora", "rows/tokens:64/.*", counter("over_blas"), false, 8, true},
+    {"lora", "rows/tokens:64/.*", counter("over"), false, 10, true},
+    {"attend", "attend_f32/tokens:1/.*/dim:64/heads:32/group:4", counter("of_read"), true, .85, false},
+    {"attend", "attend_bf16/tokens:1/.*/dim:64/heads:32/group:4", counter("of_read"), true, 1.5, false},
+    {"attend", "attend_(f32|bf16)/tokens:1/rows:[0-9]{4,}/.*", counter("watching"), false, 3, true},
+    {"kv_cache", "append.evict/(window|sinks)/.*", counter("us"), false, 1, false},
+    {"kv_cache", "append.evict/(?!window|sinks|dense|gather).*", counter("of_attention"), false, .015, false},
+    {"speculative", "verify/tokens:5", counter("times_one"), false, 1.5, false},
+    {"decoder", "1.1b/weights:f32/rows:f32/policy:dense/threads:1/tg@(0|16384)", counter("of_read"), true, .9, false},
+    {"decoder", "1.1b/weights:bf16/rows:bf16/policy:dense/threads:1/tg@(0|4096)", counter("of_read"), true, .88, false},
+};
+
+/// Counters a reader compares, in this order.
+const std::vector<std::string> shown{"of_read",      "of_peak",    "GFLOPS",   "times_one", "faster",   "over",   "bytes",    "over_blas",
+                                     "of_attention", "of_prefill", "watching", "tokens/s",  "MB/token", "RSS_MB", "accepted", "per_pass"};
+
+std::string number(double value) {
+  std::ostringstream text;
+  const int whole = value == 0 ? 1 : static_cast<int>(std::floor(std::log10(std::abs(value)))) + 1;
+  text << std::fixed << std::setprecision(std::clamp(3 - whole, 0, 4)) << value;
+  return text.str();
+}
+
+std::string duration(double seconds) {
+  if (seconds <= 0) return {};
+  if (seconds < 1e-3) return number(seconds * 1e6) + " us";
+  return seconds < 1 ? number(seconds * 1e3) + " ms" : number(seconds) + " s";
+}
+
+std::string verdict(const Goal& goal, double value) {
+  const std::string what = goal.measure.text + (goal.at_least ? " >= " : " <= ") + number(goal.limit);
+  if (goal.at_least ? value >= goal.limit : value <= goal.limit) return what + ": met";
+  const double miss = std::abs(value - goal.limit);
+  return what + ": missed by " + (goal.points ? number(miss) + " points" : number(100 * miss / goal.limit) + " %");
+}
+
+std::string verdicts(const Row& row, const Rows& rows) {
+  std::string out;
+  for (const Goal& goal : goals) {
+    if (goal.program != row.program || !std::regex_match(row.name, std::regex(goal.cases))) continue;
+    if (const auto value = goal.measure.of(row, rows)) out += (out.empty() ? "" : "; ") + verdict(goal, *value);
+  }
+  return out;
+}
+
+/// Without what Google Benchmark appends about the way it was run, and without the program's own name.
+std::string case_name(std::string name, const std::string& program) {
+  for (const char* mark : {"/iterations:", "/repeats:", "/min_time:", "/manual_time"}) name = name.substr(0, name.find(mark));
+  return name.rfind(program + "/", 0) == 0 ? name.substr(program.size() + 1) : name;
+}
+
+void read(const std::filesystem::path& path, Rows& rows) {
+  std::ifstream file(path);
+  const auto json = nlohmann::json::parse(file, nullptr, false);
+  if (json.is_discarded() || !json.is_object() || !json.contains("benchmarks"))
+    throw std::runtime_error(path.string() + ": no report of a benchmark");
+  const std::string stem = path.stem().string(), program = stem.substr(0, stem.find('-'));
+  for (const auto& one : json["benchmarks"]) {
+    const bool failed = one.value("error_occurred", false);
+    if (!failed && one.value("run_type", "") == "aggregate" && one.value("aggregate_name", "") != "median") continue;
+    Row row{program, case_name(one.value("run_name", one.value("name", "")), program), failed ? one.value("error_message", "failed") : "",
+            0, one};
+    if (failed && !rows.empty() && rows.back().name == row.name && rows.back().program == program) continue;  // each repetition says so
+    const std::string unit = one.value("time_unit", "ns");
+    row.seconds = one.value("real_time", 0.) * (unit == "ns" ? 1e-9 : unit == "us" ? 1e-6 : unit == "ms" ? 1e-3 : 1);
+    if (const auto median = row.counter("us")) row.seconds = *median * 1e-6;
+    rows.push_back(std::move(row));
+  }
+}
+
+void print(std::ostream& out, const Rows& rows) {
+  std::vector<std::vector<std::string>> table;
+  for (const Row& row : rows) {
+    std::string ratios;
+    for (const std::string& name : shown)
+      if (const auto value = row.counter(name)) ratios += (ratios.empty() ? "" : ", ") + name + " " + number(*value);
+    std::ostringstream error;
+    if (const auto value = row.counter("rel_err")) error << std::setprecision(2) << *value;
+    table.push_back({row.program, row.name, row.error.empty() ? duration(row.seconds) : "WRONG", row.error.empty() ? ratios : row.error,
+                     error.str(), verdicts(row, rows)});
+  }
+  print_machine(out);
+  print_table(out, {"what", "case", "time", "ratios", "rel_err", "goal"}, table);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  std::filesystem::path out;
+  Rows rows;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument.rfind("--out=", 0) == 0) {
+      out = argument.substr(6);
+    } else {
+      read(argument, rows);
+    }
+  }
+  print(std::cout, rows);
+  if (!out.empty()) {
+    std::ofstream file(out);
+    print(file, rows);
+    if (!file.flush()) throw std::runtime_error("cannot write " + out.string());
+  }
+  return std::any_of(rows.begin(), rows.end(), [](const Row& row) { return !row.error.empty(); }) ? 1 : 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "summary: %s\n", error.what());
+  return 1;
+}
