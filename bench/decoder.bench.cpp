@@ -23,8 +23,10 @@
 #include <pith/io.hpp>
 #include <pith/pith.hpp>
 
+#include "support/context.hpp"
 #include "support/decoder_arguments.hpp"
 #include "support/measure.hpp"
+#include "support/pace.hpp"
 #include "support/random_checkpoint.hpp"
 #include "support/report.hpp"
 
@@ -87,75 +89,6 @@ std::vector<AnyPolicy<float>> policies_of(const Decoder<float>& decoder, const P
     out.push_back(make_policy(choice.name, choice.budget, model));
   }
   return out;
-}
-
-/// How fast the given threads read what no cache holds.
-class Memory {
- public:
-  Memory() : data_((std::getenv("PITH_BENCH_COLD_MIB") != nullptr ? cold_bytes() : std::size_t(512) << 20) / sizeof(float), 1.f) {}
-  std::size_t bytes() const { return data_.size() * sizeof(float); }
-  /// Seconds for so many bytes, an equal part for each thread, from where the last reading ended.
-  double seconds(double bytes, ExecutorRef executor) {
-    const Index part = static_cast<Index>(data_.size()) / executor.size();
-    const Index wanted = static_cast<Index>(bytes / sizeof(float)) / executor.size(), from = next_ % part;
-    next_ = from + wanted;
-    return seconds_of([&] {
-      executor(executor.size(), [&](Index worker) {
-        const float* const own = data_.data() + worker * part;
-        for (Index at = from, left = wanted; left > 0; at = 0) {
-          const Index count = std::min(left, part - at);
-          keep(read_all(own + at, count));
-          left -= count;
-        }
-      });
-    });
-  }
-
- private:
-  std::vector<float> data_;
-  Index next_ = 0;
-};
-
-double peak_of(ExecutorRef executor, double like_seconds) {
-  std::vector<double> peaks(static_cast<std::size_t>(executor.size()));
-  executor(executor.size(), [&](Index worker) { peaks[static_cast<std::size_t>(worker)] = peak_flops(like_seconds); });
-  double sum = 0;
-  for (const double peak : peaks) sum += peak;
-  return sum;
-}
-
-/// Bytes of the rows that the next token attends to, besides its own.
-template <class Session> double attended_bytes(const Session& session) {
-  double bytes = 0;
-  for (const auto& cache : session.caches())
-    for (const auto& run : cache.view().runs) bytes += 2. * static_cast<double>(run.rows * run.stride) * sizeof(*run.keys);
-  return bytes;
-}
-
-/// Brings a session to position `context` as if it had read so many tokens: as many of the newest as its policy keeps, random rows.
-template <KvStorage T> void begin_at(Session<float, T>& session, Index context) {
-  const auto caches = session.caches();
-  const Index rows = std::min(context, caches[0].budget()), heads = caches[0].shape().num_kv_heads;
-  if (rows == 0) return;
-  const Index width = heads * caches[0].shape().head_dim;
-  const Matrix<float> k = random_matrix(std::min<Index>(rows, 1021), width, 3), v = random_matrix(k.rows(), width, 4);
-  KvCache<Dense, Drop, T> written(caches[0].shape(), {}, {.max_draft = 0, .max_tokens = rows});
-  for (Index r = 0; r < rows; r += k.rows())
-    written.append(k.topRows(std::min(k.rows(), rows - r)), v.topRows(std::min(k.rows(), rows - r)));
-  written.evict();
-  KvSnapshot<T> filled = written.snapshot(), empty = caches[0].snapshot();
-  filled.layout = empty.layout;
-  filled.next = static_cast<Position>(context);
-  filled.next_angle = static_cast<Position>(caches[0].reindexes() ? rows : context);
-  if (caches[0].reindexes()) filled.angles = filled.positions;
-  for (std::size_t h = 0; h < static_cast<std::size_t>(heads); ++h) filled.heads[3 * h + 1] = empty.heads[3 * h + 1];
-  const auto first = static_cast<Position>(empty.heads[1]);  // those at the beginning of the text stay, by age
-  for (Position& p : filled.positions)
-    if (p >= first) p += static_cast<Position>(context - rows);
-  filled.stats = random_matrix(empty.stats.rows(), filled.rows(), 5).cwiseAbs();
-  filled.memory = empty.memory;
-  filled.gate = empty.gate;
-  for (auto& cache : caches) cache.restore(filled);
 }
 
 /// A checkpoint small enough to be computed in double.
@@ -262,7 +195,7 @@ class Bench {
     c.hidden_size = std::min<Index>(c.hidden_size, 256);
     c.intermediate_size = std::min<Index>(c.intermediate_size, 512);
     c.vocab_size = std::min<Index>(c.vocab_size, 512);
-    const TemporaryFolder small(std::filesystem::temp_directory_path());
+    const TemporaryFolder small(kind.file ? a_.folder : std::filesystem::temp_directory_path());
     write_checkpoint(small.path(), c, kind.file.value_or(DType::f32));
     return Reference(small.path(), kind);
   }
@@ -286,7 +219,8 @@ class Bench {
 
   void load(const WeightsKind& kind, const std::filesystem::path& folder) {
     const double reading = read_seconds(folder);
-    const double unchecked = seconds_of([&] { keep(load_decoder(folder, {.weights = kind.layout, .check_finite = false})); });
+    const double unchecked = seconds_of([&] { decoder_.emplace(load_decoder(folder, {.weights = kind.layout, .check_finite = false})); });
+    decoder_.reset();
     PeakMemory::begin();
     const double seconds = seconds_of([&] { decoder_.emplace(load_decoder(folder, {.weights = kind.layout})); });
     const DecoderConfig& c = decoder_->config();
@@ -314,7 +248,8 @@ class Bench {
     PeakMemory::begin();
     for (int round = 0; round < 3; ++round) {
       session.clear();
-      times.add(seconds_of([&] { check(session.prefill(tokens)); }));
+      times.add(seconds_of([&] { session.prefill(tokens); }));
+      check(session.logits());
       peaks.add(peak_of(c.executor, times.median()));
     }
     const double attended = static_cast<double>(n) * static_cast<double>(n + 1) / 2;
@@ -340,20 +275,21 @@ class Bench {
     begin_at(session, context);
     PeakMemory::begin();
     auto next = tokens.begin();
-    check(session.decode(*next++));  // touches every buffer once
+    session.decode(*next++);  // touches every buffer once
     Samples times, bytes, reading;
     for (Index round = 0; round < rounds; ++round) {
       const double before = attended_bytes(session);
       times.add(seconds_of([&] {
-                  for (Index t = 0; t < chunk; ++t) check(session.decode(*next++));
+                  for (Index t = 0; t < chunk; ++t) session.decode(*next++);
                 }) /
                 static_cast<double>(chunk));
+      check(session.logits());
       bytes.add(weight_bytes_ + (before + attended_bytes(session)) / 2);
-      reading.add(memory_.seconds(bytes.median(), c.executor));
+      reading.add(pace_.seconds(bytes.median(), c.executor));
     }
     const double seconds = times.median();
     ReportRow row = row_of(c, "tg@" + std::to_string(context), seconds);
-    row.cells.insert(row.cells.end(), {{"tokens/s", Number{1 / seconds, 1}},
+    row.cells.insert(row.cells.end(), {{"tokens/s", Number{1 / seconds, 2}},
                                        {"ms/token", Number{seconds * 1e3, 2}},
                                        {"MB/token", Number{bytes.median() / mega, 1}},
                                        {"read_GB/s", Number{bytes.median() / reading.median() * 1e-9, 1}},
@@ -384,13 +320,13 @@ class Bench {
 
   void finish(ReportRow row) {
     if (const std::size_t peak = PeakMemory::bytes(); peak > 0)
-      row.cells.push_back({"RSS_MB", Number{static_cast<double>(peak - memory_.bytes()) / mega, 0}});
+      row.cells.push_back({"RSS_MB", Number{static_cast<double>(peak - pace_.bytes()) / mega, 0}});
     std::fprintf(stderr, "%s: %.4g s\n", row.name.c_str(), row.seconds);
     report_.add(std::move(row));
   }
 
   DecoderArguments a_;
-  Memory memory_;
+  Pace pace_;
   Report report_{{"model",     "params",  "weights", "rows",    "policy",   "threads", "test",    "tokens/s",  "ms/token", "MB/token",
                   "read_GB/s", "of_read", "GFLOPS",  "of_peak", "cache_MB", "RSS_MB",  "seconds", "unchecked", "reading",  "rel_err"}};
   std::string weights_;

@@ -56,7 +56,7 @@ inline void print_table(std::ostream& out, const std::vector<std::string>& colum
 /// A number as tables show it; files hold all of it.
 struct Number {
   double value = 0;
-  int digits = 0;
+  int digits = 0;  ///< behind the point; -1: two that count
 };
 using Cell = std::variant<std::string, Number>;
 
@@ -67,7 +67,7 @@ struct ReportRow {
   std::vector<std::pair<std::string, Cell>> cells = {};
 };
 
-/// The rows of a program that is no Google Benchmark, as Markdown, CSV or that library's JSON.
+/// The rows of a program without Google Benchmark, as Markdown, CSV or that library's JSON.
 class Report {
  public:
   /// No row has a column besides these.

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include <pith/kv.hpp>
+#include <pith/model/session.hpp>
+
+#include "measure.hpp"
+
+namespace pith_bench {
+
+using pith::Position;
+
+/// Bytes of the rows that the next token attends to, besides its own.
+template <class Session> double attended_bytes(const Session& session) {
+  double bytes = 0;
+  for (const auto& cache : session.caches())
+    for (const auto& run : cache.view().runs) bytes += 2. * static_cast<double>(run.rows * run.stride) * sizeof(*run.keys);
+  return bytes;
+}
+
+/// Brings a session to position `context` as if it had read so many tokens: as many of the newest as its policy keeps, random rows.
+template <pith::KvStorage T> void begin_at(pith::Session<float, T>& session, Index context) {
+  const auto caches = session.caches();
+  const Index rows = std::min(context, caches[0].budget()), heads = caches[0].shape().num_kv_heads;
+  if (rows == 0) return;
+  const Index width = heads * caches[0].shape().head_dim;
+  const pith::Matrix<float> k = random_matrix(std::min<Index>(rows, 1021), width, 3), v = random_matrix(k.rows(), width, 4);
+  pith::KvCache<pith::Dense, pith::Drop, T> written(caches[0].shape(), {}, {.max_draft = 0, .max_tokens = rows});
+  for (Index r = 0; r < rows; r += k.rows())
+    written.append(k.topRows(std::min(k.rows(), rows - r)), v.topRows(std::min(k.rows(), rows - r)));
+  written.evict();
+  pith::KvSnapshot<T> filled = written.snapshot(), empty = caches[0].snapshot();
+  filled.layout = empty.layout;
+  filled.next = static_cast<Position>(context);
+  filled.next_angle = static_cast<Position>(caches[0].reindexes() ? rows : context);
+  if (caches[0].reindexes()) filled.angles = filled.positions;
+  for (std::size_t h = 0; h < static_cast<std::size_t>(heads); ++h) filled.heads[3 * h + 1] = empty.heads[3 * h + 1];
+  const auto first = static_cast<Position>(empty.heads[1]);  // those at the beginning of the text stay, by age
+  for (Position& p : filled.positions)
+    if (p >= first) p += static_cast<Position>(context - rows);
+  filled.stats = random_matrix(empty.stats.rows(), filled.rows(), 5).cwiseAbs();
+  filled.memory = empty.memory;
+  filled.gate = empty.gate;
+  for (auto& cache : caches) cache.restore(filled);
+}
+
+}  // namespace pith_bench

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <vector>
+
+#include <pith/core/executor.hpp>
+
+#include "measure.hpp"
+
+namespace pith_bench {
+
+using pith::ExecutorRef;
+
+/// How fast the given threads read what no cache holds.
+class Pace {
+ public:
+  Pace() : data_((std::getenv("PITH_BENCH_COLD_MIB") != nullptr ? cold_bytes() : std::size_t(512) << 20) / sizeof(float), 1.f) {}
+  std::size_t bytes() const { return data_.size() * sizeof(float); }
+  /// Seconds for so many bytes, an equal part for each thread, from where the last reading ended.
+  double seconds(double bytes, ExecutorRef executor) {
+    const Index part = static_cast<Index>(data_.size()) / executor.size();
+    const Index wanted = static_cast<Index>(bytes / sizeof(float)) / executor.size(), from = next_ % part;
+    next_ = from + wanted;
+    return seconds_of([&] {
+      executor(executor.size(), [&](Index worker) {
+        const float* const own = data_.data() + worker * part;
+        for (Index at = from, left = wanted; left > 0; at = 0) {
+          const Index count = std::min(left, part - at);
+          keep(read_all(own + at, count));
+          left -= count;
+        }
+      });
+    });
+  }
+
+ private:
+  std::vector<float> data_;
+  Index next_ = 0;
+};
+
+inline double peak_of(ExecutorRef executor, double like_seconds) {
+  std::vector<double> peaks(static_cast<std::size_t>(executor.size()));
+  executor(executor.size(), [&](Index worker) { peaks[static_cast<std::size_t>(worker)] = peak_flops(like_seconds); });
+  double sum = 0;
+  for (const double peak : peaks) sum += peak;
+  return sum;
+}
+
+}  // namespace pith_bench
