@@ -306,7 +306,7 @@ class Bench {
   ReportRow row_of(const std::optional<Case>& c, const std::string& test, double seconds) const {
     const double table = static_cast<double>(decoder_->weights().embed_tokens.rows() * decoder_->weights().embed_tokens.cols());
     const double params = layer_numbers_ + table + (decoder_->config().tie_word_embeddings ? 0 : head_numbers_);
-    ReportRow row{.name = "decoder/" + a_.model + "/weights:" + weights_, .seconds = seconds};
+    ReportRow row{.name = a_.model + "/weights:" + weights_, .seconds = seconds};
     row.cells = {{"model", a_.model}, {"params", Number{params / mega, 0}}, {"weights", weights_}};
     if (c) {
       const std::string threads = std::to_string(c->executor.size());
@@ -321,7 +321,7 @@ class Bench {
   void finish(ReportRow row) {
     if (const std::size_t peak = PeakMemory::bytes(); peak > 0)
       row.cells.push_back({"RSS_MB", Number{static_cast<double>(peak - pace_.bytes()) / mega, 0}});
-    std::fprintf(stderr, "%s: %.4g s\n", row.name.c_str(), row.seconds);
+    std::fprintf(stderr, "decoder: %s: %.4g s\n", row.name.c_str(), row.seconds);
     report_.add(std::move(row));
   }
 

@@ -62,7 +62,7 @@ using Cell = std::variant<std::string, Number>;
 
 /// One case: what was measured under which name. A column that a row lacks stays empty.
 struct ReportRow {
-  std::string name;    ///< as Google Benchmark would write it: program/case/argument:value
+  std::string name;    ///< as Google Benchmark would write it: case/argument:value
   double seconds = 0;  ///< of one repetition of the case
   std::vector<std::pair<std::string, Cell>> cells = {};
 };

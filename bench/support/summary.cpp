@@ -14,6 +14,7 @@
 #include <fstream>
 #include <functional>
 #include <iostream>
+#include <iterator>
 #include <optional>
 #include <regex>
 #include <sstream>
@@ -86,6 +87,7 @@ const std::vector<Goal> goals{
     {"kv_cache", "append.evict/(window|sinks)/.*", counter("us"), false, 1, false},
     {"kv_cache", "append.evict/(?!window|sinks|dense|gather).*", counter("of_attention"), false, .015, false},
     {"speculative", "verify/tokens:5", counter("times_one"), false, 1.5, false},
+    {"token_merging", "nearest/.*", faster_than("eigen"), true, 2, false},
     {"decoder", "1.1b/weights:f32/rows:f32/policy:dense/threads:1/tg@(0|16384)", counter("of_read"), true, .9, false},
     {"decoder", "1.1b/weights:bf16/rows:bf16/policy:dense/threads:1/tg@(0|4096)", counter("of_read"), true, .88, false},
 };
@@ -123,23 +125,24 @@ std::string verdicts(const Row& row, const Rows& rows) {
   return out;
 }
 
-/// Without what Google Benchmark appends about the way it was run, and without the program's own name.
-std::string case_name(std::string name, const std::string& program) {
+/// Without what Google Benchmark appends about the way it was run.
+std::string case_name(std::string name) {
   for (const char* mark : {"/iterations:", "/repeats:", "/min_time:", "/manual_time"}) name = name.substr(0, name.find(mark));
-  return name.rfind(program + "/", 0) == 0 ? name.substr(program.size() + 1) : name;
+  return name;
 }
 
 void read(const std::filesystem::path& path, Rows& rows) {
   std::ifstream file(path);
-  const auto json = nlohmann::json::parse(file, nullptr, false);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  // Google Benchmark writes a spread relative to a mean of 0 as no JSON allows.
+  const auto json = nlohmann::json::parse(std::regex_replace(text, std::regex(": -?(NaN|Infinity)"), ": null"), nullptr, false);
   if (json.is_discarded() || !json.is_object() || !json.contains("benchmarks"))
     throw std::runtime_error(path.string() + ": no report of a benchmark");
   const std::string stem = path.stem().string(), program = stem.substr(0, stem.find('-'));
   for (const auto& one : json["benchmarks"]) {
     const bool failed = one.value("error_occurred", false);
     if (!failed && one.value("run_type", "") == "aggregate" && one.value("aggregate_name", "") != "median") continue;
-    Row row{program, case_name(one.value("run_name", one.value("name", "")), program), failed ? one.value("error_message", "failed") : "",
-            0, one};
+    Row row{program, case_name(one.value("run_name", one.value("name", ""))), failed ? one.value("error_message", "failed") : "", 0, one};
     if (failed && !rows.empty() && rows.back().name == row.name && rows.back().program == program) continue;  // each repetition says so
     const std::string unit = one.value("time_unit", "ns");
     row.seconds = one.value("real_time", 0.) * (unit == "ns" ? 1e-9 : unit == "us" ? 1e-6 : unit == "ms" ? 1e-3 : 1);
