@@ -5,10 +5,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <random>
 #include <vector>
 
 #include <pith/core.hpp>
+#include <pith/core/bulk.hpp>
 #include <pith/core/simd.hpp>
 
 /// What every benchmark measures beside its subject: the limits of this machine, in the same run.
@@ -65,21 +67,35 @@ inline std::size_t cold_bytes() {
   return static_cast<std::size_t>(mib != nullptr ? std::max(1l, std::atol(mib)) : 96) << 20;
 }
 
+/// Ones, in memory like that of packed weights.
+class Ones {
+ public:
+  explicit Ones(Index count) : memory_(pith::detail::allocate_bulk(static_cast<std::size_t>(count) * sizeof(float))), count_(count) {
+    std::uninitialized_fill_n(reinterpret_cast<float*>(memory_.get()), count, 1.f);
+  }
+  const float* data() const { return reinterpret_cast<const float*>(memory_.get()); }
+  Index size() const { return count_; }
+
+ private:
+  pith::detail::Bulk memory_;
+  Index count_;
+};
+
 /// Time to read so many bytes that no cache holds: one place of a buffer larger than the last level after the other.
 class ColdRead {
  public:
-  explicit ColdRead(std::size_t bytes) : count_(static_cast<Index>(bytes / sizeof(float))) {
-    copies_ = std::max<Index>(2, static_cast<Index>(cold_bytes() / std::max<std::size_t>(bytes, 1)) + 1);
-    data_.assign(static_cast<std::size_t>(count_ * copies_), 1.f);
-  }
+  explicit ColdRead(std::size_t bytes)
+      : count_(static_cast<Index>(bytes / sizeof(float))),
+        copies_(std::max<Index>(2, static_cast<Index>(cold_bytes() / std::max<std::size_t>(bytes, 1)) + 1)),
+        data_(count_ * copies_) {}
   double seconds() {
     const float* p = data_.data() + next_++ % copies_ * count_;
     return seconds_of([&] { keep(read_all(p, count_)); });
   }
 
  private:
-  Index count_, copies_ = 0, next_ = 0;
-  std::vector<float> data_;
+  Index count_, copies_, next_ = 0;
+  Ones data_;
 };
 
 /// Floating-point operations a second of one thread: multiply-adds on registers, for about as long as what they are compared with, up to

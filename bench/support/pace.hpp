@@ -15,11 +15,13 @@ using pith::ExecutorRef;
 /// How fast the given threads read what no cache holds.
 class Pace {
  public:
-  Pace() : data_((std::getenv("PITH_BENCH_COLD_MIB") != nullptr ? cold_bytes() : std::size_t(512) << 20) / sizeof(float), 1.f) {}
-  std::size_t bytes() const { return data_.size() * sizeof(float); }
+  Pace()
+      : data_(static_cast<Index>((std::getenv("PITH_BENCH_COLD_MIB") != nullptr ? cold_bytes() : std::size_t(512) << 20) / sizeof(float))) {
+  }
+  std::size_t bytes() const { return static_cast<std::size_t>(data_.size()) * sizeof(float); }
   /// Seconds for so many bytes, an equal part for each thread, from where the last reading ended.
   double seconds(double bytes, ExecutorRef executor) {
-    const Index part = static_cast<Index>(data_.size()) / executor.size();
+    const Index part = data_.size() / executor.size();
     const Index wanted = static_cast<Index>(bytes / sizeof(float)) / executor.size(), from = next_ % part;
     next_ = from + wanted;
     return seconds_of([&] {
@@ -35,7 +37,7 @@ class Pace {
   }
 
  private:
-  std::vector<float> data_;
+  Ones data_;
   Index next_ = 0;
 };
 

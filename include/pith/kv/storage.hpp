@@ -7,12 +7,12 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <new>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <pith/attention/kv_view.hpp>
+#include <pith/core/bulk.hpp>
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
@@ -98,7 +98,7 @@ template <KvStorage T> class KvSlab {
     matches_ = part(static_cast<std::int32_t*>(nullptr), shape.merges ? all : 0);
     cosines_ = part(static_cast<S*>(nullptr), shape.merges ? all : 0);
     bytes_ = offset;
-    memory_.reset(static_cast<std::byte*>(::operator new(bytes_, std::align_val_t(Workspace::alignment))));
+    memory_ = allocate_bulk(bytes_);
     starts_.resize(static_cast<std::size_t>(shape.heads + 1));
     divide_evenly();
   }
@@ -217,16 +217,13 @@ template <KvStorage T> class KvSlab {
 
  private:
   static constexpr Index max_bytes = std::numeric_limits<Index>::max() / 2;
-  struct Free {
-    void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t(Workspace::alignment)); }
-  };
   template <class X> X* at(std::size_t offset) const { return reinterpret_cast<X*>(memory_.get() + offset); }
 
   SlabShape shape_;
   Index row_units_ = 0;
   std::size_t keys_ = 0, values_ = 0, positions_ = 0, angles_ = 0, kinds_ = 0, stats_ = 0, scores_ = 0, scratch_ = 0, race_ = 0,
               victims_ = 0, widened_ = 0, masses_ = 0, log_masses_ = 0, matches_ = 0, cosines_ = 0, bytes_ = 0;
-  std::unique_ptr<std::byte[], Free> memory_;
+  Bulk memory_;
   std::vector<Index> starts_;  ///< [heads + 1] the first row of each head
 };
 

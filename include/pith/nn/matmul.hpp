@@ -45,7 +45,7 @@ inline constexpr Index token_block = 128;                  // tokens that share 
 inline constexpr Index copied_depth = 512;                 // columns of x copied together: 128 rows of them fit half of L2
 inline constexpr Index copied_stride = copied_depth + 16;  // no power of two: rows spread over all sets of L1
 inline constexpr Index copy_tokens = 24;                   // from here on rows of x that lie far apart would evict each other
-inline constexpr Index alone_bytes = 1 << 20;              // weights that stay in L2: one token is bound by latency, not by reading
+inline constexpr Index fetched_ahead = 2048;               // bytes: as far as the core has to look ahead to hide a read
 inline constexpr double worth_waking = 1 << 16;            // multiply-adds below which a second worker costs more than it saves
 
 template <class S> struct Product {
@@ -107,24 +107,23 @@ void panel_rows(const Product<S>& o, Index p, Index begin, Index end, const S* x
   }
 }
 
-/// One register tile of tokens over panels [begin, end) as they are stored: a single sequential stream.
+/// One register tile of tokens over panels [begin, end) as they are stored. Several panels together for one token: more chains hide their
+/// latency, and the hardware, which follows a stream within its page, follows more of them. Bytes take longer to widen than to read: two.
 template <class Source, class S> void product_streamed(const Product<S>& o, const Source& w, Share panels) {
   using T = typename Source::Stored;
+  constexpr int together = sizeof(T) == 1 ? std::min(2, TileShape<S>::alone) : TileShape<S>::alone;
   const Index in = o.in;
   Index p = panels.begin;
-  if constexpr (constexpr int together = TileShape<S>::alone; together > 1) {
-    if (o.tokens == 1 && o.out * in * Index(sizeof(T)) <= alone_bytes) {
-      const Index whole = std::min(panels.end, o.out / panel_width);
-      for (; p + together <= whole; p += together) {
-        const Index column = p * panel_width;
-        PanelTile<T, 1, together>::run({o.x, 0, in, first_sums(o, column), 0, o.y + column, 0, nullptr, 0}, w.panel(p), in * panel_width);
-      }
+  const auto ahead = [&] { return static_cast<const char*>(w.address(p, 0)) + fetched_ahead; };
+  if constexpr (together > 1) {
+    const Index whole = o.tokens == 1 ? std::min(panels.end, o.out / panel_width) : 0;
+    for (; p + together <= whole; p += together) {
+      const Index column = p * panel_width;
+      PanelTile<T, 1, together>::run({o.x, 0, in, first_sums(o, column), 0, o.y + column, 0, ahead(), Source::row_bytes}, w.panel(p),
+                                     in * panel_width);
     }
   }
-  // The hardware keeps up with wide panels; of narrow ones too few lines fit the window of the core.
-  constexpr Index step = sizeof(T) == 2 ? Source::row_bytes : 0;
-  for (; p < panels.end; ++p)
-    panel_rows(o, p, 0, o.tokens, o.x, o.x_stride, w.panel(p), in, true, static_cast<const char*>(w.address(p, 0)) + 1024, step);
+  for (; p < panels.end; ++p) panel_rows(o, p, 0, o.tokens, o.x, o.x_stride, w.panel(p), in, true, ahead(), Source::row_bytes);
 }
 
 /// Any number of tokens: weights in blocks that stay in L1 while the tokens pass by.
@@ -156,19 +155,27 @@ template <class Source, class S> void product_blocked(const Product<S>& o, const
   }
 }
 
+/// For sources whose sums are not yet the outputs: what is left to do once those of some panels are whole.
+template <class Source, class S> void finish(const Product<S>& o, const Source& w, Share panels) {
+  if constexpr (requires { w.finish(o, panels); }) w.finish(o, panels);
+}
+
 template <class Source, class S> void product(const Product<S>& o, const Source& w, Workspace& ws) {
   const Index tokens = o.tokens, in = o.in, out = o.out;
   if (tokens == 0 || out == 0) return;
+  const Index panels = (out + panel_width - 1) / panel_width;
   if (in == 0) {
     for (Index t = 0; t < tokens; ++t)
       for (Index c = 0; c < out; ++c) o.y[t * o.y_stride + c] = o.bias ? o.bias[c] : S(0);
-    return;
+    return finish(o, w, Share{0, panels});
   }
-  const Index panels = (out + panel_width - 1) / panel_width;
   const Index workers = double(tokens) * double(in) * double(out) < worth_waking ? 1 : ws.workers();
   if constexpr (Source::direct) {
     if (tokens <= TileShape<S>::tokens) {
-      ws.executor()(workers, [&](Index i) { product_streamed(o, w, share(panels, i, workers)); });
+      ws.executor()(workers, [&](Index i) {
+        product_streamed(o, w, share(panels, i, workers));
+        finish(o, w, share(panels, i, workers));
+      });
       return;
     }
   }
@@ -179,6 +186,7 @@ template <class Source, class S> void product(const Product<S>& o, const Source&
   S* copies = copy_size > 0 ? ws.take<S>(workers * copy_size) : nullptr;
   ws.executor()(workers, [&](Index i) {
     product_blocked(o, w, share(panels, i, workers), blocks ? blocks + i * block_size : nullptr, copies ? copies + i * copy_size : nullptr);
+    finish(o, w, share(panels, i, workers));
   });
 }
 

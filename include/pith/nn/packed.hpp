@@ -4,9 +4,9 @@
 #include <cstddef>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <type_traits>
 
+#include <pith/core/bulk.hpp>
 #include <pith/core/check.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
@@ -44,12 +44,16 @@ template <class T> class PackedWeight {
   static constexpr Index width = detail::panel_width;
 
   PackedWeight() = default;
-  explicit PackedWeight(ConstMatrixRef<T> weight) : in_(weight.cols()), out_(weight.rows()) {
+  explicit PackedWeight(ConstMatrixRef<T> weight)
+      : PackedWeight(weight.rows(), weight.cols(), [&](Index first, Index rows) { return weight.middleRows(first, rows); }) {}
+  /// Of rows that are made as they are needed: rows_at(first, n), at most 32 together, each row once and in order, is [n, in].
+  template <class RowsAt> PackedWeight(Index out, Index in, const RowsAt& rows_at) : in_(in), out_(out) {
     const Index size = detail::checked_product("PackedWeight", detail::checked_product("PackedWeight", panels(), width), in_);
     const std::size_t bytes = static_cast<std::size_t>(detail::checked_product("PackedWeight", size, Index(sizeof(T))));
-    T* first = static_cast<T*>(::operator new(bytes, alignment));
-    data_ = std::shared_ptr<T>(first, [](T* p) { ::operator delete(p, alignment); });
-    for (Index p = 0; p < panels(); ++p) pack(weight.middleRows(p * width, std::min(width, out_ - p * width)), first + p * width * in_);
+    const std::shared_ptr<std::byte[]> memory(detail::allocate_bulk(bytes));
+    T* first = reinterpret_cast<T*>(memory.get());
+    data_ = std::shared_ptr<const T>(memory, first);
+    for (Index p = 0; p < panels(); ++p) pack(rows_at(p * width, std::min(width, out_ - p * width)), first + p * width * in_);
   }
 
   Index in() const { return in_; }
@@ -80,8 +84,6 @@ template <class T> class PackedWeight {
   }
 
  private:
-  static constexpr std::align_val_t alignment{Workspace::alignment};
-
   void pack(ConstMatrixRef<T> rows, T* panel) const {
     constexpr Index depth = 32;  // a square of 32 x 32 stays in L1 while its columns are scattered
     if (rows.rows() < width) std::memset(static_cast<void*>(panel), 0, static_cast<std::size_t>(width * in_) * sizeof(T));

@@ -18,10 +18,10 @@ namespace pith::inline v0::detail {
 /// How many accumulators the register file holds, and what follows from it.
 template <class S> struct TileShape {
   using V = Simd<S>;
-  static constexpr int row = int(panel_width) / V::width;          // packets in a row of a panel
-  static constexpr int budget = V::registers == 32 ? 24 : 12;      // accumulators, leaving room for weights and a broadcast
-  static constexpr int tokens = budget / std::min(4, row);         // rows of x together: 3 on AVX2, 12 on AVX-512
-  static constexpr int alone = std::max(1, std::min(4, 8 / row));  // panels together for one token, to hide the latency of the chains
+  static constexpr int row = int(panel_width) / V::width;                   // packets in a row of a panel
+  static constexpr int budget = V::registers == 32 ? 24 : 12;               // accumulators, leaving room for weights and a broadcast
+  static constexpr int tokens = budget / std::min(4, row);                  // rows of x together: 3 on AVX2, 12 on AVX-512
+  static constexpr int alone = std::max(1, std::min(4, 8 / row));           // panels together for one token
   static constexpr Index depth = 24576 / (panel_width * Index(sizeof(S)));  // rows of a panel block: three quarters of a 32 KiB L1
 
   static constexpr int packets(int tile_tokens) {  // packets of a row together
@@ -54,7 +54,7 @@ template <class T, int Tokens, int Panels = 1> struct PanelTile {
   using Packet = typename V::Packet;
   static constexpr int row = TileShape<S>::row, together = TileShape<S>::packets(Tokens * Panels);
 
-  static constexpr bool fetches = Panels == 1 && (Tokens > 1 || sizeof(T) == 2);  // one token over wide panels: the hardware keeps up
+  static constexpr int lines = std::max(1, int(panel_width* Index(sizeof(T))) / 64);  // of the cache, in a row of a panel
 
   /// First column of packet i of part `part`.
   static constexpr Index column(int part, int i) {
@@ -121,9 +121,10 @@ template <class T, int Tokens, int Panels = 1> struct PanelTile {
     const S* x = a.x;
     const char* ahead = a.ahead;
     for (Index k = 0; k < a.depth; ++k, ++x, w += panel_width, ahead += a.ahead_step) {
-      if constexpr (fetches) __builtin_prefetch(ahead);
 #pragma GCC unroll 16
       for (int p = 0; p < Panels; ++p) {
+#pragma GCC unroll 4
+        for (int line = 0; line < lines; ++line) __builtin_prefetch(ahead + p * panel_stride * Index(sizeof(T)) + line * 64);
         step(x, a.x_stride, w + p * panel_stride, part, sum[p]);
       }
     }
@@ -152,8 +153,8 @@ template <class T> struct PackedPanels {
   using Stored = T;
   using S = arithmetic_t<T>;
   const PackedWeight<T>& weight;
-  static constexpr bool direct = true;            // one tile of tokens multiplies the panels as they are
-  static constexpr bool copies = sizeof(T) == 2;  // more tokens widen a block first, once for all of them
+  static constexpr bool direct = true;                   // one tile of tokens multiplies the panels as they are
+  static constexpr bool copies = sizeof(T) < sizeof(S);  // more tokens widen a block first, once for all of them
 
   const T* panel(Index p) const { return weight.panel(p); }
   const void* address(Index p, Index k0) const { return weight.panel(p) + k0 * panel_width; }
