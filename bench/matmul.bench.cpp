@@ -1,17 +1,19 @@
-// y = x Wᵀ with weights no cache holds: panels and maps of every width against naive Eigen, and OpenBLAS
-// and oneDNN where they were found.
+// y = x Wᵀ with weights no cache holds: panels and maps of every width, bytes with a scale for each output, against naive Eigen, and
+// OpenBLAS and oneDNN where they were found.
 //
-// of_read   time of reading the f32 bytes of W once over the time taken: 1 is the limit for f32 and one token, 2 for 16 bit
+// of_read   time of reading the f32 bytes of W once over the time taken: 1 is the limit for f32 and one token, 2 for 16 bit, 4 for 8
 // of_peak   share of the multiply-adds this core can do, measured between the same iterations
 // rel_err   against the product in double; a wrong result is not reported
 #include <benchmark/benchmark.h>
 
 #include <cmath>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include <pith/core.hpp>
+#include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
 
 #include "support/measure.hpp"
@@ -36,11 +38,11 @@ struct Case {
   std::string text() const { return "/tokens:" + std::to_string(tokens) + "/out:" + std::to_string(out) + "/in:" + std::to_string(in); }
 };
 
-/// `prepare(weight)` makes one copy of the weights, `run(copy, x, y, ws)` multiplies by it; the copies take turns.
-template <class T, class Prepare, class Run> void measure(benchmark::State& state, Case c, Prepare prepare, Run run) {
-  const Matrix<float> w = random_matrix(c.out, c.in, 1), x = random_matrix(c.tokens, c.in, 2);
-  const Matrix<T> stored = w.template cast<T>();
-  const Index copies = static_cast<Index>(cold_bytes() / (static_cast<std::size_t>(c.out * c.in) * sizeof(T))) + 1;
+/// `prepare(stored)` makes one copy of the weights in so many bytes each, `run(copy, x, y, ws)` multiplies by it; the copies take turns.
+template <class T, class Prepare, class Run>
+void measure(benchmark::State& state, Case c, const Matrix<T>& stored, std::size_t bytes_each, Prepare prepare, Run run) {
+  const Matrix<float> x = random_matrix(c.tokens, c.in, 2);
+  const Index copies = static_cast<Index>(cold_bytes() / (static_cast<std::size_t>(c.out * c.in) * bytes_each)) + 1;
   std::vector<decltype(prepare(stored))> weights;
   for (Index i = 0; i < copies; ++i) weights.push_back(prepare(stored));
   Matrix<float> y(c.tokens, c.out);
@@ -70,10 +72,24 @@ template <class T, class Prepare, class Run> void measure(benchmark::State& stat
   state.counters["rel_err"] = error;
 }
 
+template <class T, class Prepare, class Run> void measure(benchmark::State& state, Case c, Prepare prepare, Run run) {
+  measure(state, c, Matrix<T>(random_matrix(c.out, c.in, 1).template cast<T>()), sizeof(T), prepare, run);
+}
+
 template <class T> void packed(benchmark::State& state, Case c) {
   measure<T>(
       state, c, [](const Matrix<T>& w) { return PackedWeight<T>(w); },
       [](const PackedWeight<T>& w, const Matrix<float>& x, Matrix<float>& y, Workspace& ws) { matmul(x, w, {}, y, ws); });
+}
+
+/// The codes are what is read; the error is against the weights they decode to.
+void packed_int8(benchmark::State& state, Case c) {
+  const Int8Weight rounded(random_matrix(c.out, c.in, 1));
+  Matrix<float> decoded(c.out, c.in);
+  rounded.copy_rows(0, decoded);
+  measure(
+      state, c, decoded, sizeof(std::int8_t), [](const Matrix<float>& w) { return Int8Weight(w); },
+      [](const Int8Weight& w, const Matrix<float>& x, Matrix<float>& y, Workspace& ws) { matmul(x, w, {}, y, ws); });
 }
 
 template <class T> void mapped(benchmark::State& state, Case c) {
@@ -166,11 +182,15 @@ const bool registered = [] {
   for (const Case c : {Case{1, 2048, 2048}, Case{1, 5632, 2048}, Case{1, 2048, 8192}}) {
     peers(c);
     add("packed_bf16", packed<pith::bfloat16>, c);
+    add("packed_int8", packed_int8, c);
   }
   add("packed_f16", packed<pith::half>, Case{1, 2048, 2048});
   add("mapped_bf16", mapped<pith::bfloat16>, Case{1, 2048, 2048});
   for (const Index tokens : {5, 8, 16, 128}) peers(Case{tokens, 2048, 2048});
-  for (const Index tokens : {5, 16, 128}) add("packed_bf16", packed<pith::bfloat16>, Case{tokens, 2048, 2048});
+  for (const Index tokens : {5, 16, 128}) {
+    add("packed_bf16", packed<pith::bfloat16>, Case{tokens, 2048, 2048});
+    add("packed_int8", packed_int8, Case{tokens, 2048, 2048});
+  }
   peers({128, 5632, 2048});
   peers({512, 4096, 4096});
   return true;

@@ -1,4 +1,5 @@
-// A model that drafts for itself: prompt lookup, and the same weights over a small cache. What is accepted, what is read, what it gains.
+// A model that drafts for itself: prompt lookup, its weights rounded to bytes, and the same weights over a small cache. What is accepted,
+// what is read, what it gains.
 //
 //   self_speculation [FOLDER]
 #include <algorithm>
@@ -117,7 +118,7 @@ double gain(double weights, double row, double context, double draft_rows, doubl
 
 int main(int argc, char** argv) {
   const auto folder = example::model_folder(argc, argv);
-  const Decoder<float> decoder = load_decoder(folder);
+  const Decoder<float> decoder = load_decoder(folder), rounded = load_decoder(folder, {.weights = WeightsLayout::int8});
   const DecoderConfig& config = decoder.config();
   const std::vector<Token> text = example::byte_tokens(folder / "heldout.txt");
   const double weights = weight_bytes(decoder), row = row_bytes(config);
@@ -138,6 +139,13 @@ int main(int argc, char** argv) {
       "take %.1f times as long as one.\n\n",
       weights / 1e6, row, prompt_tokens, new_tokens, target_rows - 4, draft_tokens, double(sampled.temperature), double(sampled.top_p),
       five);
+  const std::span<const Token> held_out = std::span<const Token>(text).last(2000);
+  const auto nats = [&](const Decoder<float>& by) {
+    auto reader = target_session(by);
+    return example::nats_per_byte(reader, held_out);
+  };
+  std::printf("In int8 the weights are %.2f MB, and %zu held-out bytes take %.4f nats each instead of %.4f.\n\n",
+              weight_bytes(rounded) / 1e6, held_out.size(), nats(rounded), nats(decoder));
   std::printf("  %-8s %-32s %9s %9s %12s %9s %9s\n", "text", "draft", "accepted", "per pass", "bytes/token", "fewer by", "faster by");
   double alpha = 0;
   for (const auto& [name, sampler] : {std::pair{"sampled", sampled}, std::pair{"greedy", greedy}}) {
@@ -148,6 +156,9 @@ int main(int argc, char** argv) {
     const float guess_cost = float((five - 1) / 4);
     print_run(name, "prompt lookup, adapted length", speculate(decoder, prompt, sampler, lookup, {}, DraftLength::adapted, guess_cost),
               alone);
+    const auto start_rounded = [&] { return target_session(rounded); };
+    const Reads rounded_reads{weight_bytes(rounded), double(target_rows) * row};
+    print_run(name, "int8 weights", speculate(decoder, prompt, sampler, start_rounded, rounded_reads), alone);
     for (const Index window : {12, 44}) {
       const auto start = [&] { return decoder.start(SinkWindow{.sinks = 4, .window = window}, {.max_prompt = prompt_tokens}); };
       const std::string draft = "same weights, " + std::to_string(window + 4) + " rows of cache";

@@ -79,6 +79,7 @@ const std::vector<Goal> goals{
     {"matmul", "packed_f32/tokens:(8|16)/.*", faster_than("openblas"), true, 2, false},
     {"matmul", "packed_f32/tokens:(128|512)/.*", counter("of_peak"), true, .88, false},
     {"lora", "lora/tokens:1/.*", over_bytes(), false, 1.5, true},
+    {"lora", "lora/tokens:128/.*", counter("over"), false, 5, true},
     {"lora", "rows/tokens:64/.*", counter("over_blas"), false, 8, true},
     {"lora", "rows/tokens:64/.*", counter("over"), false, 10, true},
     {"attend", "attend_f32/tokens:1/.*/dim:64/heads:32/group:4", counter("of_read"), true, .85, false},
@@ -88,13 +89,15 @@ const std::vector<Goal> goals{
     {"kv_cache", "append.evict/(?!window|sinks|dense|gather).*", counter("of_attention"), false, .015, false},
     {"speculative", "verify/tokens:5", counter("times_one"), false, 1.5, false},
     {"token_merging", "nearest/.*", faster_than("eigen"), true, 2, false},
+    {"load", "load/.*", counter("validating"), false, 5, true},
     {"decoder", "1.1b/weights:f32/rows:f32/policy:dense/threads:1/tg@(0|16384)", counter("of_read"), true, .9, false},
     {"decoder", "1.1b/weights:bf16/rows:bf16/policy:dense/threads:1/tg@(0|4096)", counter("of_read"), true, .88, false},
 };
 
 /// Counters a reader compares, in this order.
-const std::vector<std::string> shown{"of_read",      "of_peak",    "GFLOPS",   "times_one", "faster",   "over",   "bytes",    "over_blas",
-                                     "of_attention", "of_prefill", "watching", "tokens/s",  "MB/token", "RSS_MB", "accepted", "per_pass"};
+const std::vector<std::string> shown{"of_read", "of_peak",   "GFLOPS",       "times_one",  "faster",   "over",
+                                     "bytes",   "over_blas", "of_attention", "of_prefill", "watching", "validating",
+                                     "GB/s",    "tokens/s",  "MB/token",     "RSS_MB",     "accepted", "per_pass"};
 
 std::string number(double value) {
   std::ostringstream text;

@@ -99,6 +99,49 @@ TEST_CASE("checkpoint: packed and mapped give the same bits", "[io]") {
   CHECK((packed.weights.layers[0].down_proj.forward(x) == mapped.weights.layers[0].down_proj.forward(x)));
 }
 
+TEST_CASE("checkpoint: int8 rounds the projections and the head, and nothing else", "[io]") {
+  TinyCheckpoint tiny;
+  tiny.dtypes["model.layers.0.mlp.down_proj.weight"] = DType::bf16;
+  tiny.dtypes["model.layers.1.self_attn.q_proj.weight"] = DType::f64;
+  tiny.put("model.layers.0.self_attn.q_proj.bias", 8, 1);
+  bool tied = false;
+  SECTION("a head of its own") {}
+  SECTION("tied") {
+    tied = true;
+    tiny.config.insert(1, "\"tie_word_embeddings\":true,");
+    tiny.tensors.erase("lm_head.weight");
+  }
+  const Checkpoint<float> rounded = written(tiny, {.weights = WeightsLayout::int8}), exact = written(tiny);
+  const auto check = [&](const AnyLinear<float>& linear, const std::string& name) {
+    INFO(name);
+    const Matrix<float>& w = tiny.tensors.at(name);
+    const Eigen::VectorXf steps = w.cwiseAbs().rowwise().maxCoeff() / 127;
+    const Matrix<float> off = weight_of(linear) - w;
+    CHECK((off.cwiseAbs().array() <= .50001f * steps.replicate(1, off.cols()).array()).all());
+    CHECK(off.cwiseAbs().maxCoeff() > 0);
+    CHECK(linear.bytes() < exact.weights.layers[0].q_proj.bytes());
+  };
+  for (std::size_t l = 0; l < 2; ++l) {
+    const std::string layer = "model.layers." + std::to_string(l) + ".";
+    detail::for_each_projection(
+        rounded.weights.layers[l], rounded.config,
+        [&](const char* name, const AnyLinear<float>& linear, Index, Index) { check(linear, layer + name + ".weight"); });
+    CHECK((rounded.weights.layers[l].input_layernorm == exact.weights.layers[l].input_layernorm));
+  }
+  check(rounded.weights.lm_head, tied ? "model.embed_tokens.weight" : "lm_head.weight");
+  CHECK((rounded.weights.layers[0].q_proj.bias() == tiny.tensors.at("model.layers.0.self_attn.q_proj.bias").col(0)));
+  Matrix<float> table(5, 8), same(5, 8);
+  rounded.weights.embed_tokens.copy_rows(0, table);
+  exact.weights.embed_tokens.copy_rows(0, same);
+  CHECK((table == same));
+  CHECK(rounded.weights.fingerprint != exact.weights.fingerprint);  // rows cached under one are of no use under the other
+  CHECK(rounded.weights.bytes() < exact.weights.bytes());
+
+  const TempFolder folder;
+  tiny.write(folder);
+  CHECK_THROWS_AS(load_checkpoint<double>(folder.path(), {.weights = WeightsLayout::int8}), UnsupportedError);
+}
+
 TEST_CASE("checkpoint: tied embeddings", "[io]") {
   TinyCheckpoint tiny;
   tiny.config.insert(1, "\"tie_word_embeddings\":true,");
@@ -176,6 +219,7 @@ TEST_CASE("checkpoint: weights that are not finite", "[io]") {
       CHECK_NOTHROW(written(tiny, {.check_finite = false}));
       CHECK_NOTHROW(written(tiny, {.weights = WeightsLayout::mapped}));
       CHECK_THROWS_AS(written(tiny, {.weights = WeightsLayout::mapped, .check_finite = true}), FormatError);
+      CHECK_THROWS_AS(written(tiny, {.weights = WeightsLayout::int8}), FormatError);
     }
 }
 

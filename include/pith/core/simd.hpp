@@ -104,6 +104,7 @@ template <class S> struct Simd {
   /// width numbers stored narrower, one after the other, widened.
   static Packet load(const bfloat16* p) requires std::is_same_v<S, float>;
   static Packet load(const half* p) requires std::is_same_v<S, float>;
+  static Packet load(const std::int8_t* p) requires std::is_same_v<S, float>;
 
   /// Of 2 * width bfloat16 the even ones by a shift, the odd ones by a mask: half of what load() costs.
   static Packet load_even(const bfloat16* p) requires std::is_same_v<S, float>;
@@ -147,6 +148,7 @@ template <class S> struct Simd {
 
 inline float widen(bfloat16 v) { return std::bit_cast<float>(std::uint32_t(std::bit_cast<std::uint16_t>(v)) << 16); }
 inline float widen(half v) { return static_cast<float>(v); }
+inline float widen(std::int8_t v) { return static_cast<float>(v); }
 inline float widen(float v) { return v; }
 inline double widen(double v) { return v; }
 
@@ -173,6 +175,24 @@ template <class S> typename Simd<S>::Packet Simd<S>::load(const half* p) require
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(EIGEN_VECTORIZE_AVX) && defined(__F16C__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  S lanes[width];
+  for (int i = 0; i < width; ++i) lanes[i] = widen(p[i]);
+  return load(lanes);
+#endif
+}
+
+template <class S> typename Simd<S>::Packet Simd<S>::load(const std::int8_t* p) requires std::is_same_v<S, float> {
+#if defined(EIGEN_VECTORIZE_AVX512)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(EIGEN_VECTORIZE_AVX2)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#elif defined(EIGEN_VECTORIZE_SSE2) && !defined(EIGEN_VECTORIZE_AVX)
+  int bytes;
+  std::memcpy(&bytes, p, sizeof(bytes));
+  __m128i words = _mm_cvtsi32_si128(bytes);  // each byte to the top of a word, then down again with its sign
+  words = _mm_unpacklo_epi8(words, words);
+  return _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(words, words), 24));
 #else
   S lanes[width];
   for (int i = 0; i < width; ++i) lanes[i] = widen(p[i]);

@@ -28,9 +28,10 @@ namespace detail {
 template <class T> struct Arithmetic { using type = T; };
 template <> struct Arithmetic<bfloat16> { using type = float; };
 template <> struct Arithmetic<half> { using type = float; };
+template <> struct Arithmetic<std::int8_t> { using type = float; };
 }  // namespace detail
 
-/// The scalar that numbers stored as T are computed in: float for bfloat16 and half.
+/// The scalar that numbers stored as T are computed in: float for bfloat16, half and 8-bit integers.
 template <class T> using arithmetic_t = typename detail::Arithmetic<T>::type;
 
 }  // namespace pith::inline v0

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -20,12 +21,6 @@
 #include <pith/model/weights.hpp>
 
 namespace pith::inline v0 {
-
-/// Where the projections of a checkpoint live after loading.
-enum class WeightsLayout {
-  packed,  ///< panels in the file's own width, in memory; the file is released. The layout to decode from
-  mapped,  ///< the file itself, paged in when used: loads at once, shared between processes. The same bits, slower in 16 bit
-};
 
 /// How far a load has come. Called before each tensor, and once more when all are there.
 struct LoadProgress {
@@ -52,21 +47,23 @@ template <class S = float> struct Checkpoint {
 ///
 /// Names, shapes, types and biases are checked against config.json before anything large is read. F64, F32, F16 and BF16 may be mixed.
 /// Under `mapped`, a tensor that cannot be used where it lies is packed instead: a misaligned one, or one that S is not computed from
-/// (F64 for float; anything but F64 for double). Norms and biases are always copied. With tied embeddings the embedding table
-/// is the head, whatever lm_head the file holds.
+/// (F64 for float; anything but F64 for double). Norms and biases are always copied, and stay as they are under `int8`, as does the
+/// embedding table. With tied embeddings that table is the head, whatever lm_head the file holds.
 ///
-/// Cost     one pass over the weights when packed; the headers only when mapped
-/// Heap     packed: the weights in their own width, a tied table once as rows and once as panels
+/// Cost     one pass over the weights when packed or int8; the headers only when mapped
+/// Heap     packed: the weights in their own width, a tied table once as rows and once as panels; int8: a byte for each weight
 /// Throws   FormatError naming file, tensor, expected and found; UnsupportedError for what pith does not do; Cancelled
 template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::path& folder, const LoadOptions& options = {}) {
   Checkpoint<S> out;
+  if constexpr (!std::is_same_v<S, float>)
+    if (options.weights == WeightsLayout::int8)
+      raise<UnsupportedError>("pith::load_checkpoint: int8 weights are computed in float: load_decoder<float>(), or WeightsLayout::packed");
   out.config = read_config(folder / options.config);
   const CheckpointFiles files(folder);
   const detail::CheckpointPlan plan(files, out.config);
   out.ignored = plan.ignored();
-  out.weights.fingerprint = detail::fingerprint(out.config, plan);
+  out.weights.fingerprint = detail::fingerprint(out.config, plan, options.weights == WeightsLayout::int8 ? "int8" : "");
 
-  const bool mapped = options.weights == WeightsLayout::mapped;
   LoadProgress progress{.tensors_total = static_cast<Index>(plan.tensors().size()), .bytes_total = plan.bytes()};
   const auto report = [&](std::string_view tensor) {
     progress.tensor = tensor;
@@ -74,7 +71,7 @@ template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::
       raise<Cancelled>(
           detail::text("pith::load_checkpoint: cancelled after ", progress.tensors_done, " of ", progress.tensors_total, " tensors"));
   };
-  detail::WeightReader<S> reader(plan, mapped, options.check_finite.value_or(!mapped));
+  detail::WeightReader<S> reader(plan, options.weights, options.check_finite.value_or(options.weights != WeightsLayout::mapped));
   const auto start = [&](const std::string& tensor) { report(tensor); };
   const auto finish = [&](std::size_t bytes) {
     ++progress.tensors_done;

@@ -129,8 +129,10 @@ class CheckpointPlan {
 };
 
 /// Of everything that decides what a cached row means. Sharding, tensor order and spelling of the config make no difference.
-inline std::uint64_t fingerprint(const DecoderConfig& c, const CheckpointPlan& plan) {
+/// `rounded`: what the weights became after reading; empty: nothing.
+inline std::uint64_t fingerprint(const DecoderConfig& c, const CheckpointPlan& plan, std::string_view rounded = {}) {
   Fingerprint f;
+  if (!rounded.empty()) f.string(rounded);
   f.string(c.model_type);
   for (const Index n : {c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads,
                         c.head_dim, c.max_position_embeddings, static_cast<Index>(c.rope_scaling.type),

@@ -52,6 +52,8 @@ class FileBytes {
   std::size_t size() const { return bytes_.size(); }
   const std::string& name() const { return name_; }  ///< for messages
   bool mapped() const { return mapped_; }
+  /// Gives the memory behind `part` back to the system where it is a mapping's: whoever looks again reads the file again.
+  void release(std::span<const std::byte> part) const;
   /// Keeps the bytes where they are for as long as it is held.
   const std::shared_ptr<const void>& keep_alive() const { return owner_; }
 
@@ -132,6 +134,16 @@ inline FileBytes FileBytes::read(const std::filesystem::path& path) {
   in.seekg(0);
   if (size < 0 || !in.read(reinterpret_cast<char*>(bytes.data()), size)) detail::raise_file("read", path, errno);
   return own(std::move(bytes), path.string());
+#endif
+}
+
+inline void FileBytes::release([[maybe_unused]] std::span<const std::byte> part) const {
+#if PITH_HAS_MMAP
+  if (!mapped_) return;
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto first = reinterpret_cast<std::uintptr_t>(part.data()), last = first + part.size();
+  const std::uintptr_t begin = (first + page - 1) / page * page, end = last / page * page;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);  // never written to, so nothing is lost
 #endif
 }
 

@@ -15,6 +15,7 @@
 #include <pith/io/peft_folder.hpp>
 #include <pith/io/text.hpp>
 #include <pith/kv/prefix.hpp>
+#include <pith/kv/prefix_tuning.hpp>
 #include <pith/kv/storage.hpp>
 #include <pith/model/decoder.hpp>
 #include <pith/model/weights.hpp>
@@ -189,22 +190,7 @@ template <KvStorage T> KvPrefix load_prefix(const PeftFolder& folder, const Deco
   const Matrix<S> rows = folder.load_prompt<S>();
   if (rows.cols() != 2 * layers * kv)
     folder.refuse(detail::text("is a prefix of ", rows.cols(), " numbers a token, expected ", 2 * layers * kv, " by the decoder"));
-  std::vector<KvPrefixLayer<T>> out(static_cast<std::size_t>(layers));
-  const Index units = detail::row_units<T>(shape.head_dim);
-  for (Index l = 0; l < layers; ++l) {
-    KvPrefixLayer<T>& layer = out[static_cast<std::size_t>(l)];
-    layer.sizes.assign(static_cast<std::size_t>(shape.num_kv_heads), rows.rows());
-    layer.keys.resize(static_cast<std::size_t>(shape.num_kv_heads * rows.rows() * units));
-    layer.values.resize(layer.keys.size());
-    for (Index h = 0; h < shape.num_kv_heads; ++h)
-      for (Index t = 0; t < rows.rows(); ++t) {
-        const S* key = &rows.coeffRef(t, 2 * l * kv + h * shape.head_dim);
-        const Index to = (h * rows.rows() + t) * units;
-        detail::narrow<T>(key, layer.keys.data() + to, shape.head_dim);
-        detail::narrow<T>(key + kv, layer.values.data() + to, shape.head_dim);
-      }
-  }
-  return KvPrefix(shape, static_cast<Position>(rows.rows()), std::move(out));
+  return prefix_tuning<T>(rows, shape, layers);
 }
 
 }  // namespace pith::inline v0

@@ -79,6 +79,8 @@ class Safetensors {
     return file_.bytes().subspan(header_->data_begin + tensor.begin, tensor.bytes());
   }
   std::span<const std::byte> bytes(std::string_view tensor) const { return bytes(at(tensor)); }
+  /// Says that the tensor has been read: FileBytes::release().
+  void release(const TensorInfo& tensor) const { file_.release(bytes(tensor)); }
 
   /// Whether the tensor lies on a multiple of its element size, as most writers arrange and the format does not demand.
   template <class T> bool aligned(const TensorInfo& tensor) const {

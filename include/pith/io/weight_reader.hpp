@@ -15,14 +15,25 @@
 #include <pith/io/text.hpp>
 #include <pith/model/weights.hpp>
 #include <pith/nn/embedding.hpp>
+#include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith::inline v0 {
+
+/// Where the projections of a checkpoint live after loading.
+enum class WeightsLayout {
+  packed,  ///< panels in the file's own width, in memory; the file is released. The layout to decode from
+  int8,    ///< projections and head rounded to bytes with a scale for each output (Int8Linear); float decoders only
+  mapped,  ///< the file itself, paged in when used: loads at once, shared between processes. The same bits, slower in 16 bit
+};
+
+namespace detail {
 
 /// Turns planned tensors into weights, one at a time, in the order a token meets them.
 template <class S> class WeightReader {
  public:
-  WeightReader(const CheckpointPlan& plan, bool mapped, bool check_finite) : plan_(plan), mapped_(mapped), check_finite_(check_finite) {}
+  WeightReader(const CheckpointPlan& plan, WeightsLayout layout, bool check_finite)
+      : plan_(plan), layout_(layout), check_finite_(check_finite) {}
 
   /// start(name) before each tensor, finish(bytes) after it.
   template <class Start, class Finish>
@@ -32,6 +43,7 @@ template <class S> class WeightReader {
       const Place place = plan_.find(name);
       if (check_finite_) check_values(place);
       read(place);
+      if (!mapped()) place.file->release(*place.tensor);  // else file and weights would be in memory together
       finish(place.bytes().size());
     };
     const auto norm = [&](const std::string& name, Vector<S>& to) {
@@ -95,12 +107,18 @@ template <class S> class WeightReader {
   AnyLinear<S> linear(const Place& place, Vector<S> bias) const {
     AnyLinear<S> out;
     with_rows<computes_in_s>(place, [&]<class T>(ConstMatrixRef<T> rows, bool in_place) {
-      if (mapped_ && in_place) {
+      if (mapped() && in_place) {
         auto alive = std::make_shared<const Alive>(Alive{place.file->keep_alive(), std::move(bias)});
         out = AnyLinear<S>(LinearView<S, T>(rows, alive->bias), alive);
-      } else {
-        out = AnyLinear<S>(PackedLinear<S, T>(rows, bias));
+        return;
       }
+      if constexpr (std::is_same_v<S, float>) {
+        if (layout_ == WeightsLayout::int8) {
+          out = AnyLinear<S>(Int8Linear(rows, bias));
+          return;
+        }
+      }
+      out = AnyLinear<S>(PackedLinear<S, T>(rows, bias));
     });
     return out;
   }
@@ -108,13 +126,18 @@ template <class S> class WeightReader {
   Embedding<S> embedding(const Place& place) const {
     Embedding<S> out;
     with_rows<widens_to_s>(place, [&]<class T>(ConstMatrixRef<T> rows, bool in_place) {
-      out = mapped_ && in_place ? Embedding<S>(rows, place.file->keep_alive()) : Embedding<S>(Matrix<T>(rows));
+      out = mapped() && in_place ? Embedding<S>(rows, place.file->keep_alive()) : Embedding<S>(Matrix<T>(rows));
     });
     return out;
   }
 
+  bool mapped() const { return layout_ == WeightsLayout::mapped; }
+
   const CheckpointPlan& plan_;
-  bool mapped_, check_finite_;
+  WeightsLayout layout_;
+  bool check_finite_;
 };
 
-}  // namespace pith::inline v0::detail
+}  // namespace detail
+
+}  // namespace pith::inline v0

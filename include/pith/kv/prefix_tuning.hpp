@@ -17,8 +17,7 @@ namespace pith::inline v0 {
 /// and are not rotated; the first token of the text is at position `virtual tokens`.
 ///
 /// Shapes   embeddings [virtual tokens, 2 · layers · num_kv_heads · head_dim] as PEFT stores them: the keys of layer 0, its values, the
-/// keys of
-///          layer 1, …, each kv head by kv head; with a projection its result, which PrefixEncoder::rows() gives
+///          keys of layer 1, …, each kv head by kv head; with a projection its result, which PrefixEncoder::rows() gives
 /// Heap     one copy of the numbers, rounded once to T
 /// Throws   ShapeError if the width is another
 /// Paper    Prefix tuning: arXiv:2101.00190

@@ -48,9 +48,10 @@ inline constexpr Index no_adapter = -1;  ///< of a row that is the base's alone
 ///
 /// Shapes   x [tokens, in] · chosen [tokens] no_adapter or an index into adapters · y [tokens, out]; y overlaps none of the others
 /// Cost     2·rank·(in + out) flops for each row that has an adapter; each adapter is read once, rows of one being gathered if they lie
-/// apart Heap     none, given ws of multi_lora_workspace_bytes<S>(tokens, in, out, adapters, largest rank, workers) Throws   ShapeError if
-/// shapes disagree or an adapter is chosen that is not there, CapacityError if ws is too small; before y is touched Law      a row's bits
-/// are those of add_low_rank() with its adapter
+///          apart
+/// Heap     none, given ws of multi_lora_workspace_bytes<S>(tokens, in, out, adapters, largest rank, workers)
+/// Throws   ShapeError if shapes disagree or an adapter is chosen that is not there, CapacityError if ws is too small; before y is touched
+/// Law      a row's bits are those of add_low_rank() with its adapter
 template <class S>
 void add_multi_lora(std::type_identity_t<ConstMatrixRef<S>> x, std::span<const LowRankView<S>> adapters, std::span<const Index> chosen,
                     std::type_identity_t<MatrixRef<S>> y, Workspace& ws);

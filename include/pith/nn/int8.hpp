@@ -1,0 +1,172 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include <pith/core/check.hpp>
+#include <pith/core/simd.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/nn/linear_op.hpp>
+#include <pith/nn/matmul.hpp>
+#include <pith/nn/packed.hpp>
+#include <pith/nn/panel_kernel.hpp>
+
+namespace pith::inline v0 {
+
+namespace detail {
+
+/// codes = round(w / scale), scale = max |w| / 127, halves away from zero. Returns the scale: 0 for a row of zeros or of nothing above
+/// 127 of the smallest normal numbers, not-a-number for a row that holds one or an infinity.
+template <class T> float int8_encode(const T* w, Index n, std::int8_t* codes) {
+  float largest = 0, odd = 0;  // odd: not-a-number as soon as anything is not finite
+  for (Index k = 0; k < n; ++k) {
+    const float v = widen(w[k]);
+    largest = std::max(largest, std::abs(v));
+    odd += v - v;
+  }
+  float scale = largest / 127 + odd;
+  if (scale * 127 > std::numeric_limits<float>::max()) scale = std::nextafter(scale, 0.f);  // rounded up, it would decode to infinity
+  const bool usable = scale >= std::numeric_limits<float>::min();
+  if (!usable) {
+    std::fill_n(codes, n, std::int8_t(0));
+    return std::isnan(scale) ? scale : 0;
+  }
+  const float inverse = 1 / scale;
+  for (Index k = 0; k < n; ++k) {
+    const float v = widen(w[k]) * inverse;  // at most 127 and a rounding: the cast below cannot overflow
+    codes[k] = static_cast<std::int8_t>(static_cast<std::int32_t>(v + std::copysign(.5f, v)));
+  }
+  return scale;
+}
+
+}  // namespace detail
+
+/// A weight matrix in bytes: w[o, k] ≈ scale[o] · code[o, k], codes in -127 … 127, one scale for each output. A quarter of the bytes of
+/// float; what is multiplied by them stays float.
+///
+/// Quantised and packed once, immutable, and shared by copies. A row with a number that is not finite decodes to not-a-number as a whole.
+///
+/// Shapes   weight [out, in], float, bfloat16 or half · scales [out]
+/// Heap     once, at construction; besides, until that is over, 32 rows of codes
+/// Throws   CapacityError if the panels could not be addressed
+/// Law      each decoded weight is off by at most half its row's scale, max |w[o, ·]| / 254, and a rounding
+class Int8Weight {
+ public:
+  using Scalar = float;
+
+  Int8Weight() = default;
+  template <class T>
+  requires std::is_same_v < arithmetic_t<T>,
+  float > explicit Int8Weight(ConstMatrixRef<T> weight) : scales_(weight.rows()) {
+    constexpr Index width = PackedWeight<std::int8_t>::width;
+    Matrix<std::int8_t> rows(std::min(width, weight.rows()), weight.cols());
+    codes_ = PackedWeight<std::int8_t>(weight.rows(), weight.cols(), [&](Index first, Index n) {
+      for (Index r = 0; r < n; ++r)
+        scales_[first + r] =
+            detail::int8_encode(weight.data() + (first + r) * weight.outerStride(), weight.cols(), rows.data() + r * weight.cols());
+      return ConstMatrixRef<std::int8_t>(rows.topRows(n));
+    });
+  }
+
+  template <detail::EigenDense W> explicit Int8Weight(const W& weight) : Int8Weight(ConstMatrixRef<detail::scalar_t<W>>(weight)) {}
+
+  Index in() const { return codes_.in(); }
+  Index out() const { return codes_.out(); }
+  std::size_t bytes() const { return codes_.bytes() + static_cast<std::size_t>(scales_.size()) * sizeof(float); }
+  const PackedWeight<std::int8_t>& codes() const { return codes_; }
+  const Vector<float>& scales() const { return scales_; }
+
+  /// Rows first_row … of what it stands for, scale · code.
+  ///
+  /// Shapes   rows [any, in]
+  /// Throws   ShapeError if there are no such rows
+  void copy_rows(Index first_row, MatrixRef<float> rows) const {
+    codes_.copy_rows(first_row, rows);
+    for (Index r = 0; r < rows.rows(); ++r) rows.row(r) *= scales_[first_row + r];
+  }
+
+ private:
+  PackedWeight<std::int8_t> codes_;
+  Vector<float> scales_;
+};
+
+namespace detail {
+
+/// Panels of codes, whose sums become outputs when they are scaled.
+struct Int8Panels : PackedPanels<std::int8_t> {
+  const float* scales;
+  const float* bias;  // nullptr: none
+
+  void finish(const Product<float>& o, Share panels) const {
+    using V = Simd<float>;
+    const Index column = panels.begin * panel_width, n = std::min(panels.end * panel_width, o.out) - column;
+    for (Index t = 0; t < o.tokens; ++t) {
+      float* y = o.y + t * o.y_stride + column;
+      map_packets(y, scales + column, y, n, [](V::Packet sum, V::Packet scale) { return V::mul(sum, scale); });
+      if (bias != nullptr) map_packets(y, bias + column, y, n, [](V::Packet scaled, V::Packet b) { return V::add(scaled, b); });
+    }
+  }
+};
+
+}  // namespace detail
+
+/// y = x Wᵀ + bias over bytes: y[t, o] = scale[o] · Σ_k x[t, k] code[o, k] + bias[o]. x is not rounded.
+///
+/// Shapes   x [tokens, in] · w [out, in] · bias [out] or empty · y [tokens, out]; y overlaps none of the others
+/// Cost     2·tokens·in·out flops; one token at the speed of reading a byte for each weight
+/// Heap     none, given ws of matmul_workspace_bytes<std::int8_t>(tokens, in, workers)
+/// Throws   ShapeError if the shapes disagree, CapacityError if ws is too small
+/// Law      each sum is one multiply-add chain over k in ascending order from 0, scaled once: its bits depend on its own row of x and of w
+///          only, not on the other tokens, the workers or the strides
+inline void matmul(ConstMatrixRef<float> x, const Int8Weight& w, ConstVectorRef<float> bias, MatrixRef<float> y, Workspace& ws) {
+  detail::check_product("matmul", x, w.in(), w.out(), bias.size(), y);
+  detail::product(detail::Product<float>{x, {}, y},
+                  detail::Int8Panels{{w.codes()}, w.scales().data(), bias.size() != 0 ? bias.data() : nullptr}, ws);
+}
+
+/// y = x Wᵀ + bias over bytes: the cheapest form to decode from, and to draft with. Copies share the codes.
+///
+/// Shapes   weight [out, in] · bias [out] or empty · x [tokens, in] · y [tokens, out]
+/// Cost     2·tokens·in·out flops; one token at the speed of reading a byte for each weight
+/// Heap     at construction only
+/// Throws   ShapeError if the shapes disagree
+/// Law      forward() is within rounding of Linear over what copy_weight() gives
+class Int8Linear {
+ public:
+  using Scalar = float;
+
+  Int8Linear() = default;
+  explicit Int8Linear(Int8Weight weight, Vector<float> bias = {}) : weight_(std::move(weight)), bias_(std::move(bias)) {
+    detail::check_bias("Int8Linear", weight_.out(), bias_.size());
+  }
+  template <class T>
+  explicit Int8Linear(ConstMatrixRef<T> weight, ConstVectorRef<float> bias = {})
+      : Int8Linear((detail::check_bias("Int8Linear", weight.rows(), bias.size()), Int8Weight(weight)), Vector<float>(bias)) {}
+
+  template <detail::EigenDense W>
+  explicit Int8Linear(const W& weight, ConstVectorRef<float> bias = {}) : Int8Linear(ConstMatrixRef<detail::scalar_t<W>>(weight), bias) {}
+
+  void forward(ConstMatrixRef<float> x, MatrixRef<float> y, Workspace& ws) const { matmul(x, weight_, bias(), y, ws); }
+  Matrix<float> forward(ConstMatrixRef<float> x) const { return detail::forward_alone(*this, x); }
+
+  Index in() const { return weight_.in(); }
+  Index out() const { return weight_.out(); }
+  std::size_t bytes() const { return weight_.bytes() + static_cast<std::size_t>(bias_.size()) * sizeof(float); }
+  std::size_t workspace_bytes(Index tokens, Index workers = 1) const { return matmul_workspace_bytes<std::int8_t>(tokens, in(), workers); }
+
+  const Int8Weight& weight() const { return weight_; }
+  ConstVectorRef<float> bias() const { return bias_; }
+  void copy_weight(Index first_row, MatrixRef<float> rows) const { weight_.copy_rows(first_row, rows); }
+
+ private:
+  Int8Weight weight_;
+  Vector<float> bias_;
+};
+
+}  // namespace pith::inline v0
