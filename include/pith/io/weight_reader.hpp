@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -41,13 +42,15 @@ template <class S> class WeightReader {
     const auto step = [&](const std::string& name, auto&& read) {
       start(name);
       const Place place = plan_.find(name);
-      if (check_finite_) check_values(place);
       read(place);
       if (!mapped()) place.file->release(*place.tensor);  // else file and weights would be in memory together
       finish(place.bytes().size());
     };
     const auto norm = [&](const std::string& name, Vector<S>& to) {
-      step(name, [&](const Place& place) { to = place.file->template load_vector<S>(name); });
+      step(name, [&](const Place& place) {
+        check_values(place);
+        to = place.file->template load_vector<S>(name);
+      });
     };
     step(CheckpointPlan::embedding, [&](const Place& place) { out.embed_tokens = embedding(place); });
     out.layers.resize(static_cast<std::size_t>(config.num_hidden_layers));
@@ -71,6 +74,7 @@ template <class S> class WeightReader {
 
  private:
   using Place = CheckpointPlan::Place;
+  static constexpr Index rows_together = 32;  ///< checked and copied while they are in the cache
 
   /// What a mapped projection looks into.
   struct Alive {
@@ -78,13 +82,18 @@ template <class S> class WeightReader {
     Vector<S> bias;
   };
 
-  void check_values(const Place& place) const {
-    const Index bad = first_non_finite<S>(place.tensor->dtype, place.bytes().data(), place.tensor->elements());
+  /// Of elements [first, first + count) of a tensor.
+  void check_values(const Place& place, Index first, Index count) const {
+    if (!check_finite_) return;
+    const TensorInfo& tensor = *place.tensor;
+    const std::size_t size = dtype_bits(tensor.dtype) / 8;
+    const Index bad = first_non_finite<S>(tensor.dtype, place.bytes().data() + static_cast<std::size_t>(first) * size, count);
     if (bad < 0) return;
     raise<FormatError>(
-        text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(place.tensor->name), ": value ", bad,
+        text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(tensor.name), ": value ", first + bad,
              " is NaN or infinite, expected finite weights; set LoadOptions::check_finite to false to load it all the same"));
   }
+  void check_values(const Place& place) const { check_values(place, 0, place.tensor->elements()); }
 
   /// use(rows, in_place) with the tensor's rows as T where Usable<T>, else converted to S. Not in place: the rows vanish afterwards.
   template <template <class> class Usable, class Use> static void with_rows(const Place& place, Use&& use) {
@@ -108,17 +117,23 @@ template <class S> class WeightReader {
     AnyLinear<S> out;
     with_rows<computes_in_s>(place, [&]<class T>(ConstMatrixRef<T> rows, bool in_place) {
       if (mapped() && in_place) {
+        check_values(place);
         auto alive = std::make_shared<const Alive>(Alive{place.file->keep_alive(), std::move(bias)});
         out = AnyLinear<S>(LinearView<S, T>(rows, alive->bias), alive);
         return;
       }
+      // Values are looked at where they are copied from: each comes from memory once.
+      const auto checked_rows = [&](Index first, Index n) {
+        check_values(place, first * rows.cols(), n * rows.cols());
+        return rows.middleRows(first, n);
+      };
       if constexpr (std::is_same_v<S, float>) {
         if (layout_ == WeightsLayout::int8) {
-          out = AnyLinear<S>(Int8Linear(rows, bias));
+          out = AnyLinear<S>(Int8Linear(Int8Weight(rows.rows(), rows.cols(), checked_rows), std::move(bias)));
           return;
         }
       }
-      out = AnyLinear<S>(PackedLinear<S, T>(rows, bias));
+      out = AnyLinear<S>(PackedLinear<S, T>(PackedWeight<T>(rows.rows(), rows.cols(), checked_rows), std::move(bias)));
     });
     return out;
   }
@@ -126,7 +141,18 @@ template <class S> class WeightReader {
   Embedding<S> embedding(const Place& place) const {
     Embedding<S> out;
     with_rows<widens_to_s>(place, [&]<class T>(ConstMatrixRef<T> rows, bool in_place) {
-      out = mapped() && in_place ? Embedding<S>(rows, place.file->keep_alive()) : Embedding<S>(Matrix<T>(rows));
+      if (mapped() && in_place) {
+        check_values(place);
+        out = Embedding<S>(rows, place.file->keep_alive());
+        return;
+      }
+      Matrix<T> table(rows.rows(), rows.cols());
+      for (Index first = 0; first < rows.rows(); first += rows_together) {
+        const Index n = std::min(rows_together, rows.rows() - first);
+        check_values(place, first * rows.cols(), n * rows.cols());
+        table.middleRows(first, n) = rows.middleRows(first, n);
+      }
+      out = Embedding<S>(std::move(table));
     });
     return out;
   }

@@ -62,19 +62,22 @@ class Int8Weight {
 
   Int8Weight() = default;
   template <class T>
-  requires std::is_same_v < arithmetic_t<T>,
-  float > explicit Int8Weight(ConstMatrixRef<T> weight) : scales_(weight.rows()) {
-    constexpr Index width = PackedWeight<std::int8_t>::width;
-    Matrix<std::int8_t> rows(std::min(width, weight.rows()), weight.cols());
-    codes_ = PackedWeight<std::int8_t>(weight.rows(), weight.cols(), [&](Index first, Index n) {
+  explicit Int8Weight(ConstMatrixRef<T> weight)
+      : Int8Weight(weight.rows(), weight.cols(), [&](Index first, Index n) { return weight.middleRows(first, n); }) {}
+  template <detail::EigenDense W> explicit Int8Weight(const W& weight) : Int8Weight(ConstMatrixRef<detail::scalar_t<W>>(weight)) {}
+
+  /// Of rows that are made as they are needed, as PackedWeight takes them: a block of float, bfloat16 or half.
+  template <class RowsAt> Int8Weight(Index out, Index in, const RowsAt& rows_at) : scales_(out) {
+    using Stored = std::remove_cvref_t<decltype(*rows_at(0, 0).data())>;
+    static_assert(std::is_same_v<arithmetic_t<Stored>, float>, "pith: int8 weights are computed in float: pass float, bfloat16 or half");
+    Matrix<std::int8_t> codes(std::min(PackedWeight<std::int8_t>::width, out), in);
+    codes_ = PackedWeight<std::int8_t>(out, in, [&](Index first, Index n) {
+      const auto& rows = rows_at(first, n);
       for (Index r = 0; r < n; ++r)
-        scales_[first + r] =
-            detail::int8_encode(weight.data() + (first + r) * weight.outerStride(), weight.cols(), rows.data() + r * weight.cols());
-      return ConstMatrixRef<std::int8_t>(rows.topRows(n));
+        scales_[first + r] = detail::int8_encode(rows.data() + r * rows.outerStride(), in, codes.data() + r * in);
+      return ConstMatrixRef<std::int8_t>(codes.topRows(n));
     });
   }
-
-  template <detail::EigenDense W> explicit Int8Weight(const W& weight) : Int8Weight(ConstMatrixRef<detail::scalar_t<W>>(weight)) {}
 
   Index in() const { return codes_.in(); }
   Index out() const { return codes_.out(); }
