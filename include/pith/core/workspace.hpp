@@ -3,11 +3,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <limits>
-#include <memory>
-#include <new>
 #include <type_traits>
 #include <utility>
 
+#include <pith/core/bulk.hpp>
 #include <pith/core/check.hpp>
 #include <pith/core/executor.hpp>
 #include <pith/core/view.hpp>
@@ -26,9 +25,7 @@ class Workspace {
   static constexpr std::size_t alignment = 64;
 
   explicit Workspace(std::size_t bytes = 0, ExecutorRef executor = serial)
-      : memory_(bytes == 0 ? nullptr : static_cast<std::byte*>(::operator new(bytes, std::align_val_t(alignment)))),
-        bytes_(bytes),
-        executor_(executor) {}
+      : memory_(bytes == 0 ? detail::Bulk() : detail::allocate_bulk(bytes)), bytes_(bytes), executor_(executor) {}
   Workspace(Workspace&& other) noexcept
       : memory_(std::move(other.memory_)),
         bytes_(std::exchange(other.bytes_, 0)),
@@ -85,10 +82,7 @@ class Workspace {
  private:
   static constexpr std::size_t max_bytes = std::numeric_limits<std::size_t>::max() / alignment * alignment;
 
-  struct Free {
-    void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t(alignment)); }
-  };
-  std::unique_ptr<std::byte[], Free> memory_;
+  detail::Bulk memory_;
   std::size_t bytes_ = 0, used_ = 0;
   ExecutorRef executor_;
 };
