@@ -24,6 +24,7 @@
 
 #include "golden/support/golden_file.hpp"
 #include "support/catch.hpp"
+#include "support/decompositions.hpp"
 #include "support/near.hpp"
 
 using namespace pith;

@@ -14,13 +14,26 @@
 
 namespace pith_test {
 
-/// B diag(gain) A in double, as the adapter shows it.
-template <pith::LowRankAdapter A> Eigen::MatrixXd delta_of(const A& adapter) {
+/// What an adapter shows, in double: products of them are compiled once, not once for each kind of adapter.
+struct ShownAdapter {
+  Eigen::MatrixXd down, up;
+  Eigen::VectorXd gain;
+  double epsilon;  ///< of its scalar
+
+  Eigen::Index rank() const { return down.rows(); }
+  ShownAdapter turned() const { return {up, down, gain, epsilon}; }
+};
+template <pith::LowRankAdapter A> ShownAdapter shown(const A& adapter) {
   using S = typename A::Scalar;
   const pith::ConstMatrixRef<S> down = adapter.down(), up = adapter.up();
   const pith::ConstVectorRef<S> gain = adapter.gain();
-  return up.template cast<double>().transpose() * gain.template cast<double>().asDiagonal() * down.template cast<double>();
+  return {down.template cast<double>(), up.template cast<double>(), gain.template cast<double>(),
+          double(std::numeric_limits<S>::epsilon())};
 }
+
+/// B diag(gain) A.
+inline Eigen::MatrixXd delta_of(const ShownAdapter& a) { return a.up.transpose() * a.gain.asDiagonal() * a.down; }
+template <pith::LowRankAdapter A> Eigen::MatrixXd delta_of(const A& adapter) { return delta_of(shown(adapter)); }
 
 /// Pivots that are more than rounding, by elimination with the largest of all that is left.
 inline pith::Index rank_of(Eigen::MatrixXd m) {
@@ -35,18 +48,23 @@ inline pith::Index rank_of(Eigen::MatrixXd m) {
   }
 }
 
-/// What rounding in S may do to x (W + B diag(gain) A)ᵀ + bias: each of the chains rounds once per term.
+/// What rounding in its scalar may do to x (W + B diag(gain) A)ᵀ + bias: each of the chains rounds once per term.
 ///
 /// Shapes   as the result, [tokens, out]
-template <class S, pith::LowRankAdapter A>
-Eigen::MatrixXd adapted_bound(const Eigen::MatrixXd& x, const Eigen::MatrixXd& w, const Eigen::VectorXd& bias, const A& adapter) {
-  const pith::ConstMatrixRef<S> down = adapter.down(), up = adapter.up();
-  const pith::ConstVectorRef<S> gain = adapter.gain();
-  const Eigen::MatrixXd through = x.cwiseAbs() * down.template cast<double>().cwiseAbs().transpose() *
-                                  gain.template cast<double>().cwiseAbs().asDiagonal() * up.template cast<double>().cwiseAbs();
+inline Eigen::MatrixXd adapted_bound(const Eigen::MatrixXd& x, const Eigen::MatrixXd& w, const Eigen::VectorXd& bias,
+                                     const ShownAdapter& a) {
+  const Eigen::MatrixXd through = x.cwiseAbs() * a.down.cwiseAbs().transpose() * a.gain.cwiseAbs().asDiagonal() * a.up.cwiseAbs();
   Eigen::MatrixXd size = x.cwiseAbs() * w.cwiseAbs().transpose() + through;
   if (bias.size() > 0) size.rowwise() += bias.cwiseAbs().transpose();
-  return size * (double(std::numeric_limits<S>::epsilon()) * double(x.cols() + adapter.rank() + 6));
+  return size * (a.epsilon * double(x.cols() + a.rank() + 6));
+}
+
+/// x (W + delta)ᵀ + bias.
+inline Eigen::MatrixXd adapted(const Eigen::MatrixXd& x, const Eigen::MatrixXd& w, const Eigen::MatrixXd& delta,
+                               const Eigen::VectorXd& bias) {
+  Eigen::MatrixXd y = x * (w + delta).transpose();
+  if (bias.size() > 0) y.rowwise() += bias.transpose();
+  return y;
 }
 
 /// What holds for every LowRankAdapter around a layer, whatever trained it.
@@ -66,11 +84,11 @@ template <pith::LowRankAdapter A> void check_adapter_laws(const A& adapter, std:
   const pith::LoraLinear layer(pith::LinearView{base}, adapter);
   INFO("rank " << adapter.rank() << " between " << in << " and " << out << ", seed " << seed);
 
-  const Eigen::MatrixXd xd = x.template cast<double>(), w = base.weight().template cast<double>(), delta = delta_of(adapter);
+  const ShownAdapter in_double = shown(adapter);
+  const Eigen::MatrixXd xd = x.template cast<double>(), w = base.weight().template cast<double>(), delta = delta_of(in_double);
   Eigen::VectorXd bias = base.bias().template cast<double>();
   if (const pith::ConstVectorRef<S> more = pith::detail::bias_of(adapter); more.size() > 0) bias += more.template cast<double>();
-  const Eigen::MatrixXd expected = (xd * (w + delta).transpose()).rowwise() + bias.transpose();
-  const Eigen::MatrixXd bound = adapted_bound<S>(xd, w, bias, adapter);
+  const Eigen::MatrixXd expected = adapted(xd, w, delta, bias), bound = adapted_bound(xd, w, bias, in_double);
   const pith::Matrix<S> y = layer.forward(x);
   CHECK(near(y, expected, bound, seed));
 
@@ -91,15 +109,7 @@ template <pith::LowRankAdapter A> void check_adapter_laws(const A& adapter, std:
   pith::Workspace ws(layer.workspace_bytes(tokens));
   layer.backward(dy, dx, ws);
   const Eigen::MatrixXd dyd = dy.template cast<double>();
-  struct Turned {
-    using Scalar [[maybe_unused]] = S;
-    const A& a;
-    Index rank() const { return a.rank(); }
-    pith::ConstMatrixRef<S> down() const { return a.up(); }
-    pith::ConstMatrixRef<S> up() const { return a.down(); }
-    pith::ConstVectorRef<S> gain() const { return a.gain(); }
-  };
-  CHECK(near(dx, dyd * (w + delta), adapted_bound<S>(dyd, w.transpose(), {}, Turned{adapter}), seed));
+  CHECK(near(dx, adapted(dyd, w.transpose(), delta.transpose(), {}), adapted_bound(dyd, w.transpose(), {}, in_double.turned()), seed));
 }
 
 }  // namespace pith_test

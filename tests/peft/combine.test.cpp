@@ -7,6 +7,7 @@
 
 #include "laws/adapter_laws.hpp"
 #include "support/catch.hpp"
+#include "support/decompositions.hpp"
 #include "support/near.hpp"
 #include "support/random_matrix.hpp"
 
@@ -43,7 +44,7 @@ TEST_CASE("combine_svd: the best of its rank; the whole sum where the rank suffi
   CHECK(near(delta_of(combine_svd<double>(t.all, {.rank = 10})), t.sum(), 1e-12));
   const LoraAdapter<double> cut = combine_svd<double>(t.all);
   CHECK(cut.rank() == 5);
-  const Eigen::JacobiSVD<Eigen::MatrixXd> svd(t.sum());
+  const Eigen::BDCSVD<Eigen::MatrixXd> svd(t.sum());
   CHECK((delta_of(cut) - t.sum()).norm() == Approx(svd.singularValues().tail(5).norm()));  // Eckart and Young
   const LoraAdapter<double> clamped = combine_svd<double>(t.all, {.rank = 4, .clamp = 0.9}),
                             plain = combine_svd<double>(t.all, {.rank = 4});
@@ -83,7 +84,7 @@ TEST_CASE("pissa and olora: the residual and the adapter are the weight again; m
   const Matrix<float> w = random_matrix<float>(14, 9, 1);
   for (const auto& made : {pissa<float>(ConstMatrixRef<float>(w), 4, {.alpha = 8}), olora<float>(w, 4, {.alpha = 8})})
     CHECK(near(made.residual.cast<double>() + delta_of(made.adapter), w.cast<double>(), 4 * 1.2e-7 * w.cwiseAbs().maxCoeff() * 4));
-  const Eigen::JacobiSVD<Eigen::MatrixXd> svd(w.cast<double>());
+  const Eigen::BDCSVD<Eigen::MatrixXd> svd(w.cast<double>());
   CHECK(double(pissa<float>(w, 4).residual.norm()) == Approx(svd.singularValues().tail(5).norm()).epsilon(1e-5));
   const LoraAdapter<float> smallest = mica<float>(w, 2);
   CHECK(smallest.down().isZero(0));

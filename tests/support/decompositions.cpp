@@ -1,0 +1,3 @@
+#include "decompositions.hpp"
+
+template class Eigen::BDCSVD<Eigen::MatrixXd>;
