@@ -1,9 +1,11 @@
 // Attention over caches that no level of the hardware's holds, and the price of watching it.
 //
-// of_read   time of reading the f32 bytes of K and V once over the time taken: 1 is the limit for f32 and one token, 2 for 16 bit
+// of_read   time of reading the f32 bytes of K and V once over the time taken: 1 is the limit for f32 and one token, 2 for 16 bit,
+//           3.8 for blocks of 8 bit
 // of_peak   share of the multiply-adds this core can do (prompts), measured between the same iterations
 // watching  what showing the weights to an observer that sums their columns adds, in percent; both measured in turn, the median of the
-// ratios rel_err   against attention in double over the stored numbers; a wrong result is not reported
+//           ratios
+// rel_err   against attention in double over the stored numbers; a wrong result is not reported
 #include <benchmark/benchmark.h>
 
 #include <cmath>
@@ -13,6 +15,7 @@
 #include <pith/attention.hpp>
 #include <pith/core.hpp>
 #include <pith/kv/policy.hpp>
+#include <pith/kv/storage.hpp>
 
 #include "support/measure.hpp"
 #include "support/register.hpp"
@@ -36,20 +39,27 @@ struct Case {
 /// One layer's K and V, [kv head][row][feature].
 template <class T> struct Layer {
   Layer(const Case& c, const Matrix<float>& k, const Matrix<float>& v, const Position* positions)
-      : memory(2 * Workspace::bytes_for<T>(c.values())) {
-    T* const keys = memory.take<T>(c.values());
-    T* const values = memory.take<T>(c.values());
-    for (Index i = 0; i < c.values(); ++i) {
-      keys[i] = static_cast<T>(k.data()[i]);
-      values[i] = static_cast<T>(v.data()[i]);
+      : memory(2 * Workspace::bytes_for<T>(k.rows() * units(c))) {
+    T* const keys = memory.take<T>(k.rows() * units(c));
+    T* const values = memory.take<T>(k.rows() * units(c));
+    for (Index r = 0; r < k.rows(); ++r) {
+      detail::narrow<T>(k.row(r).data(), keys + r * units(c), c.shape.head_dim);
+      detail::narrow<T>(v.row(r).data(), values + r * units(c), c.shape.head_dim);
     }
-    const Index head = c.rows * c.shape.head_dim;
-    for (Index h = 0; h < c.shape.num_kv_heads; ++h)
-      runs.push_back({keys + h * head, values + h * head, c.rows, c.shape.head_dim, positions});
+    const Index head = c.rows * units(c);
+    for (Index h = 0; h < c.shape.num_kv_heads; ++h) runs.push_back({keys + h * head, values + h * head, c.rows, units(c), positions});
   }
+  static Index units(const Case& c) { return detail::row_units<T>(c.shape.head_dim); }
   Workspace memory;
   std::vector<KvRun<T>> runs;
 };
+
+/// Rows as they are stored, in double.
+template <class T> Matrix<double> stored_rows(const T* rows, Index stride, Index count, Index dim) {
+  Matrix<float> wide(count, dim);
+  for (Index r = 0; r < count; ++r) detail::widen<T>(rows + r * stride, wide.row(r).data(), dim);
+  return wide.template cast<double>();
+}
 
 /// Of the last query alone: it sees every row.
 template <class T> Matrix<double> reference(const Case& c, const Matrix<float>& q, const Layer<T>& layer) {
@@ -57,8 +67,7 @@ template <class T> Matrix<double> reference(const Case& c, const Matrix<float>& 
   Matrix<double> out(1, q.cols());
   for (Index h = 0; h < c.shape.num_heads; ++h) {
     const KvRun<T>& run = layer.runs[static_cast<std::size_t>(h / c.shape.group())];
-    const Matrix<double> k = Eigen::Map<const Matrix<T>>(run.keys, c.rows, d).template cast<double>();
-    const Matrix<double> v = Eigen::Map<const Matrix<T>>(run.values, c.rows, d).template cast<double>();
+    const Matrix<double> k = stored_rows(run.keys, run.stride, c.rows, d), v = stored_rows(run.values, run.stride, c.rows, d);
     Vector<double> p = k * q.row(c.tokens - 1).segment(h * d, d).transpose().template cast<double>() / std::sqrt(static_cast<double>(d));
     p = (p.array() - p.maxCoeff()).exp().matrix().eval();
     out.row(0).segment(h * d, d) = (p.transpose() * v) / p.sum();
@@ -73,7 +82,7 @@ template <class T, class Run, class Watched> void measure(benchmark::State& stat
   const Matrix<float> q = 3 * random_matrix(c.tokens, c.shape.num_heads * c.shape.head_dim, 3);
   std::vector<Position> positions(static_cast<std::size_t>(c.rows));
   for (Index r = 0; r < c.rows; ++r) positions[static_cast<std::size_t>(r)] = static_cast<Position>(r);
-  const std::size_t cold = cold_bytes(), bytes = 2 * static_cast<std::size_t>(c.values()) * sizeof(T);
+  const std::size_t cold = cold_bytes(), bytes = 2 * static_cast<std::size_t>(kv * Layer<T>::units(c)) * sizeof(T);
   std::vector<Layer<T>> layers;
   for (std::size_t i = 0; i < cold / bytes + 1; ++i) layers.emplace_back(c, k, v, positions.data());
 
@@ -188,6 +197,7 @@ const bool registered = [] {
     add("attend_f32", ours<float>, c);
     add("attend_bf16", ours<bfloat16>, c);
     add("attend_f16", ours<half>, c);
+    add("attend_q8", ours<Q8>, c);
     add("eigen_heads", eigen_heads, c);
     add("eigen_groups", eigen_groups, c);
   };

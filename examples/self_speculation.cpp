@@ -139,7 +139,7 @@ int main(int argc, char** argv) {
       "take %.1f times as long as one.\n\n",
       weights / 1e6, row, prompt_tokens, new_tokens, target_rows - 4, draft_tokens, double(sampled.temperature), double(sampled.top_p),
       five);
-  const std::span<const Token> held_out = std::span<const Token>(text).last(2000);
+  const std::span<const Token> held_out = std::span<const Token>(text).first(2000);
   const auto nats = [&](const Decoder<float>& by) {
     auto reader = target_session(by);
     return example::nats_per_byte(reader, held_out);

@@ -17,6 +17,9 @@ namespace pith::inline v0::detail {
 
 inline constexpr Index attention_block = 32;  ///< rows scored, weighed and summed together: a block of keys stays in L1
 
+/// Starts to bring a cache line in. Any address will do: what is fetched lies ahead, and may lie beyond the end.
+inline void fetch(const void* line) { __builtin_prefetch(line); }
+
 /// Where the features of a row stored as T end up once it is loaded in packets: the order that queries and sums are kept in.
 ///
 /// Pairs of bfloat16 are split by a shift and a mask, even features to one packet, odd ones to the next. Rows that are no whole number of
@@ -43,10 +46,11 @@ template <class T> struct RowLayout {
     each_place([=](Index feature, Index place) { features[feature] = arranged[place] * scale; });
   }
 
-  /// Copies and widens rows to [rows, padded()], features in the order of loaded rows.
-  void stage(const T* rows, Index stride, Index count, S* to) const {
+  /// Copies and widens rows to [rows, padded()], features in the order of loaded rows. Blocks of 8 bit fetch as many from `ahead` on.
+  void stage(const T* rows, Index stride, Index count, S* to, [[maybe_unused]] const T* ahead = nullptr) const {
     for (Index r = 0; r < count; ++r, rows += stride, to += padded()) {
       if constexpr (!PlainStorage<T>) {
+        for (Index i = 0; ahead != nullptr && i < stride; i += 64) fetch(ahead + r * stride + i);
         q8_decode(reinterpret_cast<const std::byte*>(rows), head_dim, to);
         std::fill(to + head_dim, to + padded(), S(0));
       } else if (whole) {
@@ -80,9 +84,6 @@ template <class T> struct RowLayout {
     }
   }
 };
-
-/// Starts to bring a cache line in. Any address will do: what is fetched lies ahead, and may lie beyond the end.
-inline void fetch(const void* line) { __builtin_prefetch(line); }
 
 /// Rows to work on, and what is fetched into the cache meanwhile: as many, one behind the other, from `ahead` on (nullptr: nothing).
 ///

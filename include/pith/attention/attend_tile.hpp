@@ -223,7 +223,7 @@ template <class T> class AttendTile {
     constexpr Index few = 8;
     if constexpr (PlainStorage<T>)
       if (layout_.whole && (std::is_same_v<T, S> || queries <= few)) return f(rows);
-    layout_.stage(rows.first, rows.stride, rows.count, at(m_.stage));
+    layout_.stage(rows.first, rows.stride, rows.count, at(m_.stage), rows.ahead);
     f(Rows<S>{at(m_.stage), m_.padded, rows.count, nullptr});
   }
 

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include <pith/core/check.hpp>
+#include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
 
 namespace pith::inline v0 {
@@ -73,12 +74,13 @@ inline void q8_decode(const std::byte* row, Index n, float* out) {
     std::memcpy(&stored, row, sizeof(half));
     row += sizeof(half);
     const float scale = static_cast<float>(stored);
-    std::int8_t codes[q8_block];  // a copy that out cannot alias: the loop over a whole block becomes packets
+    const auto* const codes = reinterpret_cast<const std::int8_t*>(row);
     if (size == q8_block) {
-      std::memcpy(codes, row, q8_block);
-      for (Index i = 0; i < q8_block; ++i) out[i] = static_cast<float>(codes[i]) * scale;
+      using V = detail::Simd<float>;
+#pragma GCC unroll 32
+      for (int i = 0; i < int(q8_block); i += V::width) V::store(out + i, V::mul(V::load(codes + i), V::broadcast(scale)));
     } else {
-      for (Index i = 0; i < size; ++i) out[i] = static_cast<float>(static_cast<std::int8_t>(row[i])) * scale;
+      for (Index i = 0; i < size; ++i) out[i] = static_cast<float>(codes[i]) * scale;
     }
     row += size;
   }
