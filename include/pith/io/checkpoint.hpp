@@ -32,7 +32,7 @@ struct LoadProgress {
 struct LoadOptions {
   WeightsLayout weights = WeightsLayout::packed;
   std::string config = "config.json";     ///< the configuration's file name inside the folder
-  std::optional<bool> check_finite = {};  ///< refuse NaN and infinite weights; unset: when packed, where the data is read anyway
+  std::optional<bool> check_finite = {};  ///< refuse NaN and infinite weights; unset: unless mapped, where nothing else reads the data
   std::function<bool(const LoadProgress&)> progress = {};  ///< returns false to cancel
 };
 

@@ -43,7 +43,7 @@ template <class S> class WeightReader {
       start(name);
       const Place place = plan_.find(name);
       read(place);
-      if (!mapped()) place.file->release(*place.tensor);  // else file and weights would be in memory together
+      release(place);
       finish(place.bytes().size());
     };
     const auto norm = [&](const std::string& name, Vector<S>& to) {
@@ -66,7 +66,9 @@ template <class S> class WeightReader {
     }
     norm("model.norm.weight", out.norm);
     if (config.tie_word_embeddings) {
-      out.lm_head = linear(plan_.find(CheckpointPlan::embedding), {});
+      const Place table = plan_.find(CheckpointPlan::embedding);
+      out.lm_head = linear(table, {});
+      release(table);
     } else {
       step(CheckpointPlan::head, [&](const Place& place) { out.lm_head = linear(place, {}); });
     }
@@ -158,6 +160,10 @@ template <class S> class WeightReader {
   }
 
   bool mapped() const { return layout_ == WeightsLayout::mapped; }
+  /// Else file and weights would be in memory together.
+  void release(const Place& place) const {
+    if (!mapped()) place.file->release(*place.tensor);
+  }
 
   const CheckpointPlan& plan_;
   WeightsLayout layout_;
