@@ -4,6 +4,7 @@
 #include <vector>
 
 #include <pith/attention/attend_kernel.hpp>
+#include <pith/attention/score_columns.hpp>
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
@@ -12,6 +13,7 @@
 using namespace pith;
 using namespace pith::detail;
 using pith_test::near;
+using pith_test::same_bits;
 
 namespace {
 
@@ -71,6 +73,23 @@ TEMPLATE_TEST_CASE("kernels give the same bits for every group of queries, in pl
     CHECK(near(sums<2>(weights, there, layout.padded()), sum, 0));
     CHECK(near(sums<4>(weights, there, layout.padded()), sum, 0));
   }
+}
+
+TEMPLATE_TEST_CASE("rows in lanes give the same scores, bit for bit", "[attend_kernel]", float, double) {
+  using S = TestType;
+  const Index dim = GENERATE(1, 12, 16, 32, 64, 72, 128), count = GENERATE(1, 3, 16, 31, 32);
+  CAPTURE(dim, count);
+  const Index padded = RowLayout<S>(dim).padded();
+  Matrix<S> rows = Matrix<S>::Zero(count, padded + 3), queries = Matrix<S>::Zero(7, padded), columns(padded, attention_block);
+  rows.leftCols(dim) = pith_test::random_matrix<S>(count, dim, 1);
+  queries.leftCols(dim) = pith_test::random_matrix<S>(7, dim, 2);
+  const Rows<S> there{rows.data(), padded + 3, count, nullptr};
+  ColumnScores<S>::turn(there, padded, columns.data());
+  Matrix<S> score = Matrix<S>::Constant(7, attention_block + 1, S(9));
+  ColumnScores<S>::score(queries.data(), padded, 7, columns.data(), score.data(), attention_block + 1);
+  CHECK(same_bits(score.leftCols(count), scores<1>(queries, there)));
+  for (Index r = count; r < attention_block; ++r) CHECK(same_bits(score.col(r), score.col(count - 1)));
+  CHECK((score.rightCols(1).array() == S(9)).all());
 }
 
 TEMPLATE_TEST_CASE("lanes are summed each on its own", "[attend_kernel]", float, double) {

@@ -11,6 +11,7 @@
 #include <pith/attention/attend_kernel.hpp>
 #include <pith/attention/attend_sight.hpp>
 #include <pith/attention/kv_view.hpp>
+#include <pith/attention/score_columns.hpp>
 #include <pith/core/check.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
@@ -24,7 +25,7 @@ inline constexpr Index attention_tile = 16;  ///< queries attended together, at 
 /// Where a worker keeps what while it attends a tile: offsets into one slice of S.
 template <class S> struct TileMemory {
   Index lanes, head_dim, padded, row_stride, blocks;  ///< lanes: queries times group; padded: head_dim in whole packets
-  Index queries, sink_queries, shown, sums, mass, largest, top, total, inverse, log_sum, stage, weights, seen_by, size;
+  Index queries, sink_queries, shown, sums, mass, largest, top, total, inverse, log_sum, stage, columns, weights, seen_by, size;
 
   TileMemory(const AttentionShape& shape, Index rows, Index tokens) {
     const auto product = [](Index a, Index b) { return checked_product("attend", a, b); };
@@ -54,6 +55,7 @@ template <class S> struct TileMemory {
     inverse = take(lanes);
     log_sum = take(lanes);
     stage = take(product(attention_block, padded));
+    columns = take(lanes < ColumnScores<S>::worth_turning ? 0 : product(attention_block, padded));
     weights = take(product(lanes, row_stride));
     seen_by = take(blocks);
     checked_product("attend", size, Index(sizeof(S)));
@@ -192,7 +194,14 @@ template <class T> class AttendTile {
   void score_rows(const S* queries, const KvRun<T>& run, Index row, Index first, Index last, Index block, Index begin, Index end) {
     const Index next = row + attention_block;
     const T* const ahead = next < run.rows ? run.keys + next * run.stride : run.values;
+    const bool whole = first == 0 && (last == attention_block || row + last == run.rows);
     with_rows({run.keys + (row + first) * run.stride, run.stride, last - first, ahead}, end - begin, [&](auto rows) {
+      if constexpr (std::is_same_v<decltype(rows), Rows<S>>)
+        if (whole && end - begin >= ColumnScores<S>::worth_turning) {
+          ColumnScores<S>::turn(rows, m_.padded, at(m_.columns));
+          return ColumnScores<S>::score(queries + begin * m_.padded, m_.padded, end - begin, at(m_.columns), weight(begin, block),
+                                        m_.row_stride);
+        }
       for_query_groups(end - begin, [&](Index group, auto size) {
         const Index lane = begin + group;
         kernel_of<ScoreKernel, size()>(rows).run(queries + lane * m_.padded, m_.padded, rows, weight(lane, block) + first, m_.row_stride);

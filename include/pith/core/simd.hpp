@@ -129,10 +129,17 @@ template <class S> struct Simd {
     for (int i = 0; i < width; ++i) rows[i] = block.packet[i];
   }
 
+  /// Whether sum_each() adds neighbouring lanes first, then pairs of them, and so on; else halves.
+#if defined(EIGEN_VECTORIZE_AVX) && !defined(EIGEN_VECTORIZE_AVX512)
+  static constexpr bool sums_neighbours = std::is_same_v<S, float>;
+#else
+  static constexpr bool sums_neighbours = false;
+#endif
+
   /// Lane i is the sum of the lanes of rows[i], always added in the same order; rows are used up.
   static Packet sum_each(Packet (&rows)[width]) {
 #if defined(EIGEN_VECTORIZE_AVX) && !defined(EIGEN_VECTORIZE_AVX512)
-    if constexpr (std::is_same_v<S, float>) {
+    if constexpr (sums_neighbours) {
       const auto pairs = [](Packet a, Packet b) { return add(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xDD)); };
       const Packet low = pairs(pairs(rows[0], rows[1]), pairs(rows[2], rows[3]));
       const Packet high = pairs(pairs(rows[4], rows[5]), pairs(rows[6], rows[7]));
