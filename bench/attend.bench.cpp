@@ -9,6 +9,7 @@
 #include <benchmark/benchmark.h>
 
 #include <cmath>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,7 @@
 #include <pith/kv/policy.hpp>
 #include <pith/kv/storage.hpp>
 
+#include "support/cold.hpp"
 #include "support/measure.hpp"
 #include "support/register.hpp"
 
@@ -38,8 +40,9 @@ struct Case {
 
 /// One layer's K and V, [kv head][row][feature].
 template <class T> struct Layer {
-  Layer(const Case& c, const Matrix<float>& k, const Matrix<float>& v, const Position* positions)
-      : memory(2 * Workspace::bytes_for<T>(k.rows() * units(c))) {
+  Layer(const Case& c, const Matrix<float>& k, const Matrix<float>& v)
+      : memory(2 * Workspace::bytes_for<T>(k.rows() * units(c))), positions(static_cast<std::size_t>(c.rows)) {
+    std::iota(positions.begin(), positions.end(), Position{0});
     T* const keys = memory.take<T>(k.rows() * units(c));
     T* const values = memory.take<T>(k.rows() * units(c));
     for (Index r = 0; r < k.rows(); ++r) {
@@ -47,10 +50,12 @@ template <class T> struct Layer {
       detail::narrow<T>(v.row(r).data(), values + r * units(c), c.shape.head_dim);
     }
     const Index head = c.rows * units(c);
-    for (Index h = 0; h < c.shape.num_kv_heads; ++h) runs.push_back({keys + h * head, values + h * head, c.rows, units(c), positions});
+    for (Index h = 0; h < c.shape.num_kv_heads; ++h)
+      runs.push_back({keys + h * head, values + h * head, c.rows, units(c), positions.data()});
   }
   static Index units(const Case& c) { return detail::row_units<T>(c.shape.head_dim); }
   Workspace memory;
+  std::vector<Position> positions;
   std::vector<KvRun<T>> runs;
 };
 
@@ -80,11 +85,7 @@ template <class T, class Run, class Watched> void measure(benchmark::State& stat
   const Index kv = c.shape.num_kv_heads * c.rows;
   const Matrix<float> k = random_matrix(kv, c.shape.head_dim, 1), v = random_matrix(kv, c.shape.head_dim, 2);
   const Matrix<float> q = 3 * random_matrix(c.tokens, c.shape.num_heads * c.shape.head_dim, 3);
-  std::vector<Position> positions(static_cast<std::size_t>(c.rows));
-  for (Index r = 0; r < c.rows; ++r) positions[static_cast<std::size_t>(r)] = static_cast<Position>(r);
-  const std::size_t cold = cold_bytes(), bytes = 2 * static_cast<std::size_t>(kv * Layer<T>::units(c)) * sizeof(T);
-  std::vector<Layer<T>> layers;
-  for (std::size_t i = 0; i < cold / bytes + 1; ++i) layers.emplace_back(c, k, v, positions.data());
+  auto& layers = ColdCopies::of(2 * static_cast<std::size_t>(kv * Layer<T>::units(c)) * sizeof(T), [&] { return Layer<T>(c, k, v); });
 
   Matrix<float> out(c.tokens, q.cols());
   run(q, layers[0], out);

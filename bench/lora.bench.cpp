@@ -22,6 +22,7 @@
 #include <pith/peft/lora.hpp>
 #include <pith/peft/multi_lora.hpp>
 
+#include "support/cold.hpp"
 #include "support/measure.hpp"
 #include "support/register.hpp"
 
@@ -39,8 +40,7 @@ template <class Prepare, class Run> void measure(benchmark::State& state, Case c
   const Matrix<float> w = random_matrix(c.features, c.features, 1), x = random_matrix(c.tokens, c.features, 2);
   const Vector<float> bias = random_matrix(c.features, 1, 3);
   const std::size_t bytes = static_cast<std::size_t>(w.size()) * sizeof(float);
-  std::vector<decltype(prepare(w, bias))> layers;
-  for (std::size_t held = 0; held < cold_bytes() + bytes; held += bytes) layers.push_back(prepare(w, bias));
+  auto& layers = ColdCopies::of(bytes, [&] { return prepare(w, bias); });
   Matrix<float> y(c.tokens, c.features);
   Workspace ws(AnyLinear<float>(Linear<float>(w, bias)).workspace_bytes(c.tokens));
   run(layers[0], x, y, ws);
@@ -128,13 +128,6 @@ void measure_over(benchmark::State& state, const Adapted& c, std::vector<Layer>&
   state.counters["rel_err"] = error;
 }
 
-/// Copies of something of so many bytes: more than the last cache holds.
-template <class Make> auto cold_copies(std::size_t bytes, Make make) {
-  std::vector<decltype(make())> copies;
-  for (std::size_t held = 0; held < cold_bytes() + bytes; held += bytes) copies.push_back(make());
-  return copies;
-}
-
 struct Operands {
   explicit Operands(const Adapted& c)
       : w(random_matrix(c.features, c.features, 1)), x(random_matrix(c.tokens, c.features, 2)), bias(random_matrix(c.features, 1, 3)) {}
@@ -151,7 +144,7 @@ double added_bytes(const Adapted& c) { return 100. * 2 * double(c.rank) / double
 void lora(benchmark::State& state, Adapted c) {
   const Operands o(c);
   const LoraAdapter<float> adapter = adapter_of(c, 4);
-  auto layers = cold_copies(o.bytes(), [&] { return LoraLinear(PackedLinear<float>(o.w, o.bias), adapter); });
+  auto& layers = ColdCopies::of(o.bytes(), [&] { return LoraLinear(PackedLinear<float>(o.w, o.bias), adapter); });
   Workspace ws(layers[0].workspace_bytes(c.tokens));
   measure_over(
       state, c, layers, o.expected(delta_of(adapter)), added_bytes(c),
@@ -166,7 +159,7 @@ void eigen_lora(benchmark::State& state, Adapted c) {
   };
   const Operands o(c);
   const LoraAdapter<float> adapter = adapter_of(c, 4);
-  auto layers = cold_copies(o.bytes(), [&] { return Naive{o.w, adapter.down(), adapter.up()}; });
+  auto& layers = ColdCopies::of(o.bytes(), [&] { return Naive{o.w, adapter.down(), adapter.up()}; });
   const auto base = [&](const Naive& layer, Matrix<float>& y) {
     y.noalias() = o.x * layer.w.transpose();
     y.rowwise() += o.bias.transpose();
@@ -194,15 +187,15 @@ void rows(benchmark::State& state, Adapted c) {
     const Eigen::RowVectorXd through = o.x.row(t).cast<double>() * std::as_const(a).down().cast<double>().transpose();
     expected.row(t) = (expected.row(t).cast<double>() + double(a.scale()) * through * std::as_const(a).up().cast<double>()).cast<float>();
   }
-  auto layers =
-      cold_copies(2 * o.bytes(), [&] { return MultiLoraLinear<PackedLinear<float>>(PackedLinear<float>(o.w, o.bias), adapters); });
+  auto& layers =
+      ColdCopies::of(2 * o.bytes(), [&] { return MultiLoraLinear<PackedLinear<float>>(PackedLinear<float>(o.w, o.bias), adapters); });
   Workspace ws(layers[0].workspace_bytes(c.tokens));
   const auto adapted = [&](const auto& layer, Matrix<float>& y) { layer.forward(o.x, chosen, y, ws); };
   measure_over(state, c, layers, expected, 100. * double(c.tokens) * 2 * double(c.rank) / double(c.features), adapted,
                [&](const auto& layer, Matrix<float>& y) { layer.base().forward(o.x, y, ws); });
 #ifdef PITH_BENCH_OPENBLAS
   openblas_set_num_threads(1);
-  const auto weights = cold_copies(o.bytes(), [&] { return o.w; });
+  const auto& weights = ColdCopies::of(o.bytes(), [&] { return o.w; });
   const auto n = static_cast<blasint>(c.features), tokens = static_cast<blasint>(c.tokens);
   Samples blas, ours;
   Matrix<float> y(c.tokens, c.features);

@@ -16,6 +16,7 @@
 #include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
 
+#include "support/cold.hpp"
 #include "support/measure.hpp"
 #include "support/register.hpp"
 
@@ -42,9 +43,7 @@ struct Case {
 template <class T, class Prepare, class Run>
 void measure(benchmark::State& state, Case c, const Matrix<T>& stored, std::size_t bytes_each, Prepare prepare, Run run) {
   const Matrix<float> x = random_matrix(c.tokens, c.in, 2);
-  const Index copies = static_cast<Index>(cold_bytes() / (static_cast<std::size_t>(c.out * c.in) * bytes_each)) + 1;
-  std::vector<decltype(prepare(stored))> weights;
-  for (Index i = 0; i < copies; ++i) weights.push_back(prepare(stored));
+  auto& weights = ColdCopies::of(static_cast<std::size_t>(c.out * c.in) * bytes_each, [&] { return prepare(stored); });
   Matrix<float> y(c.tokens, c.out);
   Workspace ws(matmul_workspace_bytes<T>(c.tokens, c.in));
   run(weights[0], x, y, ws);
@@ -56,9 +55,9 @@ void measure(benchmark::State& state, Case c, const Matrix<T>& stored, std::size
 
   ColdRead read(c.f32_bytes());
   Samples kernel, reading, peak;
-  Index turn = 0;
+  std::size_t turn = 0;
   for (auto _ : state) {
-    const double seconds = seconds_of([&] { run(weights[static_cast<std::size_t>(turn++ % copies)], x, y, ws); });
+    const double seconds = seconds_of([&] { run(weights[turn++ % weights.size()], x, y, ws); });
     keep(y);
     state.SetIterationTime(seconds);
     kernel.add(seconds);

@@ -18,6 +18,7 @@
 #include <pith/kv.hpp>
 #include <pith/model.hpp>
 
+#include "support/cold.hpp"
 #include "support/measure.hpp"
 #include "support/register.hpp"
 
@@ -40,7 +41,7 @@ const Decoder<float>& decoder() {
     c.max_position_embeddings = 2048;
     const Index kv = c.num_key_value_heads * c.head_dim;
     const Index layer_bytes = Index(sizeof(float)) * c.hidden_size * (2 * c.hidden_size + 2 * kv + 3 * c.intermediate_size);
-    c.num_hidden_layers = static_cast<Index>(2 * cold_bytes()) / layer_bytes + 1;
+    c.num_hidden_layers = static_cast<Index>(cold_bytes()) / layer_bytes + 1;
     std::uint64_t seed = 0;
     const auto linear = [&](Index out, Index in) {
       return AnyLinear<float>(PackedLinear<float>(Matrix<float>(random_matrix(out, in, ++seed) / std::sqrt(float(in) / 3))));

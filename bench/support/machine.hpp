@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <fstream>
@@ -80,11 +81,20 @@ inline std::vector<std::pair<std::string, std::string>> machine() {
           {"eigen", eigen.str()}};
 }
 
-/// Bytes behind a line of /proc that counts in kB; 0 where the system has none.
+/// Bytes behind a line that counts in kB; 0 where the system has none.
 inline std::size_t system_bytes(const char* file, const char* key) {
   return static_cast<std::size_t>(std::strtoull(system_line(file, key).c_str(), nullptr, 10)) << 10;
 }
 inline std::size_t available_memory() { return system_bytes("/proc/meminfo", "MemAvailable"); }
+/// Of the largest cache that a core reads through; 0 where the system does not tell.
+inline std::size_t last_cache_bytes() {
+  std::size_t most = 0;
+  for (int index = 0; index < 8; ++index) {
+    const std::string file = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size";
+    most = std::max(most, system_bytes(file.c_str(), ""));
+  }
+  return most;
+}
 
 /// The most memory that was resident at once since begin(), which gives back what is free and forgets earlier peaks.
 struct PeakMemory {

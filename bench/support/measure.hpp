@@ -4,13 +4,10 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <random>
 #include <vector>
 
 #include <pith/core.hpp>
-#include <pith/core/bulk.hpp>
 #include <pith/core/simd.hpp>
 
 /// What every benchmark measures beside its subject: the limits of this machine, in the same run.
@@ -60,43 +57,20 @@ inline float read_all(const float* p, Index count) {
   return total;
 }
 
-/// Bytes that cases rotate over: more than the last cache holds. PITH_BENCH_COLD_MIB says otherwise where that is larger; the tests,
-/// which look at results only, say less.
-inline std::size_t cold_bytes() {
-  const char* mib = std::getenv("PITH_BENCH_COLD_MIB");
-  return static_cast<std::size_t>(mib != nullptr ? std::max(1l, std::atol(mib)) : 96) << 20;
+/// Multiply-adds in independent chains that stay in registers. Never inlined: whatever surrounds a call cannot cost it its registers.
+template <class S> [[gnu::noinline]] S multiply_add(int steps, S factor) {
+  using V = pith::detail::Simd<S>;
+  constexpr int chains = V::registers == 32 ? 24 : 12;
+  typename V::Packet sum[chains];
+  const typename V::Packet a = V::broadcast(factor), b = V::broadcast(S(1e-3));
+  for (auto& s : sum) s = a;
+  for (int i = 0; i < steps; ++i) {
+#pragma GCC unroll 24
+    for (int c = 0; c < chains; ++c) sum[c] = V::madd(sum[c], a, b);
+  }
+  for (int c = 1; c < chains; ++c) sum[0] = V::add(sum[0], sum[c]);
+  return V::sum(sum[0]) / chains;
 }
-
-/// Ones, in memory like that of packed weights.
-class Ones {
- public:
-  explicit Ones(Index count) : memory_(pith::detail::allocate_bulk(static_cast<std::size_t>(count) * sizeof(float))), count_(count) {
-    std::uninitialized_fill_n(reinterpret_cast<float*>(memory_.get()), count, 1.f);
-  }
-  const float* data() const { return reinterpret_cast<const float*>(memory_.get()); }
-  Index size() const { return count_; }
-
- private:
-  pith::detail::Bulk memory_;
-  Index count_;
-};
-
-/// Time to read so many bytes that no cache holds: one place of a buffer larger than the last level after the other.
-class ColdRead {
- public:
-  explicit ColdRead(std::size_t bytes)
-      : count_(static_cast<Index>(bytes / sizeof(float))),
-        copies_(std::max<Index>(2, static_cast<Index>(cold_bytes() / std::max<std::size_t>(bytes, 1)) + 1)),
-        data_(count_ * copies_) {}
-  double seconds() {
-    const float* p = data_.data() + next_++ % copies_ * count_;
-    return seconds_of([&] { keep(read_all(p, count_)); });
-  }
-
- private:
-  Index count_, copies_, next_ = 0;
-  Ones data_;
-};
 
 /// Floating-point operations a second of one thread: multiply-adds on registers, for about as long as what they are compared with, up to
 /// 20 ms: a clock that falls and a host that takes the core away do so to both.
@@ -104,18 +78,9 @@ template <class S = float> double peak_flops(double like_seconds = 0) {
   using V = pith::detail::Simd<S>;
   constexpr int chains = V::registers == 32 ? 24 : 12;
   constexpr int steps = 8192;  // some 30 microseconds
-  typename V::Packet sum[chains];
-  typename V::Packet a = V::broadcast(S(0.999)), b = V::broadcast(S(1e-3));
-  for (auto& s : sum) s = a;
   double seconds = 0, flops = 0;
   do {
-    seconds += seconds_of([&] {
-      for (int i = 0; i < steps; ++i) {
-#pragma GCC unroll 24
-        for (int c = 0; c < chains; ++c) sum[c] = V::madd(sum[c], a, b);
-      }
-      for (auto& s : sum) keep(s);
-    });
+    seconds += seconds_of([] { keep(multiply_add<S>(steps, S(0.999))); });
     flops += 2.0 * chains * V::width * steps;
   } while (seconds < std::min(like_seconds, .02));
   return flops / seconds;

@@ -1,11 +1,11 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdlib>
 #include <vector>
 
 #include <pith/core/executor.hpp>
 
+#include "cold.hpp"
 #include "measure.hpp"
 
 namespace pith_bench {
@@ -15,9 +15,7 @@ using pith::ExecutorRef;
 /// How fast the given threads read what no cache holds.
 class Pace {
  public:
-  Pace()
-      : data_(static_cast<Index>((std::getenv("PITH_BENCH_COLD_MIB") != nullptr ? cold_bytes() : std::size_t(512) << 20) / sizeof(float))) {
-  }
+  Pace() : data_(static_cast<Index>(cold_bytes() / sizeof(float))) {}
   std::size_t bytes() const { return static_cast<std::size_t>(data_.size()) * sizeof(float); }
   /// Seconds for so many bytes, an equal part for each thread, from where the last reading ended.
   double seconds(double bytes, ExecutorRef executor) {
