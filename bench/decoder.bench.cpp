@@ -6,6 +6,8 @@
 // pp<n>     a prompt of n tokens; of_peak: share of the multiply-adds that the same threads can do, measured in between
 // tg@<n>    tokens decoded after n others. Their rows are put into the caches as random numbers, not computed: how many are attended,
 //           scored and evicted does not depend on them
+// lora<r>   the same as tg@0 with LoRA of rank r on every projection: over is what it adds to the time, bytes to MB/token, both in percent.
+//           Its B is 0, which costs as much as any other: every logit has to be the plain model's, bit for bit
 // MB/token  weights of all projections and the head, once, and the cached rows that a token attends to
 // of_read   time in which the same threads read as many bytes as a token moves, over a token's time, measured in between: 1 is the limit
 // RSS_MB    the most memory resident at once (load: while loading), less the buffer that reading is measured on
@@ -116,6 +118,19 @@ struct Reference {
   }
 };
 
+/// LoRA of this rank on every projection of a decoder, with B = 0.
+ModelAdapter<float> lora_of(const Decoder<float>& decoder, Index rank) {
+  const AdapterTarget target = decoder.adapter_target();
+  AdapterParts<float> parts{.layers = std::vector<LayerOverlay<float>>(static_cast<std::size_t>(target.num_layers))};
+  for (LayerOverlay<float>& layer : parts.layers)
+    for (std::size_t p = 0; p < num_projections; ++p) {
+      const Index in = target.in(Projection(p)), out = target.out(Projection(p));
+      layer.projections[p].terms.push_back(LowRankTerm<float>::of(
+          LoraAdapter<float>(random_matrix(rank, in, p + 1), Matrix<float>(Matrix<float>::Zero(out, rank)), {.alpha = double(rank)})));
+    }
+  return {target, std::move(parts)};
+}
+
 class Bench {
  public:
   explicit Bench(DecoderArguments arguments) : a_(std::move(arguments)) {}
@@ -166,6 +181,7 @@ class Bench {
             const Case c{rows, policy, pool, error};
             if (a_.prompt > 0) prefill<T>(c);
             for (const Index context : policy.bounded() ? a_.bounded_contexts : a_.contexts) decode<T>(c, context);
+            for (const Index rank : a_.ranks) decode_adapted<T>(c, rank);
           });
       }
     decoder_.reset();
@@ -308,6 +324,41 @@ class Bench {
     finish(std::move(row));
   }
 
+  template <KvStorage T> void decode_adapted(const Case& c, Index rank) {
+    const Index chunk = std::max<Index>(1, a_.tokens / 8), rounds = a_.tokens / chunk;
+    const std::vector<Token> tokens = random_tokens(1 + rounds * chunk, decoder_->vocab_size());
+    const Index coming = static_cast<Index>(tokens.size());
+    const ModelAdapter<float> adapter = lora_of(*decoder_, rank);
+    const SessionOptions options{.max_prompt = 1, .max_tokens = coming, .max_generated = coming, .max_draft = 0, .executor = c.executor};
+    auto plain = decoder_->start<T>(policies_of(*decoder_, c.policy), options);
+    auto adapted = decoder_->start<T>(policies_of(*decoder_, c.policy), options);
+    adapted.use(&adapter);
+    PeakMemory::begin();
+    Samples times, without;
+    for (Index first = 0; first < coming; first += first == 0 ? 1 : chunk) {  // the first token touches every buffer once
+      const auto read = [&](auto& session) {
+        const Index n = first == 0 ? 1 : chunk;
+        return seconds_of([&] {
+                 for (Index t = 0; t < n; ++t) session.decode(tokens[static_cast<std::size_t>(first + t)]);
+               }) /
+               static_cast<double>(n);
+      };
+      const double one = read(plain), other = read(adapted);
+      if (plain.logits() != adapted.logits()) throw std::runtime_error("wrong result: an adapter with B = 0 changes logits");
+      if (first > 0) without.add(one), times.add(other);
+    }
+    const double seconds = times.median(), bytes = weight_bytes_ + attended_bytes(plain), added = static_cast<double>(adapter.bytes());
+    ReportRow row = row_of(c, "lora" + std::to_string(rank), seconds);
+    row.cells.insert(row.cells.end(), {{"tokens/s", Number{1 / seconds, 2}},
+                                       {"ms/token", Number{seconds * 1e3, 2}},
+                                       {"MB/token", Number{(bytes + added) / mega, 1}},
+                                       {"over", Number{100 * (seconds / without.median() - 1), 2}},
+                                       {"bytes", Number{100 * added / bytes, 2}},
+                                       {"cache_MB", Number{static_cast<double>(adapted.cache_bytes()) / mega, 1}},
+                                       {"rel_err", Number{c.error, -1}}});
+    finish(std::move(row));
+  }
+
   static void check(ConstMatrixRef<float> logits) {
     if (!logits.allFinite()) throw std::runtime_error("wrong result: logits that are not finite");
   }
@@ -336,8 +387,9 @@ class Bench {
 
   DecoderArguments a_;
   Pace pace_;
-  Report report_{{"model",     "params",  "weights", "rows",    "policy",   "threads", "test",    "tokens/s",  "ms/token", "MB/token",
-                  "read_GB/s", "of_read", "GFLOPS",  "of_peak", "cache_MB", "RSS_MB",  "seconds", "unchecked", "reading",  "rel_err"}};
+  Report report_{{"model",    "params",   "weights",   "rows",      "policy",  "threads", "test",   "tokens/s",
+                  "ms/token", "MB/token", "read_GB/s", "of_read",   "over",    "bytes",   "GFLOPS", "of_peak",
+                  "cache_MB", "RSS_MB",   "seconds",   "unchecked", "reading", "rel_err"}};
   std::string weights_;
   std::optional<Decoder<float>> decoder_;
   double weight_bytes_ = 0, layer_numbers_ = 0, head_numbers_ = 0;

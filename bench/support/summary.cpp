@@ -90,6 +90,7 @@ const std::vector<Goal> goals{
     {"speculative", "verify/tokens:5", counter("times_one"), false, 1.5, false},
     {"token_merging", "nearest/.*", faster_than("eigen"), true, 2, false},
     {"load", "load/.*", counter("validating"), false, 5, true},
+    {"decoder", ".*/lora16", over_bytes(), false, 1.5, true},
     {"decoder", "1.1b/weights:f32/rows:f32/policy:dense/threads:1/tg@(0|16384)", counter("of_read"), true, .9, false},
     {"decoder", "1.1b/weights:bf16/rows:bf16/policy:dense/threads:1/tg@(0|4096)", counter("of_read"), true, .88, false},
 };
