@@ -335,21 +335,22 @@ class Bench {
     adapted.use(&adapter);
     PeakMemory::begin();
     Samples times, over;
-    bool turn = false;
-    for (Index first = 0; first < coming; first += first == 0 ? 1 : chunk, turn = !turn) {  // the first token touches every buffer once
+    bool adapted_first = false;
+    for (Index first = 0; first < coming;
+         first += first == 0 ? 1 : chunk, adapted_first = !adapted_first) {  // the first token touches every buffer once
       const Index n = first == 0 ? 1 : chunk;
       const auto seconds_of_chunk = [&](auto& session) {
         return seconds_of([&] {
           for (Index t = 0; t < n; ++t) session.decode(tokens[static_cast<std::size_t>(first + t)]);
         });
       };
-      double one = turn ? 0 : seconds_of_chunk(plain);
-      const double other = seconds_of_chunk(adapted);
-      if (turn) one = seconds_of_chunk(plain);
+      double without = adapted_first ? 0 : seconds_of_chunk(plain);
+      const double with = seconds_of_chunk(adapted);
+      if (adapted_first) without = seconds_of_chunk(plain);
       if (plain.logits() != adapted.logits()) throw std::runtime_error("wrong result: an adapter with B = 0 changes logits");
       if (first == 0) continue;
-      times.add(other / static_cast<double>(n));
-      over.add(100 * (other / one - 1));
+      times.add(with / static_cast<double>(n));
+      over.add(100 * (with / without - 1));
     }
     const double seconds = times.median(), bytes = weight_bytes_ + attended_bytes(plain), added = static_cast<double>(adapter.bytes());
     ReportRow row = row_of(c, "lora" + std::to_string(rank), seconds);

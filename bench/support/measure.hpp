@@ -57,10 +57,13 @@ inline float read_all(const float* p, Index count) {
   return total;
 }
 
-/// Multiply-adds in independent chains that stay in registers. Never inlined: whatever surrounds a call cannot cost it its registers.
+/// Multiply-adds that depend on none of the others: enough to hide their latency, few enough for the registers.
+template <class S> inline constexpr int peak_chains = pith::detail::Simd<S>::registers == 32 ? 24 : 12;
+
+/// So many steps of each chain, in registers. Never inlined: whatever surrounds a call cannot cost it its registers.
 template <class S> [[gnu::noinline]] S multiply_add(int steps, S factor) {
   using V = pith::detail::Simd<S>;
-  constexpr int chains = V::registers == 32 ? 24 : 12;
+  constexpr int chains = peak_chains<S>;
   typename V::Packet sum[chains];
   const typename V::Packet a = V::broadcast(factor), b = V::broadcast(S(1e-3));
   for (auto& s : sum) s = a;
@@ -75,13 +78,11 @@ template <class S> [[gnu::noinline]] S multiply_add(int steps, S factor) {
 /// Floating-point operations a second of one thread: multiply-adds on registers, for about as long as what they are compared with, up to
 /// 20 ms: a clock that falls and a host that takes the core away do so to both.
 template <class S = float> double peak_flops(double like_seconds = 0) {
-  using V = pith::detail::Simd<S>;
-  constexpr int chains = V::registers == 32 ? 24 : 12;
   constexpr int steps = 8192;  // some 30 microseconds
   double seconds = 0, flops = 0;
   do {
     seconds += seconds_of([] { keep(multiply_add<S>(steps, S(0.999))); });
-    flops += 2.0 * chains * V::width * steps;
+    flops += 2.0 * peak_chains<S> * pith::detail::Simd<S>::width * steps;
   } while (seconds < std::min(like_seconds, .02));
   return flops / seconds;
 }
