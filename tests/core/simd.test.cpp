@@ -43,7 +43,7 @@ TEMPLATE_TEST_CASE("simd: lanes are numbers", "[core]", float, double) {
   const Vector<S> a = numbers<S>(V::width, 1), b = numbers<S>(V::width, 2), c = numbers<S>(V::width, 3);
   const auto pa = V::load(a.data()), pb = V::load(b.data()), pc = V::load(c.data());
   const Vector<S> sum = lanes<S>(V::add(pa, pb)), quotient = lanes<S>(V::div(pa, pb)), fused = lanes<S>(V::madd(pa, pb, pc));
-  const Vector<S> picked = lanes<S>(V::select(V::less(pa, pb), pa, pb)), larger = lanes<S>(V::max(pa, pb));
+  const Vector<S> picked = lanes<S>(V::select(V::less(pa, pb), pa, pb)), larger = lanes<S>(V::larger(pa, pb));
   for (Index i = 0; i < V::width; ++i) {
     CHECK(sum[i] == a[i] + b[i]);
     CHECK(quotient[i] == a[i] / b[i]);

@@ -67,15 +67,15 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
   for (Index r = 0; r < runs; ++r) {
     const KvRun<T>& run = view.runs[static_cast<std::size_t>(r)];
     const auto refuse_run = [&](const std::string& what) { refuse(text("run ", r, " of the view ", what)); };
-    if (run.rows < 0 || run.rows > std::numeric_limits<Position>::max())
+    if (const Index rows = run.rows; rows < 0 || rows > (std::numeric_limits<Position>::max)())
       refuse_run(text("has ", run.rows, " rows, expected 0 .. 2147483647"));
     if (run.rows > 0 && (run.keys == nullptr || run.values == nullptr)) refuse_run("has rows but no keys or no values");
     if (run.rows > 0 && run.stride < least)
       refuse_run(
           text("has stride ", run.stride, ", expected at least ", PlainStorage<T> ? "" : "q8_row_bytes of ", "head_dim, which is ", least));
     if (run.sinks < 0 || run.sinks > run.rows) refuse_run(text("has ", run.sinks, " sinks, expected 0 .. ", run.rows, ", its rows"));
-    sinks = std::max(sinks, run.sinks);
-    most = std::max(most, run.rows + (two && r % 2 == 1 ? view.runs[static_cast<std::size_t>(r - 1)].rows : 0));
+    sinks = (std::max)(sinks, run.sinks);
+    most = (std::max)(most, run.rows + (two && r % 2 == 1 ? view.runs[static_cast<std::size_t>(r - 1)].rows : 0));
   }
   if (options.q_sinks.size() > 0) check_shape("attend", "q_sinks", options.q_sinks, tokens, width);
   if (sinks > 0 && tokens > 0 && options.q_sinks.size() == 0)
@@ -83,7 +83,7 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
   const Index first = options.first_query >= 0 ? Index(options.first_query) : Index(view.next) - tokens;
   if (options.first_query < -1) refuse(text("first_query is ", options.first_query, ", expected a position, or -1 for the newest tokens"));
   if (first < 0) refuse(text(tokens, " queries are more than the ", view.next, " tokens seen; give AttendOptions::first_query"));
-  if (first + tokens - 1 > std::numeric_limits<Position>::max())
+  if (first + tokens - 1 > (std::numeric_limits<Position>::max)())
     raise<CapacityError>(text("pith::attend: ", tokens, " queries from position ", first, " on run out of positions"));
   if (options.window < 0) refuse(text("window is ", options.window, ", expected 0 (none) or more"));
   if (options.gap < 0) refuse(text("gap is ", options.gap, ", expected 0 or more"));
@@ -121,10 +121,10 @@ void attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, const KvVie
   const ExecutorRef executor = ws.executor();
   const Index workers = executor.size();
   const Workspace::Scope scope(ws);
-  S* const scratch = ws.take<S>(detail::checked_product("attend", memory.size, std::min(workers, heads)));
+  S* const scratch = ws.take<S>(detail::checked_product("attend", memory.size, (std::min)(workers, heads)));
   const auto first = static_cast<Position>(options.first_query >= 0 ? Index(options.first_query) : Index(view.next) - tokens);
   const std::size_t runs = view.runs.size() / static_cast<std::size_t>(heads);
-  const Index observed_from = options.observe_last < 0 ? 0 : std::max(Index(0), tokens - options.observe_last);
+  const Index observed_from = options.observe_last < 0 ? 0 : (std::max)(Index(0), tokens - options.observe_last);
 
   executor(workers, [&](Index worker) {
     const detail::Share share = detail::share(heads, worker, workers);
@@ -132,13 +132,13 @@ void attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, const KvVie
       detail::AttendTile<T> tile(memory, scratch + worker * memory.size, view.runs.subspan(static_cast<std::size_t>(h) * runs, runs), group,
                                  {options.window, options.gap}, options.n);
       for (Index t = 0; t < tokens; t += detail::attention_tile) {
-        const Index count = std::min(detail::attention_tile, tokens - t), column = h * width;
+        const Index count = (std::min)(detail::attention_tile, tokens - t), column = h * width;
         const S* const queries = q.data() + t * q.outerStride() + column;
         const S* const sinks = options.q_sinks.size() == 0 ? nullptr : options.q_sinks.data() + t * options.q_sinks.outerStride() + column;
         tile.load_queries(queries, q.outerStride(), sinks, options.q_sinks.outerStride(), count, static_cast<Position>(first + t));
         tile.run(h + 1 < share.end ? view.runs[static_cast<std::size_t>(h + 1) * runs].keys : nullptr);
         if constexpr (!std::is_same_v<std::remove_cvref_t<Observer>, NoObserver>) {
-          if (const Index skipped = std::max(Index(0), observed_from - t); skipped < count)
+          if (const Index skipped = (std::max)(Index(0), observed_from - t); skipped < count)
             observer(AttentionTile<S>{.kv_head = h,
                                       .weights = tile.weights(skipped),
                                       .log_sum = tile.log_sums(skipped),

@@ -103,17 +103,17 @@ template <class T, int Q> struct ScoreKernel {
   using Packet = typename V::Packet;
   static constexpr int sums = V::width < 8 ? 8 : V::width, rows_together = sums / Q;
   static constexpr int step = RowLayout<T>::step;
-  static constexpr int line = std::max(step, int(64 / sizeof(T)) / V::width);  ///< packets in a cache line
+  static constexpr int line = (std::max)(step, int(64 / sizeof(T)) / V::width);  ///< packets in a cache line
 
   static void run(const S* query, Index padded, const Rows<T>& rows, S* score, Index score_stride) {
     const T* const ahead = rows.ahead == nullptr ? rows.first : rows.ahead;  // lines already there cost next to nothing
     for (Index r = 0; r < rows.count; r += rows_together) {
-      const T* row[rows_together];
+      const T* row[std::size_t(rows_together)];
 #pragma GCC unroll 16
-      for (int i = 0; i < rows_together; ++i) row[i] = rows.first + std::min(r + i, rows.count - 1) * rows.stride;
+      for (int i = 0; i < rows_together; ++i) row[i] = rows.first + (std::min)(r + i, rows.count - 1) * rows.stride;
       if (Q > rows_together && rows.ahead != nullptr)
         for (Index i = 0; i < rows_together * padded; i += Index(64 / sizeof(T))) fetch(ahead + r * rows.stride + i);
-      Packet sum[sums];
+      Packet sum[std::size_t(sums)];
 #pragma GCC unroll 16
       for (int i = 0; i < sums; ++i) sum[i] = V::zero();
       Index c = 0;
@@ -126,17 +126,18 @@ template <class T, int Q> struct ScoreKernel {
         for (int s = 0; s < line; s += step) add_packets(query, padded, row, c + s * V::width, sum);
       }
       for (; c < padded; c += step * V::width) add_packets(query, padded, row, c, sum);
-      store(sum, score + r, score_stride, std::min<Index>(rows_together, rows.count - r));
+      store(sum, score + r, score_stride, (std::min<Index>)(rows_together, rows.count - r));
     }
   }
 
  private:
   /// Keeps the smaller of the two operands in registers.
-  static void add_packets(const S* query, Index padded, const T* const (&row)[rows_together], Index c, Packet (&sum)[sums]) {
+  static void add_packets(const S* query, Index padded, const T* const (&row)[std::size_t(rows_together)], Index c,
+                          Packet (&sum)[std::size_t(sums)]) {
 #pragma GCC unroll 2
     for (int s = 0; s < step; ++s) {
       if constexpr (Q <= rows_together) {
-        Packet q[Q];
+        Packet q[std::size_t(Q)];
 #pragma GCC unroll 16
         for (int j = 0; j < Q; ++j) q[j] = RowLayout<S>::load(query + j * padded + c, s);
 #pragma GCC unroll 16
@@ -146,7 +147,7 @@ template <class T, int Q> struct ScoreKernel {
           for (int j = 0; j < Q; ++j) sum[j * rows_together + i] = V::madd(q[j], k, sum[j * rows_together + i]);
         }
       } else {
-        Packet k[rows_together];
+        Packet k[std::size_t(rows_together)];
 #pragma GCC unroll 16
         for (int i = 0; i < rows_together; ++i) k[i] = RowLayout<T>::load(row[i] + c, s);
 #pragma GCC unroll 16
@@ -159,11 +160,11 @@ template <class T, int Q> struct ScoreKernel {
     }
   }
 
-  static void store(Packet (&sum)[sums], S* score, Index score_stride, Index rows) {
-    S lanes[sums];
+  static void store(Packet (&sum)[std::size_t(sums)], S* score, Index score_stride, Index rows) {
+    S lanes[std::size_t(sums)];
 #pragma GCC unroll 8
     for (int part = 0; part < sums; part += V::width) {
-      Packet each[V::width];
+      Packet each[std::size_t(V::width)];
 #pragma GCC unroll 16
       for (int i = 0; i < V::width; ++i) each[i] = sum[part + i];
       V::store(lanes + part, V::sum_each(each));
@@ -189,7 +190,7 @@ template <class T, int Q> struct ValueKernel {
   using V = Simd<S>;
   using Packet = typename V::Packet;
   static constexpr int step = RowLayout<T>::step;
-  static constexpr int strip = std::max(step, (V::registers == 32 ? 16 : 8) / Q);  ///< packets of a row that have their sums in registers
+  static constexpr int strip = (std::max)(step, (V::registers == 32 ? 16 : 8) / Q);  ///< packets of a row that have their sums in registers
 
   static void run(const S* weight, Index weight_stride, const Rows<T>& rows, S* sum, Index padded) {
     Index c = 0;
@@ -203,7 +204,7 @@ template <class T, int Q> struct ValueKernel {
     const T* row = rows.first + column;
     constexpr Index fetched = Index(N) * V::width;
     const T* ahead = rows.ahead == nullptr ? rows.first : rows.ahead + column * rows.count;
-    Packet sum[Q][std::size_t(N)];
+    Packet sum[std::size_t(Q)][std::size_t(N)];
 #pragma GCC unroll 16
     for (int j = 0; j < Q; ++j) {
 #pragma GCC unroll 16

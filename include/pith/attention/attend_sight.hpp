@@ -29,8 +29,8 @@ template <class T> class BlockSight {
     if (run.positions == nullptr) return;
     Position low = run.positions[row], high = low;
     for (Index i = 1; i < count; ++i) {
-      low = std::min(low, run.positions[row + i]);
-      high = std::max(high, run.positions[row + i]);
+      low = (std::min)(low, run.positions[row + i]);
+      high = (std::max)(high, run.positions[row + i]);
     }
     oldest_ = low;
     newest_ = high;

@@ -32,7 +32,7 @@ template <class S> struct TileMemory {
     const Index width = Simd<S>::width, line = Index(Workspace::alignment / sizeof(S));
     check_size(rows);
     check_size(shape.head_dim);
-    lanes = product(shape.group(), std::min(tokens, attention_tile));
+    lanes = product(shape.group(), (std::min)(tokens, attention_tile));
     head_dim = shape.head_dim;
     padded = (head_dim + width - 1) / width * width;
     blocks = rows / attention_block + 2;                        // every run starts a block of its own
@@ -63,7 +63,7 @@ template <class S> struct TileMemory {
 
  private:
   static void check_size(Index n) {
-    constexpr Index most = std::numeric_limits<Index>::max() / 64;
+    constexpr Index most = (std::numeric_limits<Index>::max)() / 64;
     if (n < 0 || n > most) raise<CapacityError>(text("pith::attend: ", n, " rows or features are negative or too many"));
   }
 };
@@ -148,7 +148,7 @@ template <class T> class AttendTile {
   template <class F> void for_blocks(F&& f) const {
     Index block = 0;
     for (const KvRun<T>& run : runs_)
-      for (Index row = 0; row < run.rows; row += attention_block, ++block) f(run, row, std::min(attention_block, run.rows - row), block);
+      for (Index row = 0; row < run.rows; row += attention_block, ++block) f(run, row, (std::min)(attention_block, run.rows - row), block);
   }
 
   void scale_queries(const S* q, Index stride, S* to) const {
@@ -177,7 +177,7 @@ template <class T> class AttendTile {
           std::fill(w + count, w + attention_block, lowest);
           S* const largest = at(m_.largest) + l * V::width;
           typename V::Packet most = V::load(largest);
-          for (Index i = 0; i < attention_block; i += V::width) most = V::max(V::load(w + i), most);
+          for (Index i = 0; i < attention_block; i += V::width) most = V::larger(V::load(w + i), most);
           V::store(largest, most);
         }
       }
@@ -239,7 +239,7 @@ template <class T> class AttendTile {
   /// The number that is subtracted from every logit of a lane. Not-a-number passes through the weights, whatever the maximum made of it.
   void settle_top(Index lane) {
     S top = V::largest(V::load(at(m_.largest) + lane * V::width));
-    if (n_ > 0) top = std::max(top, S(0));
+    if (n_ > 0) top = (std::max)(top, S(0));
     at(m_.top)[lane] = top == -std::numeric_limits<S>::infinity() ? S(0) : top;
   }
 

@@ -45,10 +45,10 @@ inline Index q8_row_bytes(Index n) {
 /// Law      a block's bytes depend on its own numbers alone
 inline void q8_encode(const float* x, Index n, std::byte* out) {
   for (Index size; n > 0; n -= size, x += size) {
-    size = std::min(n, q8_block);
+    size = (std::min)(n, q8_block);
     float largest = 0, odd = 0;  // odd: not-a-number as soon as anything is not finite
     for (Index i = 0; i < size; ++i) {
-      largest = std::max(largest, std::abs(x[i]));
+      largest = (std::max)(largest, std::abs(x[i]));
       odd += x[i] - x[i];
     }
     const float d = largest / 127;
@@ -58,7 +58,7 @@ inline void q8_encode(const float* x, Index n, std::byte* out) {
     std::memcpy(out, &scale, sizeof(half));
     out += sizeof(half);
     // Codes belong to the scale before it became a half. Below the smallest normal number its inverse might not be finite.
-    const float inverse = finite && d >= std::numeric_limits<float>::min() ? 1 / d : 0;
+    const float inverse = finite && d >= (std::numeric_limits<float>::min)() ? 1 / d : 0;
     for (Index i = 0; i < size; ++i)
       *out++ = static_cast<std::byte>(inverse == 0 ? 0 : static_cast<std::int32_t>(std::round(x[i] * inverse)));
   }
@@ -69,7 +69,7 @@ inline void q8_encode(const float* x, Index n, std::byte* out) {
 /// Heap     none
 inline void q8_decode(const std::byte* row, Index n, float* out) {
   for (Index size; n > 0; n -= size, out += size) {
-    size = std::min(n, q8_block);
+    size = (std::min)(n, q8_block);
     half stored;
     std::memcpy(&stored, row, sizeof(half));
     row += sizeof(half);

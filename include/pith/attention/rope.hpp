@@ -128,7 +128,7 @@ template <class S> Rope<S>::Rope(const RopeOptions& options) : options_(options)
     if (!std::isfinite(inv))
       raise<ShapeError>(
           detail::text("pith::Rope: theta ", options_.theta, " gives no finite frequencies for head_dim ", options_.head_dim));
-  const Index positions = std::min(table_positions, options_.max_position_embeddings);
+  const Index positions = (std::min)(table_positions, options_.max_position_embeddings);
   table_.resize(static_cast<std::size_t>(positions * options_.head_dim));
   for (Index p = 0; p < positions; ++p) {
     S* const cosines = table_.data() + p * options_.head_dim;

@@ -28,7 +28,7 @@ template <class S> struct ColumnScores {
   static void turn(const Rows<S>& rows, Index padded, S* columns) {
     for (Index r = 0; r < attention_block; r += width) {
       const S* row[std::size_t(width)];
-      for (int i = 0; i < width; ++i) row[i] = rows.first + std::min(r + i, rows.count - 1) * rows.stride;
+      for (int i = 0; i < width; ++i) row[i] = rows.first + (std::min)(r + i, rows.count - 1) * rows.stride;
       for (Index c = 0; c < padded; c += width) {
         Packet square[std::size_t(width)];
 #pragma GCC unroll 16
@@ -49,7 +49,7 @@ template <class S> struct ColumnScores {
 
   /// The same for Q queries.
   template <int Q> static void run(const S* query, Index padded, const S* columns, S* score, Index score_stride) {
-    constexpr int chains = std::min(width, V::registers == 32 ? 4 : 2), groups = width / chains;
+    constexpr int chains = (std::min)(width, V::registers == 32 ? 4 : 2), groups = width / chains;
     for (Index r = 0; r < attention_block; r += width) {
       Packet part[std::size_t(Q)][std::size_t(groups)];
 #pragma GCC unroll 4

@@ -14,12 +14,12 @@ namespace pith::inline v0 {
 namespace detail {
 /// 64 bits from any generator, most significant draw first: the same bits on every platform.
 template <std::uniform_random_bit_generator Rng> std::uint64_t random_bits(Rng& rng) {
-  constexpr std::uint64_t range = std::uint64_t(Rng::max()) - std::uint64_t(Rng::min());
+  constexpr std::uint64_t range = std::uint64_t((Rng::max)()) - std::uint64_t((Rng::min)());
   static_assert(range >= 0xFFFF, "pith: the generator yields fewer than 16 bits a call; use std::mt19937_64");
   constexpr int bits = range == ~std::uint64_t(0) ? 64 : range >= 0xFFFFFFFF ? 32 : 16;
   std::uint64_t word = 0;
   for (int filled = 0; filled < 64; filled += bits) {
-    const std::uint64_t draw = std::uint64_t(rng()) - std::uint64_t(Rng::min());
+    const std::uint64_t draw = std::uint64_t(rng()) - std::uint64_t((Rng::min)());
     word = bits == 64 ? draw : (word << (bits % 64)) | (draw & ((std::uint64_t(1) << (bits % 64)) - 1));
   }
   return word;

@@ -39,7 +39,7 @@ template <class S> struct Simd {
   static Packet sub(Packet a, Packet b) { return Eigen::internal::psub(a, b); }
   static Packet mul(Packet a, Packet b) { return Eigen::internal::pmul(a, b); }
   static Packet div(Packet a, Packet b) { return Eigen::internal::pdiv(a, b); }
-  static Packet max(Packet a, Packet b) { return Eigen::internal::pmax(a, b); }
+  static Packet larger(Packet a, Packet b) { return Eigen::internal::pmax(a, b); }
   static Packet abs(Packet a) { return Eigen::internal::pabs(a); }
   static Packet select(Packet mask, Packet yes, Packet no) { return Eigen::internal::pselect(mask, yes, no); }
   static Packet less(Packet a, Packet b) { return Eigen::internal::pcmp_lt(a, b); }
@@ -91,12 +91,12 @@ template <class S> struct Simd {
 
   /// The first n numbers at p, the other lanes `fill`: how tails go through the same code as everything else.
   static Packet load_part(const S* p, Index n, S fill) {
-    S lanes[width];
+    S lanes[std::size_t(width)];
     for (Index i = 0; i < width; ++i) lanes[i] = i < n ? p[i] : fill;
     return load(lanes);
   }
   static void store_part(S* p, Index n, Packet a) {
-    S lanes[width];
+    S lanes[std::size_t(width)];
     store(lanes, a);
     for (Index i = 0; i < n; ++i) p[i] = lanes[i];
   }
@@ -122,7 +122,7 @@ template <class S> struct Simd {
   }
 
   /// Transposes width packets in place.
-  static void transpose(Packet (&rows)[width]) {
+  static void transpose(Packet (&rows)[std::size_t(width)]) {
     Eigen::internal::PacketBlock<Packet, width> block;
     for (int i = 0; i < width; ++i) block.packet[i] = rows[i];
     Eigen::internal::ptranspose(block);
@@ -137,7 +137,7 @@ template <class S> struct Simd {
 #endif
 
   /// Lane i is the sum of the lanes of rows[i], always added in the same order; rows are used up.
-  static Packet sum_each(Packet (&rows)[width]) {
+  static Packet sum_each(Packet (&rows)[std::size_t(width)]) {
 #if defined(EIGEN_VECTORIZE_AVX) && !defined(EIGEN_VECTORIZE_AVX512)
     if constexpr (sums_neighbours) {
       const auto pairs = [](Packet a, Packet b) { return add(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xDD)); };
@@ -171,7 +171,7 @@ template <class S> typename Simd<S>::Packet Simd<S>::load(const bfloat16* p) req
 #elif defined(EIGEN_VECTORIZE_SSE2)
   return _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 #else
-  S lanes[width];
+  S lanes[std::size_t(width)];
   for (int i = 0; i < width; ++i) lanes[i] = widen(p[i]);
   return load(lanes);
 #endif
@@ -183,7 +183,7 @@ template <class S> typename Simd<S>::Packet Simd<S>::load(const half* p) require
 #elif defined(EIGEN_VECTORIZE_AVX) && defined(__F16C__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
-  S lanes[width];
+  S lanes[std::size_t(width)];
   for (int i = 0; i < width; ++i) lanes[i] = widen(p[i]);
   return load(lanes);
 #endif
@@ -201,7 +201,7 @@ template <class S> typename Simd<S>::Packet Simd<S>::load(const std::int8_t* p) 
   words = _mm_unpacklo_epi8(words, words);
   return _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(words, words), 24));
 #else
-  S lanes[width];
+  S lanes[std::size_t(width)];
   for (int i = 0; i < width; ++i) lanes[i] = widen(p[i]);
   return load(lanes);
 #endif
@@ -213,7 +213,7 @@ template <class S> typename Simd<S>::Packet Simd<S>::load_even(const bfloat16* p
     const Words words = Eigen::internal::preinterpret<Words>(load(reinterpret_cast<const S*>(p)));
     return Eigen::internal::preinterpret<Packet>(Eigen::internal::plogical_shift_left<16>(words));
   } else {
-    S lanes[width];
+    S lanes[std::size_t(width)];
     for (int i = 0; i < width; ++i) lanes[i] = widen(p[2 * i]);
     return load(lanes);
   }
@@ -223,7 +223,7 @@ template <class S> typename Simd<S>::Packet Simd<S>::load_odd(const bfloat16* p)
   if constexpr (width > 1 && std::endian::native == std::endian::little) {
     return Eigen::internal::pand(load(reinterpret_cast<const S*>(p)), Eigen::internal::pset1frombits<Packet>(0xFFFF0000u));
   } else {
-    S lanes[width];
+    S lanes[std::size_t(width)];
     for (int i = 0; i < width; ++i) lanes[i] = widen(p[2 * i + 1]);
     return load(lanes);
   }

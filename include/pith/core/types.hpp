@@ -1,5 +1,10 @@
 #pragma once
 
+#if defined(_MSVC_LANG) ? _MSVC_LANG <= 201703L : __cplusplus <= 201703L
+#error "pith needs C++20: compile with -std=c++20, in CMake target_compile_features(<target> PRIVATE cxx_std_20)"
+#include <pith/needs_cxx_20>  // no such file: the compiler stops here, before thousands of errors that do not say why
+#endif
+
 #include <Eigen/Core>
 
 #include <cstdint>

@@ -80,7 +80,7 @@ class Workspace {
   };
 
  private:
-  static constexpr std::size_t max_bytes = std::numeric_limits<std::size_t>::max() / alignment * alignment;
+  static constexpr std::size_t max_bytes = (std::numeric_limits<std::size_t>::max)() / alignment * alignment;
 
   detail::Bulk memory_;
   std::size_t bytes_ = 0, used_ = 0;
@@ -94,7 +94,7 @@ struct Share {
 };
 inline Share share(Index n, Index worker, Index workers) {
   const Index each = n / workers, rest = n % workers;
-  const Index begin = worker * each + std::min(worker, rest);
+  const Index begin = worker * each + (std::min)(worker, rest);
   return {begin, begin + each + (worker < rest ? 1 : 0)};
 }
 }  // namespace detail

@@ -186,7 +186,7 @@ template <std::floating_point S = float> class PromptLookup {
 
   static const PromptLookupOptions& checked(Index vocab_size, const PromptLookupOptions& options) {
     options.check();
-    if (vocab_size < 1 || vocab_size > std::numeric_limits<Token>::max())
+    if (vocab_size < 1 || vocab_size > (std::numeric_limits<Token>::max)())
       raise<ShapeError>(detail::text("pith::PromptLookup: vocab_size is ", vocab_size, ", expected 1 .. 2147483647"));
     return options;
   }
@@ -195,8 +195,8 @@ template <std::floating_point S = float> class PromptLookup {
     for (const Token token : tokens)
       if (token < 0 || token >= vocab_size())
         raise<ShapeError>(detail::text("pith::PromptLookup::", where, ": token ", token, ", expected 0 .. ", vocab_size() - 1));
-    if (tokens.size() > static_cast<std::size_t>(std::numeric_limits<Position>::max() - next_))
-      raise<CapacityError>(detail::text("pith::PromptLookup::", where, ": positions end at ", std::numeric_limits<Position>::max()));
+    if (tokens.size() > static_cast<std::size_t>((std::numeric_limits<Position>::max)() - next_))
+      raise<CapacityError>(detail::text("pith::PromptLookup::", where, ": positions end at ", (std::numeric_limits<Position>::max)()));
   }
 
   /// The guess for what follows this token, or none.

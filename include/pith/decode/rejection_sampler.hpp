@@ -52,7 +52,7 @@ template <std::floating_point S = float, std::floating_point D = S> class Reject
     const Token guessed = guessed_[static_cast<std::size_t>(i)];
     target_.distribution(logits, p_);
     if (canonical<double>(rng) * double(q_(i, guessed)) < double(p_[guessed])) return guessed;
-    const auto short_of = [&](Index token) { return static_cast<S>(std::max(0.0, double(p_[token]) - double(q_(i, token)))); };
+    const auto short_of = [&](Index token) { return static_cast<S>((std::max)(0.0, double(p_[token]) - double(q_(i, token)))); };
     bool any = false;
     for (Index token = 0; token < p_.size() && !any; ++token) any = short_of(token) > 0;
     if (any)  // else p and q are the same but for rounding

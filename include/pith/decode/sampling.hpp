@@ -104,7 +104,7 @@ template <std::floating_point S = float> class Sampler {
     if (options_.top_k < 0) refuse("top_k", options_.top_k, "0 (off) or more");
     if (!(options_.top_p > 0 && options_.top_p <= 1)) refuse("top_p", options_.top_p, "a number in (0, 1]; 1 is off");
     if (!(options_.min_p >= 0 && options_.min_p <= 1)) refuse("min_p", options_.min_p, "a number in [0, 1]; 0 is off");
-    if (vocab_size < 1 || vocab_size > std::numeric_limits<Token>::max()) refuse("vocab_size", vocab_size, "1 .. 2147483647");
+    if (vocab_size < 1 || vocab_size > (std::numeric_limits<Token>::max)()) refuse("vocab_size", vocab_size, "1 .. 2147483647");
   }
 
   Token largest(const ConstVectorRef<S>& logits) const {
@@ -131,7 +131,7 @@ template <std::floating_point S = float> class Sampler {
   /// Every filter keeps a beginning of the same order, largest logit and then lowest token first: the last one kept says it all.
   void weigh(const ConstVectorRef<S>& logits, Token best, VectorRef<S> out) {
     const S top = logits[best];
-    Candidate last{-infinity, std::numeric_limits<Token>::max()};
+    Candidate last{-infinity, (std::numeric_limits<Token>::max)()};
     if (options_.top_k > 0 && options_.top_k < logits.size()) last = kth(logits);
     if (options_.top_p < 1) last = nucleus(logits, top, last);
     double total = 0;

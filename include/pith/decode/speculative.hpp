@@ -144,7 +144,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
       sees(Rows(model.prefill(tokens)));
     } else {
       for (std::size_t at = 0; at < tokens.size(); at += feed_.size())
-        sees(Rows(model.decode(tokens.subspan(at, std::min(feed_.size(), tokens.size() - at)))));
+        sees(Rows(model.decode(tokens.subspan(at, (std::min)(feed_.size(), tokens.size() - at)))));
     }
   }
 
@@ -201,7 +201,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     feed_[0] = pending_;
     const bool adapted = options_.length == DraftLength::adapted;
     const Index length = adapted ? pace_.length(options_.draft_tokens, double(options_.guess_cost)) : options_.draft_tokens;
-    const Index drafted = guess(std::min(length, most - 1), rng);
+    const Index drafted = guess((std::min)(length, most - 1), rng);
     checkpoint_target();
     const auto& logits = target_->decode(std::span<const Token>(feed_).first(static_cast<std::size_t>(drafted) + 1));
     const ConstMatrixRef<Scalar> rows = logits;
@@ -245,7 +245,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
       if (target_open_) target_->crop(target_next_ + static_cast<Position>(reported_));
       target_open_ = false;
       const Position read = draft_next_ + static_cast<Position>(reported_ > 0 ? lag_ + reported_ : 0);
-      if (draft_open_) draft_->crop(std::min(read, draft_->next_position()));
+      if (draft_open_) draft_->crop((std::min)(read, draft_->next_position()));
       draft_open_ = false;
       if (reported_ > 0) {
         lag_ = read - draft_->next_position();

@@ -148,8 +148,8 @@ inline std::uint64_t fingerprint(const DecoderConfig& c, const CheckpointPlan& p
     f.string(dtype_name(place.tensor->dtype));
     for (const Index extent : place.tensor->shape) f.number(extent);
     const std::span<const std::byte> data = place.bytes();
-    f.bytes(data.first(std::min(ends, data.size())));
-    f.bytes(data.last(std::min(ends, data.size())));
+    f.bytes(data.first((std::min)(ends, data.size())));
+    f.bytes(data.last((std::min)(ends, data.size())));
   }
   return f.value();
 }

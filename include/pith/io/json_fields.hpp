@@ -45,7 +45,8 @@ class JsonFields {
   }
 
   /// A whole number in [least, most].
-  Index size(const char* key, std::optional<Index> otherwise = {}, Index least = 1, Index most = std::numeric_limits<Token>::max()) const {
+  Index size(const char* key, std::optional<Index> otherwise = {}, Index least = 1,
+             Index most = (std::numeric_limits<Token>::max)()) const {
     const nlohmann::json* value = find(key);
     if (value == nullptr && otherwise) return *otherwise;
     return whole(key, value == nullptr ? nlohmann::json() : *value, least, most);

@@ -167,7 +167,7 @@ class PeftConfigReader {
     targets.saved = strings("modules_to_save");
     const auto* layers = c_.find("layers_to_transform");
     const auto layer = [&](const nlohmann::json& n) {
-      targets.layers.push_back(c_.whole("layers_to_transform", n, 0, std::numeric_limits<Token>::max()));
+      targets.layers.push_back(c_.whole("layers_to_transform", n, 0, (std::numeric_limits<Token>::max)()));
     };
     if (layers != nullptr && layers->is_array())
       for (const auto& n : *layers) layer(n);
@@ -195,7 +195,7 @@ class PeftConfigReader {
     };
     if (lora) {
       read("rank_pattern", [&](const std::string& module, const nlohmann::json& value) {
-        out_.rank_pattern.add(module, where("rank_pattern"), c_.whole("rank_pattern", value, 1, std::numeric_limits<Token>::max()));
+        out_.rank_pattern.add(module, where("rank_pattern"), c_.whole("rank_pattern", value, 1, (std::numeric_limits<Token>::max)()));
       });
     } else {
       read("rank_pattern", [&](const std::string& tensor, const nlohmann::json& value) {

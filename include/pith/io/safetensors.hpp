@@ -155,7 +155,7 @@ class Safetensors {
     const TensorInfo* nearest = nullptr;
     std::size_t best = 0;
     for (const TensorInfo& other : header_->tensors) {  // ends in common: enough to catch a wrong layer, prefix or suffix
-      const std::size_t shorter = std::min(tensor.size(), other.name.size());
+      const std::size_t shorter = (std::min)(tensor.size(), other.name.size());
       std::size_t front = 0, back = 0;
       while (front < shorter && tensor[front] == other.name[front]) ++front;
       while (back < shorter - front && tensor[tensor.size() - 1 - back] == other.name[other.name.size() - 1 - back]) ++back;

@@ -48,7 +48,7 @@ class HeaderReader {
 
   bool number_unsigned(std::uint64_t value) {
     if (place_ != Place::shape && place_ != Place::offsets) unexpected("a number");
-    if (value > static_cast<std::uint64_t>(std::numeric_limits<Index>::max())) refuse(text("the number ", value, " is too large"));
+    if (value > static_cast<std::uint64_t>((std::numeric_limits<Index>::max)())) refuse(text("the number ", value, " is too large"));
     if (place_ == Place::shape) {
       if (tensor_.shape.size() == max_tensor_rank) refuse(text("more than ", max_tensor_rank, " dimensions"));
       tensor_.shape.push_back(static_cast<Index>(value));
@@ -137,7 +137,7 @@ class HeaderReader {
   void check_size() const {
     std::size_t bits = dtype_bits(tensor_.dtype);
     for (const Index extent : tensor_.shape)
-      if (__builtin_mul_overflow(bits, static_cast<std::size_t>(extent), &bits) || bits > std::numeric_limits<std::size_t>::max() / 2)
+      if (__builtin_mul_overflow(bits, static_cast<std::size_t>(extent), &bits) || bits > (std::numeric_limits<std::size_t>::max)() / 2)
         refuse(text("shape ", shape_list(tensor_.shape), " of ", dtype_name(tensor_.dtype), " is too large"));
     if (bits % 8 != 0) refuse(text("shape ", shape_list(tensor_.shape), " of ", dtype_name(tensor_.dtype), " does not fill whole bytes"));
     if (tensor_.begin > tensor_.end) refuse(text("data_offsets ", tensor_.begin, " to ", tensor_.end, " run backwards"));

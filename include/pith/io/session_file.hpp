@@ -80,7 +80,7 @@ class SnapshotReader {
     const std::vector<std::int64_t> progress = values<std::int64_t>(prefix + "progress", DType::i64);
     if (progress.size() != 5) refuse(text("has ", progress.size(), " numbers in ", in_quotes(prefix + "progress"), ", expected 5"));
     for (const std::int64_t n : progress)
-      if (n < 0 || n > std::numeric_limits<Position>::max()) refuse(text("has ", n, " in ", in_quotes(prefix + "progress")));
+      if (n < 0 || n > (std::numeric_limits<Position>::max)()) refuse(text("has ", n, " in ", in_quotes(prefix + "progress")));
     using Unit = StoredUnit<T>;
     return {.layout = text_of(prefix + "layout"),
             .next = static_cast<Position>(progress[0]),

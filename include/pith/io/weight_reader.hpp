@@ -150,7 +150,7 @@ template <class S> class WeightReader {
       }
       Matrix<T> table(rows.rows(), rows.cols());
       for (Index first = 0; first < rows.rows(); first += rows_together) {
-        const Index n = std::min(rows_together, rows.rows() - first);
+        const Index n = (std::min)(rows_together, rows.rows() - first);
         check_values(place, first * rows.cols(), n * rows.cols());
         table.middleRows(first, n) = rows.middleRows(first, n);
       }

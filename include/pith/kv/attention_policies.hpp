@@ -89,7 +89,7 @@ struct Scissorhands {
   Index retain() const { return keep - keep / 2; }        // m = B/2 leave at once
   Index stats(const AttentionShape&) const { return 3; }  // marks of this half of the history, of the one before, and which half it is
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {
-    const Index group = rows.shape.group(), half_history = std::max(Index(1), history / 2);
+    const Index group = rows.shape.group(), half_history = (std::max)(Index(1), history / 2);
     for (Index q = 0; q < seen.weights.rows(); ++q) {
       const Position position = static_cast<Position>(seen.first_query + q / group);
       const S half = static_cast<S>(position / half_history);
@@ -132,13 +132,13 @@ struct SnapKv {
     for (Index q = 0; q < seen.weights.rows(); ++q) stats.row(q % stats.rows()) += seen.weights.row(q);
   }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
-    const Index candidates = std::max(Index(0), rows.size() - window), reach = kernel / 2;
-    const Index added = std::max(Index(1), window * rows.shape.group() / rows.stats.rows());  // weights in a sum
+    const Index candidates = (std::max)(Index(0), rows.size() - window), reach = kernel / 2;
+    const Index added = (std::max)(Index(1), window * rows.shape.group() / rows.stats.rows());  // weights in a sum
     for (Index r = 0; r < candidates; ++r) rows.scratch[r] = rows.stats.col(r).maxCoeff() / static_cast<S>(added);
     for (Index r = 0; r < candidates; ++r) {
-      const Index first = std::max(Index(0), r - reach), last = std::min(candidates - 1, r + reach);
-      const ConstVectorRef<S> near(rows.scratch + first, last - first + 1);
-      out[r] = pool == Pool::average ? near.sum() / static_cast<S>(2 * reach + 1) : near.maxCoeff();
+      const Index first = (std::max)(Index(0), r - reach), last = (std::min)(candidates - 1, r + reach);
+      const ConstVectorRef<S> seen(rows.scratch + first, last - first + 1);
+      out[r] = pool == Pool::average ? seen.sum() / static_cast<S>(2 * reach + 1) : seen.maxCoeff();
     }
     out.tail(rows.size() - candidates).setConstant(std::numeric_limits<S>::infinity());
   }

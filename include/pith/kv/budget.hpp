@@ -34,7 +34,7 @@ struct Pyramid {
   /// As released: whole numbers, for `rows` rows per layer on average and a prompt of `tokens`.
   std::vector<Index> budgets(Index rows, Index tokens) const {
     check(rows, tokens);
-    const Index beside = rows - window, most = std::max(Index(0), tokens - window);
+    const Index beside = rows - window, most = (std::max)(Index(0), tokens - window);
     Index low = beside / beta, high = 2 * beside - low;
     if (high >= most) {
       high = most;
@@ -165,17 +165,17 @@ template <class P> struct Chunkwise : WrappedPolicy<P> {
   void combine(LayerScores<S>& layer) const {
     if constexpr (CombiningPolicy<P, S>) this->inner.combine(layer);
     constexpr S inf = std::numeric_limits<S>::infinity();
-    const Index n = layer.size(0), length = std::max(Index(1), chunk), chunks = (n + length - 1) / length;
+    const Index n = layer.size(0), length = (std::max)(Index(1), chunk), chunks = (n + length - 1) / length;
     VectorRef<S> total = layer.scores(0);
     for (Index h = 1; h < layer.num_heads(); ++h) total += layer.scores(h);
     for (Index c = 0; c < chunks; ++c) {
-      auto part = total.segment(c * length, std::min(length, n - c * length));
+      auto part = total.segment(c * length, (std::min)(length, n - c * length));
       const S mean = part.mean();
       part.setConstant(-inf);
       part[0] = mean;  // the first row of a chunk stands for it
     }
-    best_rows(layer.rows(0), ConstVectorRef<S>(total), std::max(Index(1), chunks * layer.retain() / n),
-              [&](Index r) { total.segment(r, std::min(length, n - r)).setConstant(inf); });
+    best_rows(layer.rows(0), ConstVectorRef<S>(total), (std::max)(Index(1), chunks * layer.retain() / n),
+              [&](Index r) { total.segment(r, (std::min)(length, n - r)).setConstant(inf); });
     for (Index r = 0; r < n; ++r) total[r] = total[r] == inf ? inf : -inf;
     for (Index h = 1; h < layer.num_heads(); ++h) layer.scores(h) = total;
   }

@@ -99,9 +99,9 @@ struct CacheRules {
   Index max_merges() const { return !merge.merges || prompt_only() ? 0 : home_rows() - facts.retain + options.max_draft + 1; }
   /// Rows that stay when `coming` tokens are to find room within the budget.
   Index retained(Index coming) const {
-    return coming == 0 ? facts.retain : std::max(std::min(facts.retain, facts.budget - coming), facts.initial);
+    return coming == 0 ? facts.retain : (std::max)((std::min)(facts.retain, facts.budget - coming), facts.initial);
   }
-  bool due(Index rows, Index coming) const { return !never_evicts() && rows > facts.budget - std::min(coming, facts.budget); }
+  bool due(Index rows, Index coming) const { return !never_evicts() && rows > facts.budget - (std::min)(coming, facts.budget); }
   /// Whether an eviction now may drop anything: a prompt-only policy waits for the end of a prompt.
   bool may_evict(const AppendOptions& last) const { return !prompt_only() || (last.phase == Phase::prefill && !last.more); }
   /// No query of a sliding-window layer can see this position any more: its rows leave first, and are not merged.
@@ -123,7 +123,7 @@ struct CacheRules {
   }
 
   void check_range(Position next, Index tokens) const {
-    if (tokens > std::numeric_limits<Position>::max() - next)
+    if (tokens > (std::numeric_limits<Position>::max)() - next)
       raise<CapacityError>(text("pith::KvCache: position ", next, " + ", tokens, " tokens leaves the range of positions: clear() first"));
   }
 
@@ -142,7 +142,7 @@ struct CacheRules {
         raise<ShapeError>(text("pith::KvCache::append: position ", p, " leaves a gap after ", at - 1, ": cache positions have none"));
       at = Index(p) + 1;
     }
-    check_range(next, std::max(tokens, at - next));
+    check_range(next, (std::max)(tokens, at - next));
   }
 
   void check_masses(std::span<const float> masses, Index tokens) const {
@@ -158,7 +158,7 @@ struct CacheRules {
 
   /// `seen`: queries whose attention the policy was shown since `appended` tokens came.
   void check_observed(Index seen, Index appended, const AppendOptions& last) const {
-    const Index expected = watches(last) ? std::min(appended, facts.traits.watches) : 0;
+    const Index expected = watches(last) ? (std::min)(appended, facts.traits.watches) : 0;
     if (seen < expected)
       raise<StateError>(text("pith::KvCache: evict() after ", appended, " tokens, but the policy saw the attention of ", seen, " of ",
                              expected, " queries: call observe() for every kv head, or give attend() cache.observer()"));
@@ -215,7 +215,7 @@ struct CacheRules {
     at_least("max_tokens", options.max_tokens, 1);
     at_least("max_generated", options.max_generated, 0);
     at_least("window", options.window, 0);
-    constexpr Index most = std::numeric_limits<std::int32_t>::max();
+    constexpr Index most = (std::numeric_limits<std::int32_t>::max)();
     const Index budget = never_evicts() ? options.max_tokens : facts.budget;
     if (budget > most / 2 || options.max_chunk > most / 2 - budget || options.max_generated > most / 2 || options.max_draft >= most)
       raise<CapacityError>(

@@ -68,7 +68,7 @@ template <KvStorage T> class CacheState : public Progress {
   }
   Index largest_size() const {
     Index largest = 0;
-    for (const HeadState& state : heads_) largest = std::max(largest, state.size);
+    for (const HeadState& state : heads_) largest = (std::max)(largest, state.size);
     return largest;
   }
 
@@ -114,7 +114,7 @@ template <KvStorage T> class CacheState : public Progress {
       }
       if (rules.facts.stats > 0) slab().stats(h, state.size, tokens).setZero();
       state.size += tokens;
-      if (journal.open()) state.live = std::max(state.live, state.size);
+      if (journal.open()) state.live = (std::max)(state.live, state.size);
     }
     next = position(tokens - 1) + 1;
     next_angle += static_cast<Position>(tokens);

@@ -45,7 +45,7 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
       {"sinks", "the first tokens and the newest, read at cache positions (StreamingLLM)", none,
        "one row moved, one more rotation of the query", "2309.17453",
        [](Index rows, Model) -> AnyPolicy<S> {
-         return SinkWindow{.sinks = std::min<Index>(4, rows / 2), .window = rows - std::min<Index>(4, rows / 2)};
+         return SinkWindow{.sinks = (std::min<Index>)(4, rows / 2), .window = rows - (std::min<Index>)(4, rows / 2)};
        }},
       {"h2o", "rows that attracted most attention, and the newest", weights, adds, "2306.14048",
        [](Index rows, Model) -> AnyPolicy<S> { return HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2}; }},
@@ -53,15 +53,15 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
        [](Index rows, Model) -> AnyPolicy<S> { return AtCachePositions(HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2}); }},
       {"scissorhands", "rows marked most often as above average, and the newest; half leave at once", weights,
        "a compare and an add a weight", "2305.17118",
-       [](Index rows, Model) -> AnyPolicy<S> { return Scissorhands{.keep = rows, .recent = std::min<Index>(10, rows / 4)}; }},
+       [](Index rows, Model) -> AnyPolicy<S> { return Scissorhands{.keep = rows, .recent = (std::min<Index>)(10, rows / 4)}; }},
       {"tova", "what the newest query looks at most, the same rows in all heads", "weights of the last query", adds, "2401.06104",
        [](Index rows, Model) -> AnyPolicy<S> { return Tova{rows}; }},
       {"observed", "rows by average attention over the prompt", weights, once, "2306.14048",
        [](Index rows, Model) -> AnyPolicy<S> { return ObservedAttention{rows}; }},
       {"snapkv", "what a prompt's last queries look at, neighbours too", window_weights, once, "2404.14469",
-       [](Index rows, Model) -> AnyPolicy<S> { return SnapKv{.keep = rows, .window = std::min<Index>(32, rows / 2)}; }},
+       [](Index rows, Model) -> AnyPolicy<S> { return SnapKv{.keep = rows, .window = (std::min<Index>)(32, rows / 2)}; }},
       {"adakv", "SnapKV's, with a budget that the heads of a layer share", window_weights, once, "2407.11550",
-       [](Index rows, Model) -> AnyPolicy<S> { return Adaptive(SnapKv{.keep = rows, .window = std::min<Index>(32, rows / 2)}); }},
+       [](Index rows, Model) -> AnyPolicy<S> { return Adaptive(SnapKv{.keep = rows, .window = (std::min<Index>)(32, rows / 2)}); }},
       {"csp", "what text looks at in text, images in images, and each in the other", window_weights, once, "2412.04652",
        [](Index rows, Model) -> AnyPolicy<S> { return CrossSelf{.heavy = rows - rows / 4, .recent = rows / 4}; }},
       {"text-prior", "all text, and heavy hitters of the rest (LOOK-M)", weights, once, "2406.18139",
@@ -72,19 +72,21 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
        [](Index rows, Model model) -> AnyPolicy<S> { return ExpectedAttention<S>{.rope = model.rope, .keep = rows}; }, true},
       {"critical", "SnapKV's, weighted by what a value does to the output", "weights of the last queries, values", once, "2502.03805",
        [](Index rows, Model model) -> AnyPolicy<S> {
-         return CriticalValues<SnapKv, S>(SnapKv{.keep = rows, .window = std::min<Index>(32, rows / 2)}, model.o_proj);
+         return CriticalValues<SnapKv, S>(SnapKv{.keep = rows, .window = (std::min<Index>)(32, rows / 2)}, model.o_proj);
        },
        false, true},
       {"knorm", "small keys", keys, "a norm per row appended, one look at each score", "2406.11430",
        [](Index rows, Model) -> AnyPolicy<S> { return KeyNorm{rows}; }},
       {"keydiff", "keys unlike the average, in bites of a quarter", keys, "two sweeps of the keys every bite", "2504.15364",
-       [](Index rows, Model) -> AnyPolicy<S> { return KeyDiff{.keep = rows, .bite = std::max<Index>(1, rows / 4)}; }},
+       [](Index rows, Model) -> AnyPolicy<S> { return KeyDiff{.keep = rows, .bite = (std::max<Index>)(1, rows / 4)}; }},
       {"lagkv", "tokens that spread more than those after them", rows_read, once, "2504.04704",
-       [](Index rows, Model) -> AnyPolicy<S> { return LagKv{.keep = rows, .lag = std::max<Index>(2, std::min<Index>(128, rows / 4))}; }},
+       [](Index rows, Model) -> AnyPolicy<S> {
+         return LagKv{.keep = rows, .lag = (std::max<Index>)(2, (std::min<Index>)(128, rows / 4))};
+       }},
       {"cur", "keys and values of high leverage in their block", rows_read, once, "2509.15038",
        [](Index rows, Model) -> AnyPolicy<S> { return Cur{.keep = rows}; }},
       {"chunkkv", "whole chunks of neighbours, by small keys", keys, once, "2502.00299",
-       [](Index rows, Model) -> AnyPolicy<S> { return Chunkwise(KeyNorm{rows}, std::max<Index>(1, std::min<Index>(20, rows / 8))); }},
+       [](Index rows, Model) -> AnyPolicy<S> { return Chunkwise(KeyNorm{rows}, (std::max<Index>)(1, (std::min<Index>)(20, rows / 8))); }},
       {"random", "rows drawn by lot: what others must beat", none, "a hash per row appended, one look at each score", "",
        [](Index rows, Model) -> AnyPolicy<S> { return Random{rows}; }},
   };

@@ -24,8 +24,8 @@ void kivi_encode_group(const S* x, Index x_stride, Index n, int bits, std::uint8
   S low = x[0], high = x[0], odd = 0;  // odd: not-a-number as soon as anything is not finite
   for (Index i = 0; i < n; ++i) {
     const S v = x[i * x_stride];
-    low = std::min(low, v);
-    high = std::max(high, v);
+    low = (std::min)(low, v);
+    high = (std::max)(high, v);
     odd += v - v;
   }
   const S top = static_cast<S>((1 << bits) - 1);
@@ -95,7 +95,7 @@ void kivi_encode_values(ConstMatrixRef<S> v, int bits, Index group, std::span<st
   check_shape("kivi_encode_values", "minimum", minimum, v.rows(), groups);
   for (Index t = 0; t < v.rows(); ++t)
     for (Index g = 0; g < groups; ++g)
-      detail::kivi_encode_group(&v.coeffRef(t, g * group), 1, std::min(group, d - g * group), bits, codes.data() + t * d + g * group, 1,
+      detail::kivi_encode_group(&v.coeffRef(t, g * group), 1, (std::min)(group, d - g * group), bits, codes.data() + t * d + g * group, 1,
                                 scale.coeffRef(t, g), minimum.coeffRef(t, g));
 }
 

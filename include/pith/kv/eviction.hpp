@@ -72,7 +72,7 @@ template <KvStorage T> struct Ranks {
 
   /// Moves a head into a landing, policies by age in order of age.
   void land(KvSlab<T>& landing, const HeadState& state, Index budget, Index initial) {
-    const Index ring = std::min(state.size, budget) - initial;
+    const Index ring = (std::min)(state.size, budget) - initial;
     for (Index row = 0; row < state.size; ++row) {
       const bool turned = row >= initial && row - initial < ring;
       landing.copy_row(head, row, home, turned ? initial + (state.cursor - initial + row - initial) % ring : row);
@@ -104,7 +104,7 @@ template <KvStorage T> struct Ranks {
 
   /// A window's ring: the oldest `leaving` rows behind the initial ones, in order of age from the cursor, make place for the newest.
   void close_ring(HeadState& state, Index leaving, Index initial) {
-    const Index ring = state.size - leaving - initial, moved = std::min(leaving, ring), oldest = state.cursor - initial;
+    const Index ring = state.size - leaving - initial, moved = (std::min)(leaving, ring), oldest = state.cursor - initial;
     const auto around = [&](Index steps) { return initial + oldest + steps - (oldest + steps < ring ? 0 : ring); };  // no division a head
     for (Index i = 0; i < moved; ++i) replace(around(i), state.size - moved + i);
     state.cursor = around(moved);
@@ -162,7 +162,7 @@ template <KvStorage T> struct Ranks {
     const auto reverse = [&](Index first, Index last) {
       for (; first < --last; ++first) home.swap_rows(head, first, last);
     };
-    const Index end = std::min(state.size, budget);
+    const Index end = (std::min)(state.size, budget);
     reverse(initial, state.cursor);
     reverse(state.cursor, end);
     reverse(initial, end);

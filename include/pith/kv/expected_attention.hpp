@@ -97,7 +97,7 @@ template <class S = float> struct ExpectedAttention {
       turned[i] = cosines[i] * a + sines[i] * b;
       turned[i + d / 2] = cosines[i] * b - sines[i] * a;
     }
-    const S count = std::max(moments[0], S(1));
+    const S count = (std::max)(moments[0], S(1));
     const ConstVectorRef<S> key(turned, d), sum(moments + 1, d);
     const S mean = sum.dot(key) / count;
     S second = 0;

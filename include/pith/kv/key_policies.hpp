@@ -32,7 +32,7 @@ namespace detail {
 inline constexpr Index channels_together = 64;
 /// f(first, count) for the channels of a head, block by block: sums over rows need room for one block only.
 template <class F> void for_channels(Index d, F&& f) {
-  for (Index first = 0; first < d; first += channels_together) f(first, std::min(channels_together, d - first));
+  for (Index first = 0; first < d; first += channels_together) f(first, (std::min)(channels_together, d - first));
 }
 
 }  // namespace detail
@@ -51,7 +51,7 @@ struct KeyDiff {
   PolicyTraits traits() const { return {.reads_rows = true}; }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     const Index d = rows.shape.head_dim;
-    for (Index r = 0; r < rows.size(); ++r) rows.scratch[r] = S(1) / std::max(rows.keys.row(r).norm(), std::numeric_limits<S>::min());
+    for (Index r = 0; r < rows.size(); ++r) rows.scratch[r] = S(1) / (std::max)(rows.keys.row(r).norm(), (std::numeric_limits<S>::min)());
     out.setZero();
     S anchor_norm = 0;
     detail::for_channels(d, [&](Index first, Index count) {
@@ -62,7 +62,7 @@ struct KeyDiff {
       for (Index r = 0; r < rows.size(); ++r)
         for (Index i = 0; i < count; ++i) out[r] -= anchor[i] * rows.keys(r, first + i);
     });
-    anchor_norm = std::max(std::sqrt(anchor_norm), std::numeric_limits<S>::min());
+    anchor_norm = (std::max)(std::sqrt(anchor_norm), (std::numeric_limits<S>::min)());
     for (Index r = 0; r < rows.size(); ++r) out[r] *= rows.scratch[r] / anchor_norm;
   }
 };
@@ -82,15 +82,15 @@ struct Cur {
   Index budget() const { return keep; }
   PolicyTraits traits() const { return {.prompt_only = true, .ordered = true, .reads_rows = true}; }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
-    const Index n = rows.size(), step = std::max(Index(1), block);
+    const Index n = rows.size(), step = (std::max)(Index(1), block);
     for (Index first = 0; first < n; first += step) {
-      const Index size = std::min(step, n - first);
+      const Index size = (std::min)(step, n - first);
       S keys = 0, values = 0;
       for (Index r = first; r < first + size; ++r) {
         keys += rows.keys.row(r).squaredNorm();
         values += rows.values.row(r).squaredNorm();
       }
-      const S scale = S(1) / std::max(keys * values, std::numeric_limits<S>::min());
+      const S scale = S(1) / (std::max)(keys * values, (std::numeric_limits<S>::min)());
       for (Index r = first; r < first + size; ++r) out[r] = rows.keys.row(r).squaredNorm() * rows.values.row(r).squaredNorm() * scale;
     }
     for (Index r = 0; r < n; ++r)
@@ -149,8 +149,8 @@ struct LagKv {
         for (Index i = 0; i < count; ++i) low[i] = high[i] = x(first + lag, channel + i);
         for (Index r = first + lag; r < first + 2 * lag; ++r)
           for (Index i = 0; i < count; ++i) {
-            low[i] = std::min(low[i], x(r, channel + i));
-            high[i] = std::max(high[i], x(r, channel + i));
+            low[i] = (std::min)(low[i], x(r, channel + i));
+            high[i] = (std::max)(high[i], x(r, channel + i));
           }
         for (Index r = 0; r < lag; ++r)
           for (Index i = 0; i < count; ++i) f(r, (x(first + r, channel + i) - low[i]) / (high[i] - low[i]));
@@ -161,7 +161,7 @@ struct LagKv {
     squares.setZero();
     for_scaled([&](Index r, S number) { out[r] += number / static_cast<S>(d); });
     for_scaled([&](Index r, S number) { squares[r] += (number - out[r]) * (number - out[r]); });
-    out = (squares / static_cast<S>(std::max(Index(1), d - 1))).cwiseSqrt();
+    out = (squares / static_cast<S>((std::max)(Index(1), d - 1))).cwiseSqrt();
     detail::softmax_row<S>(out.data(), out.data(), lag);
   }
 };

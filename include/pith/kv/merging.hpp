@@ -78,7 +78,7 @@ template <KvStorage T> struct LayerMerge {
     const S* const keys = slab.widened_rows(h, 0, kept + evicted).first;
     const Index most = at_home ? rows_together(d) : evicted;  // the workspace of a home has room for a panel of kept rows, not for all
     for (Index e = 0; e < evicted; e += most) {
-      const Index count = std::min(most, evicted - e);
+      const Index count = (std::min)(most, evicted - e);
       nearest_rows(ConstMatrixRef<S>(keys + (kept + e) * d, count, d), ConstMatrixRef<S>(keys, kept, d),
                    {rows + e, static_cast<std::size_t>(count)}, VectorRef<S>(slab.cosines(h) + e, count), ws,
                    {slab.positions(h), static_cast<std::size_t>(kept)});

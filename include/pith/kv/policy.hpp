@@ -14,8 +14,8 @@
 
 namespace pith::inline v0 {
 
-inline constexpr Index unlimited = std::numeric_limits<Index>::max();    ///< the budget of a policy that never evicts
-inline constexpr Index all_queries = std::numeric_limits<Index>::max();  ///< PolicyTraits::watches: every query of a prompt
+inline constexpr Index unlimited = (std::numeric_limits<Index>::max)();    ///< the budget of a policy that never evicts
+inline constexpr Index all_queries = (std::numeric_limits<Index>::max)();  ///< PolicyTraits::watches: every query of a prompt
 
 /// Where a query finds its distances after rows have left.
 enum class Reading : std::uint8_t {
@@ -155,7 +155,7 @@ concept WatchingPolicy = ObservingPolicy<P, S> || RememberingPolicy<P, S>;
 
 /// score = `given`, but the newest `count` rows outrank everything: for policies that keep a recent window besides what they score.
 template <class S> void keep_newest(const KvRows<S>& rows, Index count, const S* given, VectorRef<S> score) {
-  const auto oldest_kept = static_cast<Position>(std::max(Index(rows.next) - count, Index(std::numeric_limits<Position>::min())));
+  const auto oldest_kept = static_cast<Position>((std::max)(Index(rows.next) - count, Index((std::numeric_limits<Position>::min)())));
   const Position* const positions = rows.positions.data();
   S* const scores = score.data();
   for (Index i = 0; i < rows.size(); ++i) scores[i] = positions[i] >= oldest_kept ? std::numeric_limits<S>::infinity() : given[i];

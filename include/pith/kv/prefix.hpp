@@ -122,7 +122,7 @@ class KvPrefix {
       for (const Index size : layer.sizes) {
         if (size < 0 || size > held - total) refuse(detail::text("a head of ", size, " rows where ", held - total, " are left"));
         total += size;
-        this->rows = std::max(this->rows, size);
+        this->rows = (std::max)(this->rows, size);
       }
       if (layer.keys.size() != layer.values.size() || static_cast<Index>(layer.keys.size()) != total * units)
         refuse(detail::text(layer.keys.size(), " numbers of keys and ", layer.values.size(), " of values, expected ", total * units));

@@ -15,9 +15,9 @@ namespace pith::inline v0::detail {
 /// A score as an integer of the same order: -inf lowest, then NaN, then the numbers (both zeros equal), +inf highest.
 template <class S> auto ordered(S score) {
   using Int = std::conditional_t<sizeof(S) == 8, std::int64_t, std::int32_t>;
-  constexpr Int lowest = std::numeric_limits<Int>::min();
+  constexpr Int lowest = (std::numeric_limits<Int>::min)();
   const Int bits = std::bit_cast<Int>(score + S(0));
-  const Int number = bits ^ ((bits >> (sizeof(S) * 8 - 1)) & std::numeric_limits<Int>::max());
+  const Int number = bits ^ ((bits >> (sizeof(S) * 8 - 1)) & (std::numeric_limits<Int>::max)());
   if (score != score) return static_cast<Int>(lowest + 1);
   return score == -std::numeric_limits<S>::infinity() ? lowest : number;
 }
@@ -40,26 +40,26 @@ template <class S> std::int32_t first_to_leave(std::span<const S> score, std::sp
   S least = std::numeric_limits<S>::infinity();
   Index first = 0, last = 0;
   for (Index begin = 0; begin < n; begin += block) {
-    const Index end = std::min(begin + block, n);
+    const Index end = (std::min)(begin + block, n);
     typename V::Packet most[chains];  // of the scores negated
     for (auto& m : most) m = V::broadcast(-std::numeric_limits<S>::infinity());
-    const auto look = [&](auto& m, auto x) { m = V::max(m, V::sub(V::zero(), V::select(V::equal(x, x), x, lowest))); };
+    const auto look = [&](auto& m, auto x) { m = V::larger(m, V::sub(V::zero(), V::select(V::equal(x, x), x, lowest))); };
     Index i = begin;
     for (; i + chains * V::width <= end; i += chains * V::width)
       for (int c = 0; c < chains; ++c) look(most[c], V::load(score.data() + i + c * V::width));
     for (; i + V::width <= end; i += V::width) look(most[0], V::load(score.data() + i));
     if (i < end) look(most[1], V::load_part(score.data() + i, end - i, std::numeric_limits<S>::infinity()));
-    const S here = -V::largest(V::max(V::max(most[0], most[1]), V::max(most[2], most[3])));
+    const S here = -V::largest(V::larger(V::larger(most[0], most[1]), V::larger(most[2], most[3])));
     if (here < least) first = begin;
     if (here <= least) last = begin;
-    least = std::min(least, here);
+    least = (std::min)(least, here);
   }
   const auto candidate = [&](Index i) {
     const auto at = static_cast<std::size_t>(i);
     return Candidate<S>{ordered(score[at]), positions[at], static_cast<std::int32_t>(i)};
   };
   Candidate<S> leaves = candidate(first);
-  for (Index i = first; i < std::min(last + block, n); ++i) {
+  for (Index i = first; i < (std::min)(last + block, n); ++i) {
     if (score[static_cast<std::size_t>(i)] > least) continue;
     if (const auto c = candidate(i); c < leaves) leaves = c;
   }
@@ -75,7 +75,7 @@ template <class S> Index leaving(std::span<const S> score, Index retain) {
     gone += s == -inf;
   }
   const Index n = static_cast<Index>(score.size());
-  return std::min(std::max(n - retain, Index(gone)), n - kept);
+  return (std::min)((std::max)(n - retain, Index(gone)), n - kept);
 }
 
 /// Chooses which `count` rows leave: writes their indices to `victims`, ascending.

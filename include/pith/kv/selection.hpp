@@ -53,7 +53,7 @@ template <class Policy, KvStorage T> struct Selection {
 
   /// Scores a head, unless that is done, and says how many of its rows leave.
   Index leaving(Index h, Index retain, bool scored) {
-    if (state.rules.by_age()) return std::max<Index>(state.size(h) - retain, 0);
+    if (state.rules.by_age()) return (std::max<Index>)(state.size(h) - retain, 0);
     if constexpr (ScoringPolicy<Policy, S>) {
       if (!scored) score(h);
       overrule(h);

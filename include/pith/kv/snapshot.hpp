@@ -175,10 +175,10 @@ template <KvStorage T> class Snapshots {
     Index first = 0, left = state_.home.total_rows();
     for (Index h = 0; h < state_.heads(); ++h) {
       const Index size = head_number(s, h, 0), cursor = head_number(s, h, 1), observed = head_number(s, h, 2);
-      const Index room = std::min(s.rows() - first, rules.facts.traits.ragged ? left : rules.home_rows());
-      const Index ring = rules.by_age() ? std::max(rules.facts.initial, std::min(size, rules.facts.budget) - 1) : rules.facts.initial;
+      const Index room = (std::min)(s.rows() - first, rules.facts.traits.ragged ? left : rules.home_rows());
+      const Index ring = rules.by_age() ? (std::max)(rules.facts.initial, (std::min)(size, rules.facts.budget) - 1) : rules.facts.initial;
       if (size < 0 || size > room) return text("head ", h, " has ", size, " rows, expected 0 .. ", room);
-      if (cursor < rules.facts.initial || cursor > ring || observed < 0 || observed > std::numeric_limits<Position>::max())
+      if (cursor < rules.facts.initial || cursor > ring || observed < 0 || observed > (std::numeric_limits<Position>::max)())
         return text("head ", h, " begins at row ", cursor, " and saw ", observed, " queries");
       if (const std::string wrong = order_problem({s.positions.data() + first, static_cast<std::size_t>(size)}, cursor, s.next);
           !wrong.empty())
@@ -194,8 +194,10 @@ template <KvStorage T> class Snapshots {
     const CacheRules& rules = state_.rules;
     std::vector<Position> in_order(positions.begin(), positions.end());
     if (rules.by_age()) {
-      const Index size = static_cast<Index>(in_order.size()), begin = std::min(rules.facts.initial, size);
-      const auto at = [&](Index i) { return in_order.begin() + std::clamp(i, begin, std::max(begin, std::min(size, rules.facts.budget))); };
+      const Index size = static_cast<Index>(in_order.size()), begin = (std::min)(rules.facts.initial, size);
+      const auto at = [&](Index i) {
+        return in_order.begin() + std::clamp(i, begin, (std::max)(begin, (std::min)(size, rules.facts.budget)));
+      };
       std::rotate(at(begin), at(cursor), at(rules.facts.budget));
     } else if (!rules.never_evicts() && !rules.facts.traits.ordered) {
       std::sort(in_order.begin(), in_order.end());

@@ -47,7 +47,7 @@ template <KvStorage T> void widen(const T* from, arithmetic_t<T>* to, Index n) {
 
 /// What matching up to `evicted` of the rows of a head at once, and merging any of them, takes from a workspace.
 template <class S> std::size_t merging_bytes(Index rows, Index evicted, Index head_dim, Index workers) {
-  return std::max(nearest_workspace_bytes<S>(rows, head_dim, workers, evicted), merge_workspace_bytes<S>(rows, rows));
+  return (std::max)(nearest_workspace_bytes<S>(rows, head_dim, workers, evicted), merge_workspace_bytes<S>(rows, rows));
 }
 
 /// What a slab is made of; every byte count and offset follows from these.
@@ -113,7 +113,7 @@ template <KvStorage T> class KvSlab {
     for (Index h = 0; h <= shape_.heads; ++h) starts_[static_cast<std::size_t>(h)] = h * shape_.rows;
   }
   /// Lets `rows` rows of a head, or as many as are left, follow the heads before it.
-  void put_head(Index head, Index rows) { starts_[static_cast<std::size_t>(head + 1)] = std::min(start(head) + rows, total_rows()); }
+  void put_head(Index head, Index rows) { starts_[static_cast<std::size_t>(head + 1)] = (std::min)(start(head) + rows, total_rows()); }
   /// Gives every head its own rows and an equal share of the free ones: all to the front, then apart from the last head on.
   template <class Size> void divide(Size&& size) {
     const auto move = [this](Index to, Index from) {
@@ -192,7 +192,7 @@ template <KvStorage T> class KvSlab {
     positions(head)[to] = from.positions(head)[from_row];
     kinds(head)[to] = from.kinds(head)[from_row];
     if (shape_.angles) angles(head)[to] = from.angles(head)[from_row];
-    for (Index s = 0; s < std::min(shape_.stats, from.shape_.stats); ++s) stats(head, to, 1)(s, 0) = from.stats(head, from_row, 1)(s, 0);
+    for (Index s = 0; s < (std::min)(shape_.stats, from.shape_.stats); ++s) stats(head, to, 1)(s, 0) = from.stats(head, from_row, 1)(s, 0);
     if (shape_.masses) set_mass(head, to, from.masses(head)[from_row]);
   }
 
@@ -216,7 +216,7 @@ template <KvStorage T> class KvSlab {
   }
 
  private:
-  static constexpr Index max_bytes = std::numeric_limits<Index>::max() / 2;
+  static constexpr Index max_bytes = (std::numeric_limits<Index>::max)() / 2;
   template <class X> X* at(std::size_t offset) const { return reinterpret_cast<X*>(memory_.get() + offset); }
 
   SlabShape shape_;

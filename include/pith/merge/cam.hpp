@@ -29,8 +29,8 @@ template <class S> Index cam_spread(MatrixRef<S> values, const CamSpread& spread
   if (spread.row < 0 || spread.row >= values.rows())
     raise<ShapeError>(detail::text("pith::cam_spread: row ", spread.row, ", expected 0 .. ", values.rows() - 1));
   if (spread.followers < 1) raise<ShapeError>(detail::text("pith::cam_spread: ", spread.followers, " followers, expected 1 or more"));
-  const Index behind = std::min(spread.followers, values.rows() - 1 - spread.row);
-  const S share = S(1) / static_cast<S>(spread.whole_sum ? std::max(Index(1), behind) : spread.followers);
+  const Index behind = (std::min)(spread.followers, values.rows() - 1 - spread.row);
+  const S share = S(1) / static_cast<S>(spread.whole_sum ? (std::max)(Index(1), behind) : spread.followers);
   for (Index i = 1; i <= behind; ++i) values.row(spread.row + i) += share * values.row(spread.row);
   return behind;
 }

@@ -34,7 +34,7 @@ namespace detail {
 
 /// out(i, j) = |rows i - j|² / dim, from their differences: rows that are equal are at distance 0. What is not a number is infinitely far.
 template <class S> void squared_distances(const ConstMatrixRef<S>& rows, MatrixRef<S> out) {
-  const S scale = S(1) / static_cast<S>(std::max(Index(1), rows.cols()));
+  const S scale = S(1) / static_cast<S>((std::max)(Index(1), rows.cols()));
   for (Index i = 0; i < rows.rows(); ++i) {
     for (Index j = 0; j <= i; ++j) {
       const S distance = (rows.row(i) - rows.row(j)).squaredNorm() * scale;
@@ -80,7 +80,7 @@ void match_clusters(std::type_identity_t<ConstMatrixRef<S>> rows, const ClusterO
   for (Index i = 0; i < n; ++i) {
     S parent = farthest;
     for (Index j = 0; j < n; ++j)
-      if (density[j] > density[i] || (density[j] == density[i] && j < i)) parent = std::min(parent, distances(i, j));
+      if (density[j] > density[i] || (density[j] == density[i] && j < i)) parent = (std::min)(parent, distances(i, j));
     score[i] = std::sqrt(parent) * density[i];
   }
   detail::best_first(score.data(), n, options.clusters, centres);

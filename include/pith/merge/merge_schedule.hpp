@@ -47,7 +47,7 @@ struct MergeSchedule {
 
  private:
   void check() const {
-    constexpr Index most = std::numeric_limits<std::int32_t>::max();
+    constexpr Index most = (std::numeric_limits<std::int32_t>::max)();
     if (layers < 0 || layers > most || r < 0 || r > most)
       raise<ShapeError>(detail::text("pith::MergeSchedule: r ", r, " in ", layers, " layers, expected 0 .. ", most, " of each"));
   }

@@ -32,7 +32,7 @@ void class_attention(ConstVectorRef<S> query, std::type_identity_t<ConstMatrixRe
                                    " tokens, expected one for each behind the class token"));
   const Workspace::Scope scope(ws);
   MatrixRef<S> weights = ws.matrix<S>(1, keys.rows());
-  const S scale = S(1) / std::sqrt(static_cast<S>(std::max(Index(1), query.size())));
+  const S scale = S(1) / std::sqrt(static_cast<S>((std::max)(Index(1), query.size())));
   for (Index t = 0; t < keys.rows(); ++t) weights(0, t) = keys.row(t).dot(query.transpose()) * scale;
   softmax<S>(weights);
   out = weights.row(0).tail(out.size()).transpose();
@@ -52,7 +52,7 @@ template <class S> Index count_outliers(ConstVectorRef<S> scores, Workspace& ws)
   const auto quantile = [&](double q) {
     const double at = q * static_cast<double>(n - 1);
     const auto low = static_cast<Index>(at);
-    const S below = sorted[low], above = sorted[std::min(low + 1, n - 1)];
+    const S below = sorted[low], above = sorted[(std::min)(low + 1, n - 1)];
     return below == above ? below : below + (above - below) * static_cast<S>(at - static_cast<double>(low));
   };
   const S lower = quantile(.25), upper = quantile(.75), bound = upper + S(1.5) * (upper - lower);
@@ -77,7 +77,7 @@ inline Index add_spatial_rows(Index patches, double ratio, Index kept, std::span
   const auto given = rows.first(static_cast<std::size_t>(kept));
   for (const std::int32_t row : given)
     if (row < 0 || row >= patches) raise<ShapeError>(detail::text("pith::add_spatial_rows: row ", row, ", expected 0 .. ", patches - 1));
-  const Index step = distance < static_cast<double>(patches) ? static_cast<Index>(distance) : std::max(Index(1), patches);
+  const Index step = distance < static_cast<double>(patches) ? static_cast<Index>(distance) : (std::max)(Index(1), patches);
   const auto missing = [&](Index row) { return std::find(given.begin(), given.end(), row) == given.end(); };
   Index all = kept;
   for (Index row = 0; row < patches; row += step) all += missing(row);
@@ -140,14 +140,14 @@ void prumerge(const ImagePatches<S>& image, std::span<const std::int32_t> kept, 
   MatrixRef<S> keys = ws.matrix<S>(k, image.keys.cols()), cosines = ws.matrix<S>(k, n);
   for (Index i = 0; i < k; ++i) keys.row(i) = image.keys.row(kept[static_cast<std::size_t>(i)]);
   similarity_matrix<S>(keys, image.keys, cosines, ws);
-  const Index near = std::min(neighbours, n - 1);
+  const Index closest = (std::min)(neighbours, n - 1);
   for (Index i = 0; i < k; ++i) {
     const Index patch = kept[static_cast<std::size_t>(i)];
     cosines(i, patch) = std::numeric_limits<S>::infinity();  // first of all, and then left out
-    detail::best_first(&cosines(i, 0), n, near + 1, order);
-    std::sort(order, order + near + 1);
+    detail::best_first(&cosines(i, 0), n, closest + 1, order);
+    std::sort(order, order + closest + 1);
     out.row(i) = image.rows.row(patch);
-    for (Index j = 0; j <= near; ++j)
+    for (Index j = 0; j <= closest; ++j)
       if (order[j] != patch) out.row(i) += image.attention[order[j]] * image.rows.row(order[j]);
   }
 }

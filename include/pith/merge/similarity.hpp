@@ -24,7 +24,7 @@ inline constexpr Index similar_gap = 16;               // no power of two betwee
 
 /// Rows that are copied together, and from where to where.
 inline Index rows_together(Index dim) {
-  return std::clamp(similar_copy / (std::max(Index(0), dim) + similar_gap), Index(12), similar_rows);
+  return std::clamp(similar_copy / ((std::max)(Index(0), dim) + similar_gap), Index(12), similar_rows);
 }
 
 /// 1 / |row|; 0 for a row without direction, whose cosine to everything is 0.
@@ -89,7 +89,7 @@ template <class S> struct LargestLanes {
 
 template <class S> void check_similar(const char* where, const ConstMatrixRef<S>& rows, const ConstMatrixRef<S>& kept) {
   if (kept.rows() == 0) raise<ShapeError>(text("pith::", where, ": no kept rows, expected one or more to be near to"));
-  constexpr Index most = (Index(1) << std::min(31, std::numeric_limits<S>::digits)) - 1;  // LargestLanes counts in S
+  constexpr Index most = (Index(1) << (std::min)(31, std::numeric_limits<S>::digits)) - 1;  // LargestLanes counts in S
   if (kept.rows() > most) raise<CapacityError>(text("pith::", where, ": ", kept.rows(), " kept rows, expected at most ", most));
   check_shape(where, "rows", rows, any_extent, kept.cols());
 }
@@ -118,7 +118,7 @@ void each_product(const ConstMatrixRef<S>& rows, const ConstMatrixRef<S>& kept, 
       const Share mine = share(step, worker, workers);
       for (Index p = mine.begin; p < mine.end; ++p) {
         source.block(first + p, 0, dim, packed + p * panel);
-        meet((first + p) * panel_width, std::min(panel_width, m - (first + p) * panel_width));
+        meet((first + p) * panel_width, (std::min)(panel_width, m - (first + p) * panel_width));
       }
     });
     ws.executor()(workers, [&](Index worker) {
@@ -127,14 +127,14 @@ void each_product(const ConstMatrixRef<S>& rows, const ConstMatrixRef<S>& kept, 
       MatrixRef<S> out(products + worker * together * panel_width, together, panel_width);
       if (dim == 0) out.setZero();
       for (Index r = mine.begin; r < mine.end; r += together) {
-        const Index count = std::min(together, mine.end - r);
+        const Index count = (std::min)(together, mine.end - r);
         for (Index t = 0; first == 0 && t < count; ++t) std::copy_n(rows.data() + (r + t) * rows.outerStride(), dim, copy + t * stride);
         const Product<S> o(ConstMatrixRef<S>(copy, count, dim, stride), {}, out);
         for (Index p = 0; p < step; ++p) {
           const S* const w = packed + p * panel;
           for (Index k = 0; k < dim; k += TileShape<S>::depth)
-            panel_rows(o, 0, 0, count, copy + k, stride, w + k * panel_width, std::min(TileShape<S>::depth, dim - k), k == 0,
-                       packed + std::min(p + 1, step - 1) * panel + k * panel_width, panel_width * Index(sizeof(S)));
+            panel_rows(o, 0, 0, count, copy + k, stride, w + k * panel_width, (std::min)(TileShape<S>::depth, dim - k), k == 0,
+                       packed + (std::min)(p + 1, step - 1) * panel + k * panel_width, panel_width * Index(sizeof(S)));
           look(worker, r, count, (first + p) * panel_width, static_cast<const S*>(out.data()));
         }
       }
@@ -200,7 +200,7 @@ template <class S> struct NearestRows {
     each_product<S>(
         ConstMatrixRef<S>(rows.middleRows(r, 1)), kept, ws, [](Index, Index) {},
         [&](Index, Index, Index, Index c, const S* products) {
-          for (Index i = 0; i < std::min(panel_width, kept.rows() - c); ++i) take(c + i, products[i] * inverse[c + i]);
+          for (Index i = 0; i < (std::min)(panel_width, kept.rows() - c); ++i) take(c + i, products[i] * inverse[c + i]);
         });
     return static_cast<std::int32_t>(oldest);
   }
@@ -212,7 +212,7 @@ template <class S> struct NearestRows {
 ///
 /// `rows`: the most that will be given at once, if they are few.
 template <class S>
-std::size_t nearest_workspace_bytes(Index kept, Index dim, Index workers = 1, Index rows = std::numeric_limits<Index>::max()) {
+std::size_t nearest_workspace_bytes(Index kept, Index dim, Index workers = 1, Index rows = (std::numeric_limits<Index>::max)()) {
   const auto product = [](Index a, Index b) { return detail::checked_product("nearest_workspace_bytes", a, b); };
   const Index panel = product(dim, detail::panel_width), panels = product(kept, 1) / detail::panel_width + 1;
   const Index together = product(workers, detail::rows_together(dim));
@@ -263,7 +263,7 @@ void similarity_matrix(ConstMatrixRef<S> rows, std::type_identity_t<ConstMatrixR
   detail::inverse_norms(rows, row_inverse);
   const auto meet = [&](Index c, Index count) { detail::inverse_norms(ConstMatrixRef<S>(kept.middleRows(c, count)), inverse + c); };
   detail::each_product<S>(rows, kept, ws, meet, [&](Index, Index r, Index count, Index c, const S* products) {
-    const Index width = std::min(detail::panel_width, kept.rows() - c);
+    const Index width = (std::min)(detail::panel_width, kept.rows() - c);
     for (Index t = 0; t < count; ++t)
       for (Index i = 0; i < width; ++i) out(r + t, c + i) = products[t * detail::panel_width + i] * inverse[c + i] * row_inverse[r + t];
   });

@@ -70,7 +70,7 @@ struct Weighted {
 
 /// A mean weighted by cosines moved to 0 .. 1.
 struct Normalized {
-  template <class S> S weight(const MergePair<S>& pair) const { return std::max((1 + pair.cosine) / 2, S(1e-6)); }
+  template <class S> S weight(const MergePair<S>& pair) const { return (std::max)((1 + pair.cosine) / 2, S(1e-6)); }
   template <class S> MergeMix<S> mix(S, S, S sum) const { return {1, 1 + sum}; }
 };
 
@@ -85,7 +85,7 @@ struct SizeWeighted {
 /// Values only, by cosine and by what share of the two values' norms is the evicted one's; keys keep their rotation.
 struct ValuesOnly {
   template <class S> S weight(const MergePair<S>& pair) const {
-    return std::max(pair.cosine, S(0)) * pair.evicted_norm / (pair.evicted_norm + pair.kept_norm + S(1e-6));
+    return (std::max)(pair.cosine, S(0)) * pair.evicted_norm / (pair.evicted_norm + pair.kept_norm + S(1e-6));
   }
   template <class S> MergeMix<S> mix(S, S, S sum) const { return {1, 1 + sum}; }
   bool merges_keys() const { return false; }

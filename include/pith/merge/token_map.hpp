@@ -37,7 +37,7 @@ template <class S> class TokenMap {
  public:
   /// Throws   CapacityError if max_tokens is negative or does not fit 32 bits
   explicit TokenMap(Index max_tokens) {
-    if (max_tokens < 0 || max_tokens > std::numeric_limits<std::int32_t>::max())
+    if (max_tokens < 0 || max_tokens > (std::numeric_limits<std::int32_t>::max)())
       raise<CapacityError>(detail::text("pith::TokenMap: room for ", max_tokens, " tokens, expected 0 .. 2147483647"));
     const auto room = static_cast<std::size_t>(max_tokens);
     target_.resize(room);

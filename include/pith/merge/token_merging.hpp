@@ -37,7 +37,7 @@ struct EveryKthOptions {
 inline Index clipped_r(Index tokens, const BipartiteOptions& options) {
   if (tokens < 0 || options.protect < 0)
     raise<ShapeError>(detail::text("pith::clipped_r: ", tokens, " tokens, ", options.protect, " protected, expected 0 or more"));
-  return std::clamp(options.r, Index(0), std::max(Index(0), tokens - options.protect) / 2);
+  return std::clamp(options.r, Index(0), (std::max)(Index(0), tokens - options.protect) / 2);
 }
 
 /// What match_bipartite() and match_every_kth() take from their workspace.
@@ -153,7 +153,7 @@ template <class S> void mean_over_heads(ConstMatrixRef<S> keys, std::type_identi
 template <class S> void log_masses(ConstVectorRef<S> mass, VectorRef<float> out) {
   if (out.size() != mass.size()) raise<ShapeError>(detail::text("pith::log_masses: room for ", out.size(), " of ", mass.size(), " masses"));
   for (Index r = 0; r < mass.size(); ++r)
-    if (!(mass[r] > S(0)) || mass[r] > std::numeric_limits<S>::max())
+    if (!(mass[r] > S(0)) || mass[r] > (std::numeric_limits<S>::max)())
       raise<ShapeError>(detail::text("pith::log_masses: the mass of row ", r, " is ", mass[r], ", expected a finite number above 0"));
   for (Index r = 0; r < mass.size(); ++r) out[r] = static_cast<float>(std::log(mass[r]));
 }

@@ -30,7 +30,7 @@ template <class S> void best_first(const S* scores, Index n, Index count, std::i
 }
 
 inline void check_rows_fit(const char* where, Index rows) {
-  if (rows > std::numeric_limits<std::int32_t>::max())
+  if (rows > (std::numeric_limits<std::int32_t>::max)())
     raise<CapacityError>(text("pith::", where, ": ", rows, " rows, expected no more than 32 bits can number"));
 }
 
@@ -64,7 +64,7 @@ inline Index rows_of_ratio(Index rows, double ratio, Rounding rounding = Roundin
   if (!(ratio >= 0 && ratio <= 1) || rows < 0)
     raise<ShapeError>(detail::text("pith::rows_of_ratio: ", ratio, " of ", rows, " rows, expected a ratio in 0 .. 1 of 0 or more"));
   const double kept = static_cast<double>(rows) * ratio;
-  return std::min(rows, static_cast<Index>(rounding == Rounding::down ? std::floor(kept) : std::nearbyint(kept)));
+  return (std::min)(rows, static_cast<Index>(rounding == Rounding::down ? std::floor(kept) : std::nearbyint(kept)));
 }
 
 }  // namespace pith::inline v0

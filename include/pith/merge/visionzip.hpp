@@ -57,7 +57,7 @@ void match_visionzip(std::type_identity_t<ConstMatrixRef<S>> attention, std::typ
                                    " contextual tokens, expected 0 or more and no more dominant ones than the ", patches, " patches"));
   map.start(tokens);
   const Workspace::Scope scope(ws);
-  const Index rest = patches - options.dominant, targets = std::min(options.contextual, rest), others = rest - targets;
+  const Index rest = patches - options.dominant, targets = (std::min)(options.contextual, rest), others = rest - targets;
   std::int32_t* const order = ws.take<std::int32_t>(tokens);  // dominant patches, then the rest
   VectorRef<S> scores = ws.vector<S>(patches);
   scores = attention.rightCols(patches).colwise().sum().transpose();

@@ -57,7 +57,7 @@ struct DecoderConfig {
 };
 
 /// The largest size of anything in a config: vocabularies and positions are int32, and products of two sizes fit an Index.
-inline constexpr Index max_config_size = std::numeric_limits<Token>::max();
+inline constexpr Index max_config_size = (std::numeric_limits<Token>::max)();
 /// The largest number of layers: a bound for files that lie, far above any model.
 inline constexpr Index max_config_layers = 65536;
 

@@ -100,7 +100,7 @@ template <class S = float> class Decoder {
     model_->norm.forward(hidden, hidden);
     probe(layers, ConstMatrixRef<S>(hidden));
     for (Index t = 0; t < n; t += detail::prefill_tile) {
-      const Index tile = std::min(detail::prefill_tile, n - t);
+      const Index tile = (std::min)(detail::prefill_tile, n - t);
       model_->weights.lm_head.forward(hidden.middleRows(t, tile), logits.middleRows(t, tile), ws);
     }
     return logits;

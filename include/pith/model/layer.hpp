@@ -101,7 +101,7 @@ template <class S> struct LayerPass {
     const Index n = hidden.rows();
     const Position start = cache.next_position(), angle = cache.query_angle();
     for (Index t = 0; t < n; t += prefill_tile) {
-      const Index tile = std::min(prefill_tile, n - t);
+      const Index tile = (std::min)(prefill_tile, n - t);
       const Workspace::Scope scope(ws);
       const MatrixRef<S> x = normed(hidden.middleRows(t, tile));
       const MatrixRef<S> k = project(Projection::k, x), v = project(Projection::v, x);
@@ -113,13 +113,13 @@ template <class S> struct LayerPass {
     }
     const Position gap = cache.gap();
     const Index watched = watched_queries(cache, n);
-    for (Index t = last_layer ? n - std::max(Index(1), watched) : 0; t < n; t += prefill_tile) {
-      const Index tile = std::min(prefill_tile, n - t);
+    for (Index t = last_layer ? n - (std::max)(Index(1), watched) : 0; t < n; t += prefill_tile) {
+      const Index tile = (std::min)(prefill_tile, n - t);
       const MatrixRef<S> rows = hidden.middleRows(t, tile);
       const Workspace::Scope scope(ws);
       const MatrixRef<S> q = project(Projection::q, normed(rows));
       const MatrixRef<S> out = ws.matrix<S>(tile, q.cols());
-      look(cache, q, out, static_cast<Position>(start + t), angle + t, gap, rope_length, std::max(Index(0), watched - (n - t - tile)));
+      look(cache, q, out, static_cast<Position>(start + t), angle + t, gap, rope_length, (std::max)(Index(0), watched - (n - t - tile)));
       finish(rows, out);
     }
   }
@@ -182,7 +182,7 @@ template <class S> struct LayerPass {
   void feed_forward(const MatrixRef<S>& x, MatrixRef<S> y) const {
     if (adapters.empty()) return derived().mlp.forward(x, y, ws);
     for (Index t = 0; t < x.rows(); t += feed_forward_tile) {
-      const Index tile = std::min(feed_forward_tile, x.rows() - t);
+      const Index tile = (std::min)(feed_forward_tile, x.rows() - t);
       const auto part = [&](Projection p) { return overlaid(p, adapters.from(t)); };
       SwiGlu<OverlaidLinear<S>>(part(Projection::gate), part(Projection::up), part(Projection::down))
           .forward(x.middleRows(t, tile), y.middleRows(t, tile), ws);
@@ -196,7 +196,7 @@ template <class S> struct LayerPass {
 
   /// How many of the last n queries the policy wants to see.
   template <class Cache> static Index watched_queries(const Cache& cache, Index n) {
-    return cache.watching() ? std::min(n, cache.watches()) : 0;
+    return cache.watching() ? (std::min)(n, cache.watches()) : 0;
   }
 
   /// Rotates the queries and attends. Sinks at cache positions are read by a second copy of them, rotated as if `gap` tokens were not
@@ -256,10 +256,10 @@ template <class S> std::size_t layer_workspace_bytes(const DecoderModel<S>& mode
   for (std::size_t l = 0; l < model.layers.size(); ++l) {
     const LayerWeights<S>& w = model.weights.layers[l];
     for (const AnyLinear<S>* linear : {&w.q_proj, &w.k_proj, &w.v_proj, &w.o_proj})
-      kernels = std::max(kernels, linear->workspace_bytes(tokens, workers));
-    kernels = std::max(kernels, model.layers[l].mlp.workspace_bytes(tokens, workers));
+      kernels = (std::max)(kernels, linear->workspace_bytes(tokens, workers));
+    kernels = (std::max)(kernels, model.layers[l].mlp.workspace_bytes(tokens, workers));
   }
-  kernels = std::max(kernels, model.weights.lm_head.workspace_bytes(tokens, workers)) + overlay_workspace_bytes<S>(tokens, workers);
+  kernels = (std::max)(kernels, model.weights.lm_head.workspace_bytes(tokens, workers)) + overlay_workspace_bytes<S>(tokens, workers);
   return kernels + 3 * bytes(c.hidden_size) + 3 * bytes(q) + 2 * bytes(kv) + 4 * Workspace::bytes_for<Position>(tokens);
 }
 

@@ -65,18 +65,18 @@ class Session {
                                           .prefix = options.prefix,
                                           .layer = static_cast<Index>(layer)},
                            merge);
-      home = std::max(home, caches_.back().capacity());
-      if (facts.budget != unlimited && options.max_prompt > 1) landing = std::max(landing, facts.budget + options.max_prompt);
-      needs.stats = std::max(needs.stats, facts.stats);
+      home = (std::max)(home, caches_.back().capacity());
+      if (facts.budget != unlimited && options.max_prompt > 1) landing = (std::max)(landing, facts.budget + options.max_prompt);
+      needs.stats = (std::max)(needs.stats, facts.stats);
       needs.reads_rows = needs.reads_rows || facts.traits.reads_rows || facts.admits;
       needs.combines = needs.combines || facts.combines;
     }
     if (landing > 0) landing_ = std::make_unique<KvLanding<T>>(shape, landing, needs);
-    const Index tile = std::max(std::min(detail::prefill_tile, max_prompt_), max_chunk_);
-    hidden_.resize(std::max(max_prompt_, max_chunk_), config.hidden_size);
+    const Index tile = (std::max)((std::min)(detail::prefill_tile, max_prompt_), max_chunk_);
+    hidden_.resize((std::max)(max_prompt_, max_chunk_), config.hidden_size);
     normed_.resize(max_chunk_, config.hidden_size);
     logits_.resize(max_chunk_, config.vocab_size);
-    rows_ = options.prefix.rows() + std::max(home, landing);
+    rows_ = options.prefix.rows() + (std::max)(home, landing);
     ws_ = Workspace(detail::layer_workspace_bytes<S>(*model_, tile, rows_, options.executor.size()), options.executor);
   }
 
@@ -117,7 +117,7 @@ class Session {
   ConstMatrixRef<S> decode(Token token) { return decode(std::span<const Token>(&token, 1)); }
 
   /// What follows the newest token: [1, vocab_size] until the next call, [0, vocab_size] after crop(), clear() and before the first token.
-  ConstMatrixRef<S> logits() const { return logits_.middleRows(std::max(newest_, Index(0)), newest_ < 0 ? 0 : 1); }
+  ConstMatrixRef<S> logits() const { return logits_.middleRows((std::max)(newest_, Index(0)), newest_ < 0 ? 0 : 1); }
 
   /// Everything from here on under this adapter, which must outlive its use; nullptr: the base alone, as if there had never been one.
   ///

@@ -31,7 +31,7 @@ struct SessionOptions {
     at_least("max_prompt", max_prompt, 1);
     at_least("max_tokens", max_tokens, 1);
     at_least("max_draft", max_draft, 0);
-    constexpr Index most = std::numeric_limits<std::int32_t>::max() / 2;
+    constexpr Index most = (std::numeric_limits<std::int32_t>::max)() / 2;
     if (max_prompt > most || max_draft > most)
       raise<CapacityError>(
           detail::text("pith::SessionOptions: max_prompt ", max_prompt, " or max_draft ", max_draft, " is more than ", most));

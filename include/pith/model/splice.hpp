@@ -61,8 +61,8 @@ std::vector<std::size_t> places_of(const Embedding<S>& table, std::span<const To
     for (const std::int32_t row : image.row_of)
       if (row < -1 || row >= image.rows.rows())
         refuse(text("image ", i, ": a token became row ", row, ", expected -1 .. ", image.rows.rows() - 1));
-    total += std::max(image.tokens(), image.rows.rows());
-    if (total > std::numeric_limits<Position>::max()) refuse(text("a prompt of ", total, " tokens or more"));
+    total += (std::max)(image.tokens(), image.rows.rows());
+    if (total > (std::numeric_limits<Position>::max)()) refuse(text("a prompt of ", total, " tokens or more"));
   }
   std::vector<std::size_t> begins;
   for (std::size_t t = 0; t < tokens.size(); ++t) {

@@ -20,7 +20,7 @@ inline constexpr Index feed_forward_tile = 64;  // tokens whose hidden rows exis
 /// forward(x, y, ws) in tiles of tokens: `tile(x, y, tokens)` for each.
 template <class S, class F> void in_tiles(ConstMatrixRef<S> x, MatrixRef<S> y, F&& tile) {
   for (Index t = 0; t < x.rows(); t += feed_forward_tile) {
-    const Index tokens = std::min(feed_forward_tile, x.rows() - t);
+    const Index tokens = (std::min)(feed_forward_tile, x.rows() - t);
     tile(ConstMatrixRef<S>(x.data() + t * x.outerStride(), tokens, x.cols(), x.outerStride()),
          MatrixRef<S>(y.data() + t * y.outerStride(), tokens, y.cols(), y.outerStride()), tokens);
   }
@@ -53,7 +53,7 @@ class FeedForward {
     check_shape("FeedForward", "x", x, any_extent, in());
     check_shape("FeedForward", "y", y, x.rows(), out());
     const Workspace::Scope scope(ws);
-    Scalar* hidden = ws.take<Scalar>(std::min(x.rows(), detail::feed_forward_tile) * up_.out());
+    Scalar* hidden = ws.take<Scalar>((std::min)(x.rows(), detail::feed_forward_tile) * up_.out());
     detail::in_tiles(x, y, [&](auto x_tile, auto y_tile, Index tokens) {
       const MatrixRef<Scalar> h(hidden, tokens, up_.out());
       up_.forward(x_tile, h, ws);
@@ -67,9 +67,9 @@ class FeedForward {
   Index out() const { return down_.out(); }
   std::size_t bytes() const { return detail::bytes_of(up_) + detail::bytes_of(down_); }
   std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
-    const Index tile = std::min(tokens, detail::feed_forward_tile);
+    const Index tile = (std::min)(tokens, detail::feed_forward_tile);
     return Workspace::bytes_for<Scalar>(tile * up_.out()) +
-           std::max(detail::workspace_bytes_of(up_, tile, workers), detail::workspace_bytes_of(down_, tile, workers));
+           (std::max)(detail::workspace_bytes_of(up_, tile, workers), detail::workspace_bytes_of(down_, tile, workers));
   }
 
   const Up& up() const { return up_; }
@@ -107,7 +107,7 @@ class SwiGlu {
     check_shape("SwiGlu", "x", x, any_extent, in());
     check_shape("SwiGlu", "y", y, x.rows(), out());
     const Workspace::Scope scope(ws);
-    const Index most = std::min(x.rows(), detail::feed_forward_tile);
+    const Index most = (std::min)(x.rows(), detail::feed_forward_tile);
     Scalar* gates = ws.take<Scalar>(most * gate_.out());
     Scalar* hidden = ws.take<Scalar>(most * up_.out());
     detail::in_tiles(x, y, [&](auto x_tile, auto y_tile, Index tokens) {
@@ -124,10 +124,10 @@ class SwiGlu {
   Index out() const { return down_.out(); }
   std::size_t bytes() const { return detail::bytes_of(gate_) + detail::bytes_of(up_) + detail::bytes_of(down_); }
   std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
-    const Index tile = std::min(tokens, detail::feed_forward_tile);
+    const Index tile = (std::min)(tokens, detail::feed_forward_tile);
     return 2 * Workspace::bytes_for<Scalar>(tile * gate_.out()) +
-           std::max({detail::workspace_bytes_of(gate_, tile, workers), detail::workspace_bytes_of(up_, tile, workers),
-                     detail::workspace_bytes_of(down_, tile, workers)});
+           (std::max)({detail::workspace_bytes_of(gate_, tile, workers), detail::workspace_bytes_of(up_, tile, workers),
+                       detail::workspace_bytes_of(down_, tile, workers)});
   }
 
   const Gate& gate() const { return gate_; }

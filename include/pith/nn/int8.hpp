@@ -27,12 +27,12 @@ template <class T> float int8_encode(const T* w, Index n, std::int8_t* codes) {
   float largest = 0, odd = 0;  // odd: not-a-number as soon as anything is not finite
   for (Index k = 0; k < n; ++k) {
     const float v = widen(w[k]);
-    largest = std::max(largest, std::abs(v));
+    largest = (std::max)(largest, std::abs(v));
     odd += v - v;
   }
   float scale = largest / 127 + odd;
-  if (scale * 127 > std::numeric_limits<float>::max()) scale = std::nextafter(scale, 0.f);  // rounded up, it would decode to infinity
-  const bool usable = scale >= std::numeric_limits<float>::min();
+  if (scale * 127 > (std::numeric_limits<float>::max)()) scale = std::nextafter(scale, 0.f);  // rounded up, it would decode to infinity
+  const bool usable = scale >= (std::numeric_limits<float>::min)();
   if (!usable) {
     std::fill_n(codes, n, std::int8_t(0));
     return std::isnan(scale) ? scale : 0;
@@ -70,7 +70,7 @@ class Int8Weight {
   template <class RowsAt> Int8Weight(Index out, Index in, const RowsAt& rows_at) : scales_(out) {
     using Stored = std::remove_cvref_t<decltype(*rows_at(0, 0).data())>;
     static_assert(std::is_same_v<arithmetic_t<Stored>, float>, "pith: int8 weights are computed in float: pass float, bfloat16 or half");
-    Matrix<std::int8_t> codes(std::min(PackedWeight<std::int8_t>::width, out), in);
+    Matrix<std::int8_t> codes((std::min)(PackedWeight<std::int8_t>::width, out), in);
     codes_ = PackedWeight<std::int8_t>(out, in, [&](Index first, Index n) {
       const auto& rows = rows_at(first, n);
       for (Index r = 0; r < n; ++r)
@@ -108,7 +108,7 @@ struct Int8Panels : PackedPanels<std::int8_t> {
 
   void finish(const Product<float>& o, Share panels) const {
     using V = Simd<float>;
-    const Index column = panels.begin * panel_width, n = std::min(panels.end * panel_width, o.out) - column;
+    const Index column = panels.begin * panel_width, n = (std::min)(panels.end * panel_width, o.out) - column;
     for (Index t = 0; t < o.tokens; ++t) {
       float* y = o.y + t * o.y_stride + column;
       map_packets(y, scales + column, y, n, [](V::Packet sum, V::Packet scale) { return V::mul(sum, scale); });

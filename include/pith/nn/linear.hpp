@@ -19,7 +19,7 @@ namespace pith::inline v0 {
 namespace detail {
 /// Enough for forward and for backward, whose depth is out.
 template <class S> std::size_t dense_workspace_bytes(Index in, Index out, Index tokens, Index workers) {
-  return matmul_workspace_bytes<S>(tokens, std::max(in, out), workers);
+  return matmul_workspace_bytes<S>(tokens, (std::max)(in, out), workers);
 }
 }  // namespace detail
 

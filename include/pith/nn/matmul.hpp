@@ -75,10 +75,10 @@ template <class S, class T>
 void panel_rows(const Product<S>& o, Index p, Index begin, Index end, const S* x, Index x_stride, const T* w, Index depth, bool first,
                 const void* ahead, Index row_bytes) {
   constexpr Index most = TileShape<S>::tokens;
-  const Index column = p * panel_width, columns = std::min(panel_width, o.out - column);
+  const Index column = p * panel_width, columns = (std::min)(panel_width, o.out - column);
   const Index tiles = (end - begin + most - 1) / most;
   const Index step = row_bytes / tiles;
-  S edge[most * panel_width];
+  S edge[std::size_t(most * panel_width)];
   for (Index i = 0; i < tiles; ++i) {
     const Share rows = share(end - begin, i, tiles);  // even tiles: a single token left over would wait for its own latency
     const Index tokens = rows.end - rows.begin;
@@ -111,12 +111,12 @@ void panel_rows(const Product<S>& o, Index p, Index begin, Index end, const S* x
 /// latency, and the hardware, which follows a stream within its page, follows more of them. Bytes take longer to widen than to read: two.
 template <class Source, class S> void product_streamed(const Product<S>& o, const Source& w, Share panels) {
   using T = typename Source::Stored;
-  constexpr int together = sizeof(T) == 1 ? std::min(2, TileShape<S>::alone) : TileShape<S>::alone;
+  constexpr int together = sizeof(T) == 1 ? (std::min)(2, TileShape<S>::alone) : TileShape<S>::alone;
   const Index in = o.in;
   Index p = panels.begin;
   const auto ahead = [&] { return static_cast<const char*>(w.address(p, 0)) + fetched_ahead; };
   if constexpr (together > 1) {
-    const Index whole = o.tokens == 1 ? std::min(panels.end, o.out / panel_width) : 0;
+    const Index whole = o.tokens == 1 ? (std::min)(panels.end, o.out / panel_width) : 0;
     for (; p + together <= whole; p += together) {
       const Index column = p * panel_width;
       PanelTile<T, 1, together>::run({o.x, 0, in, first_sums(o, column), 0, o.y + column, 0, ahead(), Source::row_bytes}, w.panel(p),
@@ -135,7 +135,7 @@ template <class Source, class S> void product_blocked(const Product<S>& o, const
     const Share rows = share(tokens, pass, passes);
     const Index columns = copy ? copied_depth : in;
     for (Index k1 = 0; k1 < in; k1 += columns) {
-      const Index width = std::min(columns, in - k1);
+      const Index width = (std::min)(columns, in - k1);
       const S* x = o.x + rows.begin * o.x_stride + k1;
       Index x_stride = o.x_stride;
       if (copy) {
@@ -144,9 +144,9 @@ template <class Source, class S> void product_blocked(const Product<S>& o, const
       }
       for (Index p = panels.begin; p < panels.end; ++p) {
         for (Index k = 0; k < width; k += depth) {
-          const Index rest = std::min(depth, width - k);
+          const Index rest = (std::min)(depth, width - k);
           const bool same = k + depth < width;
-          const Index next = same ? p : std::min(p + 1, panels.end - 1);
+          const Index next = same ? p : (std::min)(p + 1, panels.end - 1);
           panel_rows(o, p, rows.begin, rows.end, x + k, x_stride, w.block(p, k1 + k, rest, block), rest, k1 + k == 0,
                      w.address(next, same ? k1 + k + depth : k1), Source::row_bytes);
         }
@@ -181,7 +181,7 @@ template <class Source, class S> void product(const Product<S>& o, const Source&
   }
   const Workspace::Scope scope(ws);
   constexpr Index block_size = TileShape<S>::depth * panel_width;
-  const Index copy_size = tokens >= copy_tokens ? std::min(tokens, token_block) * copied_stride : 0;
+  const Index copy_size = tokens >= copy_tokens ? (std::min)(tokens, token_block) * copied_stride : 0;
   S* blocks = Source::copies ? ws.take<S>(workers * block_size) : nullptr;
   S* copies = copy_size > 0 ? ws.take<S>(workers * copy_size) : nullptr;
   ws.executor()(workers, [&](Index i) {
@@ -204,7 +204,7 @@ void check_product(const char* where, const ConstMatrixRef<S>& x, Index in, Inde
 template <class T> constexpr std::size_t matmul_workspace_bytes(Index tokens, Index in, Index workers = 1) {
   using S = arithmetic_t<T>;
   if (tokens <= 0 || in <= 0) return 0;
-  const Index copy = tokens >= detail::copy_tokens ? std::min(tokens, detail::token_block) * detail::copied_stride : 0;
+  const Index copy = tokens >= detail::copy_tokens ? (std::min)(tokens, detail::token_block) * detail::copied_stride : 0;
   return Workspace::bytes_for<S>(workers * detail::TileShape<S>::depth * detail::panel_width) + Workspace::bytes_for<S>(workers * copy);
 }
 

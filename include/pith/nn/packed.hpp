@@ -53,7 +53,7 @@ template <class T> class PackedWeight {
     const std::shared_ptr<std::byte[]> memory(detail::allocate_bulk(bytes));
     T* first = reinterpret_cast<T*>(memory.get());
     data_ = std::shared_ptr<const T>(memory, first);
-    for (Index p = 0; p < panels(); ++p) pack(rows_at(p * width, std::min(width, out_ - p * width)), first + p * width * in_);
+    for (Index p = 0; p < panels(); ++p) pack(rows_at(p * width, (std::min)(width, out_ - p * width)), first + p * width * in_);
   }
 
   Index in() const { return in_; }
@@ -88,7 +88,7 @@ template <class T> class PackedWeight {
     constexpr Index depth = 32;  // a square of 32 x 32 stays in L1 while its columns are scattered
     if (rows.rows() < width) std::memset(static_cast<void*>(panel), 0, static_cast<std::size_t>(width * in_) * sizeof(T));
     for (Index k0 = 0; k0 < in_; k0 += depth) {
-      const Index end = std::min(in_, k0 + depth);
+      const Index end = (std::min)(in_, k0 + depth);
       for (Index r = 0; r < rows.rows(); ++r) {
         const T* from = rows.data() + r * rows.outerStride();
         T* to = panel + detail::panel_slot<T>(r);

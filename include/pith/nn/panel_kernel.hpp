@@ -20,8 +20,8 @@ template <class S> struct TileShape {
   using V = Simd<S>;
   static constexpr int row = int(panel_width) / V::width;                   // packets in a row of a panel
   static constexpr int budget = V::registers == 32 ? 24 : 12;               // accumulators, leaving room for weights and a broadcast
-  static constexpr int tokens = budget / std::min(4, row);                  // rows of x together: 3 on AVX2, 12 on AVX-512
-  static constexpr int alone = std::max(1, std::min(4, 8 / row));           // panels together for one token
+  static constexpr int tokens = budget / (std::min)(4, row);                // rows of x together: 3 on AVX2, 12 on AVX-512
+  static constexpr int alone = (std::max)(1, (std::min)(4, 8 / row));       // panels together for one token
   static constexpr Index depth = 24576 / (panel_width * Index(sizeof(S)));  // rows of a panel block: three quarters of a 32 KiB L1
 
   static constexpr int packets(int tile_tokens) {  // packets of a row together
@@ -54,7 +54,7 @@ template <class T, int Tokens, int Panels = 1> struct PanelTile {
   using Packet = typename V::Packet;
   static constexpr int row = TileShape<S>::row, together = TileShape<S>::packets(Tokens * Panels);
 
-  static constexpr int lines = std::max(1, int(panel_width* Index(sizeof(T))) / 64);  // of the cache, in a row of a panel
+  static constexpr int lines = (std::max)(1, int(panel_width* Index(sizeof(T))) / 64);  // of the cache, in a row of a panel
 
   /// First column of packet i of part `part`.
   static constexpr Index column(int part, int i) {
@@ -193,7 +193,7 @@ template <class T> struct MappedRows {
     const Index last = weight.rows() - 1;  // rows past the end repeat it: their outputs are dropped
     for (Index r = 0; r < panel_width; r += width) {
       const T* rows[std::size_t(width)];
-      for (int i = 0; i < width; ++i) rows[i] = weight.data() + std::min(p * panel_width + r + i, last) * weight.outerStride() + k0;
+      for (int i = 0; i < width; ++i) rows[i] = weight.data() + (std::min)(p * panel_width + r + i, last) * weight.outerStride() + k0;
       Index k = 0;
       for (; k + width <= depth; k += width) {
         typename V::Packet square[std::size_t(width)];
@@ -221,7 +221,7 @@ template <class T> struct MappedColumns {
   static constexpr Index row_bytes = 0;
 
   const S* block(Index p, Index k0, Index depth, S* scratch) const {
-    const Index columns = std::min(panel_width, weight.cols() - p * panel_width);
+    const Index columns = (std::min)(panel_width, weight.cols() - p * panel_width);
     for (Index k = 0; k < depth; ++k) {
       const T* from = weight.data() + (k0 + k) * weight.outerStride() + p * panel_width;
       S* to = scratch + k * panel_width;

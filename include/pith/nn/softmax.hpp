@@ -22,8 +22,8 @@ template <class S> S softmax_row(const S* x, S* out, Index size, S n = S(0)) {
   constexpr S lowest = -std::numeric_limits<S>::infinity();
   Packet most = V::broadcast(n > S(0) ? S(0) : lowest);  // the n extra keys have logit 0
   Index i = 0;
-  for (; i + V::width <= size; i += V::width) most = V::max(most, V::load(x + i));
-  if (i < size) most = V::max(most, V::load_part(x + i, size - i, lowest));
+  for (; i + V::width <= size; i += V::width) most = V::larger(most, V::load(x + i));
+  if (i < size) most = V::larger(most, V::load_part(x + i, size - i, lowest));
   const S max = V::largest(most);
   if (max == lowest) [[unlikely]] {
     bool empty = true;  // a maximum may have lost a NaN on its way
@@ -74,7 +74,7 @@ template <class S> void softmax(ConstMatrixRef<S> x, std::type_identity_t<Matrix
 /// Shapes   x [rows, cols]
 /// Throws   ShapeError if n is negative or not a number
 template <class S> void softmax_n(MatrixRef<S> x, std::type_identity_t<S> n) {
-  if (!(n >= S(0)) || n > std::numeric_limits<S>::max()) [[unlikely]]
+  if (!(n >= S(0)) || n > (std::numeric_limits<S>::max)()) [[unlikely]]
     raise<ShapeError>(detail::text("pith::softmax_n: n is ", n, ", expected a finite number >= 0"));
   for (Index r = 0; r < x.rows(); ++r) detail::softmax_row<S>(x.data() + r * x.outerStride(), x.data() + r * x.outerStride(), x.cols(), n);
 }

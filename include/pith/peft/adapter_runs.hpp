@@ -18,7 +18,7 @@ namespace pith::inline v0::detail {
 /// That many neighbouring rows are computed under one adapter; nullptr: the base.
 template <class S> struct AdapterRun {
   const ModelAdapter<S>* adapter = nullptr;
-  Index rows = std::numeric_limits<Index>::max();
+  Index rows = (std::numeric_limits<Index>::max)();
 };
 
 /// Which adapter each row of a matrix is computed under: the runs in order, the first `skipped` rows of them left out. No run: the base.
@@ -33,7 +33,7 @@ template <class S> struct AdapterRuns {
   template <class Visit> void for_each(Index rows, Visit&& visit) const {
     Index first = -skipped;
     for (const AdapterRun<S>& run : runs) {
-      const Index begin = std::max(first, Index(0)), end = run.rows > rows - first ? rows : first + run.rows;
+      const Index begin = (std::max)(first, Index(0)), end = run.rows > rows - first ? rows : first + run.rows;
       if (run.adapter != nullptr && begin < end) visit(begin, end - begin, *run.adapter);
       if ((first = end) >= rows) return;
     }

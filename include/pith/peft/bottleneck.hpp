@@ -46,7 +46,7 @@ struct BottleneckOptions {
 inline Index bottleneck_size(Index d, double reduction) {
   if (d < 1 || !(reduction > 0) || !(double(d) / reduction < 1e15)) [[unlikely]]
     raise<ShapeError>(detail::text("pith::bottleneck_size: ", d, " features reduced by ", reduction, ": expected both above 0"));
-  return std::max<Index>(1, static_cast<Index>(double(d) / reduction));
+  return (std::max<Index>)(1, static_cast<Index>(double(d) / reduction));
 }
 
 /// The numbers of a block; what is empty is not there.

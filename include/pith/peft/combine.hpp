@@ -88,7 +88,7 @@ inline Matrix<double> elected_mean(const std::vector<Matrix<double>>& parts, con
       sum += weights[p] * parts[p].data()[i];
       ++agreeing;
     }
-    out.data()[i] = sum / std::max(1., agreeing);
+    out.data()[i] = sum / (std::max)(1., agreeing);
   }
   return out;
 }

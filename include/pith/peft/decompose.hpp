@@ -44,7 +44,7 @@ inline Svd svd(const Matrix<double>& m) {
 }
 
 template <class S> void check_decomposition(const char* where, const ConstMatrixRef<S>& weight, Index rank) {
-  if (rank < 1 || rank > std::min(weight.rows(), weight.cols())) [[unlikely]]
+  if (rank < 1 || rank > (std::min)(weight.rows(), weight.cols())) [[unlikely]]
     raise<ShapeError>(text("pith::", where, ": rank ", rank, " of a weight ", shape_text(weight.rows(), weight.cols()),
                            ", expected 1 up to the smaller side"));
   if (!weight.allFinite()) [[unlikely]]
@@ -65,7 +65,7 @@ inline double quantile(std::vector<double> values, double q) {
   std::sort(values.begin(), values.end());
   const double at = q * double(values.size() - 1);
   const auto low = static_cast<std::size_t>(at);
-  const std::size_t high = std::min(low + 1, values.size() - 1);
+  const std::size_t high = (std::min)(low + 1, values.size() - 1);
   return values[low] + (at - double(low)) * (values[high] - values[low]);
 }
 
@@ -126,7 +126,7 @@ LoraAdapter<S> combine_svd(std::span<const WeightedLora<S>> terms, const SvdComb
     const double scale = double(a.scale());
     deltas.push_back(scale * a.up().transpose().template cast<double>() * a.down().template cast<double>());
     weights.push_back(options.as_published ? detail::combined_weight(term) : term.weight);
-    if (options.rank < 0) rank = std::max(rank, a.rank());
+    if (options.rank < 0) rank = (std::max)(rank, a.rank());
   }
   const Matrix<double> delta = detail::combine_parts(std::move(deltas), weights, options.deltas, rng);
   detail::check_decomposition<double>("combine_svd", delta, rank);

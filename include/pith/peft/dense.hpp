@@ -77,9 +77,9 @@ template <class L> void copy_merged_rows(const L& layer, Index first_row, Matrix
   if (first_row < 0 || first_row > layer.out() - rows.rows()) [[unlikely]]
     raise<ShapeError>(text("pith::copy_weight: rows ", first_row, " to ", first_row + rows.rows(), " of a weight with ", layer.out(),
                            " rows: ask for rows within it"));
-  Matrix<double> wide(std::min(rows.rows(), merged_at_once), rows.cols());
+  Matrix<double> wide((std::min)(rows.rows(), merged_at_once), rows.cols());
   for (Index r = 0; r < rows.rows(); r += merged_at_once) {
-    const Index n = std::min(merged_at_once, rows.rows() - r);
+    const Index n = (std::min)(merged_at_once, rows.rows() - r);
     layer.merged_rows(first_row + r, wide.topRows(n));
     rows.middleRows(r, n) = wide.topRows(n).template cast<typename L::Scalar>();
   }

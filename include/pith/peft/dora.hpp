@@ -26,9 +26,9 @@ requires std::same_as<typename L::Scalar, typename A::Scalar> Vector<typename L:
   check_shape("dora_norm", "down", ConstMatrixRef<S>(adapter.down()), any_extent, layer.in());
   check_shape("dora_norm", "up", ConstMatrixRef<S>(adapter.up()), any_extent, layer.out());
   Vector<S> norm(layer.out());
-  Matrix<double> rows(std::min(layer.out(), detail::merged_at_once), layer.in());
+  Matrix<double> rows((std::min)(layer.out(), detail::merged_at_once), layer.in());
   for (Index r = 0; r < layer.out(); r += detail::merged_at_once) {
-    const Index n = std::min(detail::merged_at_once, layer.out() - r);
+    const Index n = (std::min)(detail::merged_at_once, layer.out() - r);
     detail::wide_rows(layer, r, rows.topRows(n));
     detail::add_delta_rows(adapter, r, rows.topRows(n));
     norm.segment(r, n) = rows.topRows(n).rowwise().norm().template cast<S>();
@@ -118,8 +118,8 @@ class DoraLinear {
   Index out() const { return base_.out(); }
   std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
     return Workspace::bytes_for<Scalar>(tokens * out()) +
-           std::max(detail::workspace_bytes_of(base_, tokens, workers),
-                    low_rank_workspace_bytes<Scalar>(tokens, detail::most_rank(adapter_), workers));
+           (std::max)(detail::workspace_bytes_of(base_, tokens, workers),
+                      low_rank_workspace_bytes<Scalar>(tokens, detail::most_rank(adapter_), workers));
   }
 
   const Base& base() const { return base_; }

@@ -119,7 +119,7 @@ template <class S = float> class IncrementalAllocator {
     std::vector<double> sorted;
     for (const double value : importance) sorted.push_back(std::isnan(value) ? -std::numeric_limits<double>::infinity() : value);
     const std::vector<double> of_module = sorted;
-    const Index k = std::min({options_.top, options_.target_total - total_, static_cast<Index>(sorted.size())});
+    const Index k = (std::min)({options_.top, options_.target_total - total_, static_cast<Index>(sorted.size())});
     const auto last = sorted.begin() + (k - 1);
     std::nth_element(sorted.begin(), last, sorted.end(), [](double a, double b) { return a > b; });
     for (std::size_t m = 0; m < of_module.size(); ++m) grows[m] = of_module[m] >= *last;

@@ -149,8 +149,8 @@ class LoraLinear {
   Index out() const { return base_.out(); }
   std::size_t bytes() const { return detail::bytes_of(base_) + adapter_bytes(); }
   std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
-    return std::max(detail::workspace_bytes_of(base_, tokens, workers),
-                    low_rank_workspace_bytes<Scalar>(tokens, detail::most_rank(adapter_), workers));
+    return (std::max)(detail::workspace_bytes_of(base_, tokens, workers),
+                      low_rank_workspace_bytes<Scalar>(tokens, detail::most_rank(adapter_), workers));
   }
 
   const Base& base() const { return base_; }

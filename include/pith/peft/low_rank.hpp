@@ -46,7 +46,7 @@ void add_low_rank(ConstMatrixRef<typename A::Scalar> x, const A& adapter, Matrix
 /// What add_low_rank() takes from its workspace at most; monotone in tokens and rank.
 template <class S> constexpr std::size_t low_rank_workspace_bytes(Index tokens, Index rank, Index workers = 1) {
   if (tokens <= 0 || rank <= 0) return 0;
-  return Workspace::bytes_for<S>(std::min(tokens, detail::token_block) * rank) + Workspace::bytes_for<Index>(rank) +
+  return Workspace::bytes_for<S>((std::min)(tokens, detail::token_block) * rank) + Workspace::bytes_for<Index>(rank) +
          Workspace::bytes_for<S>(workers * rank * detail::panel_width);
 }
 
@@ -102,10 +102,10 @@ void dots(const S* x, Index x_stride, Index tokens, const Components<S>& c, Shar
   constexpr int together = Most == 1 ? 8 : 4;
   for (Index r = rows.begin; r < rows.end; r += together) {
     const S* a[std::size_t(together)];
-    for (int i = 0; i < together; ++i) a[i] = c.a(std::min(r + i, rows.end - 1));  // rows past the end repeat it
+    for (int i = 0; i < together; ++i) a[i] = c.a((std::min)(r + i, rows.end - 1));  // rows past the end repeat it
     S sums[std::size_t(Most * together)];
     dot_tile<S, Most, together>(x, x_stride, a, c.in, sums);
-    for (Index i = 0; i < std::min<Index>(together, rows.end - r); ++i)
+    for (Index i = 0; i < (std::min<Index>)(together, rows.end - r); ++i)
       for (int token = 0; token < Most; ++token) t[token * t_stride + r + i] = gain[c.row[r + i]] * sums[token * together + i];
   }
 }
@@ -141,7 +141,7 @@ template <class S> void add_streamed(const S* t, const Components<S>& c, Share c
 /// Panels of Bᵀ, copied to `panel`, times all rows of t: the chains of matmul(), from y.
 template <class S> void add_panels(const S* t, Index t_stride, const Components<S>& c, Share panels, const Product<S>& o, S* panel) {
   for (Index p = panels.begin; p < panels.end; ++p) {
-    const Index column = p * panel_width, columns = std::min(panel_width, o.out - column);
+    const Index column = p * panel_width, columns = (std::min)(panel_width, o.out - column);
     for (Index i = 0; i < c.count; ++i) {
       std::copy_n(c.b(i) + column, columns, panel + i * panel_width);
       std::fill_n(panel + i * panel_width + columns, panel_width - columns, S(0));
@@ -162,13 +162,13 @@ template <class S> void low_rank_block(const Product<S>& o, const Components<S>&
     const Share tokens = split_rows ? Share{0, o.tokens} : share(o.tokens, i, by_dots);
     constexpr Index most = TileShape<S>::budget / 4;
     for (Index token = tokens.begin; token < tokens.end && rows.begin < rows.end; token += most)
-      dots(o.x + token * o.x_stride, o.x_stride, std::min(most, tokens.end - token), c, rows, gain, t + token * c.count, c.count);
+      dots(o.x + token * o.x_stride, o.x_stride, (std::min)(most, tokens.end - token), c, rows, gain, t + token * c.count, c.count);
   });
   const Index by_panels = workers(o.out), panels = (o.out + panel_width - 1) / panel_width;
   executor(by_panels, [&](Index i) {
     const Share mine = share(panels, i, by_panels);
     if (o.tokens > few_tokens) return add_panels(t, c.count, c, mine, o, panel + i * c.count * panel_width);
-    const Share columns{mine.begin * panel_width, std::min(o.out, mine.end * panel_width)};
+    const Share columns{mine.begin * panel_width, (std::min)(o.out, mine.end * panel_width)};
     for (Index token = 0; token < o.tokens; ++token) add_streamed(t + token * c.count, c, columns, o.y + token * o.y_stride);
   });
 }
@@ -183,7 +183,7 @@ void add_components(ConstMatrixRef<S> x, ConstMatrixRef<S> down, ConstMatrixRef<
     if (gain[r] != S(0)) row[c.count++] = r;
   if (c.count == 0) return;
   for (Index first = 0; first < x.rows(); first += token_block) {
-    const Index n = std::min(token_block, x.rows() - first);
+    const Index n = (std::min)(token_block, x.rows() - first);
     MatrixRef<S> to(y.data() + first * y.outerStride(), n, y.cols(), y.outerStride());
     const ConstMatrixRef<S> from(x.data() + first * x.outerStride(), n, x.cols(), x.outerStride());
     low_rank_block(Product<S>{from, {}, to}, c, gain.data(), t, panel, executor);
@@ -202,7 +202,7 @@ void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> d
   check_shape("add_low_rank", "y", y, tokens, up.cols());
   if (tokens == 0 || rank == 0 || y.cols() == 0) return;
   const Workspace::Scope scope(ws);
-  S* t = ws.take<S>(std::min(tokens, detail::token_block) * rank);
+  S* t = ws.take<S>((std::min)(tokens, detail::token_block) * rank);
   Index* rows = ws.take<Index>(rank);
   S* panel = tokens > detail::few_tokens ? ws.take<S>(ws.workers() * rank * detail::panel_width) : nullptr;
   detail::add_components<S>(x, down, up, gain, y, t, rows, panel, ws.executor());

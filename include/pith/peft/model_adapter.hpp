@@ -151,7 +151,7 @@ template <class S = float> class ModelAdapter {
       numbers(row);
     }
     numbers(parts_.prompt);
-    return std::max(f.value(), std::uint64_t{1});
+    return (std::max)(f.value(), std::uint64_t{1});
   }
 
   AdapterTarget target_;

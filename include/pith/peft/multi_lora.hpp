@@ -60,7 +60,7 @@ template <class S>
 constexpr std::size_t multi_lora_workspace_bytes(Index tokens, Index in, Index out, Index adapters, Index rank, Index workers = 1) {
   if (tokens <= 0 || adapters <= 0) return 0;
   return Workspace::bytes_for<Index>(adapters + 1) + Workspace::bytes_for<Index>(tokens) + Workspace::bytes_for<S>(tokens * in) +
-         Workspace::bytes_for<S>(tokens * out) + Workspace::bytes_for<S>(workers * std::min(tokens, detail::token_block) * rank) +
+         Workspace::bytes_for<S>(tokens * out) + Workspace::bytes_for<S>(workers * (std::min)(tokens, detail::token_block) * rank) +
          Workspace::bytes_for<Index>(workers * rank) + Workspace::bytes_for<S>(workers * rank * detail::panel_width);
 }
 
@@ -118,15 +118,15 @@ void add_multi_lora(std::type_identity_t<ConstMatrixRef<S>> x, std::span<const L
   for (Index a = 0; a < count; ++a) {
     const Index rows = groups.begin[a + 1] - groups.begin[a];
     if (rows == 0) continue;
-    rank = std::max(rank, adapters[static_cast<std::size_t>(a)].rank());
-    most = std::max(most, rows);
+    rank = (std::max)(rank, adapters[static_cast<std::size_t>(a)].rank());
+    most = (std::max)(most, rows);
   }
   const Index all = groups.begin[count];
   if (all == 0) return;
   S* gathered_x = ws.take<S>(all * in);
   S* gathered_y = ws.take<S>(all * out);
   const Index workers = double(all) * double(rank) * double(in + out) < detail::worth_waking ? 1 : ws.workers();
-  const Index t_size = std::min(most, detail::token_block) * rank, panel_size = rank * detail::panel_width;
+  const Index t_size = (std::min)(most, detail::token_block) * rank, panel_size = rank * detail::panel_width;
   S* ts = ws.take<S>(workers * t_size);
   Index* picked = ws.take<Index>(workers * rank);
   S* panels = ws.take<S>(workers * panel_size);
@@ -201,11 +201,11 @@ class MultiLoraLinear {
   Index size() const { return static_cast<Index>(adapters_.size()); }
   std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
     Index rank = 0;
-    for (const Adapter& adapter : adapters_) rank = std::max(rank, detail::most_rank(adapter));
-    return std::max(detail::workspace_bytes_of(base_, tokens, workers),
-                    Workspace::bytes_for<LowRankView<Scalar>>(size()) +
-                        std::max(low_rank_workspace_bytes<Scalar>(tokens, rank, workers),
-                                 multi_lora_workspace_bytes<Scalar>(tokens, in(), out(), size(), rank, workers)));
+    for (const Adapter& adapter : adapters_) rank = (std::max)(rank, detail::most_rank(adapter));
+    return (std::max)(detail::workspace_bytes_of(base_, tokens, workers),
+                      Workspace::bytes_for<LowRankView<Scalar>>(size()) +
+                          (std::max)(low_rank_workspace_bytes<Scalar>(tokens, rank, workers),
+                                     multi_lora_workspace_bytes<Scalar>(tokens, in(), out(), size(), rank, workers)));
   }
 
   const Base& base() const { return base_; }

@@ -100,7 +100,7 @@ template <class S> void LinearOverlay<S>::check(std::string_view where, Index ou
 template <class S> void LinearOverlay<S>::add(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const {
   for (const LowRankTerm<S>& term : terms)
     for (Index first = 0; first < term.rank(); first += detail::overlay_block) {
-      const Index n = std::min(detail::overlay_block, term.rank() - first);
+      const Index n = (std::min)(detail::overlay_block, term.rank() - first);
       add_low_rank<S>(x, ConstMatrixRef<S>(term.down_rows.middleRows(first, n)), term.up_rows.middleRows(first, n),
                       term.gains.segment(first, n), y, ws);
     }

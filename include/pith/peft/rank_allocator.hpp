@@ -153,7 +153,7 @@ template <class S = float> class RankAllocator {
   }
 
   static Vector<double> row_means(const Matrix<double>& mean, const Matrix<double>& spread) {
-    return mean.cwiseProduct(spread).rowwise().sum() / double(std::max<Index>(1, mean.cols()));
+    return mean.cwiseProduct(spread).rowwise().sum() / double((std::max<Index>)(1, mean.cols()));
   }
 
   void choose() {

@@ -144,7 +144,7 @@ void backward(const FeedForward<Up, Down, Act>& block, ConstMatrixRef<typename U
 /// What backward() of this block needs of ws: more than forward() of short batches, the hidden rows not being in tiles.
 template <LinearOp Up, LinearOp Down, class Act>
 std::size_t backward_workspace_bytes(const FeedForward<Up, Down, Act>& block, Index tokens, Index workers = 1) {
-  return std::max(detail::workspace_bytes_of(block.up(), tokens, workers), detail::workspace_bytes_of(block.down(), tokens, workers));
+  return (std::max)(detail::workspace_bytes_of(block.up(), tokens, workers), detail::workspace_bytes_of(block.down(), tokens, workers));
 }
 
 /// DyLoRA's rank for the next step, drawn evenly from first … last: for all layers the same.
@@ -178,8 +178,8 @@ struct AdamWOptions {
 /// From 0 to 1 in `warmup` steps, then down to 0 at `total`. A component that IncreLoRA adds starts over: its own age, and what was left
 /// then.
 inline double warmup_decay(Index step, Index warmup, Index total) {
-  if (step < warmup) return double(step) / double(std::max<Index>(1, warmup));
-  return std::max(0.0, double(total - step) / double(std::max<Index>(1, total - warmup)));
+  if (step < warmup) return double(step) / double((std::max<Index>)(1, warmup));
+  return (std::max)(0.0, double(total - step) / double((std::max<Index>)(1, total - warmup)));
 }
 
 /// Adam with decoupled weight decay. What belongs to a parameter it knows by its name: parameters may come and go.
