@@ -41,6 +41,12 @@ struct Backwards {
   }
 };
 
+struct Empty {
+  Index workers = 0;
+  Index size() const { return workers; }
+  template <class F> void operator()(Index, F) {}
+};
+
 }  // namespace
 
 TEST_CASE("every executor runs each index once") {
@@ -139,6 +145,83 @@ TEST_CASE("workers park when idle and wake up") {
   }
   CHECK(each_once(visits(pool, 9)));
 }  // and parked workers do not keep the destructor waiting
+
+TEST_CASE("what a region throws reaches its caller when all workers have ended, and the pool goes on") {
+  for (const Index size : {1, 2, 3, 5}) {
+    ThreadPool pool(size);
+    ExecutorRef ref = pool;
+    const auto first_thrown = [&](auto& executor, Index n, auto throws) -> Index {
+      std::atomic<int> running{0};
+      Index thrown = -1;
+      try {
+        executor(n, [&](Index i) {
+          struct Inside {
+            std::atomic<int>& count;
+            explicit Inside(std::atomic<int>& c) : count(c) { ++count; }
+            ~Inside() { --count; }
+          } inside(running);
+          if (i % 2 == 1) std::this_thread::sleep_for(std::chrono::microseconds(200));  // others are still at work
+          if (throws(i)) throw i;
+        });
+      } catch (Index i) {
+        thrown = i;
+      }
+      CHECK(running == 0);
+      return thrown;
+    };
+    for (int round = 0; round < 20; ++round)
+      for (const Index n : {1, 2, 3, 4, 17}) {
+        INFO("pool of " << size << ", " << n << " indices, round " << round);
+        for (Index lowest = 0; lowest < n; ++lowest) {
+          CHECK(first_thrown(pool, n, [&](Index i) { return i >= lowest; }) == lowest);  // as one thread would have it
+          CHECK(first_thrown(ref, n, [&](Index i) { return i == lowest || i == n - 1; }) == lowest);
+        }
+        CHECK(first_thrown(pool, n, [](Index) { return false; }) == -1);
+        CHECK(each_once(visits(pool, n)));
+      }
+  }
+}
+
+TEST_CASE("a nested region and one run inline throw as any other") {
+  ThreadPool pool(3);
+  std::atomic<int> outer{0};
+  CHECK_THROWS_AS(pool(3,
+                       [&](Index i) {
+                         ++outer;
+                         pool(3, [&](Index k) {
+                           if (i == 1 && k == 2) throw std::runtime_error("inner");
+                         });
+                       }),
+                  std::runtime_error);
+  CHECK(outer == 3);
+  CHECK(each_once(visits(pool, 9)));
+}
+
+TEST_CASE("an executor of one's own never meets an exception") {
+  Backwards backwards;  // an exception would end the program: it runs in a thread that catches nothing
+  ExecutorRef ref = backwards;
+  std::vector<int> seen(6);
+  try {
+    ref(6, [&](Index i) {
+      seen[static_cast<std::size_t>(i)] = 1;
+      if (i % 2 == 1) throw i;
+    });
+    FAIL("nothing was thrown");
+  } catch (Index i) {
+    CHECK(i == 1);  // not the first in time, which is 5
+  }
+  CHECK(seen == std::vector<int>(6, 1));
+}
+
+TEST_CASE("an executor without a worker is refused") {
+  for (const Index workers : {0, -1}) {
+    Empty empty{workers};
+    CHECK_THROWS_AS(ExecutorRef(empty), pith::ShapeError);
+    CHECK_THROWS_WITH(ExecutorRef(empty), pith_test::contains("expected 1 or more workers"));
+  }
+  Empty one{1};
+  CHECK(ExecutorRef(one).size() == 1);
+}
 
 TEST_CASE("a reference to an executor forwards to it") {
   CHECK(ExecutorRef().size() == 1);

@@ -3,8 +3,11 @@
 #include <atomic>
 #include <concepts>
 #include <cstddef>
+#include <exception>
+#include <mutex>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <pith/core/check.hpp>
@@ -13,7 +16,8 @@
 namespace pith::inline v0 {
 
 /// Runs f(0) … f(n-1) once each, on any threads, and returns when all have. Kernels call e(e.size(), f): index i is worker i.
-/// f does not throw, and no result of pith depends on size().
+/// An executor of one's own never meets an exception: ExecutorRef, through which kernels reach it, keeps what f throws until the region has
+/// ended. No result of pith depends on size().
 template <class E>
 concept Executor = requires(E& e, void (&f)(Index)) {
   { e.size() } -> std::convertible_to<Index>;
@@ -29,7 +33,51 @@ struct Serial {
 };
 inline constexpr Serial serial{};
 
+namespace detail {
+
+/// The body of a region that keeps what it throws: no thread of a pool is left by an exception, and none runs on when its caller has gone.
+template <class F> class GuardedRegion {
+ public:
+  explicit GuardedRegion(F& f) : f_(f) {}
+
+  void operator()(Index i) noexcept {
+#if PITH_HAS_EXCEPTIONS
+    try {
+      f_(i);
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      if (!error_ || i < index_) {
+        error_ = std::current_exception();
+        index_ = i;
+      }
+    }
+#else
+    f_(i);
+#endif
+  }
+
+  /// On the caller, after all have ended: what the lowest index that threw has thrown, whatever the number of threads.
+  void rethrow() {
+#if PITH_HAS_EXCEPTIONS
+    if (error_) [[unlikely]]
+      std::rethrow_exception(std::exchange(error_, nullptr));
+#endif
+  }
+
+ private:
+  F& f_;
+#if PITH_HAS_EXCEPTIONS
+  std::mutex mutex_;
+  std::exception_ptr error_;
+  Index index_ = 0;
+#endif
+};
+
+}  // namespace detail
+
 /// A non-owning, type-erased executor: what a Workspace carries. The executor must outlive it.
+///
+/// Throws   ShapeError for an executor without a worker; a region, what its lowest index that threw has thrown, once all have ended
 class ExecutorRef {
  public:
   ExecutorRef() : ExecutorRef(serial) {}
@@ -40,14 +88,19 @@ class ExecutorRef {
         size_([](void* e) -> Index { return static_cast<E*>(e)->size(); }),
         run_([](void* e, Index n, void* context, void (*call)(void*, Index)) {
           (*static_cast<E*>(e))(n, [=](Index i) { call(context, i); });
-        }) {}
+        }) {
+    if (size() < 1) [[unlikely]]
+      raise<ShapeError>(detail::text("pith::ExecutorRef: the executor's size() is ", size(), ", expected 1 or more workers"));
+  }
 
   Index size() const { return size_(executor_); }
 
   template <class F> void operator()(Index n, F&& f) const {
     if (n == 1) return f(Index{0});
-    run_(executor_, n, const_cast<void*>(static_cast<const void*>(&f)),
-         [](void* context, Index i) { (*static_cast<std::remove_reference_t<F>*>(context))(i); });
+    using Region = detail::GuardedRegion<std::remove_reference_t<F>>;
+    Region region(f);
+    run_(executor_, n, static_cast<void*>(&region), [](void* context, Index i) { (*static_cast<Region*>(context))(i); });
+    region.rethrow();
   }
 
  private:
@@ -59,6 +112,7 @@ class ExecutorRef {
 /// A fixed set of threads for short regions: the caller is worker 0, the others wait spinning, then yielding, then parked.
 ///
 /// Heap     at construction only
+/// Throws   what the lowest index that threw has thrown, on the caller, when every worker has ended its share; the pool is as good as new
 /// Law      a nested region, or one entered while another thread uses the pool, runs inline on its caller
 class ThreadPool {
  public:
@@ -85,15 +139,18 @@ class ThreadPool {
       for (Index i = 0; i < n; ++i) f(i);
       return;
     }
-    context_ = const_cast<void*>(static_cast<const void*>(&f));
-    call_ = [](void* context, Index i) { (*static_cast<std::remove_reference_t<F>*>(context))(i); };
+    using Region = detail::GuardedRegion<std::remove_reference_t<F>>;
+    Region region(f);
+    context_ = static_cast<void*>(&region);
+    call_ = [](void* context, Index i) { (*static_cast<Region*>(context))(i); };
     count_ = n;
     pending_.store(static_cast<Index>(workers_.size()), std::memory_order_relaxed);
     generation_.fetch_add(1, std::memory_order_seq_cst);
     if (parked_.load(std::memory_order_seq_cst) > 0) generation_.notify_all();
-    for (Index i = 0; i < n; i += size()) f(i);
+    for (Index i = 0; i < n; i += size()) region(i);
     for (int spin = 0; pending_.load(std::memory_order_acquire) != 0; ++spin) spin < spins ? relax() : std::this_thread::yield();
     busy_.store(false, std::memory_order_release);
+    region.rethrow();
   }
 
  private:
