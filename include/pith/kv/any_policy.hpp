@@ -20,9 +20,16 @@ template <class S = float> class AnyPolicy {
   template <class P>
   requires(!std::same_as<P, AnyPolicy> && WholePolicy<P, S>) AnyPolicy(P policy) : held_(std::make_shared<Holder<P>>(std::move(policy))) {}
 
-  Index budget() const { return held_->facts({1, 1, 1}).budget; }
+  Index budget() const { return held_->budget(); }
+  Index retain() const { return held_->retain(); }
+  PolicyTraits traits() const { return held_->traits(); }
+  /// Throws   what the policy's check() throws
+  void check(const AttentionShape& shape) const { held_->facts(shape); }
   Index stats(const AttentionShape& shape) const { return held_->facts(shape).stats; }
   detail::PolicyFacts facts(const AttentionShape& shape) const { return held_->facts(shape); }
+  bool observes() const { return held_->observes(); }
+  bool admits() const { return held_->admits(); }
+  bool combines() const { return held_->combines(); }
   void score(const KvRows<S>& rows, VectorRef<S> out) const { held_->score(rows, out); }
   Index memory(const AttentionShape& shape) const { return held_->facts(shape).memory; }
   void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats, VectorRef<S> memory) const {
@@ -34,6 +41,12 @@ template <class S = float> class AnyPolicy {
  private:
   struct Held {
     virtual ~Held() = default;
+    virtual Index budget() const = 0;
+    virtual Index retain() const = 0;
+    virtual PolicyTraits traits() const = 0;
+    virtual bool observes() const = 0;
+    virtual bool admits() const = 0;
+    virtual bool combines() const = 0;
     virtual detail::PolicyFacts facts(const AttentionShape&) const = 0;
     virtual void score(const KvRows<S>&, VectorRef<S>) const {}
     virtual void observe(const AttentionBlock<S>&, const KvRows<S>&, MatrixRef<S>, VectorRef<S>) const {}
@@ -42,6 +55,12 @@ template <class S = float> class AnyPolicy {
   };
   template <class P> struct Holder final : Held {
     explicit Holder(P p) : policy(std::move(p)) {}
+    Index budget() const override { return policy.budget(); }
+    Index retain() const override { return detail::retain_of(policy); }
+    PolicyTraits traits() const override { return detail::traits_of(policy); }
+    bool observes() const override { return detail::observes<S>(policy); }
+    bool admits() const override { return detail::admits<S>(policy); }
+    bool combines() const override { return detail::combines<S>(policy); }
     detail::PolicyFacts facts(const AttentionShape& shape) const override { return detail::policy_facts<S>(policy, shape); }
     void score(const KvRows<S>& rows, VectorRef<S> out) const override {
       if constexpr (ScoringPolicy<P, S>) policy.score(rows, out);

@@ -20,7 +20,12 @@ namespace pith::inline v0 {
 struct HeavyHitter {
   Index heavy = 512;   ///< rows kept for their accumulated attention (k of the paper's H2 set)
   Index recent = 512;  ///< newest rows, always kept
-  Index budget() const { return heavy + recent; }
+  Index budget() const { return detail::sum_of_rows(heavy, recent); }
+  void check(const AttentionShape&) const {
+    detail::check_count("HeavyHitter", "heavy", heavy, 0);
+    detail::check_count("HeavyHitter", "recent", recent, 0, detail::most_rows - heavy);
+    detail::check_count("HeavyHitter", "heavy + recent", heavy + recent, 1);
+  }
   Index stats(const AttentionShape&) const { return 1; }
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {
     add_rows<S>(seen.weights, stats.topRows(1));
@@ -39,6 +44,7 @@ struct HeavyHitter {
 struct ObservedAttention {
   Index keep = 1024;  ///< rows kept
   Index budget() const { return keep; }
+  void check(const AttentionShape&) const { detail::check_count("ObservedAttention", "keep", keep, 1); }
   PolicyTraits traits() const { return {.prompt_only = true}; }
   Index stats(const AttentionShape&) const { return 1; }
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {
@@ -59,6 +65,7 @@ struct ObservedAttention {
 struct Tova {
   Index keep = 1024;  ///< rows kept
   Index budget() const { return keep; }
+  void check(const AttentionShape&) const { detail::check_count("Tova", "keep", keep, 1); }
   PolicyTraits traits() const { return {.keeps_newest = false, .watches = 1}; }
   Index stats(const AttentionShape&) const { return 1; }
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {
@@ -86,6 +93,11 @@ struct Scissorhands {
   Index history = 400;  ///< queries whose marks count (w)
   Index recent = 10;    ///< newest rows, always kept (r)
   Index budget() const { return keep; }
+  void check(const AttentionShape&) const {
+    detail::check_count("Scissorhands", "keep", keep, 1);
+    detail::check_count("Scissorhands", "history", history, 2);
+    detail::check_count("Scissorhands", "recent", recent, 0, retain(), "half of keep is left after an eviction");
+  }
   Index retain() const { return keep - keep / 2; }        // m = B/2 leave at once
   Index stats(const AttentionShape&) const { return 3; }  // marks of this half of the history, of the one before, and which half it is
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {
@@ -126,6 +138,13 @@ struct SnapKv {
   Pool pool = Pool::average;  ///< averages count what lies past the ends as 0
   Group group = Group::mean;  ///< how the query heads of a kv head agree, before pooling
   Index budget() const { return keep; }
+  void check(const AttentionShape&) const {
+    detail::check_count("SnapKv", "keep", keep, 1);
+    detail::check_count("SnapKv", "window", window, 1, keep, "the window is part of keep");
+    detail::check_count("SnapKv", "kernel", kernel, 1);
+    if (kernel % 2 == 0)
+      raise<ShapeError>(detail::text("pith::SnapKv: kernel is ", kernel, ", expected an odd number: as many rows before as behind"));
+  }
   PolicyTraits traits() const { return {.prompt_only = true, .ordered = true, .watches = window}; }
   Index stats(const AttentionShape& shape) const { return group == Group::mean ? 1 : shape.group(); }
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {

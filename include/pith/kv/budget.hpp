@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <limits>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -49,6 +51,7 @@ struct Pyramid {
   /// The other published formula: real numbers, for a share `ratio` of `tokens` removed. Every layer alike where the pyramid does not fit.
   std::vector<Index> budgets_at(double ratio, Index tokens) const {
     check(window, tokens);
+    detail::check_share("Pyramid", "ratio", ratio);
     const double length = static_cast<double>(tokens), rows = length * (1 - ratio), most = length - static_cast<double>(window);
     double low = rows / static_cast<double>(beta), high = 2 * rows - low;
     if (high >= most) {
@@ -64,11 +67,21 @@ struct Pyramid {
 
  private:
   void check(Index rows, Index tokens) const {
-    if (layers < 1 || window < 0 || beta < 1 || rows < window || tokens < 0)
+    constexpr Index most = detail::most_rows;
+    if (layers < 1 || layers > most || window < 0 || beta < 1 || rows < window || rows > most || tokens < 0 || tokens > most)
       raise<ShapeError>(detail::text("pith::Pyramid: ", layers, " layers, window ", window, ", beta ", beta, ", ", rows, " rows of ",
                                      tokens, " tokens: expected at least 1 layer, beta 1 and a window's rows"));
   }
 };
+
+namespace detail {
+/// Throws   ShapeError around a policy whose decision a wrapper would undo
+inline void check_undecided(std::string_view wrapper, const PolicyTraits& inside) {
+  if (inside.decides)
+    raise<ShapeError>(text("pith::", wrapper, ": around a policy that decides itself which rows stay (Adaptive, Chunkwise, CrossSelf): it ",
+                           "leaves no scores to share out or average; put one of the two around a policy that scores"));
+}
+}  // namespace detail
 
 /// AdaKV: the heads of a layer share one budget; a head gets rows for each of its scores that stands out among all.
 ///
@@ -92,11 +105,18 @@ struct AdaptiveOptions {
 template <class P> struct Adaptive : WrappedPolicy<P> {
   AdaptiveOptions options;
 
-  Adaptive(P policy, const AdaptiveOptions& o = {}) : WrappedPolicy<P>{std::move(policy)}, options(o) {}
+  Adaptive(std::same_as<P> auto policy, const AdaptiveOptions& o = {}) : WrappedPolicy<P>{std::move(policy)}, options(o) {}
 
+  /// Throws   what P's check() throws; ShapeError for a share outside 0 .. 1, and around a policy that decides itself which rows stay
+  void check(const AttentionShape& shape) const {
+    WrappedPolicy<P>::check(shape);
+    detail::check_share("Adaptive", "floor", options.floor);
+    detail::check_undecided("Adaptive", WrappedPolicy<P>::traits());
+  }
+  bool combines() const { return true; }
   PolicyTraits traits() const {
     PolicyTraits traits = WrappedPolicy<P>::traits();
-    traits.prompt_only = traits.ragged = true;
+    traits.prompt_only = traits.ragged = traits.decides = true;
     return traits;
   }
   template <class S>
@@ -142,6 +162,8 @@ template <class P> struct Adaptive : WrappedPolicy<P> {
   }
 };
 
+template <class P> Adaptive(P, const AdaptiveOptions& = {}) -> Adaptive<P>;
+
 /// ChunkKV: whole chunks of neighbouring tokens stay or go, the same for all heads: scores are summed over heads and averaged over a chunk.
 ///
 ///   Chunkwise(KeyNorm{.keep = 1024}, 20)
@@ -153,11 +175,18 @@ template <class P> struct Adaptive : WrappedPolicy<P> {
 template <class P> struct Chunkwise : WrappedPolicy<P> {
   Index chunk = 20;  ///< tokens of a chunk; the last one may be shorter
 
-  explicit Chunkwise(P policy, Index tokens = 20) : WrappedPolicy<P>{std::move(policy)}, chunk(tokens) {}
+  explicit Chunkwise(std::same_as<P> auto policy, Index tokens = 20) : WrappedPolicy<P>{std::move(policy)}, chunk(tokens) {}
 
+  /// Throws   what P's check() throws; ShapeError for chunks of no token, and around a policy that decides itself which rows stay
+  void check(const AttentionShape& shape) const {
+    WrappedPolicy<P>::check(shape);
+    detail::check_count("Chunkwise", "chunk", chunk, 1);
+    detail::check_undecided("Chunkwise", WrappedPolicy<P>::traits());
+  }
+  bool combines() const { return true; }
   PolicyTraits traits() const {
     PolicyTraits traits = WrappedPolicy<P>::traits();
-    traits.prompt_only = traits.ordered = true;
+    traits.prompt_only = traits.ordered = traits.decides = true;
     return traits;
   }
   template <class S>
@@ -165,7 +194,7 @@ template <class P> struct Chunkwise : WrappedPolicy<P> {
   void combine(LayerScores<S>& layer) const {
     if constexpr (CombiningPolicy<P, S>) this->inner.combine(layer);
     constexpr S inf = std::numeric_limits<S>::infinity();
-    const Index n = layer.size(0), length = (std::max)(Index(1), chunk), chunks = (n + length - 1) / length;
+    const Index n = layer.size(0), length = chunk, chunks = (n + length - 1) / length;
     VectorRef<S> total = layer.scores(0);
     for (Index h = 1; h < layer.num_heads(); ++h) total += layer.scores(h);
     for (Index c = 0; c < chunks; ++c) {
@@ -180,5 +209,6 @@ template <class P> struct Chunkwise : WrappedPolicy<P> {
     for (Index h = 1; h < layer.num_heads(); ++h) layer.scores(h) = total;
   }
 };
+template <class P> Chunkwise(P, Index = 20) -> Chunkwise<P>;
 
 }  // namespace pith::inline v0

@@ -33,6 +33,12 @@ template <class S = float> struct PolicyEntry {
   bool needs_rope = false, needs_o_proj = false;
 };
 
+namespace detail {
+// Of small budgets, shares: a policy keeps no more than its budget, whatever it protects.
+inline Index usual_sinks(Index rows) { return (std::min<Index>)(4, rows / 2); }
+inline Index usual_window(Index rows) { return std::clamp<Index>(rows / 2, 1, 32); }
+}  // namespace detail
+
 /// Every policy there is. Tests, benchmarks, the shoot-out and the README read this list: a new policy is a struct and an entry here.
 template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
   using Model = const PolicyModel<S>&;
@@ -45,7 +51,7 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
       {"sinks", "the first tokens and the newest, read at cache positions (StreamingLLM)", none,
        "one row moved, one more rotation of the query", "2309.17453",
        [](Index rows, Model) -> AnyPolicy<S> {
-         return SinkWindow{.sinks = (std::min<Index>)(4, rows / 2), .window = rows - (std::min<Index>)(4, rows / 2)};
+         return SinkWindow{.sinks = detail::usual_sinks(rows), .window = rows - detail::usual_sinks(rows)};
        }},
       {"h2o", "rows that attracted most attention, and the newest", weights, adds, "2306.14048",
        [](Index rows, Model) -> AnyPolicy<S> { return HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2}; }},
@@ -59,20 +65,26 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
       {"observed", "rows by average attention over the prompt", weights, once, "2306.14048",
        [](Index rows, Model) -> AnyPolicy<S> { return ObservedAttention{rows}; }},
       {"snapkv", "what a prompt's last queries look at, neighbours too", window_weights, once, "2404.14469",
-       [](Index rows, Model) -> AnyPolicy<S> { return SnapKv{.keep = rows, .window = (std::min<Index>)(32, rows / 2)}; }},
+       [](Index rows, Model) -> AnyPolicy<S> { return SnapKv{.keep = rows, .window = detail::usual_window(rows)}; }},
       {"adakv", "SnapKV's, with a budget that the heads of a layer share", window_weights, once, "2407.11550",
-       [](Index rows, Model) -> AnyPolicy<S> { return Adaptive(SnapKv{.keep = rows, .window = (std::min<Index>)(32, rows / 2)}); }},
+       [](Index rows, Model) -> AnyPolicy<S> { return Adaptive(SnapKv{.keep = rows, .window = detail::usual_window(rows)}); }},
       {"csp", "what text looks at in text, images in images, and each in the other", window_weights, once, "2412.04652",
-       [](Index rows, Model) -> AnyPolicy<S> { return CrossSelf{.heavy = rows - rows / 4, .recent = rows / 4}; }},
+       [](Index rows, Model) -> AnyPolicy<S> {
+         const Index recent = (std::max<Index>)(1, rows / 4);
+         return CrossSelf{.heavy = rows - recent, .recent = recent};
+       }},
       {"text-prior", "all text, and heavy hitters of the rest (LOOK-M)", weights, once, "2406.18139",
        [](Index rows, Model) -> AnyPolicy<S> {
          return Protect(PromptOnly(HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2}), {.kind = TokenKind::text});
        }},
       {"expected", "rows with most expected attention from a Gaussian of future queries", "queries, keys and values", once, "2510.00636",
-       [](Index rows, Model model) -> AnyPolicy<S> { return ExpectedAttention<S>{.rope = model.rope, .keep = rows}; }, true},
+       [](Index rows, Model model) -> AnyPolicy<S> {
+         return ExpectedAttention<S>{.rope = model.rope, .keep = rows, .sinks = detail::usual_sinks(rows)};
+       },
+       true},
       {"critical", "SnapKV's, weighted by what a value does to the output", "weights of the last queries, values", once, "2502.03805",
        [](Index rows, Model model) -> AnyPolicy<S> {
-         return CriticalValues<SnapKv, S>(SnapKv{.keep = rows, .window = (std::min<Index>)(32, rows / 2)}, model.o_proj);
+         return CriticalValues<SnapKv, S>(SnapKv{.keep = rows, .window = detail::usual_window(rows)}, model.o_proj);
        },
        false, true},
       {"knorm", "small keys", keys, "a norm per row appended, one look at each score", "2406.11430",
@@ -81,10 +93,10 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
        [](Index rows, Model) -> AnyPolicy<S> { return KeyDiff{.keep = rows, .bite = (std::max<Index>)(1, rows / 4)}; }},
       {"lagkv", "tokens that spread more than those after them", rows_read, once, "2504.04704",
        [](Index rows, Model) -> AnyPolicy<S> {
-         return LagKv{.keep = rows, .lag = (std::max<Index>)(2, (std::min<Index>)(128, rows / 4))};
+         return LagKv{.keep = rows, .sinks = detail::usual_sinks(rows), .lag = std::clamp<Index>(rows / 4, 2, 128)};
        }},
       {"cur", "keys and values of high leverage in their block", rows_read, once, "2509.15038",
-       [](Index rows, Model) -> AnyPolicy<S> { return Cur{.keep = rows}; }},
+       [](Index rows, Model) -> AnyPolicy<S> { return Cur{.keep = rows, .sinks = detail::usual_sinks(rows)}; }},
       {"chunkkv", "whole chunks of neighbours, by small keys", keys, once, "2502.00299",
        [](Index rows, Model) -> AnyPolicy<S> { return Chunkwise(KeyNorm{rows}, (std::max<Index>)(1, (std::min<Index>)(20, rows / 8))); }},
       {"random", "rows drawn by lot: what others must beat", none, "a hash per row appended, one look at each score", "",

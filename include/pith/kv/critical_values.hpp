@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <concepts>
 #include <limits>
 #include <memory>
 #include <utility>
@@ -25,16 +26,26 @@ template <class P, class S = float> struct CriticalValues : WrappedPolicy<P> {
   S epsilon = S(1e-4);
   double first_stage = 0.5;  ///< share of the rows that go to P's best
 
-  CriticalValues(P policy, std::shared_ptr<const Matrix<S>> projection)
+  CriticalValues(std::same_as<P> auto policy, std::shared_ptr<const Matrix<S>> projection)
       : WrappedPolicy<P>{std::move(policy)}, o_proj(std::move(projection)) {}
 
+  /// Throws   what P's check() throws; ShapeError without the projection of a layer of this shape, for a share outside 0 .. 1, and around a
+  ///          policy whose scores are all infinite: nothing is left to weigh
+  void check(const AttentionShape& shape) const {
+    WrappedPolicy<P>::check(shape);
+    if (o_proj == nullptr) raise<ShapeError>("pith::CriticalValues: o_proj is null, expected the output projection of the layer");
+    check_shape("CriticalValues", "o_proj", *o_proj, any_extent, shape.num_heads * shape.head_dim);
+    detail::check_share("CriticalValues", "first_stage", first_stage);
+    detail::check_amount("CriticalValues", "epsilon", static_cast<double>(epsilon));
+    if (WrappedPolicy<P>::traits().uneven)
+      raise<ShapeError>("pith::CriticalValues: around a policy that itself decides which rows stay: there is no score to weigh");
+  }
   PolicyTraits traits() const {
     PolicyTraits traits = WrappedPolicy<P>::traits();
     traits.reads_rows = true;
     return traits;
   }
   void score(const KvRows<S>& rows, VectorRef<S> out) const requires ScoringPolicy<P, S> {
-    check_shape("CriticalValues", "o_proj", *o_proj, any_extent, rows.shape.num_heads * rows.shape.head_dim);
     this->inner.score(rows, out);
     const Index certain = static_cast<Index>(static_cast<double>(this->retain()) * first_stage);
     best_rows(rows, ConstVectorRef<S>(out), certain, [&](Index r) { out[r] = std::numeric_limits<S>::infinity(); });
@@ -54,5 +65,6 @@ template <class P, class S = float> struct CriticalValues : WrappedPolicy<P> {
     return total / static_cast<S>(group);
   }
 };
+template <class P, class M> CriticalValues(P, std::shared_ptr<M>) -> CriticalValues<P, typename M::Scalar>;
 
 }  // namespace pith::inline v0

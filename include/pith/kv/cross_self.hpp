@@ -31,8 +31,15 @@ struct CrossSelf {
   double cross_ratio = 0.5;  ///< share of the list across kinds
   double n = 1;              ///< of softmax_n
   Picks picks = Picks::either;
-  Index budget() const { return heavy + recent; }
-  PolicyTraits traits() const { return {.prompt_only = true, .watches = recent}; }
+  Index budget() const { return detail::sum_of_rows(heavy, recent); }
+  void check(const AttentionShape&) const {
+    detail::check_count("CrossSelf", "heavy", heavy, 0);
+    detail::check_count("CrossSelf", "recent", recent, 1, detail::most_rows - heavy);
+    detail::check_count("CrossSelf", "protects", protects, -1, budget(), "protected rows are part of heavy + recent");
+    detail::check_share("CrossSelf", "cross_ratio", cross_ratio);
+    detail::check_amount("CrossSelf", "n", n);
+  }
+  PolicyTraits traits() const { return {.prompt_only = true, .watches = recent, .needs_log_sum = true, .uneven = true, .decides = true}; }
   Index stats(const AttentionShape&) const { return 2; }  // attention received within a kind, and across kinds
 
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {

@@ -21,6 +21,8 @@ namespace pith::inline v0 {
 /// Cost     head_dim² per query head and query of the prompt while watching, and per query head and row, once
 /// Paper    Expected Attention: arXiv:2510.00636
 template <class S = float> struct ExpectedAttention {
+  static constexpr Index most_future = Index(1) << 20;
+
   std::shared_ptr<const Rope<S>> rope;  ///< of the model: how its queries were rotated
   Index keep = 1024;                    ///< rows kept
   Index sinks = 4;                      ///< initial tokens, always kept; their queries are left out of the Gaussian
@@ -29,7 +31,22 @@ template <class S = float> struct ExpectedAttention {
   bool covariance = true;               ///< false: the mean query alone
 
   Index budget() const { return keep; }
-  PolicyTraits traits() const { return {.prompt_only = true, .reads_rows = true}; }
+  /// Throws   ShapeError for numbers that make no sense, without a rope and with one of another head_dim; UnsupportedError for dynamic
+  ///          rope, whose queries cannot be turned back
+  void check(const AttentionShape& shape) const {
+    detail::check_count("ExpectedAttention", "keep", keep, 1);
+    detail::check_count("ExpectedAttention", "sinks", sinks, 0, keep - 1, "the newest row stays besides");
+    detail::check_count("ExpectedAttention", "future", future, 1, most_future);
+    detail::check_amount("ExpectedAttention", "epsilon", static_cast<double>(epsilon));
+    if (rope == nullptr) raise<ShapeError>("pith::ExpectedAttention: rope is null, expected that of the model");
+    if (rope->options().head_dim != shape.head_dim)
+      raise<ShapeError>(detail::text("pith::ExpectedAttention: the rope turns heads of ", rope->options().head_dim,
+                                     ", the layer has heads of ", shape.head_dim));
+    if (rope->options().scaling.type == RopeType::dynamic)
+      raise<UnsupportedError>(
+          "pith::ExpectedAttention: under dynamic rope a query's angle depends on the length it was rotated at: choose another policy");
+  }
+  PolicyTraits traits() const { return {.prompt_only = true, .reads_rows = true, .needs_queries = true}; }
   Index stats(const AttentionShape&) const { return 0; }
   /// For each query head: how many queries, their sum [d], the sum of their products [d, d].
   Index memory(const AttentionShape& shape) const { return shape.group() * per_head(shape.head_dim); }
@@ -79,7 +96,7 @@ template <class S = float> struct ExpectedAttention {
     for (Index t = 0; t < future; ++t) {
       std::fill_n(turned, d / 2, S(1));
       std::fill_n(turned + d / 2, d / 2, S(0));
-      const Position at = static_cast<Position>(next + t);
+      const auto at = static_cast<Position>(std::min(Index(next) + t, Index(std::numeric_limits<Position>::max())));
       rope->rotate_by(MatrixRef<S>(turned, 1, d), {&at, 1});
       for (Index i = 0; i < d / 2; ++i) {
         cosines[i] += turned[i] / static_cast<S>(future);

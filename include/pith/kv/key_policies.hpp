@@ -20,6 +20,7 @@ namespace pith::inline v0 {
 struct KeyNorm {
   Index keep = 1024;  ///< rows kept
   Index budget() const { return keep; }
+  void check(const AttentionShape&) const { detail::check_count("KeyNorm", "keep", keep, 1); }
   Index stats(const AttentionShape&) const { return 1; }
   template <class S> void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const {
     for (Index r = 0; r < fresh.size(); ++r) stats(0, r) = -fresh.keys.row(r).norm();
@@ -47,6 +48,10 @@ struct KeyDiff {
   Index keep = 1024;  ///< rows kept at most
   Index bite = 1;     ///< rows that leave at once: as many sweeps less
   Index budget() const { return keep; }
+  void check(const AttentionShape&) const {
+    detail::check_count("KeyDiff", "keep", keep, 1);
+    detail::check_count("KeyDiff", "bite", bite, 1, keep);
+  }
   Index retain() const { return keep + 1 - bite; }
   PolicyTraits traits() const { return {.reads_rows = true}; }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
@@ -80,11 +85,16 @@ struct Cur {
   Index sinks = 4;    ///< initial tokens, always kept
   Index block = 16;   ///< rows compared with each other
   Index budget() const { return keep; }
+  void check(const AttentionShape&) const {
+    detail::check_count("Cur", "keep", keep, 1);
+    detail::check_count("Cur", "sinks", sinks, 0, keep - 1, "the newest row stays besides");
+    detail::check_count("Cur", "block", block, 1);
+  }
   PolicyTraits traits() const { return {.prompt_only = true, .ordered = true, .reads_rows = true}; }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
-    const Index n = rows.size(), step = (std::max)(Index(1), block);
-    for (Index first = 0; first < n; first += step) {
-      const Index size = (std::min)(step, n - first);
+    const Index n = rows.size();
+    for (Index first = 0; first < n; first += block) {
+      const Index size = (std::min)(block, n - first);
       S keys = 0, values = 0;
       for (Index r = first; r < first + size; ++r) {
         keys += rows.keys.row(r).squaredNorm();
@@ -112,10 +122,15 @@ struct LagKv {
   Index sinks = 4;    ///< initial tokens, always kept
   Index lag = 128;    ///< tokens of a part
   Index budget() const { return keep; }
+  void check(const AttentionShape&) const {
+    detail::check_count("LagKv", "keep", keep, 1);
+    detail::check_count("LagKv", "sinks", sinks, 0, keep - 1, "the newest row stays besides");
+    detail::check_count("LagKv", "lag", lag, 1, detail::most_rows / 2);
+  }
   PolicyTraits traits() const { return {.prompt_only = true, .ordered = true, .reads_rows = true}; }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     const Index n = rows.size();
-    if (lag < 1 || n < sinks + 2 * lag) {
+    if (n < sinks + 2 * lag) {
       for (Index r = 0; r < n; ++r) out[r] = static_cast<S>(rows.positions[static_cast<std::size_t>(r)]);
       return;
     }
@@ -175,6 +190,7 @@ struct Random {
   Index keep = 1024;       ///< rows kept
   std::uint64_t seed = 1;  ///< the same numbers for the same seed, everywhere
   Index budget() const { return keep; }
+  void check(const AttentionShape&) const { detail::check_count("Random", "keep", keep, 1); }
   Index stats(const AttentionShape&) const { return 1; }
   template <class S> void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const {
     for (Index r = 0; r < fresh.size(); ++r) {

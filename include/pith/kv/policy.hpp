@@ -10,6 +10,7 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
+#include <pith/kv/policy_checks.hpp>
 #include <pith/kv/select.hpp>
 
 namespace pith::inline v0 {
@@ -78,6 +79,10 @@ struct PolicyTraits {
   bool reads_rows = false;            ///< score() looks at keys and values; admit() sees those of the fresh rows in any case
   Reading reading = Reading::stream;  ///< cache: policies by age move no key, others are turned by KvCache::reindex()
   Index watches = all_queries;        ///< how many of a prompt's last queries observe() must see
+  bool needs_log_sum = false;         ///< observe() reads AttentionBlock::log_sum
+  bool needs_queries = false;         ///< observe() reads AttentionBlock::queries, as rotated at stream positions
+  bool uneven = false;                ///< score() drops rows by -inf: one head may keep fewer than another
+  bool decides = false;               ///< leaves only +inf and -inf in the end: no score that a wrapper could share out or average
 };
 
 template <class P>
@@ -150,6 +155,8 @@ template <class P, class S>
 concept WatchingPolicy = ObservingPolicy<P, S> || RememberingPolicy<P, S>;
 
 // Optional members of a policy:
+//   void check(const AttentionShape&) const  refuses its own numbers where they make no sense, or not for this layer; a cache calls it
+//     when it is constructed, before anything else of the policy
 //   PolicyTraits traits() const
 //   Index retain() const  rows left by one eviction, 1 .. budget(), default budget(); less: evict rarely, in larger bites
 
@@ -187,7 +194,7 @@ namespace detail {
 
 enum class Eviction : std::uint8_t { never, by_age, by_score };
 
-/// Everything a cache asks of a policy that does not change, asked once.
+/// Everything a cache asks of a policy that does not change, asked once, after the policy's check().
 struct PolicyFacts {
   Eviction eviction = Eviction::never;
   Index budget = unlimited, retain = unlimited, initial = 0, stats = 0;
@@ -196,23 +203,63 @@ struct PolicyFacts {
   bool observes = false, admits = false, combines = false;
 };
 
+template <class P> Index retain_of(const P& policy) {
+  if constexpr (requires { policy.retain(); }) {
+    return policy.retain();
+  } else {
+    return policy.budget();
+  }
+}
+template <class P> PolicyTraits traits_of(const P& policy) {
+  if constexpr (requires { policy.traits(); }) {
+    return policy.traits();
+  } else {
+    return {};
+  }
+}
+
+// What it does of what it has members for: around a policy chosen at run time a wrapper has every member, and says what is inside.
+template <class S, class P> bool observes(const P& policy) {
+  if constexpr (requires { policy.observes(); }) {
+    return WatchingPolicy<P, S> && policy.observes();
+  } else {
+    return WatchingPolicy<P, S>;
+  }
+}
+template <class S, class P> bool admits(const P& policy) {
+  if constexpr (requires { policy.admits(); }) {
+    return AdmittingPolicy<P, S> && policy.admits();
+  } else {
+    return AdmittingPolicy<P, S>;
+  }
+}
+template <class S, class P> bool combines(const P& policy) {
+  if constexpr (requires { policy.combines(); }) {
+    return CombiningPolicy<P, S> && policy.combines();
+  } else {
+    return CombiningPolicy<P, S>;
+  }
+}
+
 template <class S, class P> PolicyFacts policy_facts(const P& policy, const AttentionShape& shape) {
   if constexpr (requires { policy.facts(shape); }) return policy.facts(shape);  // AnyPolicy: its answers are those of what it holds
+  shape.check("KvCache");
+  if constexpr (requires { policy.check(shape); }) policy.check(shape);
   PolicyFacts facts;
-  facts.budget = facts.retain = policy.budget();
+  facts.budget = policy.budget();
   if constexpr (AgePolicy<P>) {
     facts.eviction = Eviction::by_age;
     facts.initial = policy.initial();
   } else if constexpr (ScoringPolicy<P, S>) {
     facts.eviction = Eviction::by_score;
   }
-  if constexpr (requires { policy.retain(); }) facts.retain = policy.retain();
-  if constexpr (requires { policy.traits(); }) facts.traits = policy.traits();
+  facts.retain = retain_of(policy);
+  facts.traits = traits_of(policy);
   if constexpr (HasStats<P>) facts.stats = policy.stats(shape);
   if constexpr (RememberingPolicy<P, S>) facts.memory = policy.memory(shape);
-  facts.observes = WatchingPolicy<P, S>;
-  facts.admits = AdmittingPolicy<P, S>;
-  facts.combines = CombiningPolicy<P, S>;
+  facts.observes = observes<S>(policy);
+  facts.admits = admits<S>(policy);
+  facts.combines = combines<S>(policy);
   return facts;
 }
 
@@ -228,8 +275,9 @@ inline void check_policy(const PolicyFacts& facts) {
   if (facts.stats < 0) refuse(text("the policy's stats() is ", facts.stats, ", expected 0 or more numbers a row"));
   if (facts.traits.ragged && !(facts.traits.prompt_only && facts.combines))
     refuse("traits().ragged is for prompt-only policies that combine() the scores of all heads");
-  if (facts.traits.reading == Reading::cache && facts.traits.ragged)
-    refuse("heads that share their rows differ in length and cannot be read at cache positions; use Reading::stream");
+  if (facts.traits.watches < 0) refuse(text("the policy's traits().watches is ", facts.traits.watches, ", expected 0 or more queries"));
+  if (facts.traits.reading == Reading::cache && (facts.traits.ragged || facts.traits.uneven))
+    refuse("heads that keep different numbers of rows cannot be read at cache positions; use Reading::stream");
   if (facts.traits.reading == Reading::cache && facts.eviction == Eviction::never)
     refuse("a policy that never evicts has no cache positions; use Reading::stream");
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <concepts>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -26,7 +27,13 @@ struct ProtectOptions {
 template <class P> struct Protect : WrappedPolicy<P> {
   ProtectOptions options;
 
-  Protect(P policy, const ProtectOptions& o) : WrappedPolicy<P>{std::move(policy)}, options(o) {}
+  Protect(std::same_as<P> auto policy, const ProtectOptions& o) : WrappedPolicy<P>{std::move(policy)}, options(o) {}
+
+  void check(const AttentionShape& shape) const {
+    WrappedPolicy<P>::check(shape);
+    detail::check_count("Protect", "sinks", options.sinks, 0);
+    detail::check_count("Protect", "recent", options.recent, 0);
+  }
 
   template <class S>
   requires ScoringPolicy<P, S>
@@ -51,5 +58,6 @@ template <class P> struct Protect : WrappedPolicy<P> {
     }
   }
 };
+template <class P> Protect(P, const ProtectOptions&) -> Protect<P>;
 
 }  // namespace pith::inline v0

@@ -13,6 +13,7 @@ namespace pith::inline v0 {
 struct Window {
   Index window = 1024;  ///< rows kept
   Index budget() const { return window; }
+  void check(const AttentionShape&) const { detail::check_count("Window", "window", window, 1); }
   Index initial() const { return 0; }
 };
 
@@ -30,7 +31,11 @@ struct SinkWindow {
   Index sinks = 4;                   ///< initial tokens, never evicted
   Index window = 1020;               ///< newest rows kept besides
   Reading reading = Reading::cache;  ///< as published; stream: sinks stay as far away as they are in the text
-  Index budget() const { return sinks + window; }
+  Index budget() const { return detail::sum_of_rows(sinks, window); }
+  void check(const AttentionShape&) const {
+    detail::check_count("SinkWindow", "window", window, 1);
+    detail::check_count("SinkWindow", "sinks", sinks, 0, detail::most_rows - window);
+  }
   Index initial() const { return sinks; }
   PolicyTraits traits() const { return {.reading = reading}; }
 };

@@ -1,30 +1,36 @@
 #pragma once
 
+#include <concepts>
 #include <utility>
 
 #include <pith/kv/policy.hpp>
 
 namespace pith::inline v0 {
 
+// Constructors of wrappers take exactly a P, nothing that converts to it: one around an AnyPolicy, into which every policy converts, would
+// otherwise have to know whether it converts itself before it is complete.
+
 /// A scoring policy inside another one: everything as it is, until the wrapper changes a member.
 template <class P> struct WrappedPolicy {
   P inner;
 
   Index budget() const { return inner.budget(); }
-  Index retain() const {
-    if constexpr (requires { inner.retain(); }) {
-      return inner.retain();
-    } else {
-      return inner.budget();
-    }
+  Index retain() const { return detail::retain_of(inner); }
+  PolicyTraits traits() const { return detail::traits_of(inner); }
+  /// Throws   what P's check() throws; ShapeError around a policy chosen at run time that does not score
+  void check(const AttentionShape& shape) const {
+    if constexpr (requires { inner.check(shape); }) inner.check(shape);
+    if constexpr (requires { inner.facts(shape); })
+      if (inner.facts(shape).eviction != detail::Eviction::by_score)
+        raise<ShapeError>("pith::WrappedPolicy: around a policy that does not score its rows: wrappers change scores");
   }
-  PolicyTraits traits() const {
-    if constexpr (requires { inner.traits(); }) {
-      return inner.traits();
-    } else {
-      return {};
-    }
-  }
+  // Of a policy chosen at run time: whether it does what it could.
+  bool observes() const requires requires { inner.observes(); }
+  { return inner.observes(); }
+  bool admits() const requires requires { inner.admits(); }
+  { return inner.admits(); }
+  bool combines() const requires requires { inner.combines(); }
+  { return inner.combines(); }
   Index stats(const AttentionShape& shape) const requires HasStats<P> { return inner.stats(shape); }
   Index memory(const AttentionShape& shape) const requires requires { inner.memory(shape); }
   { return inner.memory(shape); }
@@ -55,7 +61,17 @@ template <class P> struct WrappedPolicy {
 ///
 /// Cost     a turn of each key behind the row that left
 template <class P> struct AtCachePositions : WrappedPolicy<P> {
-  explicit AtCachePositions(P policy) : WrappedPolicy<P>{std::move(policy)} {}
+  explicit AtCachePositions(std::same_as<P> auto policy) : WrappedPolicy<P>{std::move(policy)} {}
+  /// Throws   ShapeError around heads that keep different numbers of rows, and around a policy that undoes the rotation of queries
+  void check(const AttentionShape& shape) const {
+    WrappedPolicy<P>::check(shape);
+    const PolicyTraits inside = WrappedPolicy<P>::traits();
+    if (inside.ragged || inside.uneven)
+      raise<ShapeError>(
+          "pith::AtCachePositions: around a policy whose heads may keep different numbers of rows: use it at stream positions");
+    if (inside.needs_queries)
+      raise<ShapeError>("pith::AtCachePositions: around a policy that looks at queries as rotated at stream positions: use it there");
+  }
   PolicyTraits traits() const {
     PolicyTraits traits = WrappedPolicy<P>::traits();
     traits.reading = Reading::cache;
@@ -63,16 +79,19 @@ template <class P> struct AtCachePositions : WrappedPolicy<P> {
   }
 };
 
+template <class P> AtCachePositions(P) -> AtCachePositions<P>;
+
 /// Evicts with P when a prompt ends, and never while decoding.
 ///
 ///   PromptOnly(HeavyHitter{.heavy = 256, .recent = 256})
 template <class P> struct PromptOnly : WrappedPolicy<P> {
-  explicit PromptOnly(P policy) : WrappedPolicy<P>{std::move(policy)} {}
+  explicit PromptOnly(std::same_as<P> auto policy) : WrappedPolicy<P>{std::move(policy)} {}
   PolicyTraits traits() const {
     PolicyTraits traits = WrappedPolicy<P>::traits();
     traits.prompt_only = true;
     return traits;
   }
 };
+template <class P> PromptOnly(P) -> PromptOnly<P>;
 
 }  // namespace pith::inline v0
