@@ -5,6 +5,7 @@
 #include <pith/io/config_json.hpp>
 #include <pith/io/dtype.hpp>
 #include <pith/io/file_bytes.hpp>
+#include <pith/io/generation_config.hpp>
 #include <pith/io/linear_file.hpp>
 #include <pith/io/peft_adapter.hpp>
 #include <pith/io/peft_config.hpp>

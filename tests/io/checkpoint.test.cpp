@@ -161,7 +161,87 @@ TEST_CASE("checkpoint: tensors without a place", "[io]") {
   tiny.put("model.layers.0.self_attn.rotary_emb.inv_freq", 2, 1);
   tiny.put("model.vision.weight", 2, 2);
   tiny.put("model.layers.2.input_layernorm.weight", 8, 1);
+  tiny.put("model.layers.1.self_attn.rotary_emb.cos_cached", 2, 1);
   CHECK(written(tiny).ignored == std::vector<std::string>{"model.layers.2.input_layernorm.weight", "model.vision.weight"});
+}
+
+TEST_CASE("checkpoint: a tensor without a place inside what is computed is refused", "[io]") {
+  const struct {
+    const char* name;
+    const char* message;
+  } cases[] = {
+      {"model.layers.0.self_attn.q_norm.weight", "normed queries and keys are not supported"},
+      {"model.layers.1.self_attn.k_norm.weight", "normed queries and keys are not supported"},
+      {"model.layers.0.self_attn.q_proj.lora_A.default.weight", "it is of an adapter: merge that with PEFT"},
+      {"model.layers.0.mlp.experts.3.up_proj.weight", "a mixture of experts, which is not supported"},
+      {"model.layers.0.block_sparse_moe.experts.0.w1.weight", "a mixture of experts"},
+      {"model.layers.0.mlp.gate.weight", "a mixture of experts"},
+      {"model.layers.1.post_feedforward_layernorm.weight", "norms at other places"},
+      {"model.layers.1.input_layernorm.bias", "norms at other places"},
+      {"model.layers.1.something", "but lies in a module that it computes with"},
+      {"model.norm.bias", "but lies in a module that it computes with"},
+      {"model.embed_tokens.lora_embedding_A", "it is of an adapter"},
+      {"lm_head.bias", "but lies in a module that it computes with"},
+  };
+  for (const auto& [name, message] : cases) {
+    INFO(name);
+    TinyCheckpoint tiny;
+    tiny.put(name, 4, 1);
+    CHECK_THROWS_AS(written(tiny), UnsupportedError);
+    CHECK_THROWS_WITH(written(tiny), contains("tensor '" + std::string(name) + "' has no place in a llama decoder") && contains(message));
+  }
+}
+
+TEST_CASE("checkpoint: biases that the config does not promise are used, and listed", "[io]") {
+  TinyCheckpoint tiny;
+  tiny.config.insert(1, "\"attention_bias\":false,");
+  tiny.put("model.layers.0.self_attn.q_proj.bias", 8, 1);
+  const auto listed = [&](const std::string& which) {
+    const Checkpoint<float> loaded = written(tiny);
+    check_weights(loaded, tiny);
+    CHECK(loaded.ignored == std::vector<std::string>{"config.json: that it promises no model.layers.0.self_attn.q_proj.bias, because the "
+                                                     "files hold it" +
+                                                     which + ": used"});
+  };
+  listed("");
+  tiny.put("model.layers.1.self_attn.q_proj.bias", 8, 1);
+  tiny.put("model.layers.1.mlp.up_proj.bias", 6, 1);
+  listed(" and 2 more such biases");
+  tiny.config.replace(tiny.config.find("false"), 5, "true");
+  for (const char* layer : {"model.layers.0.", "model.layers.1."})
+    for (const char* name : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"})
+      tiny.put(std::string(layer) + name + ".bias", name[10] == 'q' || name[10] == 'o' ? 8 : 4, 1);
+  tiny.tensors.erase("model.layers.1.mlp.up_proj.bias");
+  CHECK(written(tiny).ignored.empty());
+}
+
+TEST_CASE("checkpoint: generation_config.json says what ends a text", "[io]") {
+  TinyCheckpoint tiny;
+  tiny.config.insert(1, "\"eos_token_id\":1,");
+  const TempFolder folder;
+  tiny.write(folder);
+  const auto check = [&](const std::string& text, const std::vector<Token>& tokens, const std::string& ignored) {
+    INFO(text);
+    folder.write("generation_config.json", text);
+    const Checkpoint<float> loaded = load_checkpoint(folder.path());
+    CHECK(loaded.config.eos_token_id == tokens);
+    REQUIRE(loaded.ignored.size() == (ignored.empty() ? 0u : 1u));
+    if (!ignored.empty()) CHECK_THAT(loaded.ignored[0], contains(ignored));
+  };
+  check(R"({"eos_token_id":[1,9]})", {1, 9}, "config.json: eos_token_id [1], where generation_config.json has [1, 9]");
+  check(R"({"eos_token_id":9})", {9}, "config.json: eos_token_id [1], where generation_config.json has [9]");
+  check(R"({"eos_token_id":-1})", {}, "config.json: eos_token_id [1], where generation_config.json has []");
+  check(R"({"eos_token_id":1})", {1}, "");
+  check(R"({"eos_token_id":null})", {1}, "");
+  check(R"({"temperature":0.6})", {1}, "");
+  check(R"({"temperature":0.6,})", {1}, "generation_config.json: pith: '");
+  check(R"({"eos_token_id":"</s>"})", {1}, "generation_config.json: pith: 'generation_config.json': key 'eos_token_id' is");
+  check("", {1}, "not valid JSON");
+  check("[]", {1}, "expected a JSON object");
+  tiny.config.replace(tiny.config.find("\"eos_token_id\":1"), 16, "\"eos_token_id\":[9,1]");
+  tiny.write(folder);
+  check(R"({"eos_token_id":[1,9]})", {1, 9}, "");  // an order is no difference
+  CHECK(load_decoder(folder.path()).config().eos_token_id == std::vector<Token>{1, 9});
 }
 
 TEST_CASE("checkpoint: what the config asks for must be there", "[io]") {
@@ -324,6 +404,12 @@ TEST_CASE("checkpoint: shards", "[io]") {
   SECTION("model.safetensors is looked for first") {
     folder.write("model.safetensors", "not a safetensors file");
     refused("model.safetensors'");
+    CHECK(load_checkpoint(whole.path()).ignored.empty());
+    whole.write(index_file, folder.read(index_file));
+    const Checkpoint<float> loaded = load_checkpoint(whole.path());
+    CHECK(loaded.ignored ==
+          std::vector<std::string>{"model.safetensors.index.json: its shards, because a model.safetensors lies beside it"});
+    check_weights(loaded, tiny);
   }
 }
 
@@ -334,6 +420,71 @@ TEST_CASE("checkpoint: folders that hold none", "[io]") {
   CHECK_THROWS_AS(load_checkpoint(folder.path()), FormatError);
   CHECK_THROWS_WITH(load_checkpoint(folder.path()), contains("neither model.safetensors nor"));
   CHECK_THROWS_AS(load_checkpoint(folder / "nowhere"), FormatError);
+}
+
+TEST_CASE("checkpoint: other formats are called by their names", "[io]") {
+  const struct {
+    const char* file;
+    const char* message;
+  } formats[] = {
+      {"pytorch_model.bin", "its pytorch_model.bin is a pickle, which can run code"},
+      {"pytorch_model.bin.index.json", "is of pickles, which can run code"},
+      {"consolidated.safetensors", "its consolidated.safetensors has Mistral's own tensor names"},
+      {"consolidated.00.pth", "is a release of Meta's or Mistral's own"},
+      {"tiny-Q4_K_M.gguf", "its tiny-Q4_K_M.gguf is a file of llama.cpp"},
+      {"weights.npz", "is an older file of MLX"},
+      {"tf_model.h5", "is of TensorFlow"},
+      {"flax_model.msgpack", "is of Flax"},
+      {"model.onnx", "is a graph of ONNX"},
+      {"model-00001-of-00001.safetensors", "rename it to model.safetensors"},
+      {"tiny.safetensors", "has to be named model.safetensors"},
+      {"adapter_config.json", "is an adapter of PEFT: load its base model"},
+      {"adapters.safetensors", "is an adapter of MLX"},
+  };
+  for (const auto& [file, message] : formats) {
+    INFO(file);
+    const TempFolder folder;
+    folder.write(file, "x");
+    CHECK_THROWS_AS(load_checkpoint(folder.path()), FormatError);
+    CHECK_THROWS_WITH(load_checkpoint(folder.path()), contains("holds no config.json; its ") && contains(message));
+    folder.write("config.json", TinyCheckpoint().config);
+    CHECK_THROWS_AS(load_checkpoint(folder.path()), FormatError);
+    CHECK_THROWS_WITH(load_checkpoint(folder.path()), contains("neither model.safetensors nor") && contains(message));
+    CHECK_THROWS_WITH(load_checkpoint(folder / file), contains("is a file, expected the folder that holds config.json"));
+  }
+}
+
+TEST_CASE("checkpoint: names of other programs and wrappers", "[io]") {
+  const struct {
+    const char* prefix;
+    const char* message;
+  } wrappers[] = {{"base_model.model.", "merge_and_unload() before the model is saved"},
+                  {"_orig_mod.", "a compiled module"},
+                  {"module.", "within DataParallel"},
+                  {"language_model.", "a vision-language model"}};
+  const TinyCheckpoint sound;
+  for (const auto& [prefix, message] : wrappers) {
+    INFO(prefix);
+    TinyCheckpoint tiny = sound;
+    tiny.tensors.clear();
+    for (const auto& [name, values] : sound.tensors) tiny.tensors[prefix + name] = values;
+    CHECK_THROWS_AS(written(tiny), UnsupportedError);
+    CHECK_THROWS_WITH(written(tiny), contains(message) && contains("expected 'model.embed_tokens.weight'"));
+  }
+  TinyCheckpoint bare = sound;
+  bare.tensors.clear();
+  for (const auto& [name, values] : sound.tensors)
+    if (name.starts_with("model.")) bare.tensors[name.substr(6)] = values;
+  CHECK_THROWS_AS(written(bare), UnsupportedError);
+  CHECK_THROWS_WITH(written(bare), contains("tensor 'embed_tokens.weight', expected 'model.embed_tokens.weight'") &&
+                                       contains("a bare model without a head (LlamaModel and its like)"));
+  for (const char* table : {"tok_embeddings.weight", "token_embd.weight", "transformer.wte.weight"}) {
+    TinyCheckpoint other = sound;
+    other.tensors.clear();
+    other.put(table, 5, 8);
+    CHECK_THROWS_AS(written(other), UnsupportedError);
+    CHECK_THROWS_WITH(written(other), contains(table));
+  }
 }
 
 TEST_CASE("checkpoint: the fingerprint tells checkpoints apart", "[io]") {

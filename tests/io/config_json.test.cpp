@@ -58,16 +58,24 @@ TEST_CASE("config: spellings", "[io]") {
   const DecoderConfig v4 = with("llama", R"("rope_theta":500000.0,"torch_dtype":"float16","rope_scaling":{)" + llama3 + "}");
   const DecoderConfig v5 = with("llama", R"("dtype":"float16","rope_parameters":{"rope_theta":500000,)" + llama3 + "}");
   const DecoderConfig both =
-      with("llama", R"("rope_theta":3,"rope_scaling":{"type":"linear","factor":4},"rope_parameters":{"rope_theta":500000,)" + llama3 + "}");
+      with("llama", R"("rope_theta":500000,"rope_scaling":{)" + llama3 + R"(},"rope_parameters":{"rope_theta":5e5,)" + llama3 + "}");
   for (const DecoderConfig& c : {v4, v5, both}) {
     CHECK((c.rope_scaling.type == RopeType::llama3 && c.rope_theta == 500000 && c.rope_scaling.factor == 8));
     CHECK((c.rope_scaling.low_freq_factor == 1 && c.rope_scaling.high_freq_factor == 4));
     CHECK(c.rope_scaling.original_max_position_embeddings == 8192);
   }
   CHECK(with("llama", R"("rope_theta":7,"rope_parameters":{"rope_type":"default"})").rope_theta == 7);
+  CHECK(with("llama", R"("rope_scaling":{"rope_type":"default","rope_theta":7})").rope_theta == 7);
+  CHECK(with("llama", R"("rope_theta":null,"rope_parameters":{"rope_theta":7},"rope_scaling":{"type":"default"})").rope_theta == 7);
+  CHECK(with("llama", R"("original_max_position_embeddings":64,"rope_scaling":{"type":"llama3","factor":8,"low_freq_factor":1,)"
+                      R"("high_freq_factor":4})")
+            .rope_scaling.original_max_position_embeddings == 64);
 
   CHECK(with("llama", R"("eos_token_id":[5,7])").eos_token_id == Tokens{5, 7});
   CHECK(with("llama", R"("eos_token_id":5)").eos_token_id == Tokens{5});
+  CHECK(with("llama", R"("eos_token_id":-1,"bos_token_id":-1)").eos_token_id.empty());
+  CHECK(with("llama", R"("eos_token_id":[-1,5])").eos_token_id == Tokens{5});
+  CHECK(with("llama", R"("bos_token_id":-1)").bos_token_id == -1);
   CHECK(with("llama", R"("eos_token_id":null,"bos_token_id":null)").eos_token_id.empty());
   CHECK(with("llama", R"("bos_token_id":null)").bos_token_id == -1);
   CHECK(with("llama", R"("bos_token_id":0)").bos_token_id == 0);
@@ -106,7 +114,22 @@ TEST_CASE("config: what is not supported is refused by name", "[io]") {
     const char* message;
   } cases[] = {
       {R"("quantization_config":{"quant_method":"gptq","bits":4})", "gptq"},
-      {R"("quantization_config":{})", "quantised"},
+      {R"("quantization_config":{})", "quantization_config (by an unnamed method): quantised"},
+      {R"("quantization_config":{"group_size":64,"bits":4})", "quantization_config (by MLX): quantised"},
+      {R"("quantization":{"group_size":64,"bits":4})", "quantization (by MLX): quantised"},
+      {R"("quantization":"awq")", "awq"},
+      {R"("is_causal":false)", "is_causal is not true"},
+      {R"("is_causal":null)", "is_causal is not true"},
+      {R"("use_bidirectional_attention":true)", "use_bidirectional_attention is true"},
+      {R"("is_encoder_decoder":true)", "is_encoder_decoder is true"},
+      {R"("add_cross_attention":true)", "add_cross_attention is true"},
+      {R"("architectures":["LlamaForSequenceClassification"])", "'LlamaForSequenceClassification': heads of classifiers"},
+      {R"("architectures":["LlamaForTokenClassification"])", "heads of classifiers"},
+      {R"("architectures":["LlamaForQuestionAnswering"])", "heads of classifiers"},
+      {R"("architectures":["LlamaForRewardModel"])", "reward models are not supported"},
+      {R"("architectures":["LlamaModel"])", "'LlamaModel': a model without the head of a language model"},
+      {R"("architectures":["LlamaForCausalLMEagle"])", "'LlamaForCausalLMEagle': no causal language model"},
+      {R"("architectures":["LlamaForCausalLM","T5ForConditionalGeneration"])", "'T5ForConditionalGeneration'"},
       {R"("compression_config":{"quant_method":"compressed-tensors"})", "compressed-tensors"},
       {R"("hidden_act":"gelu")", "'gelu'"},
       {R"("partial_rotary_factor":0.5)", "partial_rotary_factor"},
@@ -125,6 +148,8 @@ TEST_CASE("config: what is not supported is refused by name", "[io]") {
     CHECK_THROWS_AS(with("llama", refused.keys), UnsupportedError);
     CHECK_THROWS_WITH(with("llama", refused.keys), contains(refused.message) && contains("c.json"));
   }
+  CHECK_NOTHROW(with("llama", R"("architectures":["LlamaForCausalLM"],"is_causal":true,"is_encoder_decoder":false,"quantization":null)"));
+  CHECK_NOTHROW(with("llama", R"("architectures":[])"));
   CHECK_NOTHROW(with("llama", R"("quantization_config":null,"hidden_act":null,"partial_rotary_factor":1.0,"pretraining_tp":4)"));
 }
 
@@ -166,8 +191,22 @@ TEST_CASE("config: nonsense is refused with file, key, found and expected", "[io
        "less than"},
       {R"("tie_word_embeddings":1)", "true or false"},
       {R"("eos_token_id":"2")", "'eos_token_id'"},
-      {R"("eos_token_id":[2,-1])", "'eos_token_id'"},
-      {R"("eos_token_id":-1)", "'eos_token_id'"},
+      {R"("eos_token_id":[2,-2])", "'eos_token_id'"},
+      {R"("eos_token_id":-2)", "'eos_token_id'"},
+      {R"("architectures":"LlamaForCausalLM")", "'architectures'"},
+      {R"("architectures":[7])", "'architectures' is a list of 1, expected a list of names of classes"},
+      {R"("is_causal":"no")", "'is_causal'"},
+      {R"("rope_theta":3,"rope_parameters":{"rope_theta":4})", "'rope_parameters.rope_theta' is '4', expected what rope_theta says"},
+      {R"("rope_theta":3,"rope_scaling":{"type":"default","rope_theta":4})", "'rope_scaling.rope_theta' is '4', expected what rope_theta"},
+      {R"("rope_scaling":{"type":"default","rope_theta":4},"rope_parameters":{"rope_theta":5})",
+       "'rope_scaling.rope_theta' is '4', expected what rope_parameters says"},
+      {R"("rope_scaling":{"type":"linear","factor":4},"rope_parameters":{"rope_theta":5})",
+       "'rope_scaling' is an object of 2, expected the scaling that rope_parameters says"},
+      {R"("rope_scaling":{"type":"linear","factor":4},"rope_parameters":{"rope_type":"linear","factor":2})", "'rope_scaling'"},
+      {R"("rope_scaling":{"type":"linear","factor":4},"rope_parameters":{"rope_type":"dynamic","factor":4})", "'rope_scaling'"},
+      {R"("original_max_position_embeddings":32,"rope_scaling":{"type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4,)"
+       R"("original_max_position_embeddings":64})",
+       "'rope_scaling.original_max_position_embeddings' is '64', expected 32"},
       {R"("bos_token_id":1.5)", "'bos_token_id'"},
       {R"("hidden_act":1)", "expected text"},
   };
@@ -188,6 +227,17 @@ TEST_CASE("config: nonsense is refused with file, key, found and expected", "[io
   }
   CHECK_THROWS_WITH(only("\"a\":" + std::string(1'000'000, '[')), contains("nested deeper"));
   CHECK_THROWS_WITH(parse_config(std::string("{}\0x", 4)), contains("zero byte"));
+}
+
+TEST_CASE("config: what is left out on purpose is listed", "[io]") {
+  const std::string base = R"({"model_type":"llama","hidden_size":64)";
+  std::vector<std::string> ignored;
+  parse_config(base + "}", "c.json", &ignored);
+  parse_config(base + R"(,"auto_map":null})", "c.json", &ignored);
+  CHECK(ignored.empty());
+  CHECK_NOTHROW(parse_config(base + R"(,"auto_map":{"AutoModelForCausalLM":"modeling_x.X"}})", "c.json"));
+  parse_config(base + R"(,"auto_map":{"AutoModelForCausalLM":"modeling_x.X"}})", "c.json", &ignored);
+  CHECK(ignored == std::vector<std::string>{"c.json: auto_map, because code of the folder's own is not run"});
 }
 
 TEST_CASE("config: the published files", "[io]") {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -7,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -15,6 +17,8 @@
 #include <pith/io/checkpoint_files.hpp>
 #include <pith/io/checkpoint_plan.hpp>
 #include <pith/io/config_json.hpp>
+#include <pith/io/generation_config.hpp>
+#include <pith/io/other_formats.hpp>
 #include <pith/io/weight_reader.hpp>
 #include <pith/model/config.hpp>
 #include <pith/model/decoder.hpp>
@@ -40,12 +44,32 @@ struct LoadOptions {
 template <class S = float> struct Checkpoint {
   DecoderConfig config;
   DecoderWeights<S> weights;
-  std::vector<std::string> ignored;  ///< tensors of the file that the model has no place for: worth a warning
+  /// What the folder holds and the model does not use, sorted, each worth a warning: tensors by their names; anything else as
+  /// "file: what, and why".
+  std::vector<std::string> ignored;
 };
+
+namespace detail {
+
+/// Refuses what is no folder, and a folder of another format, which would lack a config.json.
+inline void check_checkpoint_folder(const std::filesystem::path& folder, const std::string& config) {
+  std::error_code error;
+  if (std::filesystem::is_regular_file(folder, error))
+    raise<FormatError>(
+        text("pith: ", in_quotes(folder.string()), " is a file, expected the folder that holds ", config, " and model.safetensors",
+             folder.extension() == ".gguf" ? "; files of llama.cpp are not supported: use the folder it was made from" : ""));
+  if (std::filesystem::exists(folder / config, error)) return;
+  if (const std::string shown = shown_format(folder, other_checkpoints); !shown.empty())
+    raise<FormatError>(text("pith: ", in_quotes(folder.string()), " holds no ", config, shown));
+}
+
+}  // namespace detail
 
 /// Reads an unconverted Hugging Face folder of the llama, mistral or qwen2 family.
 ///
 /// Names, shapes, types and biases are checked against config.json before anything large is read. F64, F32, F16 and BF16 may be mixed.
+/// A tensor inside a layer that the family has no place for is refused; whole layers beyond num_hidden_layers and towers of other kinds are
+/// ignored, and listed. A bias that the config does not promise is used, and listed. generation_config.json decides eos_token_id.
 /// Under `mapped`, a tensor that cannot be used where it lies is packed instead: a misaligned one, or one that S is not computed from
 /// (F64 for float; anything but F64 for double). Norms and biases are always copied, and stay as they are under `int8`, as does the
 /// embedding table. With tied embeddings that table is the head, whatever lm_head the file holds.
@@ -58,10 +82,14 @@ template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::
   if constexpr (!std::is_same_v<S, float>)
     if (options.weights == WeightsLayout::int8)
       raise<UnsupportedError>("pith::load_checkpoint: int8 weights are computed in float: load_decoder<float>(), or WeightsLayout::packed");
-  out.config = read_config(folder / options.config);
+  detail::check_checkpoint_folder(folder, options.config);
+  out.config = read_config(folder / options.config, &out.ignored);
+  use_generation_config(folder, out.config, out.ignored);
   const CheckpointFiles files(folder);
   const detail::CheckpointPlan plan(files, out.config);
-  out.ignored = plan.ignored();
+  for (const std::vector<std::string>* more : {&files.ignored(), &plan.ignored()})
+    out.ignored.insert(out.ignored.end(), more->begin(), more->end());
+  std::sort(out.ignored.begin(), out.ignored.end());
   out.weights.fingerprint = detail::fingerprint(out.config, plan, options.weights == WeightsLayout::int8 ? "int8" : "");
 
   LoadProgress progress{.tensors_total = static_cast<Index>(plan.tensors().size()), .bytes_total = plan.bytes()};

@@ -5,17 +5,20 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include <pith/core/check.hpp>
 #include <pith/io/json.hpp>
+#include <pith/io/other_formats.hpp>
 #include <pith/io/safetensors.hpp>
 #include <pith/io/text.hpp>
 
 namespace pith::inline v0 {
 
-/// The tensors of a Hugging Face folder, mapped: model.safetensors, or the shards that model.safetensors.index.json names.
+/// The tensors of a Hugging Face folder, mapped: model.safetensors, or the shards that model.safetensors.index.json names. Where both are
+/// there the single file counts, as in transformers.
 ///
 /// Throws   FormatError if there is neither, a shard is missing or named by more than a bare file name, or the index and the shards
 ///          disagree about which tensor is where
@@ -33,16 +36,20 @@ class CheckpointFiles {
     std::error_code ignored;
     if (std::filesystem::exists(single, ignored)) {
       files_.push_back(Safetensors::map(single));
+      if (std::filesystem::exists(index, ignored))
+        ignored_.push_back("model.safetensors.index.json: its shards, because a model.safetensors lies beside it");
     } else if (std::filesystem::exists(index, ignored)) {
       open_shards(index);
     } else {
       raise<FormatError>(detail::text("pith: ", detail::in_quotes(folder.string()), " holds neither model.safetensors nor ",
-                                      "model.safetensors.index.json; convert .bin or .gguf weights to safetensors first"));
+                                      "model.safetensors.index.json", detail::shown_format(folder, detail::other_checkpoints)));
     }
   }
 
   const std::filesystem::path& folder() const { return folder_; }
   const std::vector<Safetensors>& files() const { return files_; }
+  /// Files that hold tensors as well and are not used, with the reason.
+  const std::vector<std::string>& ignored() const { return ignored_; }
 
   /// The tensor of that name and its file, or an empty Place.
   Place find(std::string_view name) const {
@@ -101,6 +108,7 @@ class CheckpointFiles {
 
   std::filesystem::path folder_;
   std::vector<Safetensors> files_;
+  std::vector<std::string> ignored_;
 };
 
 }  // namespace pith::inline v0

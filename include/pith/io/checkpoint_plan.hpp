@@ -20,6 +20,12 @@
 
 namespace pith::inline v0::detail {
 
+/// Tables of rotary angles that older writers saved: the config says the same.
+inline bool is_rope_table(std::string_view tensor) {
+  return tensor.ends_with(".rotary_emb.inv_freq") || tensor.ends_with(".rotary_emb.cos_cached") ||
+         tensor.ends_with(".rotary_emb.sin_cached");
+}
+
 /// Which tensors of the files a config asks for, found and checked before any is read. Sets vocab_size where the config left it out.
 class CheckpointPlan {
  public:
@@ -27,6 +33,7 @@ class CheckpointPlan {
 
   CheckpointPlan(const CheckpointFiles& files, DecoderConfig& config) : files_(files) {
     refuse_quantised();
+    refuse_other_names();
     if (config.vocab_size == 0)  // a missing or misshapen table is refused below
       if (const Place table = files.find(embedding); table && table.tensor->shape.size() == 2 && table.tensor->shape[0] <= max_config_size)
         config.vocab_size = table.tensor->shape[0];
@@ -55,7 +62,7 @@ class CheckpointPlan {
       if (!files.find(head)) missing(head, "; tie_word_embeddings is false, so the head must be there");
       want(head, {config.vocab_size, hidden});
     }
-    list_ignored();
+    list_ignored(config);
   }
 
   static constexpr const char* embedding = "model.embed_tokens.weight";
@@ -66,6 +73,7 @@ class CheckpointPlan {
     const auto at = tensors_.find(name);
     return at == tensors_.end() ? Place{} : at->second;
   }
+  /// Tensors without a place, by name, and promises of the config that the files do not keep.
   const std::vector<std::string>& ignored() const { return ignored_; }
   std::size_t bytes() const { return bytes_; }
 
@@ -94,7 +102,10 @@ class CheckpointPlan {
 
   void projection(const std::string& name, Index out, Index in, Promise bias) {
     want(name + ".weight", {out, in});
-    if (files_.find(name + ".bias")) return want(name + ".bias", {out});
+    if (files_.find(name + ".bias")) {
+      if (bias.reason == nullptr) unpromised_.push_back(name + ".bias");
+      return want(name + ".bias", {out});
+    }
     if (bias.reason != nullptr) missing(name + ".bias", text("; ", bias.reason));
   }
 
@@ -114,17 +125,70 @@ class CheckpointPlan {
       }
   }
 
-  void list_ignored() {
+  /// Tensors under the names of another program, or of a wrapper that was saved along.
+  void refuse_other_names() const {
+    constexpr struct {
+      std::string_view table, what;
+    } others[] = {
+        {"embed_tokens.weight", "those of a bare model without a head (LlamaModel and its like): save the …ForCausalLM that it belongs to"},
+        {"tok_embeddings.weight", "those of Meta's and Mistral's own releases: use the same model in the layout of transformers"},
+        {"token_embd.weight", "those of llama.cpp: use the folder that its file was made from"},
+        {"transformer.wte.weight", "those of GPT-2 and its like: use the same model in the layout of transformers"},
+        {"language_model.model.embed_tokens.weight", "those of a vision-language model, which is not supported"},
+        {"model.language_model.embed_tokens.weight", "those of a vision-language model, which is not supported"},
+        {"base_model.model.model.embed_tokens.weight", "those within a PEFT wrapper: merge_and_unload() before the model is saved"},
+        {"_orig_mod.model.embed_tokens.weight", "those of a compiled module: save the module that was compiled"},
+        {"module.model.embed_tokens.weight", "those within DataParallel: save its module"},
+    };
+    if (files_.find(embedding)) return;
+    for (const auto& other : others)
+      if (const Place place = files_.find(other.table))
+        raise<UnsupportedError>(text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(other.table), ", expected ",
+                                     in_quotes(embedding), ": the names are ", other.what));
+  }
+
+  /// The layer of model.layers.<layer>.…, or -1.
+  static Index layer_of(std::string_view name) {
+    constexpr std::string_view layers = "model.layers.";
+    if (!name.starts_with(layers)) return -1;
+    Index layer = 0;
+    std::size_t at = layers.size();
+    for (; at < name.size() && name[at] >= '0' && name[at] <= '9' && layer < max_config_layers; ++at) layer = 10 * layer + (name[at] - '0');
+    return at > layers.size() && at < name.size() && name[at] == '.' ? layer : -1;
+  }
+
+  /// What would change the numbers of a module that is computed.
+  [[noreturn]] void refuse_leftover(const Safetensors& file, std::string_view name, const DecoderConfig& config) const {
+    const auto has = [&](std::string_view part) { return name.find(part) != std::string_view::npos; };
+    const char* what = has(".lora_") || has(".base_layer.")    ? "; it is of an adapter: merge that with PEFT before the model is saved"
+                       : has("experts.") || has("mlp.gate.")   ? "; it is of a mixture of experts, which is not supported"
+                       : has("q_norm.") || has("k_norm.")      ? "; normed queries and keys are not supported"
+                       : has("layernorm") || has("layer_norm") ? "; norms at other places than a llama's are not supported"
+                                                               : "";
+    raise<UnsupportedError>(text("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " has no place in a ", config.model_type,
+                                 " decoder, but lies in a module that it computes with", what));
+  }
+
+  void list_ignored(const DecoderConfig& config) {
     for (const Safetensors& file : files_.files())
-      for (const TensorInfo& tensor : file.tensors())
-        if (!tensors_.contains(tensor.name) && !std::string_view(tensor.name).ends_with(".rotary_emb.inv_freq"))
-          ignored_.push_back(tensor.name);
+      for (const TensorInfo& tensor : file.tensors()) {
+        const std::string_view name = tensor.name;
+        if (tensors_.contains(name) || is_rope_table(name)) continue;
+        const Index layer = layer_of(name);
+        const bool computed = (layer >= 0 && layer < config.num_hidden_layers) || name.starts_with("model.norm.") ||
+                              name.starts_with("model.embed_tokens.") || (name.starts_with("lm_head.") && name != head);
+        if (computed) refuse_leftover(file, name, config);
+        ignored_.emplace_back(name);
+      }
+    if (!unpromised_.empty())
+      ignored_.push_back(text("config.json: that it promises no ", unpromised_.front(), ", because the files hold it",
+                              unpromised_.size() > 1 ? text(" and ", unpromised_.size() - 1, " more such biases") : "", ": used"));
     std::sort(ignored_.begin(), ignored_.end());
   }
 
   const CheckpointFiles& files_;
   std::map<std::string, Place, std::less<>> tensors_;
-  std::vector<std::string> ignored_;
+  std::vector<std::string> ignored_, unpromised_;
   std::size_t bytes_ = 0;
 };
 

@@ -20,11 +20,12 @@ namespace pith::inline v0 {
 /// A config.json of the llama, mistral or qwen2 family, as transformers 4 or 5 writes it, with the family's defaults filled in.
 ///
 /// What would make the numbers wrong is refused by name: other families, rope types and activations, quantised weights, partial rotary
-/// factors. vocab_size stays 0 when the file does not say: the embedding table does.
+/// factors, attention that is not causal, classes other than …ForCausalLM. Two spellings of the same setting may not disagree. vocab_size
+/// stays 0 when the file does not say: the embedding table does. What is left out on purpose is added to `ignored`.
 ///
 /// Throws   FormatError naming file, key, what was found and expected; UnsupportedError naming what pith does not do
-DecoderConfig read_config(const std::filesystem::path& path);
-DecoderConfig parse_config(std::string_view json, std::string_view name = "config.json");
+DecoderConfig read_config(const std::filesystem::path& path, std::vector<std::string>* ignored = nullptr);
+DecoderConfig parse_config(std::string_view json, std::string_view name = "config.json", std::vector<std::string>* ignored = nullptr);
 
 namespace detail {
 
@@ -32,15 +33,46 @@ namespace detail {
   raise<UnsupportedError>(text("pith: ", in_quotes(file), ": ", what));
 }
 
+/// What `architectures` may say: the head decides what a decoder's numbers mean, and transformers names its classes by it.
+inline void refuse_other_heads(const JsonFields& c) {
+  const auto* classes = c.find("architectures");
+  if (classes == nullptr) return;
+  const char* expected = "a list of names of classes";
+  if (!classes->is_array()) c.refuse("architectures", expected);
+  for (const auto& one : *classes) {
+    if (!one.is_string()) c.refuse("architectures", expected);
+    const auto name = one.template get<std::string>();
+    const auto has = [&](std::string_view part) { return name.find(part) != std::string::npos; };
+    if (name.ends_with("ForCausalLM")) continue;
+    unsupported(c.file(), text("architectures names ", in_quotes(name), ": ",
+                               has("Classification") || has("QuestionAnswering") || has("Reward")
+                                   ? "heads of classifiers and reward models are not supported"
+                               : name.ends_with("Model") ? "a model without the head of a language model"
+                                                         : "no causal language model",
+                               "; expected a …ForCausalLM"));
+  }
+}
+
+/// Why weights are of no use as they are: the value of a key that only quantised checkpoints have.
+template <class Value> std::string quantisation(std::string_view file, const char* key, const Value& value) {
+  if (!value.is_object()) return std::string(value.dump()).substr(0, 40);
+  const JsonFields q(file, value, text(key, "."));
+  if (const auto* method = q.find("quant_method")) return std::string(method->dump()).substr(0, 40);
+  return q.find("bits") != nullptr && q.find("group_size") != nullptr ? "by MLX" : "by an unnamed method";
+}
+
 inline void refuse_unsupported_config(const JsonFields& c, const std::string& family) {
   if (family != "llama" && family != "mistral" && family != "qwen2")
     unsupported(c.file(), text("model_type ", in_quotes(family), " is not supported: llama, mistral and qwen2 are"));
-  for (const char* key : {"quantization_config", "compression_config"})
-    if (const auto* quantised = c.find(key)) {
-      const std::string method = quantised->is_object() ? quantised->value("quant_method", nlohmann::json()).dump() : quantised->dump();
-      unsupported(c.file(), text(key, " (", method.substr(0, 40),
+  refuse_other_heads(c);
+  for (const char* key : {"quantization_config", "compression_config", "quantization"})
+    if (const auto* quantised = c.find(key))
+      unsupported(c.file(), text(key, " (", quantisation(c.file(), key, *quantised),
                                  "): quantised checkpoints are not supported; use the unquantised F32, F16 or BF16 one"));
-    }
+  if (c.is_null("is_causal") || !c.boolean("is_causal", true))  // null is false to transformers
+    unsupported(c.file(), "is_causal is not true: attention to later tokens, as embedding models have it, is not supported");
+  for (const char* key : {"use_bidirectional_attention", "is_encoder_decoder", "add_cross_attention", "lm_head_bias", "use_qk_norm"})
+    if (c.boolean(key, false)) unsupported(c.file(), text(key, " is true, which is not supported"));
   if (const std::string act = c.string("hidden_act", "silu"); act != "silu" && act != "swish")
     unsupported(c.file(), text("hidden_act ", in_quotes(act), " is not supported: silu is"));
   if (c.number("partial_rotary_factor", 1) != 1)
@@ -48,22 +80,13 @@ inline void refuse_unsupported_config(const JsonFields& c, const std::string& fa
                 text("partial_rotary_factor ", c.number("partial_rotary_factor", 1), " is not supported: all features must rotate"));
 }
 
-/// rope_parameters of transformers 5, else rope_theta and rope_scaling of 4.
-inline void read_rope(const JsonFields& c, DecoderConfig& config) {
-  config.rope_theta = c.positive("rope_theta", 10000);
-  const auto* v5 = c.find("rope_parameters");
-  const auto* fields = v5 != nullptr ? v5 : c.find("rope_scaling");
-  if (fields == nullptr) return;
-  const JsonFields rope(c.file(), *fields, v5 != nullptr ? "rope_parameters." : "rope_scaling.");
-  if (v5 != nullptr) config.rope_theta = rope.positive("rope_theta", config.rope_theta);
-  for (const auto& [key, value] : fields->items())
-    if (value.is_object()) unsupported(c.file(), text("rope settings by layer type (", in_quotes(key), ") are not supported"));
+/// What one of the two objects says that rope settings may stand in.
+inline RopeScaling read_rope_scaling(const JsonFields& c, const JsonFields& rope) {
   if (rope.number("partial_rotary_factor", 1) != 1) unsupported(c.file(), "a partial_rotary_factor other than 1 is not supported");
   if (rope.find("mrope_section") != nullptr) unsupported(c.file(), "rope with an mrope_section is not supported");
-
+  RopeScaling scaling;
   const std::string type = rope.string("rope_type", rope.string("type", "default"));
-  RopeScaling& scaling = config.rope_scaling;
-  if (type == "default") return;
+  if (type == "default") return scaling;
   if (type == "linear")
     scaling.type = RopeType::linear;
   else if (type == "dynamic")
@@ -73,11 +96,43 @@ inline void read_rope(const JsonFields& c, DecoderConfig& config) {
   else
     unsupported(c.file(), text("rope type ", in_quotes(type), " is not supported: default, linear, dynamic and llama3 are"));
   scaling.factor = rope.positive("factor");
-  if (scaling.type != RopeType::llama3) return;
+  if (scaling.type != RopeType::llama3) return scaling;
   scaling.low_freq_factor = rope.positive("low_freq_factor");
   scaling.high_freq_factor = rope.positive("high_freq_factor");
-  scaling.original_max_position_embeddings = rope.size("original_max_position_embeddings");
   if (scaling.low_freq_factor >= scaling.high_freq_factor) rope.refuse("low_freq_factor", "less than high_freq_factor");
+  const char* length = "original_max_position_embeddings";
+  const bool outside = c.find(length) != nullptr;
+  scaling.original_max_position_embeddings = outside && rope.find(length) == nullptr ? c.size(length) : rope.size(length);
+  if (outside && c.size(length) != scaling.original_max_position_embeddings)
+    rope.refuse(length, text(c.size(length), ", which ", length, " says beside it"));
+  return scaling;
+}
+
+/// rope_parameters of transformers 5, rope_theta and rope_scaling of 4; what is said twice has to be the same.
+inline void read_rope(const JsonFields& c, DecoderConfig& config) {
+  const char *theta = "rope_theta", *said = c.find(theta) != nullptr ? theta : nullptr, *scaled = nullptr;
+  config.rope_theta = c.positive(theta, 10000);
+  for (const char* key : {"rope_parameters", "rope_scaling"}) {
+    const auto* object = c.find(key);
+    if (object == nullptr) continue;
+    const JsonFields rope(c.file(), *object, text(key, "."));
+    for (const auto& [name, value] : object->items())
+      if (value.is_object()) unsupported(c.file(), text("rope settings by layer type (", in_quotes(name), ") are not supported"));
+    if (rope.find(theta) != nullptr) {
+      const double inside = rope.positive(theta);
+      if (said != nullptr && inside != config.rope_theta) rope.refuse(theta, text("what ", said, " says, or one of the two"));
+      config.rope_theta = inside;
+      if (said == nullptr) said = key;
+    }
+    const RopeScaling scaling = read_rope_scaling(c, rope);
+    const RopeScaling& other = config.rope_scaling;
+    const bool same = scaling.type == other.type && scaling.factor == other.factor && scaling.low_freq_factor == other.low_freq_factor &&
+                      scaling.high_freq_factor == other.high_freq_factor &&
+                      scaling.original_max_position_embeddings == other.original_max_position_embeddings;
+    if (scaled != nullptr && !same) c.refuse(key, text("the scaling that ", scaled, " says, or one of the two"));
+    config.rope_scaling = scaling;
+    scaled = key;
+  }
 }
 
 /// Which layers see how far. Windows are a rule of each family, not of the field alone.
@@ -110,19 +165,27 @@ inline std::vector<Index> read_windows(const JsonFields& c, const DecoderConfig&
   return {};
 }
 
+/// The tokens of eos_token_id; -1 is a spelling of none.
 inline std::vector<Token> read_eos(const JsonFields& c, std::vector<Token> otherwise) {
   if (c.is_null("eos_token_id")) return {};
   const auto* eos = c.find("eos_token_id");
   if (eos == nullptr) return otherwise;
   std::vector<Token> tokens;
-  if (!eos->is_array()) return {static_cast<Token>(c.size("eos_token_id", 0, 0))};
-  for (const auto& one : *eos) tokens.push_back(static_cast<Token>(c.whole("eos_token_id", one, 0, max_config_size)));
+  const auto add = [&](const auto& one) {
+    const Index token = c.whole("eos_token_id", one, -1, max_config_size);
+    if (token >= 0) tokens.push_back(static_cast<Token>(token));
+  };
+  if (!eos->is_array()) {
+    add(*eos);
+  } else {
+    for (const auto& one : *eos) add(one);
+  }
   return tokens;
 }
 
 }  // namespace detail
 
-inline DecoderConfig parse_config(std::string_view json, std::string_view name) {
+inline DecoderConfig parse_config(std::string_view json, std::string_view name, std::vector<std::string>* ignored) {
   const nlohmann::json object = detail::parse_json(json, name);
   const detail::JsonFields c(name, object);
   DecoderConfig config;
@@ -161,13 +224,15 @@ inline DecoderConfig parse_config(std::string_view json, std::string_view name) 
   config.sliding_window = detail::read_windows(c, config);
   config.eos_token_id = detail::read_eos(c, qwen2 ? std::vector<Token>{} : std::vector<Token>{2});
   const bool no_bos = qwen2 ? c.find("bos_token_id") == nullptr : c.is_null("bos_token_id");
-  config.bos_token_id = no_bos ? Token{-1} : static_cast<Token>(c.size("bos_token_id", 1, 0));
+  config.bos_token_id = no_bos ? Token{-1} : static_cast<Token>(c.size("bos_token_id", 1, -1));
+  if (ignored != nullptr && c.find("auto_map") != nullptr)
+    ignored->push_back(detail::text(name, ": auto_map, because code of the folder's own is not run"));
   return config;
 }
 
-inline DecoderConfig read_config(const std::filesystem::path& path) {
+inline DecoderConfig read_config(const std::filesystem::path& path, std::vector<std::string>* ignored) {
   const FileBytes file = FileBytes::read(path);
-  return parse_config({reinterpret_cast<const char*>(file.bytes().data()), file.size()}, file.name());
+  return parse_config({reinterpret_cast<const char*>(file.bytes().data()), file.size()}, file.name(), ignored);
 }
 
 }  // namespace pith::inline v0

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <algorithm>
+#include <filesystem>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/io/config_json.hpp>
+#include <pith/io/json.hpp>
+#include <pith/io/json_fields.hpp>
+#include <pith/io/text.hpp>
+#include <pith/model/config.hpp>
+
+namespace pith::inline v0 {
+
+/// Puts the stop tokens of the folder's generation_config.json in place of config.json's, as transformers does when it generates:
+/// Llama 3 Instruct has 128001 in one and [128001, 128009] in the other. A file that is missing or names none changes nothing.
+///
+/// What loses is added to `ignored`: config.json's tokens where the two differ, or the file if it cannot be read. It decides no number of
+/// the model, so it is no reason to refuse one.
+inline void use_generation_config(const std::filesystem::path& folder, DecoderConfig& config, std::vector<std::string>& ignored) {
+  const std::filesystem::path path = folder / "generation_config.json";
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return;
+  std::vector<Token> tokens;
+  try {
+    const auto document = detail::read_json(path);
+    const detail::JsonFields fields("generation_config.json", document);
+    if (fields.find("eos_token_id") == nullptr) return;
+    tokens = detail::read_eos(fields, {});
+  } catch (const FormatError& refusal) {
+    ignored.push_back(detail::text("generation_config.json: ", refusal.what()));
+    return;
+  }
+  const auto sorted = [](std::vector<Token> list) {
+    std::sort(list.begin(), list.end());
+    return list;
+  };
+  const auto listed = [](const std::vector<Token>& list) { return detail::shape_list(std::vector<Index>(list.begin(), list.end())); };
+  if (sorted(tokens) != sorted(config.eos_token_id))
+    ignored.push_back(
+        detail::text("config.json: eos_token_id ", listed(config.eos_token_id), ", where generation_config.json has ", listed(tokens)));
+  config.eos_token_id = std::move(tokens);
+}
+
+}  // namespace pith::inline v0
