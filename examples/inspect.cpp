@@ -74,7 +74,7 @@ Totals add_up(const CheckpointFiles& files, const Checkpoint<float>& loaded) {
     totals.on_disk += file.size();
     for (const TensorInfo& tensor : file.tensors()) {
       const std::string_view name = tensor.name;
-      if (std::binary_search(loaded.ignored.begin(), loaded.ignored.end(), tensor.name) || name.ends_with(".inv_freq")) continue;
+      if (std::binary_search(loaded.ignored.begin(), loaded.ignored.end(), tensor.name) || detail::is_rope_table(name)) continue;
       ++totals.tensors_by_type[std::string(dtype_name(tensor.dtype))];
       const auto size = static_cast<std::size_t>(tensor.elements());
       totals.parameters += size;
@@ -131,16 +131,18 @@ void inspect_adapter(const fs::path& path) {
       std::printf(" [%td, %td] rank %-3td scale %-8.4g", m.up.rows(), m.down.cols(), m.down.rows(),
                   m.gain.size() > 0 ? double(m.gain[0]) : 0.0);
     if (m.weight.size() > 0) std::printf(" replaced by [%td, %td]", m.weight.rows(), m.weight.cols());
+    if (m.base_weight.size() > 0) std::printf(" [%td, %td] of the base, saved along", m.base_weight.rows(), m.base_weight.cols());
     std::printf("%s%s%s\n", m.magnitude.size() > 0 ? " magnitude" : "", m.up_bias.size() > 0 ? " bias of B" : "",
                 m.bias.size() > 0 ? " bias replaced" : "");
-    numbers +=
-        static_cast<std::size_t>(m.down.size() + m.up.size() + m.up_bias.size() + m.magnitude.size() + m.weight.size() + m.bias.size());
+    numbers += static_cast<std::size_t>(m.down.size() + m.up.size() + m.up_bias.size() + m.magnitude.size() + m.weight.size() +
+                                        m.bias.size() + m.base_weight.size());
     flops += static_cast<std::size_t>(2 * (m.down.size() + m.up.size()));
   }
   std::printf("%-26s %zu in %zu modules\n", "parameters", numbers, folder.modules().size());
   print_bytes("on disk", folder.file().size());
   print_bytes("in memory", numbers * sizeof(float));
   std::printf("%-26s %zu flops, beside the model's own\n", "low rank, a token", flops);
+  for (const std::string& name : c.ignored) std::printf("ignored                    %s\n", name.c_str());
 }
 
 }  // namespace

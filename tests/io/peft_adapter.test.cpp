@@ -153,6 +153,105 @@ TEST_CASE("load_adapter: replaced modules and biases are those of another checkp
   }
 }
 
+TEST_CASE("load_adapter: the base's own table and head, saved along", "[io]") {
+  const std::string table = "model.embed_tokens", head = "lm_head";
+  TinyCheckpoint tiny;
+  TinyAdapter adapter;
+  const auto logits = [](const TinyCheckpoint& of, const TinyAdapter& with) {
+    const Decoder<float> decoder = tiny_decoder(of);
+    const ModelAdapter<float> loaded = bound(with, decoder);
+    return logits_of(decoder, &loaded);
+  };
+  const auto along = [&](const std::string& module, const Matrix<float>& rows, const char* part = "weight") {
+    adapter.put(TinyAdapter::name(module, part), rows.rows(), rows.cols()) = rows;
+  };
+  const Matrix<float> own_table = tiny.tensors.at(table + ".weight"), own_head = tiny.tensors.at(head + ".weight");
+  const Matrix<float> other_table = random_matrix<float>(5, 8, 1), other_head = random_matrix<float>(5, 8, 2);
+  TinyCheckpoint tied = tiny;
+  tied.config.insert(1, "\"tie_word_embeddings\":true,");
+  tied.tensors.erase(head + ".weight");
+
+  SECTION("the same numbers change nothing, in every layout") {
+    const TinyAdapter plain = adapter;
+    along(table, own_table);
+    along(head, own_head);
+    for (const LoadOptions& options :
+         {LoadOptions{}, LoadOptions{.weights = WeightsLayout::mapped}, LoadOptions{.weights = WeightsLayout::int8}}) {
+      const Decoder<float> decoder = tiny_decoder(tiny, options);
+      const ModelAdapter<float> loaded = bound(adapter, decoder);
+      CHECK(loaded.fingerprint() == bound(plain, decoder).fingerprint());
+      CHECK(loaded.lm_head() == nullptr);
+    }
+  }
+  SECTION("other numbers stand in the base's place") {
+    along(table, other_table);
+    along(head, other_head);
+    TinyCheckpoint other = tiny;
+    other.tensors.at(table + ".weight") = other_table;
+    other.tensors.at(head + ".weight") = other_head;
+    CHECK(same_bits(logits(tiny, adapter), logits(other, TinyAdapter())));
+  }
+  SECTION("a resized vocabulary names the remedy") {
+    along(table, random_matrix<float>(7, 8, 1));
+    not_bound<FormatError>(adapter, tiny_decoder(tiny),
+                           "saves module 'model.embed_tokens' along as [7, 8], expected [5, 8] by the decoder");
+    not_bound<FormatError>(adapter, tiny_decoder(tiny), "resize_token_embeddings(7) of the base, load the adapter, merge_and_unload()");
+    adapter.tensors.erase(TinyAdapter::name(table, "weight"));
+    along(head, random_matrix<float>(7, 8, 1));
+    not_bound<FormatError>(adapter, tiny_decoder(tiny), "saves module 'lm_head' along as [7, 8], expected [5, 8] by the decoder");
+  }
+  SECTION("a head that is adapted, LoRA and DoRA") {
+    adapter.config["target_modules"].push_back("lm_head");
+    adapter.lora(head, 5, 2, 8);
+    if (GENERATE(false, true)) {
+      adapter.config["use_dora"] = true;
+      adapter.put(TinyAdapter::name(head, "lora_magnitude_vector"), 5);
+      for (const std::string layer : {"model.layers.0.", "model.layers.1."}) {
+        adapter.put(TinyAdapter::name(layer + "self_attn.q_proj", "lora_magnitude_vector"), 8);
+        adapter.put(TinyAdapter::name(layer + "mlp.up_proj", "lora_magnitude_vector"), 6);
+      }
+    }
+    const TinyAdapter plain = adapter;
+    along(head, own_head, "base_layer.weight");
+    CHECK(same_bits(logits(tiny, adapter), logits(tiny, plain)));
+    along(head, other_head, "base_layer.weight");
+    TinyCheckpoint other = tiny;
+    other.tensors.at(head + ".weight") = other_head;
+    CHECK(same_bits(logits(tiny, adapter), logits(other, plain)));
+    CHECK_FALSE(same_bits(logits(tiny, adapter), logits(tiny, plain)));
+    other = tied;  // the tied parameter is the table too
+    other.tensors.at(table + ".weight") = other_head;
+    CHECK(same_bits(logits(tied, adapter), logits(other, plain)));
+  }
+  SECTION("tied: one parameter in PEFT, saved once or twice") {
+    along(table, other_table);
+    TinyCheckpoint other = tied;
+    other.tensors.at(table + ".weight") = other_table;
+    CHECK(same_bits(logits(tied, adapter), logits(other, TinyAdapter())));
+    along(head, other_table);
+    CHECK(same_bits(logits(tied, adapter), logits(other, TinyAdapter())));
+    along(head, other_head);
+    not_bound<FormatError>(adapter, tiny_decoder(tied), "saves other numbers of 'lm_head' along than of 'model.embed_tokens'");
+  }
+  SECTION("tied: a table of modules_to_save leaves the head, unless ensure_weight_tying") {
+    adapter.config["modules_to_save"] = {"embed_tokens"};
+    along(table, other_table);
+    TinyCheckpoint untied = tiny;  // what the two are then
+    untied.tensors.at(table + ".weight") = other_table;
+    untied.tensors.at(head + ".weight") = own_table;
+    CHECK(same_bits(logits(tied, adapter), logits(untied, TinyAdapter())));
+    adapter.config["ensure_weight_tying"] = true;
+    TinyCheckpoint both = tied;
+    both.tensors.at(table + ".weight") = other_table;
+    CHECK(same_bits(logits(tied, adapter), logits(both, TinyAdapter())));
+    along(head, other_table);  // as PEFT saves it
+    CHECK(same_bits(logits(tied, adapter), logits(both, TinyAdapter())));
+    adapter.tensors.erase(TinyAdapter::name(head, "weight"));
+    untied.tensors.at(head + ".weight") = own_head;
+    CHECK(same_bits(logits(tiny, adapter), logits(untied, TinyAdapter())));  // nothing is tied: as without
+  }
+}
+
 TEST_CASE("load_adapter: a folder and a decoder that do not fit are refused by the module's name", "[io]") {
   const Decoder<float> decoder = tiny_decoder({});
   TinyAdapter adapter;

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <filesystem>
 #include <string>
 #include <utility>
 #include <vector>
@@ -178,8 +179,10 @@ TEST_CASE("peft folder: biases, magnitudes, lambdas and replaced modules", "[io]
     refused<UnsupportedError>(adapter, "ADALORA with use_rslora, use_dora or lora_bias is not supported");
   }
   SECTION("modules_to_save") {
+    TinyAdapter unsaid;
+    unsaid.put(TinyAdapter::name("model.norm", "weight"), 8);
+    refused<FormatError>(unsaid, "model.norm.weight' is a whole weight, but modules_to_save does not name its module");
     adapter.put(TinyAdapter::name("lm_head", "weight"), 5, 8);
-    refused<FormatError>(adapter, "lm_head.weight' is a whole weight, but modules_to_save does not name its module");
     adapter.config["modules_to_save"] = {"lm_head"};
     CHECK(opened(adapter).load("lm_head").weight == adapter.tensors.at(TinyAdapter::name("lm_head", "weight")));
     adapter.config["modules_to_save"] = {"lm_head", "norm"};
@@ -303,12 +306,26 @@ TEST_CASE("peft folder: what a config asks for is understood, or refused by its 
   for (const char* key : {"alora_invocation_tokens", "trainable_token_indices", "target_parameters", "layer_replication"})
     unsupported(key, {1, 2});
   for (const char* key : {"arrow_config", "kasa_config", "monteclora_config", "megatron_config"}) unsupported(key, {{"x", 1}});
-  for (const char* key : {"use_qalora", "use_bdlora", "ensure_weight_tying", "something_new"}) unsupported(key, true);
+  for (const char* key : {"use_qalora", "use_bdlora", "something_new"}) unsupported(key, true);
   unsupported("num_virtual_tokens", 3);
-  unsupported("something_new", 0);
-  for (const nlohmann::ordered_json& nothing : {nlohmann::ordered_json(), nlohmann::ordered_json(false), nlohmann::ordered_json(""),
-                                                nlohmann::ordered_json::array(), nlohmann::ordered_json::object()})
-    CHECK_NOTHROW(opened(altered("something_new", nothing)));
+  for (const char* key : {"alora_invocation_string", "invocation_string", "target_parameters", "trainable_token_indices",
+                          "layer_replication", "lora_variant", "new_config", "module_mapping"})
+    unsupported(key, "text");
+  for (const nlohmann::ordered_json& nothing :
+       {nlohmann::ordered_json(), nlohmann::ordered_json(false), nlohmann::ordered_json(""), nlohmann::ordered_json::array(),
+        nlohmann::ordered_json::object(), nlohmann::ordered_json(0), nlohmann::ordered_json(0.0)}) {
+    const PeftFolder folder = opened(altered("something_new", nothing));
+    CHECK(folder.config().ignored.empty());
+  }
+  CHECK(opened(altered("task", "question_answering")).config().ignored ==
+        std::vector<std::string>{"adapter_config.json: key 'task', '\"question_answering\"'"});
+  for (const nlohmann::ordered_json& value :
+       {nlohmann::ordered_json("x"), nlohmann::ordered_json(3), nlohmann::ordered_json({{"by", "me"}})})
+    for (const char* key : {"_comment", "unsloth_version"}) CHECK(opened(altered(key, value)).config().ignored.size() == 1);
+  for (const char* key : {"merge_weights", "ensure_weight_tying"})
+    for (const bool value : {false, true}) CHECK(opened(altered(key, value)).config().ignored.empty());
+  CHECK(opened(altered("ensure_weight_tying", true)).config().ensure_weight_tying);
+  refused<FormatError>(altered("ensure_weight_tying", "yes"), "key 'ensure_weight_tying' is '\"yes\"', expected true or false");
   for (const char* key : {"lora_dropout", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config", "task_type",
                           "inference_mode", "auto_mapping", "base_model_name_or_path", "revision", "peft_version", "megatron_core"})
     CHECK_NOTHROW(opened(altered(key, "x")));
@@ -326,6 +343,14 @@ TEST_CASE("peft folder: what a config asks for is understood, or refused by its 
   refused<UnsupportedError>(altered("peft_type", "IA3"),
                             "peft_type 'IA3' is not supported: LORA, ADALORA, PROMPT_TUNING and PREFIX_TUNING are");
   refused<FormatError>(altered("peft_type", nullptr), "key 'peft_type' is 'null', expected text");
+  for (const char* config : {R"({"fine_tune_type":"lora","num_layers":16,"lora_parameters":{"rank":8,"scale":20.0}})",
+                             R"({"lora_layers":16,"lora_parameters":{"rank":8}})"}) {
+    CHECK_THROWS_AS(parse_peft_config(config), UnsupportedError);
+    CHECK_THROWS_WITH(parse_peft_config(config), contains("an adapter of MLX, only PEFT's are read"));
+  }
+  const char* hub = R"({"config":{"architecture":"lora","r":8},"model_class":"LlamaAdapterModel","version":"adapters.1.0.0"})";
+  CHECK_THROWS_AS(parse_peft_config(hub), UnsupportedError);
+  CHECK_THROWS_WITH(parse_peft_config(hub), contains("an adapter of the Adapters library (AdapterHub)"));
   refused<FormatError>(altered("bias", "some"), "key 'bias' is '\"some\"', expected \"none\", \"all\" or \"lora_only\"");
   refused<FormatError>(altered("target_modules", 3), "key 'target_modules' is '3', expected a list of names");
   refused<FormatError>(altered("target_modules", {""}), "key 'target_modules' is a list of 1, expected a list of names");
@@ -340,6 +365,83 @@ TEST_CASE("peft folder: what a config asks for is understood, or refused by its 
   refused<FormatError>(layers, "expected nothing unless target_modules is a list");
   refused<FormatError>(altered("rank_pattern", {1}), "key 'rank_pattern' is a list of 1, expected an object from modules to numbers");
   refused<FormatError>(altered("rank_pattern", {{"q_proj)|(k", 2}}), "expression 'q_proj)|(k' closes a group");
+}
+
+TEST_CASE("peft folder: what PEFT writes beside the adapter", "[io]") {
+  TinyAdapter adapter;
+  SECTION("the table and the head of a base whose vocabulary was resized, though nothing names them") {
+    const Matrix<float> table = adapter.put(TinyAdapter::name("model.embed_tokens", "weight"), 7, 8);
+    const Matrix<float> head = adapter.put(TinyAdapter::name("lm_head", "weight"), 7, 8);
+    const PeftFolder folder = opened(adapter);
+    CHECK(folder.load("model.embed_tokens").base_weight == table);
+    CHECK(folder.load("model.embed_tokens").weight.size() == 0);
+    CHECK(folder.load("lm_head").base_weight == head);
+    adapter.put(TinyAdapter::name("lm_head", "weight"), 7);
+    refused<FormatError>(adapter, "lm_head.weight' is [7], expected a matrix");
+  }
+  SECTION("the head under its adapter") {
+    adapter.config["target_modules"].push_back("lm_head");
+    adapter.lora("lm_head", 5, 2, 8);
+    const Matrix<float> head = adapter.put(TinyAdapter::name("lm_head", "base_layer.weight"), 5, 8);
+    CHECK(opened(adapter).load("lm_head").base_weight == head);
+    CHECK(opened(adapter).load("lm_head").up.rows() == 5);
+    adapter.put(TinyAdapter::name("lm_head", "base_layer.weight"), 5, 7);
+    refused<FormatError>(adapter, "lm_head.base_layer.weight' is [5, 7], expected [5, 8] by lora_A and lora_B");
+    adapter.put(TinyAdapter::name("lm_head", "base_layer.weight"), 5, 8);
+    adapter.put(TinyAdapter::name("lm_head", "weight"), 5, 8);
+    refused<FormatError>(adapter, "is the same part as '");
+    adapter.config["modules_to_save"] = {"lm_head"};
+    refused<FormatError>(adapter, "adapts a module that is replaced as a whole");
+  }
+  SECTION("modules_to_save of other models beside one that is there") {
+    adapter.put(TinyAdapter::name("lm_head", "weight"), 5, 8);
+    adapter.config["modules_to_save"] = {"lm_head", "wte", "classifier", "vision_tower.pooler"};
+    CHECK(opened(adapter).load("lm_head").weight.rows() == 5);
+    for (const char* name :
+         {"embed_tokens", "model.norm", "norm", "k_proj", "layers.7", "self_attn.o_proj", "model.layers.0.self_attn.v_proj"}) {
+      adapter.config["modules_to_save"] = {"lm_head", name};
+      refused<FormatError>(adapter, "holds no tensor of '" + std::string(name) + "', which modules_to_save names");
+    }
+    adapter.config["modules_to_save"] = {"wte"};
+    refused<FormatError>(adapter, "holds no tensor of 'wte', which modules_to_save names");
+  }
+  SECTION("classifiers") {
+    adapter.config["modules_to_save"] = {"classifier", "score"};
+    refused<UnsupportedError>(adapter, "is of a classifier, as its modules_to_save (classifier) says",
+                              "adapters of classifiers and reward models are not supported");
+    for (const char* head : {"score", "classifier", "classifier.dense", "v_head.summary", "qa_outputs"}) {
+      TinyAdapter with_head = adapter;
+      with_head.put(TinyAdapter::name(head, "weight"), 3, 8);
+      refused<UnsupportedError>(with_head, "is of a classifier: adapters of classifiers and reward models are not supported", head);
+    }
+  }
+}
+
+TEST_CASE("peft folder: other formats are called by their names", "[io]") {
+  const struct {
+    const char* file;
+    const char* message;
+  } formats[] = {{"adapters.safetensors", "is an adapter of MLX, only PEFT's are read"},
+                 {"adapters.npz", "is an adapter of MLX"},
+                 {"pytorch_lora_weights.safetensors", "is an adapter of diffusers"},
+                 {"adapter.safetensors", "is an adapter of the Adapters library"},
+                 {"pytorch_adapter.bin", "is an adapter of the Adapters library"},
+                 {"lora.gguf", "is a file of llama.cpp"},
+                 {"model.safetensors", "is a whole model: load it with load_decoder()"},
+                 {"model.safetensors.index.json", "is of a whole model"}};
+  for (const auto& [file, message] : formats) {
+    INFO(file);
+    const TempFolder folder;
+    folder.write(file, "x");
+    CHECK_THROWS_AS(PeftFolder(folder.path()), FormatError);
+    CHECK_THROWS_WITH(PeftFolder(folder.path()), contains("holds no adapter_config.json; its ") && contains(message));
+    folder.write("adapter_config.json", R"({"peft_type":"LORA"})");
+    CHECK_THROWS_WITH(PeftFolder(folder.path()), contains("holds no adapter_model.safetensors; its ") && contains(message));
+  }
+  const TempFolder folder;
+  TinyAdapter().write(folder);
+  std::filesystem::remove(folder / "adapter_config.json");
+  CHECK_THROWS_WITH(PeftFolder(folder.path()), contains("is not enough: fetch the adapter_config.json that belongs to it"));
 }
 
 TEST_CASE("peft folder: hostile numbers, sizes and files", "[io]") {

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <filesystem>
 #include <set>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -19,6 +21,8 @@
 #include <pith/kv/storage.hpp>
 #include <pith/model/decoder.hpp>
 #include <pith/model/weights.hpp>
+#include <pith/nn/embedding.hpp>
+#include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
 #include <pith/peft/model_adapter.hpp>
 #include <pith/peft/overlay.hpp>
@@ -36,7 +40,8 @@ template <class S> LinearOverlay<S> make_overlay(const PeftFolder& folder, std::
 ///   const auto adapter = load_adapter("my-lora", llama);
 ///   session.use(&adapter);
 ///
-/// Everything that the folder changes has a place in the decoder, and everything that its config asks for is in the folder.
+/// Everything that the folder changes has a place in the decoder, and everything that its config asks for is in the folder. Where PEFT
+/// saved the base's own table or head along, it is looked at: the same numbers change nothing, others stand in the base's place.
 ///
 /// Cost     a copy of its numbers, widened; for DoRA one pass over the weights it adapts
 /// Throws   what PeftFolder throws; FormatError naming the module if folder and decoder do not fit
@@ -55,6 +60,36 @@ template <KvStorage T = float> KvPrefix load_prefix(const std::filesystem::path&
 }
 
 namespace detail {
+
+/// copy(first, rows) fills rows of a base: are they those of `rows`? Bases that are rounded to bytes show what rounding leaves of them.
+template <class S, class Copy> bool same_rows(const Matrix<S>& rows, const Copy& copy) {
+  constexpr Index together = 32;
+  Matrix<S> own;
+  for (Index first = 0; first < rows.rows(); first += together) {
+    const Index n = std::min(together, rows.rows() - first);
+    own.resize(n, rows.cols());
+    copy(first, MatrixRef<S>(own));
+    if (own == rows.middleRows(first, n)) continue;
+    if constexpr (std::is_same_v<S, float>) {
+      Matrix<S> rounded(n, rows.cols());
+      Int8Weight(ConstMatrixRef<S>(rows.middleRows(first, n))).copy_rows(0, MatrixRef<S>(rounded));
+      if (own == rounded) continue;
+    }
+    return false;
+  }
+  return true;
+}
+
+/// Throws   FormatError if a table or head that PEFT saved along is of another vocabulary than the decoder
+template <class S>
+void check_saved_along(const PeftFolder& folder, std::string_view module, const Matrix<S>& weight, Index rows, Index cols) {
+  if (weight.rows() == rows && weight.cols() == cols) return;
+  folder.refuse(text("saves module ", in_quotes(module), " along as ", shape_text(weight.rows(), weight.cols()), ", expected ",
+                     shape_text(rows, cols), " by the decoder",
+                     weight.cols() == cols ? text(": the vocabulary was resized in training; in transformers, resize_token_embeddings(",
+                                                  weight.rows(), ") of the base, load the adapter, merge_and_unload() and save that model")
+                                           : std::string()));
+}
 
 /// Finds the place of every module of a folder in a decoder, and the module of every place that the config asks for.
 template <class S> class AdapterBinder {
@@ -82,8 +117,8 @@ template <class S> class AdapterBinder {
                    parts_.layers[l].projections[p]);
     }
     norm("model.norm", parts_.norm);
-    table("model.embed_tokens");
-    projection("lm_head", decoder_.weights().lm_head, parts_.lm_head);
+    table();
+    head();
     for (const std::string& module : folder_.modules())
       if (!bound_.contains(module)) folder_.refuse(text("changes module ", in_quotes(module), ", which the decoder does not have"));
     return std::move(parts_);
@@ -120,9 +155,43 @@ template <class S> class AdapterBinder {
     const DecoderConfig& c = decoder_.config();
     if (found(module)) to = RmsNorm<S>(whole(module, c.hidden_size, 1).weight.col(0), S(c.rms_norm_eps));
   }
-  void table(const std::string& module) {
+
+  static constexpr const char *table_name = "model.embed_tokens", *head_name = "lm_head";
+
+  void table() {
     const DecoderConfig& c = decoder_.config();
-    if (found(module)) parts_.embed_tokens = Embedding<S>(whole(module, c.vocab_size, c.hidden_size).weight);
+    if (!found(table_name)) return;
+    Matrix<S> along = folder_.load<S>(table_name).base_weight;
+    if (along.size() == 0) {
+      parts_.embed_tokens = Embedding<S>(whole(table_name, c.vocab_size, c.hidden_size).weight);
+      return;
+    }
+    check_saved_along<S>(folder_, table_name, along, c.vocab_size, c.hidden_size);
+    if (!same_rows<S>(along, [&](Index first, MatrixRef<S> rows) { decoder_.weights().embed_tokens.copy_rows(first, rows); }))
+      parts_.embed_tokens = Embedding<S>(std::move(along));
+  }
+
+  /// Of a tied base, PEFT knows table and head as one parameter: what it saved along of one is both, and ensure_weight_tying ties what
+  /// replaces them too.
+  void head() {
+    const AnyLinear<S>& base = decoder_.weights().lm_head;
+    if (!decoder_.config().tie_word_embeddings) return projection(head_name, base, parts_.lm_head);
+    const auto load = [&](const char* module) { return folder_.contains(module) ? folder_.load<S>(module) : PeftModule<S>(); };
+    const PeftModule<S> of_table = load(table_name), of_head = load(head_name);
+    const Matrix<S>&table_along = of_table.base_weight, &head_along = of_head.base_weight;
+    if (table_along.size() > 0 && head_along.size() > 0 && !(table_along.rows() == head_along.rows() && table_along == head_along))
+      folder_.refuse("saves other numbers of 'lm_head' along than of 'model.embed_tokens', which the decoder ties");
+
+    const bool follows = table_along.size() > 0
+                             ? parts_.embed_tokens.rows() > 0
+                             : folder_.config().ensure_weight_tying && of_table.weight.size() > 0 && head_along.size() == 0;
+    AnyLinear<S> tied;
+    if (follows && of_head.weight.size() == 0)
+      tied = AnyLinear<S>(PackedLinear<S, S>(ConstMatrixRef<S>(table_along.size() > 0 ? table_along : of_table.weight), Vector<S>()));
+    projection(head_name, tied.empty() ? base : tied, parts_.lm_head);
+    const bool replaced = !parts_.lm_head.replacement.empty();
+    if (!tied.empty() && !replaced) parts_.lm_head.replacement = std::move(tied);
+    if (replaced && head_along.size() > 0 && !folder_.contains(table_name)) parts_.embed_tokens = Embedding<S>(head_along);
   }
 
   const PeftFolder& folder_;
@@ -142,8 +211,9 @@ template <class S> LinearOverlay<S> make_overlay(const PeftFolder& folder, std::
                                  detail::shape_text(base.out(), base.in()), " by the decoder"));
   };
   LinearOverlay<S> out;
+  const bool along = tensors.base_weight.size() > 0;
   const Vector<S> old_bias =
-      tensors.bias.size() > 0 || tensors.magnitude.size() > 0 || tensors.weight.size() > 0 ? Vector<S>(base.bias()) : Vector<S>();
+      tensors.bias.size() > 0 || tensors.magnitude.size() > 0 || tensors.weight.size() > 0 || along ? Vector<S>(base.bias()) : Vector<S>();
   if (tensors.bias.size() > 0 && tensors.bias.size() != old_bias.size())
     folder.refuse(detail::text("replaces the bias of module ", detail::in_quotes(module), " by ", tensors.bias.size(),
                                " numbers, expected ", old_bias.size(), " by the decoder"));
@@ -154,9 +224,15 @@ template <class S> LinearOverlay<S> make_overlay(const PeftFolder& folder, std::
     out.replacement = AnyLinear<S>(PackedLinear<S, S>(ConstMatrixRef<S>(tensors.weight), tensors.bias));
     return out;
   }
+  if (along) {
+    detail::check_saved_along<S>(folder, module, tensors.base_weight, base.out(), base.in());
+    if (!detail::same_rows<S>(tensors.base_weight, [&](Index first, MatrixRef<S> rows) { base.copy_weight(first, rows); }))
+      out.replacement = AnyLinear<S>(PackedLinear<S, S>(ConstMatrixRef<S>(tensors.base_weight), old_bias));
+  }
+  const AnyLinear<S>& under = out.replacement.empty() ? base : out.replacement;
   if (tensors.up.rows() > 0) check("adapts", tensors.up.rows(), tensors.down.cols());
   if (tensors.down.rows() > 0) out.terms.push_back({std::move(tensors.down), tensors.up.transpose(), std::move(tensors.gain)});
-  if (tensors.magnitude.size() > 0) out.out_scale = dora_scale(base, out.terms.front(), ConstVectorRef<S>(tensors.magnitude));
+  if (tensors.magnitude.size() > 0) out.out_scale = dora_scale(under, out.terms.front(), ConstVectorRef<S>(tensors.magnitude));
   if (old_bias.size() > 0) {
     out.bias = tensors.bias.size() > 0 ? tensors.bias : old_bias;
     if (out.out_scale.size() > 0)

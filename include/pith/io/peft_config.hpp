@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <initializer_list>
 #include <limits>
 #include <map>
 #include <string>
@@ -18,14 +17,13 @@
 #include <pith/core/types.hpp>
 #include <pith/io/json.hpp>
 #include <pith/io/json_fields.hpp>
+#include <pith/io/peft_keys.hpp>
 #include <pith/io/peft_names.hpp>
 #include <pith/io/peft_targets.hpp>
 #include <pith/io/text.hpp>
 
 namespace pith::inline v0 {
 
-/// The kinds of adapter folder that pith reads.
-enum class PeftType : std::uint8_t { lora, adalora, prompt_tuning, prefix_tuning };
 /// Which biases of the base an adapter was trained with, and replaces.
 enum class PeftBias : std::uint8_t { none, all, lora_only };
 
@@ -40,8 +38,10 @@ struct PeftConfig {
   detail::ModuleNumbers<double> alpha_pattern = {};
   std::map<std::string, Index, std::less<>> kept = {};  ///< AdaLoRA's rank_pattern: triplets kept, by the name of the tensor
   bool rslora = false, dora = false, lora_bias = false;
+  bool ensure_weight_tying = false;  ///< what replaces the table of a tied base replaces its head
   PeftBias bias = PeftBias::none;
   detail::TargetModules targets = {};
+  std::vector<std::string> ignored = {};  ///< foreign keys that name something, with their values
 
   Index num_virtual_tokens = 0;                                  ///< prompt and prefix tuning
   Index token_dim = 0, num_attention_heads = 0, num_layers = 0;  ///< of the keys and values; 0: not said
@@ -53,8 +53,8 @@ struct PeftConfig {
 
 /// Reads an adapter_config.json of PEFT: LORA, ADALORA, PROMPT_TUNING or PREFIX_TUNING.
 ///
-/// Every field that would change the numbers is understood or refused by name; so is a field pith has never heard of, unless it is null,
-/// false or empty.
+/// Every field that would change the numbers is understood or refused by name. So is a field pith has never heard of, unless it is null,
+/// false, 0 or empty, a text under a name that is of no method (as trainers leave their own), or its name begins with _ or unsloth_.
 ///
 /// Throws   FormatError naming file, key, what was found and expected; UnsupportedError naming what pith does not do
 PeftConfig read_peft_config(const std::filesystem::path& path);
@@ -68,16 +68,13 @@ namespace detail {
 inline constexpr std::size_t max_pattern_steps = std::size_t{1}
                                                  << 27;  // what all expressions of a folder may take together: a second or so
 
-inline bool one_of(std::string_view key, std::initializer_list<std::string_view> keys) {
-  return std::find(keys.begin(), keys.end(), key) != keys.end();
-}
-
 class PeftConfigReader {
  public:
   PeftConfigReader(std::string_view json, std::string_view file)
       : json_(json), file_(file), object_(parse_json(json, file)), c_(file_, object_) {}
 
   PeftConfig read() {
+    refuse_other_formats();
     const std::string type = c_.string("peft_type");
     out_.base_model = c_.string("base_model_name_or_path", "");
     if (type == "LORA" || type == "ADALORA") {
@@ -97,9 +94,15 @@ class PeftConfigReader {
   [[noreturn]] void unsupported(const std::string& what) const { raise<UnsupportedError>(text("pith: ", in_quotes(file_), ": ", what)); }
   std::string where(std::string_view key) const { return text("pith: ", in_quotes(file_), ": key '", key, "'"); }
 
-  static bool inert(const nlohmann::json& value) {
-    return value.is_null() || value == false || (value.is_string() && value.get_ref<const std::string&>().empty()) ||
-           (value.is_structured() && value.empty());
+  void refuse_other_formats() const {
+    if (c_.find("peft_type") != nullptr) return;
+    for (const char* key : {"lora_parameters", "fine_tune_type", "lora_layers"})
+      if (c_.find(key) != nullptr)
+        unsupported(text("key '", key,
+                         "' and no peft_type: an adapter of MLX, only PEFT's are read; fuse it with its base model "
+                         "(mlx_lm.fuse --dequantize)"));
+    if (const auto* config = c_.find("config"); config != nullptr && config->is_object())
+      unsupported("key 'config' and no peft_type: an adapter of the Adapters library (AdapterHub), only PEFT's are read");
   }
 
   void read_low_rank() {
@@ -110,6 +113,8 @@ class PeftConfigReader {
     out_.dora = c_.boolean("use_dora", false);
     out_.lora_bias = c_.boolean("lora_bias", false);
     if (out_.dora && out_.lora_bias) c_.refuse("lora_bias", "false where use_dora is true");
+    out_.ensure_weight_tying = c_.boolean("ensure_weight_tying", false);
+    c_.boolean("merge_weights", false);   // of PEFT before 0.3: how its own forward pass went
     c_.boolean("fan_in_fan_out", false);  // how the base was stored when it was trained: no tensor here depends on it
     const std::string bias = c_.string("bias", "none");
     if (bias != "none" && bias != "all" && bias != "lora_only") c_.refuse("bias", "\"none\", \"all\" or \"lora_only\"");
@@ -222,48 +227,14 @@ class PeftConfigReader {
     c_.boolean("prefix_projection", false);  // what is saved is the projected prefix
   }
 
-  /// Each key is read above, changes no number, or is not understood.
-  void refuse_others() const {
-    const bool low_rank = out_.type == PeftType::lora || out_.type == PeftType::adalora;
+  /// Each key is read above, changes no number, is foreign, or is not understood.
+  void refuse_others() {
     for (const auto& [key, value] : object_.items()) {
-      if (inert(value)) continue;
-      if (one_of(key, {"peft_type", "base_model_name_or_path", "task_type", "inference_mode", "auto_mapping", "revision", "peft_version",
-                       "runtime_config", "modules_to_save"}))
-        continue;
-      if (low_rank && one_of(key, {"r",
-                                   "lora_alpha",
-                                   "use_rslora",
-                                   "use_dora",
-                                   "lora_bias",
-                                   "fan_in_fan_out",
-                                   "bias",
-                                   "init_lora_weights",
-                                   "target_modules",
-                                   "exclude_modules",
-                                   "layers_to_transform",
-                                   "layers_pattern",
-                                   "rank_pattern",
-                                   "alpha_pattern",
-                                   "lora_dropout",
-                                   "loftq_config",
-                                   "eva_config",
-                                   "corda_config",
-                                   "lora_ga_config",
-                                   "velora_config",
-                                   "megatron_core",
-                                   "qalora_group_size"}))
-        continue;
-      if (out_.type == PeftType::adalora &&
-          one_of(key, {"init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"}))
-        continue;
-      if (!low_rank && one_of(key, {"num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules"}))
-        continue;
-      if (out_.type == PeftType::prompt_tuning &&
-          one_of(key, {"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"}))
-        continue;
-      if (out_.type == PeftType::prefix_tuning && one_of(key, {"encoder_hidden_size", "prefix_projection", "init_weights"})) continue;
-      unsupported(text("key ", in_quotes(key), " is ", in_quotes(value.dump(-1, ' ', true)),
-                       ", which pith does not do: expected null, false, empty, or no such key"));
+      if (is_inert(value) || is_peft_key(out_.type, key)) continue;
+      if (!is_foreign_key(key, value.is_string()))
+        unsupported(text("key ", in_quotes(key), " is ", in_quotes(value.dump(-1, ' ', true)),
+                         ", which pith does not do: expected null, false, empty, or no such key"));
+      out_.ignored.push_back(text("adapter_config.json: key ", in_quotes(key), ", ", in_quotes(value.dump(-1, ' ', true))));
     }
   }
 

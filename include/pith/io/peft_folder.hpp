@@ -5,14 +5,17 @@
 #include <cmath>
 #include <cstddef>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
+#include <pith/io/other_formats.hpp>
 #include <pith/io/peft_config.hpp>
 #include <pith/io/peft_names.hpp>
 #include <pith/io/safetensors.hpp>
@@ -30,6 +33,9 @@ template <class S = float> struct PeftModule {
   Vector<S> magnitude = {};  ///< [out] DoRA's m, or empty
   Matrix<S> weight = {};     ///< [out, in] instead of the base's, or empty; a norm's is [features, 1]
   Vector<S> bias = {};       ///< [out] instead of the base's, or empty
+  /// [out, in] what PEFT saved along of the base's own table or head because that was adapted or resized, or empty. Not a delta: where it
+  /// is not what the base has, it stands in its place.
+  Matrix<S> base_weight = {};
 };
 
 /// A folder as PEFT saves it, adapter_config.json and adapter_model.safetensors, opened and checked as far as that goes without its base.
@@ -41,7 +47,7 @@ template <class S = float> struct PeftModule {
 class PeftFolder {
  public:
   explicit PeftFolder(const std::filesystem::path& folder)
-      : folder_(folder), config_(read_peft_config(folder / "adapter_config.json")), file_(open(folder)) {
+      : folder_(folder), config_(read_peft_config(config_file(folder))), file_(open(folder)) {
     for (const TensorInfo& tensor : file_.tensors()) place(tensor);
     if (prompt_tuned())
       check_prompt();
@@ -81,6 +87,7 @@ class PeftFolder {
       out.weight.resize(tensor->shape[0], tensor->shape.size() == 2 ? tensor->shape[1] : 1);
       file_.copy_values(*tensor, out.weight.data());
     }
+    if (module[base_weight]) out.base_weight = file_.load_matrix<S>(module[base_weight]->name);
     if (const TensorInfo* tensor = module[bias]) out.bias = file_.load_values<S>(tensor->name);
     return out;
   }
@@ -98,21 +105,27 @@ class PeftFolder {
  private:
   using Part = detail::PeftPart;
   static constexpr Part down = Part::down, up = Part::up, up_bias = Part::up_bias, lambda = Part::lambda, magnitude = Part::magnitude,
-                        weight = Part::weight, bias = Part::bias;
+                        weight = Part::weight, bias = Part::bias, base_weight = Part::base_weight;
   struct Module {
     std::array<const TensorInfo*, detail::num_peft_parts> parts{};
     const TensorInfo* operator[](Part part) const { return parts[static_cast<std::size_t>(part)]; }
   };
 
+  static std::filesystem::path config_file(const std::filesystem::path& folder) {
+    std::error_code error;
+    const std::filesystem::path path = folder / "adapter_config.json";
+    if (!std::filesystem::exists(path, error))
+      if (const std::string shown = detail::shown_format(folder, detail::other_adapters); !shown.empty())
+        raise<FormatError>(detail::text("pith: ", detail::in_quotes(folder.string()), " holds no adapter_config.json", shown));
+    return path;
+  }
+
   static Safetensors open(const std::filesystem::path& folder) {
-    std::error_code ignored;
+    std::error_code error;
     const std::filesystem::path path = folder / "adapter_model.safetensors";
-    if (!std::filesystem::exists(path, ignored))
-      raise<FormatError>(
-          detail::text("pith: ", detail::in_quotes(folder.string()), " holds no adapter_model.safetensors",
-                       std::filesystem::exists(folder / "adapter_model.bin", ignored)
-                           ? "; its adapter_model.bin is a pickle, which can run code: save it again with safe_serialization=True"
-                           : ""));
+    if (!std::filesystem::exists(path, error))
+      raise<FormatError>(detail::text("pith: ", detail::in_quotes(folder.string()), " holds no adapter_model.safetensors",
+                                      detail::shown_format(folder, detail::other_adapters)));
     return Safetensors::map(path);
   }
 
@@ -143,6 +156,11 @@ class PeftFolder {
       refuse(tensor,
              prompt_tuned() ? "is no prompt_embeddings, expected nothing else" : "is a prompt, which the config's peft_type has none of");
     if (name.part == Part::base_bias) name.part = bias;
+    if (name.part == weight && (name.module == "model.embed_tokens" || name.module == "lm_head") && !is_saved(name.module))
+      name.part = base_weight;
+    if (detail::heads_a_classifier(name.module))
+      raise<UnsupportedError>(detail::text("pith: ", detail::in_quotes(file_.name()), ": tensor ", detail::in_quotes(tensor.name),
+                                           " is of a classifier: adapters of classifiers and reward models are not supported"));
     const TensorInfo*& slot = prompt_tuned() ? prompt_ : modules_[name.module].parts[static_cast<std::size_t>(name.part)];
     if (slot != nullptr) refuse(tensor, detail::text("is the same part as ", detail::in_quotes(slot->name)));
     slot = &tensor;
@@ -154,9 +172,24 @@ class PeftFolder {
       refuse(detail::text("changes ", modules_.size(), " modules, expected at most ", max_peft_modules));
     std::size_t steps = detail::max_pattern_steps;
     for (const auto& [name, module] : modules_) check_module(name, module, steps);
-    for (const std::string& saved : config_.targets.saved)
-      if (std::none_of(modules_.begin(), modules_.end(), [&](const auto& module) { return is_saved_as(module.first, saved); }))
+    check_saved();
+  }
+
+  /// PEFT lets modules_to_save name modules that the model does not have, if only it has one of them.
+  void check_saved() const {
+    const auto held = [&](const std::string& saved) {
+      return std::any_of(modules_.begin(), modules_.end(), [&](const auto& module) { return is_saved_as(module.first, saved); });
+    };
+    const std::vector<std::string>& names = config_.targets.saved;
+    std::vector<std::string> missing;
+    std::copy_if(names.begin(), names.end(), std::back_inserter(missing), [&](const std::string& saved) { return !held(saved); });
+    for (const std::string& saved : missing) {
+      if (missing.size() == names.size() && detail::heads_a_classifier(saved))
+        raise<UnsupportedError>(detail::text("pith: ", detail::in_quotes(folder_.string()), " is of a classifier, as its modules_to_save (",
+                                             saved, ") says: adapters of classifiers and reward models are not supported"));
+      if (missing.size() == names.size() || detail::may_be_of_a_decoder(saved))
         refuse(detail::text("holds no tensor of ", detail::in_quotes(saved), ", which modules_to_save names"));
+    }
   }
 
   void expect(const TensorInfo* tensor, const std::vector<Index>& shape, std::string_view why) const {
@@ -176,9 +209,12 @@ class PeftFolder {
 
   void check_module(const std::string& name, const Module& module, std::size_t& steps) const {
     if (is_saved(name) || module[weight]) return check_replacement(name, module);
-    if (!module[down] && !module[up]) {  // a bias alone
+    if (module[base_weight] && module[base_weight]->shape.size() != 2)
+      refuse(*module[base_weight], detail::text("is ", detail::shape_list(module[base_weight]->shape), ", expected a matrix"));
+    if (!module[down] && !module[up]) {  // a bias, or what the base has, alone
       for (const Part part : {up_bias, lambda, magnitude})
         if (module[part]) missing(name, "lora_A");
+      if (!module[bias]) return;
       if (config_.bias != PeftBias::all) refuse(*module[bias], "is a bias, but the config's bias is not \"all\"");
       return expect(module[bias], {module[bias]->elements()}, " as a vector");
     }
@@ -198,6 +234,7 @@ class PeftFolder {
     check_part(name, module, up_bias, "lora_B.bias", config_.lora_bias, "lora_bias is true", {out});
     if (module[bias] && config_.bias == PeftBias::none) refuse(*module[bias], "is a bias, but the config's bias is \"none\"");
     expect(module[bias], {out}, " by lora_B");
+    expect(module[base_weight], {out, module[down]->shape[1]}, " by lora_A and lora_B");
     for (const std::string_view prefix : {std::string_view(), detail::peft_prefix})
       if (const auto kept = config_.kept.find(detail::text(prefix, name, ".lora_E")); kept != config_.kept.end() && kept->second != rank)
         refuse(*module[lambda], detail::text("has ", rank, " rows, expected the ", kept->second, " that rank_pattern keeps of it"));
@@ -212,7 +249,7 @@ class PeftFolder {
   }
 
   void check_replacement(const std::string& name, const Module& module) const {
-    for (const Part part : {down, up, up_bias, lambda, magnitude})
+    for (const Part part : {down, up, up_bias, lambda, magnitude, base_weight})
       if (module[part]) refuse(*module[part], "adapts a module that is replaced as a whole");
     if (!is_saved(name)) refuse(*module[weight], "is a whole weight, but modules_to_save does not name its module");
     if (!module[weight]) missing(name, "weight");

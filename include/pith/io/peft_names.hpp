@@ -13,7 +13,8 @@
 namespace pith::inline v0::detail {
 
 /// What a tensor of an adapter file is to its module.
-enum class PeftPart : std::uint8_t { down, up, up_bias, lambda, magnitude, base_bias, weight, bias, prompt, count };
+/// base_weight: what the base itself has there, saved along.
+enum class PeftPart : std::uint8_t { down, up, up_bias, lambda, magnitude, base_bias, base_weight, weight, bias, prompt, count };
 inline constexpr std::size_t num_peft_parts = static_cast<std::size_t>(PeftPart::count);
 
 /// A tensor's name taken apart.
@@ -31,7 +32,7 @@ struct PeftSuffix {
   PeftPart part;
 };
 /// LoRA's endings have `.weight`, AdaLoRA's and the magnitude have none.
-inline constexpr std::array<PeftSuffix, 10> peft_suffixes{{{".lora_A.weight", PeftPart::down},
+inline constexpr std::array<PeftSuffix, 11> peft_suffixes{{{".lora_A.weight", PeftPart::down},
                                                            {".lora_A", PeftPart::down},
                                                            {".lora_B.weight", PeftPart::up},
                                                            {".lora_B.bias", PeftPart::up_bias},
@@ -40,6 +41,7 @@ inline constexpr std::array<PeftSuffix, 10> peft_suffixes{{{".lora_A.weight", Pe
                                                            {".lora_magnitude_vector", PeftPart::magnitude},
                                                            {".lora_magnitude_vector.weight", PeftPart::magnitude},
                                                            {".base_layer.bias", PeftPart::base_bias},
+                                                           {".base_layer.weight", PeftPart::base_weight},
                                                            {".weight", PeftPart::weight}}};
 
 /// A path of components like model.layers.0.mlp.up_proj: what else would a tensor's name lead to.
@@ -73,10 +75,6 @@ inline PeftName parse_peft_name(std::string_view tensor, std::string_view file) 
     raise<UnsupportedError>(of_tensor(" adapts an embedding table, which is not supported: merge it into the base with PEFT"));
   if (has(".token_adapter.")) raise<UnsupportedError>(of_tensor(" replaces single rows of an embedding table, which is not supported"));
   if (has(".lora_diag")) raise<UnsupportedError>(of_tensor(" belongs to KaSA, which is not supported"));
-  if (has(".base_layer.weight"))
-    raise<UnsupportedError>(of_tensor(
-        " changes the base itself, which is not supported: save the adapter with save_embedding_layers=False if the base is as it was"));
-
   PeftName out{.part = PeftPart::count};
   for (const PeftSuffix& suffix : peft_suffixes)
     if (out.part == PeftPart::count && name.ends_with(suffix.ending))
@@ -85,6 +83,9 @@ inline PeftName parse_peft_name(std::string_view tensor, std::string_view file) 
   if (out.part == PeftPart::count || out.module.find(".lora_") != std::string::npos || !is_module_path(out.module))
     raise<FormatError>(of_tensor(text(" is no part of an adapter: expected ", peft_prefix, "<module>.lora_A.weight, lora_B.weight, ",
                                       "lora_magnitude_vector, base_layer.bias, weight or bias, or ", prompt_tensor)));
+  if (out.part == PeftPart::base_weight && out.module != "lm_head")
+    raise<UnsupportedError>(of_tensor(
+        " changes the base itself, which is not supported: save the adapter with save_embedding_layers=False if the base is as it was"));
   return out;
 }
 

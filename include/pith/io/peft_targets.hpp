@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -40,6 +41,25 @@ struct ModuleNames {
     return false;
   }
 };
+
+/// The last component of a module's path.
+inline std::string_view last_of(std::string_view path) { return path.substr(path.rfind('.') + 1); }  // npos + 1: all of it
+
+/// Heads that transformers and TRL put on a decoder instead of its own.
+inline bool heads_a_classifier(std::string_view module) {
+  constexpr std::string_view heads[] = {"score", "classifier", "qa_outputs", "v_head", "value_head", "reward_head", "summary"};
+  return std::any_of(std::begin(heads), std::end(heads), [&](std::string_view head) { return ModuleNames::lies_in(module, head); });
+}
+
+/// A name of modules_to_save that a module of a llama, mistral or qwen2 decoder may end in, or lie in; the others no such decoder has.
+inline bool may_be_of_a_decoder(std::string_view saved) {
+  constexpr std::string_view parts[] = {
+      "model",     "layers",  "self_attn", "mlp",          "q_proj",          "k_proj",  "v_proj",    "o_proj",
+      "gate_proj", "up_proj", "norm",      "embed_tokens", "input_layernorm", "lm_head", "down_proj", "post_attention_layernorm"};
+  const std::string_view last = last_of(saved);
+  const bool number = !last.empty() && std::all_of(last.begin(), last.end(), [](char c) { return c >= '0' && c <= '9'; });
+  return number || std::any_of(std::begin(parts), std::end(parts), [&](std::string_view part) { return part.ends_with(last); });
+}
 
 /// Which modules of a model an adapter config asks for.
 struct TargetModules {
