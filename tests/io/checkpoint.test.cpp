@@ -192,6 +192,19 @@ TEST_CASE("checkpoint: a tensor without a place inside what is computed is refus
   }
 }
 
+TEST_CASE("checkpoint: the head of a classifier is no language model's", "[io]") {
+  for (const char* name : {"score.weight", "classifier.bias", "qa_outputs.weight"}) {
+    INFO(name);
+    TinyCheckpoint tiny;
+    tiny.put(name, 2, 8);
+    CHECK(written(tiny).ignored == std::vector<std::string>{name});  // beside the head of a language model
+    tiny.config.insert(1, "\"tie_word_embeddings\":true,");
+    tiny.tensors.erase("lm_head.weight");
+    CHECK_THROWS_AS(written(tiny), UnsupportedError);
+    CHECK_THROWS_WITH(written(tiny), contains("tensor '" + std::string(name) + "' is the head of a classifier"));
+  }
+}
+
 TEST_CASE("checkpoint: biases that the config does not promise are used, and listed", "[io]") {
   TinyCheckpoint tiny;
   tiny.config.insert(1, "\"attention_bias\":false,");

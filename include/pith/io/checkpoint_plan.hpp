@@ -169,6 +169,14 @@ class CheckpointPlan {
                                  " decoder, but lies in a module that it computes with", what));
   }
 
+  /// A tied config may hide that what was trained is another head; beside a head of its own, a model may have been trained with both.
+  void refuse_classifier(const Safetensors& file, std::string_view name) const {
+    const bool classifies = name.starts_with("score.") || name.starts_with("classifier.") || name.starts_with("qa_outputs.");
+    if (classifies && !files_.find(head))
+      raise<UnsupportedError>(text("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " is the head of a classifier, and ",
+                                   in_quotes(head), " is not there: classifiers and reward models are not supported"));
+  }
+
   void list_ignored(const DecoderConfig& config) {
     for (const Safetensors& file : files_.files())
       for (const TensorInfo& tensor : file.tensors()) {
@@ -178,6 +186,7 @@ class CheckpointPlan {
         const bool computed = (layer >= 0 && layer < config.num_hidden_layers) || name.starts_with("model.norm.") ||
                               name.starts_with("model.embed_tokens.") || (name.starts_with("lm_head.") && name != head);
         if (computed) refuse_leftover(file, name, config);
+        refuse_classifier(file, name);
         ignored_.emplace_back(name);
       }
     if (!unpromised_.empty())
