@@ -1,15 +1,9 @@
 // An adapter, an evicting cache, merging and speculation on one unconverted model, each alone and all together: what each costs and
 // changes.
-//
-//   compose [FOLDER]
-//
-// A text of held-out bytes is read as a prompt, then continued greedily. Bytes are what a token reads: weights once a pass, the rows of the
-// cache for each token. KL is of the next bytes of the true text, to the same model with a full cache and the same adapter.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <random>
 #include <span>
@@ -112,13 +106,17 @@ struct Composition {
   }
 };
 
-}  // namespace
+constexpr const char* usage = R"(compose [FOLDER]
 
-int main(int argc, char** argv) try {
-  const auto folder = example::model_folder(argc, argv);
+A text of held-out bytes is read as a prompt, then continued greedily. Bytes are what a token reads: weights once a pass, the rows of the
+cache for each token. KL is of the next bytes of the true text, to the same model with a full cache and the same adapter.)";
+
+int compose(example::CommandLine& line) {
+  const auto folder = example::model_folder(line);
+  line.done();
   const Decoder<float> decoder = load_decoder(folder);
   const ModelAdapter<float> adapter = peft_adapter(decoder);
-  const std::vector<Token> text = example::byte_tokens(folder / "heldout.txt");
+  const std::vector<Token> text = example::held_out(folder, decoder.vocab_size(), prompt_bytes + measured);
   const Composition all{decoder, adapter, std::span(text).first(prompt_bytes + 1), std::span(text).subspan(prompt_bytes + 1, measured)};
   std::printf("%td bytes read, %td continued greedily; budget of the cache 128 rows a head\n\n", prompt_bytes, continued);
   std::printf("  %-36s %9s %9s %9s %10s %9s\n", "", "bytes", "read per", "tokens", "tokens per", "KL to");
@@ -133,7 +131,8 @@ int main(int argc, char** argv) try {
   all.run("everything", {.adapted = true, .evicts = true, .merges = true, .speculates = true});
   std::printf("\nspeculation changed %s\n", same ? "no byte of a text" : "A TEXT");
   return same ? 0 : 1;
-} catch (const std::exception& error) {
-  std::fprintf(stderr, "%s\n", error.what());
-  return 1;
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return example::run(argc, argv, usage, compose); }

@@ -1,7 +1,5 @@
 // A trained FeedForward learns another task through LoRA, DyLoRA, AdaLoRA and IncreLoRA, each with about the same number of trained numbers
 // in the end; then the adapters are merged and what that saves is timed.
-//
-// The new task differs from the old one by 6 directions in the first layer and 1 in the second: the two that allocate ranks may find out.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -13,6 +11,8 @@
 #include <vector>
 
 #include <pith/pith.hpp>
+
+#include "support/command_line.hpp"
 
 using namespace pith;
 
@@ -45,7 +45,9 @@ template <class A, class B> double loss_of(const A& block, const B& goal, const 
 
 /// step(x, dy, factor) for each batch.
 template <class A, class B, class Step> void train(const A& block, const B& goal, int count, std::mt19937_64& rng, Step&& step) {
+  example::Progress progress;
   for (int t = 0; t < count; ++t) {
+    progress.show("training", t, count);
     const Matrix<float> x = numbers(batch, features, 1, rng);
     const Matrix<float> dy = 2.f / float(x.size()) * (block.forward(x) - goal.forward(x));
     step(t, x, dy);
@@ -116,9 +118,12 @@ bool adapt(const char* name, const Task& old, const Block& goal, Adapter up, Ada
 
 const auto nothing = [](auto&&...) {};
 
-}  // namespace
+constexpr const char* usage = R"(finetune_feed_forward
 
-int main() {
+The new task differs from the old one by 6 directions in the first layer and 1 in the second: the two that allocate ranks may find out.)";
+
+int finetune(example::CommandLine& line) {
+  line.done();
   std::mt19937_64 rng(1);
   const Task first = random_task(rng);
   const Task old = pretrained(first.block(), rng);
@@ -187,3 +192,7 @@ int main() {
       nothing);
   return good ? 0 : 1;
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return example::run(argc, argv, usage, finetune); }

@@ -1,7 +1,7 @@
 // A stream without end in constant memory: sinks + window at cache positions, far past the length the model was trained on.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <span>
 #include <vector>
 
@@ -12,23 +12,34 @@
 
 using namespace pith;
 
-int main(int argc, char** argv) {
-  const auto folder = example::model_folder(argc, argv);
-  const long long stream = argc > 2 ? std::atoll(argv[2]) : 100'000;
-  const Index prompt = argc > 3 ? std::atoll(argv[3]) : 16'384;
+namespace {
+
+constexpr const char* usage = R"(infinite_stream [MODEL_FOLDER] [TOKENS] [PROMPT]
+
+TOKENS (100000) are read one by one in constant memory; then a prompt of PROMPT tokens (16384) in one go.)";
+
+void stream_and_prompt(example::CommandLine& line) {
+  const auto folder = example::model_folder(line);
+  const long long stream = line.next<long long>("TOKENS", 100'000, 1, 2'000'000'000);  // positions are 32 bit
+  const Index prompt = line.next<Index>("PROMPT", 16'384, 1, 10'000'000);
+  line.done();
   const Decoder<float> decoder = load_decoder(folder);
-  const std::vector<Token> text = example::byte_tokens(folder / "heldout.txt");
+  const std::vector<Token> text = example::held_out(folder, decoder.vocab_size(), 1);
   const auto token = [&](long long i) { return text[static_cast<std::size_t>(i % static_cast<long long>(text.size()))]; };
 
   auto session = decoder.start(SinkWindow{.sinks = 4, .window = 124}, {.max_prompt = 1, .max_draft = 0});
   std::printf("%lld tokens, one by one, through %td rows a head (trained on %td):\n\n", stream, session.caches()[0].budget(),
               decoder.config().max_position_embeddings);
   std::printf("%12s %12s %16s %12s %12s\n", "position", "rows", "bytes held", "nats/byte", "tokens/s");
+  example::Progress progress;
   double nats = 0;
   auto since = std::chrono::steady_clock::now();
+  const long long every = std::max(1ll, stream / 10);
   for (long long i = 0; i < stream; ++i) {
+    progress.show("stream", static_cast<double>(i), static_cast<double>(stream));
     nats -= example::log_probabilities(session.decode(token(i)).row(0))[static_cast<std::size_t>(token(i + 1))];
-    if (const long long every = stream / 10; (i + 1) % every == 0) {
+    if ((i + 1) % every == 0) {
+      progress.clear();
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
       std::printf("%12d %12td %16zu %12.4f %12.0f\n", session.next_position(), session.caches()[0].size(0), session.bytes(),
                   nats / double(every), double(every) / seconds);
@@ -50,3 +61,7 @@ int main(int argc, char** argv) {
               double(bounded.cache_bytes() + bounded.landing_bytes()) / (row * double(prompt)));
   std::printf("%24s %14zu bytes\n", "of it held afterwards", bounded.cache_bytes());
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return example::run(argc, argv, usage, stream_and_prompt); }

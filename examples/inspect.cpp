@@ -1,16 +1,17 @@
 // What a folder holds and what pith would do with it: shape, types, memory, windows, what is ignored, or why it is refused. Of a PEFT
 // folder: what it changes, and what that costs.
-//
-//   inspect [FOLDER | FILE.safetensors] [CONFIG]      CONFIG: another configuration inside FOLDER, instead of config.json
 #include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <map>
+#include <new>
 #include <string>
 #include <string_view>
 
 #include <pith/io.hpp>
+
+#include "support/command_line.hpp"
 
 using namespace pith;
 namespace fs = std::filesystem;
@@ -145,20 +146,32 @@ void inspect_adapter(const fs::path& path) {
   for (const std::string& name : c.ignored) std::printf("ignored                    %s\n", name.c_str());
 }
 
+constexpr const char* usage = R"(inspect [FOLDER | FILE.safetensors] [CONFIG]
+
+CONFIG: another configuration inside FOLDER, instead of config.json.)";
+
+int inspect(example::CommandLine& line) {
+  const fs::path what = line.next(PITH_MODELS_DIR "/tiny-prose");
+  const std::string config = line.next("config.json");
+  line.done();
+  try {
+    if (!fs::is_directory(what)) {
+      list(Safetensors::map(what));
+    } else if (fs::exists(what / "adapter_config.json")) {
+      inspect_adapter(what);
+    } else {
+      inspect_checkpoint(what, config);
+    }
+    return 0;
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const std::exception& refusal) {
+    std::fflush(stdout);
+    std::fprintf(stderr, "refused: %s\n", refusal.what());
+    return 1;
+  }
+}
+
 }  // namespace
 
-int main(int argc, char** argv) try {
-  const fs::path what = argc > 1 ? argv[1] : PITH_MODELS_DIR "/tiny-prose";
-  if (!fs::is_directory(what)) {
-    list(Safetensors::map(what));
-  } else if (fs::exists(what / "adapter_config.json")) {
-    inspect_adapter(what);
-  } else {
-    inspect_checkpoint(what, argc > 2 ? argv[2] : "config.json");
-  }
-  return 0;
-} catch (const std::exception& refusal) {
-  std::fflush(stdout);
-  std::fprintf(stderr, "refused: %s\n", refusal.what());
-  return 1;
-}
+int main(int argc, char** argv) { return example::run(argc, argv, usage, inspect); }

@@ -1,7 +1,4 @@
 // One DyLoRA adapter at every rank, on a weight of the shipped model: what a rank costs and how far it gets.
-//
-// The adapter learns to make the up projection of layer 1 do what that of layer 2 does. DyLoRA draws another rank for every step, so each
-// beginning of it is an adapter of its own; LoRA, trained at the full rank with the same numbers, is not meant to be cut.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -13,6 +10,8 @@
 
 #include <pith/io.hpp>
 #include <pith/pith.hpp>
+
+#include "support/command_line.hpp"
 
 using namespace pith;
 
@@ -33,7 +32,9 @@ template <class Layer, class Rank> void train(Layer& layer, const Linear<float>&
   const Index batch = 64;
   Workspace ws(layer.workspace_bytes(batch));
   auto grads = gradients_of(layer);
+  example::Progress progress;
   for (int step = 0; step < steps; ++step) {
+    progress.show("training", step, steps);
     layer.adapter().set_rank(rank(step));
     const Matrix<float> x = tokens_like(batch, layer.in(), rng);
     const Matrix<float> dy = (layer.forward(x) - goal.forward(x)) / float(batch);
@@ -69,9 +70,13 @@ Linear<float> up_projection(const Decoder<float>& decoder, std::size_t layer) {
   return Linear<float>(std::move(weight));
 }
 
-}  // namespace
+constexpr const char* usage = R"(lora_ranks
 
-int main() {
+The adapter learns to make the up projection of layer 1 do what that of layer 2 does. DyLoRA draws another rank for every step, so each
+beginning of it is an adapter of its own; LoRA, trained at the full rank with the same numbers, is not meant to be cut.)";
+
+int lora_ranks(example::CommandLine& line) {
+  line.done();
   const Decoder<float> decoder = load_decoder(PITH_MODELS_DIR "/tiny-prose");
   const Linear<float> first = up_projection(decoder, 1), goal = up_projection(decoder, 2);
   const PackedLinear base{first};
@@ -108,3 +113,7 @@ int main() {
   if (!falls) std::printf("a larger rank is worse than a smaller one\n");
   return falls ? 0 : 1;
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return example::run(argc, argv, usage, lora_ranks); }

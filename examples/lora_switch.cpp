@@ -1,9 +1,4 @@
 // Two PEFT folders on one model: what a switch costs, what they do to a text, and a batch where every conversation has its own.
-//
-//   lora_switch [FOLDER [ADAPTER ADAPTER]]
-//
-// Without adapters it writes two for the shipped byte-level model, as PEFT would: "snake" swaps spaces and underscores in the head, "kebab"
-// spaces and hyphens, and both have some noise of rank 8 on every projection, so that they cost what trained ones do.
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -69,15 +64,21 @@ std::string continued(Session<float>& session, std::span<const Token> prompt, In
   return text;
 }
 
-}  // namespace
+constexpr const char* usage = R"(lora_switch [FOLDER [ADAPTER ADAPTER]]
 
-int main(int argc, char** argv) {
-  const fs::path model = example::model_folder(argc, argv);
+Without adapters it writes two for the shipped byte-level model, as PEFT would: "snake" swaps spaces and underscores in the head, "kebab"
+spaces and hyphens, and both have some noise of rank 8 on every projection, so that they cost what trained ones do.)";
+
+int lora_switch(example::CommandLine& line) {
+  const fs::path model = example::model_folder(line);
+  const std::string first = line.next(""), second = line.next("");
+  line.done();
+  if (first.empty() != second.empty()) throw example::UsageError("one adapter is given, expected two or none");
   const Decoder<float> decoder = load_decoder(model);
   const fs::path made = fs::temp_directory_path() / ("pith-adapters-" + std::to_string(std::random_device{}()));
   std::vector<fs::path> folders{made / "snake", made / "kebab"};
-  if (argc > 3) {
-    folders = {argv[2], argv[3]};
+  if (!first.empty()) {
+    folders = {first, second};
   } else {
     write_adapter(decoder, folders[0], ' ', '_');
     write_adapter(decoder, folders[1], ' ', '-');
@@ -99,7 +100,7 @@ int main(int argc, char** argv) {
   for (int i = 0; i < switches; ++i) session.use(adapters[static_cast<std::size_t>(i % 3)].second);
   std::printf("\na switch takes %.0f ns: no copy, no allocation, and the model is never written\n\n", 1e9 * switching.seconds() / switches);
 
-  const std::vector<Token> text = example::byte_tokens(model / "heldout.txt");
+  const std::vector<Token> text = example::held_out(model, decoder.vocab_size(), 200);
   const std::span<const Token> prompt = std::span<const Token>(text).first(120);
   for (const auto& [name, adapter] : adapters) {
     session.clear();
@@ -136,3 +137,7 @@ int main(int argc, char** argv) {
               1e3 * apart / steps, 1e3 * at_once / steps, apart / at_once, same ? "the same bits" : "OTHER BITS");
   return same ? 0 : 1;
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return example::run(argc, argv, usage, lora_switch); }

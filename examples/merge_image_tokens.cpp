@@ -1,16 +1,9 @@
 // A vision-language model on its images: which image tokens to keep in the cache, what to make of the others, and what it costs in answers.
-//
-//   merge_image_tokens [MODEL_FOLDER] [IMAGES] [DATA_FOLDER]
-//
-// An image and the first question are read; then all text but only a share of the image's rows stays, for that answer and the rest of the
-// dialogue. The other rows are dropped, or merged into those they are most similar to. Data for a picture of one head goes to DATA_FOLDER:
-// gnuplot -c examples/merge_image_tokens.gp DATA_FOLDER picture.svg
 #include <atomic>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
-#include <fstream>
+#include <filesystem>
 #include <mutex>
 #include <span>
 #include <string>
@@ -19,6 +12,7 @@
 #include <pith/io.hpp>
 #include <pith/pith.hpp>
 
+#include "support/command_line.hpp"
 #include "support/scenes.hpp"
 
 using namespace pith;
@@ -139,6 +133,14 @@ void print_line(const char* selection, const std::string& strategy, const Outcom
 }
 
 void tables(Model& model) {
+  example::Progress progress;
+  double lines = 0;
+  const double all_lines = 4 * static_cast<double>(std::size(selections) * merge_catalogue().size() + 2);
+  const auto print = [&](const char* selection, const std::string& strategy, const Outcome& outcome, const Outcome& full) {
+    progress.clear();
+    print_line(selection, strategy, outcome, full);
+    progress.show("images", ++lines, all_lines);
+  };
   const SessionOptions options{.max_prompt = 120, .max_tokens = 300, .max_generated = 250};
   const auto plain = [&](std::size_t s) { return PlainImage{model.images[s]}; };
   const Outcome full = run(
@@ -153,6 +155,7 @@ void tables(Model& model) {
   print_line("full cache", "", full, full);
   for (const int percent : {50, 20, 10, 5}) {
     const Index keep = rows_of_ratio(model.patches(), percent / 100.);
+    progress.clear();
     std::printf("\n  %d %% of the image, %td rows a head\n", percent, keep);
     for (const Selection& selection : selections)
       for (const MergeEntry<float>& entry : merge_catalogue()) {
@@ -161,7 +164,7 @@ void tables(Model& model) {
         const auto start = [&](Index prompt) {
           return model.decoder.start(selection.make(prompt - model.patches() + keep), counted, entry.make());
         };
-        print_line(selection.name, std::string(entry.name), run(model, start, plain), full);
+        print(selection.name, std::string(entry.name), run(model, start, plain), full);
       }
     for (const bool multiplicity : {false, true}) {
       SessionOptions counted = options;
@@ -172,13 +175,20 @@ void tables(Model& model) {
         if (!multiplicity) merged.masses.resize(0);
         return merged;
       };
-      print_line("ToMe, then full", multiplicity ? "with masses" : "", run(model, start, image), full);
+      print("ToMe, then full", multiplicity ? "with masses" : "", run(model, start, image), full);
     }
   }
 }
 
+/// What gnuplot reads.
+struct Picture {
+  example::OutputFile similarities, pixels, patches;
+  explicit Picture(const std::filesystem::path& folder)
+      : similarities(folder / "similarity.dat"), pixels(folder / "pixels.dat"), patches(folder / "patches.dat") {}
+};
+
 /// One head of one layer after text prior at a fifth of the image's rows: what its picture is drawn from.
-void write_picture(const Model& model, const std::string& folder) {
+void write_picture(const Model& model, const std::filesystem::path& folder, Picture& out) {
   const std::size_t scene = 0, layer = model.decoder.weights().layers.size() - 1;
   const Index head = 0, keep = rows_of_ratio(model.patches(), .2);
   const double min_similarity = .5;  // below, a patch is dropped
@@ -201,8 +211,8 @@ void write_picture(const Model& model, const std::string& folder) {
   Workspace ws(nearest_workspace_bytes<float>(model.patches(), keys.cols()));
   similarity_matrix<float>(evicted, kept_keys, similarity, ws);
 
-  std::ofstream(folder + "/similarity.dat") << similarity << '\n';
-  std::ofstream pixels(folder + "/pixels.dat"), patches(folder + "/patches.dat");
+  auto& [similarities, pixels, patches] = out;
+  similarities << similarity << '\n';
   constexpr Index grid = 8, side = 4;
   for (Index y = 0; y < grid * side; ++y)
     for (Index x = 0; x < grid * side; ++x) {
@@ -220,21 +230,31 @@ void write_picture(const Model& model, const std::string& folder) {
     patches << at(leave[e]) << ' ' << (to % grid - leave[e] % grid) * side << ' ' << (to / grid - leave[e] / grid) * side
             << (cosine >= min_similarity ? " merged\n" : " dropped\n");
   }
+  for (example::OutputFile* file : {&similarities, &pixels, &patches}) file->close();
   std::printf(
       "\nOne head at a fifth of the image, text prior: %zu patches kept, the others merged from a cosine of %.1f on; "
       "similarity.dat, pixels.dat and patches.dat in %s\n",
-      stay.size(), min_similarity, folder.c_str());
+      stay.size(), min_similarity, folder.string().c_str());
+}
+
+constexpr const char* usage = R"(merge_image_tokens [MODEL_FOLDER] [IMAGES] [DATA_FOLDER]
+
+An image and the first question are read; then all text but only a share of the image's rows stays, for that answer and the rest of the
+dialogue. The other rows are dropped, or merged into those they are most similar to. IMAGES (100) are looked at. Data for a picture of one
+head goes to DATA_FOLDER: gnuplot -c examples/merge_image_tokens.gp DATA_FOLDER picture.svg)";
+
+void merge_image_tokens(example::CommandLine& line) {
+  const std::filesystem::path folder = line.next(PITH_MODELS_DIR "/tiny-vlm");
+  const std::size_t images = line.next<std::size_t>("IMAGES", 100, 1, 1'000'000);
+  const std::filesystem::path data = line.next(".");
+  line.done();
+  Picture picture(data);
+  Model model(folder, images);
+  if (model.scenes.empty()) throw std::runtime_error("no images to look at");
+  tables(model);
+  write_picture(model, data, picture);
 }
 
 }  // namespace
 
-int main(int argc, char** argv) try {
-  const std::string folder = argc > 1 ? argv[1] : PITH_MODELS_DIR "/tiny-vlm", data = argc > 3 ? argv[3] : ".";
-  Model model(folder, argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 100);
-  if (model.scenes.empty()) throw std::runtime_error("no images to look at");
-  tables(model);
-  write_picture(model, data);
-} catch (const std::exception& error) {
-  std::fprintf(stderr, "%s\n", error.what());
-  return 1;
-}
+int main(int argc, char** argv) { return example::run(argc, argv, usage, merge_image_tokens); }

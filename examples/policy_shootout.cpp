@@ -1,11 +1,6 @@
 // Every policy of the catalogue at several budgets on the shipped model: what it costs in memory and in quality, within the length the
 // model was trained on. A prompt of 192 bytes, then 64 bytes measured one by one.
-//
-//   policy_shootout [MODEL_FOLDER] [WINDOWS]     the table of numbers
-//   policy_shootout --table                      the README's table of policies
 #include <cstdio>
-#include <cstdlib>
-#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
@@ -41,18 +36,21 @@ std::vector<AnyPolicy<float>> per_layer(const PolicyEntry<float>& entry, Index r
   return policies;
 }
 
-}  // namespace
+constexpr const char* usage =
+    R"(policy_shootout [MODEL_FOLDER] [WINDOWS]     the table of numbers, over WINDOWS windows of held-out bytes (32)
+policy_shootout --table                      the README's table of policies)";
 
-int main(int argc, char** argv) try {
-  if (argc > 1 && std::string(argv[1]) == "--table") {
-    print_table();
-    return 0;
+void shootout(example::CommandLine& line) {
+  if (line.flag("--table")) {
+    line.done();
+    return print_table();
   }
-  const auto folder = example::model_folder(argc, argv);
-  const std::size_t count = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 32;
+  const auto folder = example::model_folder(line);
+  const std::size_t count = line.next<std::size_t>("WINDOWS", 32, 1, 100'000);
+  line.done();
   ThreadPool pool;
   const Decoder<float> decoder = load_decoder(folder);
-  const std::vector<Token> text = example::byte_tokens(folder / "heldout.txt");
+  const std::vector<Token> text = example::held_out(folder, decoder.vocab_size(), example::window_bytes);
   const example::Windows windows(text, count);
   const SessionOptions options{.max_prompt = example::prompt_bytes + 1,
                                .max_tokens = example::window_bytes + 1,
@@ -66,22 +64,31 @@ int main(int argc, char** argv) try {
   std::printf("  %-14s", "");
   for (const Index rows : {16, 32, 64}) std::printf("   %3td rows: bytes  nats/byte       KL", rows);
   std::printf("\n");
+  example::Progress progress;
+  double runs = 0;
+  const double all_runs = 3 * static_cast<double>(policy_catalogue().size() - 1);
   for (const PolicyEntry<float>& entry : policy_catalogue()) {
     if (entry.name == "dense") continue;
-    std::printf("  %-14s", std::string(entry.name).c_str());
+    std::string cells;
     for (const Index rows : {16, 32, 64}) {
+      progress.show(std::string(entry.name), runs++, all_runs);
+      char cell[64];
       auto session = decoder.start(std::span<const AnyPolicy<float>>(per_layer(entry, rows, decoder)), options);
       if (entry.name == "text-prior") {  // bytes are text: all would stay
-        std::printf("   %15s  %9s %8s", "all text stays", "", "");
+        std::snprintf(cell, sizeof cell, "   %15s  %9s %8s", "all text stays", "", "");
+        cells += cell;
         continue;
       }
       const example::ShortRun run = example::run_short(session, windows.all());
       const example::Quality quality = example::compare(run, dense, windows.all());
-      std::printf("   %15zu  %9.4f %8.4f", run.bytes_held, quality.nats, quality.divergence);
+      std::snprintf(cell, sizeof cell, "   %15zu  %9.4f %8.4f", run.bytes_held, quality.nats, quality.divergence);
+      cells += cell;
     }
-    std::printf("\n");
+    progress.clear();
+    std::printf("  %-14s%s\n", std::string(entry.name).c_str(), cells.c_str());
   }
-} catch (const std::exception& error) {
-  std::fprintf(stderr, "%s\n", error.what());
-  return 1;
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return example::run(argc, argv, usage, shootout); }

@@ -1,6 +1,4 @@
 // A prompt read once, compressed once and answered many times: from a file, and as a prefix that several conversations share.
-//
-//   prompt_once [FOLDER]
 #include <cstdio>
 #include <filesystem>
 #include <random>
@@ -27,12 +25,11 @@ std::string answer(Session<float>& session, std::uint64_t seed, Index tokens = 6
   return text;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  const fs::path folder = example::model_folder(argc, argv);
+void prompt_once(example::CommandLine& line) {
+  const fs::path folder = example::model_folder(line);
+  line.done();
   const Decoder<float> decoder = load_decoder(folder);
-  const std::vector<Token> text = example::byte_tokens(folder / "heldout.txt");
+  const std::vector<Token> text = example::held_out(folder, decoder.vocab_size(), 200);
   const std::span<const Token> prompt = std::span<const Token>(text).first(200);
 
   const SnapKv policy{.keep = 64, .window = 16};
@@ -62,3 +59,7 @@ int main(int argc, char** argv) {
     std::printf("  %s|%s  (%zu bytes of its own)\n", turn, answer(conversation, 1).c_str(), conversation.cache_bytes());
   }
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return example::run(argc, argv, "prompt_once [FOLDER]", prompt_once); }

@@ -1,7 +1,5 @@
 // A model that drafts for itself: prompt lookup, its weights rounded to bytes, and the same weights over a small cache. What is accepted,
 // what is read, what it gains.
-//
-//   self_speculation [FOLDER]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -114,13 +112,12 @@ double gain(double weights, double row, double context, double draft_rows, doubl
   return best;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  const auto folder = example::model_folder(argc, argv);
+int self_speculation(example::CommandLine& line) {
+  const auto folder = example::model_folder(line);
+  line.done();
   const Decoder<float> decoder = load_decoder(folder), rounded = load_decoder(folder, {.weights = WeightsLayout::int8});
   const DecoderConfig& config = decoder.config();
-  const std::vector<Token> text = example::byte_tokens(folder / "heldout.txt");
+  const std::vector<Token> text = example::held_out(folder, decoder.vocab_size(), 2000);
   const double weights = weight_bytes(decoder), row = row_bytes(config);
 
   const std::span<const Token> prompt = std::span<const Token>(text).first(prompt_tokens);
@@ -193,3 +190,7 @@ int main(int argc, char** argv) {
       pays, double(pays) * row / weights);
   return 0;
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return example::run(argc, argv, "self_speculation [FOLDER]", self_speculation); }

@@ -6,6 +6,8 @@
 #include <pith/core/random.hpp>
 #include <pith/kv.hpp>
 
+#include "support/command_line.hpp"
+
 using namespace pith;
 
 namespace {
@@ -24,9 +26,8 @@ Matrix<float> your_attention(const Matrix<float>& q, Eigen::Map<const Matrix<flo
   return weights * values;
 }
 
-}  // namespace
-
-int main() {
+void your_own_loop(example::CommandLine& line) {
+  line.done();
   const AttentionShape shape{.num_heads = 8, .num_kv_heads = 2, .head_dim = 32};
   KvCache<Dense> dense(shape, {}, {.max_tokens = 2000});
   KvCache cache(shape, HeavyHitter{.heavy = 96, .recent = 32}, {.max_chunk = 1});
@@ -57,3 +58,7 @@ int main() {
   std::printf("heavy hitters %5td rows  %8zu bytes  relative error of the output %.3f\n", cache.size(0), cache.bytes(),
               std::sqrt(error / size));
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return example::run(argc, argv, "your_own_loop", your_own_loop); }

@@ -52,16 +52,20 @@ class Induction {
   std::vector<Token> text_{0};    ///< a token before the first one, then all of them
 };
 
-int main(int argc, char** argv) {
-  const auto folder = example::model_folder(argc, argv);
+int your_own_model(example::CommandLine& line) {
+  const auto folder = example::model_folder(line);
+  line.done();
   const auto decoder = load_decoder(folder);
-  const auto text = example::byte_tokens(folder / "heldout.txt");
+  const auto text = example::held_out(folder, decoder.vocab_size(), 400);
   auto target = decoder.start(SinkWindow{.sinks = 4, .window = 252});
   Induction draft(decoder.vocab_size(), 512);
   SpeculativeDecoder spec(target, draft, {.draft_tokens = 4, .sampler = {.temperature = 0}});
   spec.prefill(std::span(text).first(400));
   std::mt19937_64 rng(1);
-  generate(spec, {.max_tokens = 240}, rng, [](Token token) { std::printf("%c", token); });
+  generate(spec, {.max_tokens = 240}, rng, [](Token token) {
+    std::printf("%c", token);
+    std::fflush(stdout);
+  });
   std::printf("\n\n%td tokens in %td passes of the target, %.0f%% of the guesses accepted\n", spec.stats().tokens, spec.stats().steps,
               100 * spec.stats().acceptance_rate());
 
@@ -69,3 +73,5 @@ int main(int argc, char** argv) {
   const auto expected = generate(alone, alone.prefill(std::span(text).first(400)), {.max_tokens = 240, .sampler = {.temperature = 0}}, rng);
   return spec.pending() == expected.back() ? 0 : 1;
 }
+
+int main(int argc, char** argv) { return example::run(argc, argv, "your_own_model [FOLDER]", your_own_model); }

@@ -19,11 +19,14 @@ struct QuietValues {
   }
 };
 
-int main(int argc, char** argv) {
-  const auto folder = example::model_folder(argc, argv);
+void your_own_policy(example::CommandLine& line) {
+  const auto folder = example::model_folder(line);
+  line.done();
   const auto decoder = pith::load_decoder(folder);
-  const auto text = example::byte_tokens(folder / "heldout.txt");
+  const auto text = example::held_out(folder, decoder.vocab_size(), 240);
   auto quiet = decoder.start(QuietValues{}), window = decoder.start(pith::Window{32});
   std::printf("%-28s %6.4f nats/byte\n", "8 quietest + 24 newest:", example::nats_per_byte(quiet, std::span(text).first(240)));
   std::printf("%-28s %6.4f nats/byte\n", "32 newest:", example::nats_per_byte(window, std::span(text).first(240)));
 }
+
+int main(int argc, char** argv) { return example::run(argc, argv, "your_own_policy [FOLDER]", your_own_policy); }

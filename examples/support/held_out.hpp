@@ -1,7 +1,10 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <span>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include <pith/model.hpp>
@@ -46,12 +49,16 @@ inline Quality compare(const ShortRun& run, const ShortRun& dense, std::span<con
   return {quality.nats / bytes, quality.divergence / bytes};
 }
 
-/// `count` windows evenly apart, each token 0 and then window_bytes bytes; none if the text is too short.
+/// `count` windows evenly apart, each token 0 and then window_bytes bytes.
 class Windows {
  public:
   Windows(std::span<const pith::Token> text, std::size_t count) {
-    const std::size_t apart = (text.size() - 1) / count;
-    for (std::size_t w = 0; w < count && apart >= window_bytes; ++w) {
+    const std::size_t size = text.size() - std::min<std::size_t>(text.size(), 1);
+    if (count < 1 || size / window_bytes < count)
+      throw std::invalid_argument(std::to_string(count) + " windows of " + std::to_string(window_bytes) + " bytes from a text of " +
+                                  std::to_string(size) + ", expected 1 to " + std::to_string(size / window_bytes));
+    const std::size_t apart = size / count;
+    for (std::size_t w = 0; w < count; ++w) {
       owned_.push_back({0});
       const auto bytes = text.subspan(1 + w * apart, window_bytes);
       owned_.back().insert(owned_.back().end(), bytes.begin(), bytes.end());

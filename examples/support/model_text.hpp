@@ -14,11 +14,13 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 
+#include "command_line.hpp"
+
 // What the examples on the shipped byte-level model share: its folder, its text, and nats per byte.
 namespace example {
 
 /// The folder named on the command line, or the model that ships with pith.
-inline std::filesystem::path model_folder(int argc, char** argv) { return argc > 1 ? argv[1] : PITH_MODELS_DIR "/tiny-prose"; }
+inline std::filesystem::path model_folder(CommandLine& line) { return line.next(PITH_MODELS_DIR "/tiny-prose"); }
 
 /// The bytes of a text file as tokens, after token 0, which begins every text of a byte-level model.
 inline std::vector<pith::Token> byte_tokens(const std::filesystem::path& file) {
@@ -26,6 +28,18 @@ inline std::vector<pith::Token> byte_tokens(const std::filesystem::path& file) {
   if (!in) throw std::runtime_error("cannot open " + file.string());
   std::vector<pith::Token> tokens{0};
   for (std::istreambuf_iterator<char> c(in), end; c != end; ++c) tokens.push_back(static_cast<unsigned char>(*c));
+  return tokens;
+}
+
+/// byte_tokens() of the folder's heldout.txt, which must have `least` bytes or more, for a model of bytes.
+inline std::vector<pith::Token> held_out(const std::filesystem::path& folder, pith::Index vocab_size, std::size_t least) {
+  if (vocab_size < 256)
+    throw std::runtime_error(folder.string() + " has " + std::to_string(vocab_size) +
+                             " tokens, expected 256 or more: the example reads a text of bytes");
+  std::vector<pith::Token> tokens = byte_tokens(folder / "heldout.txt");
+  if (tokens.size() <= least)
+    throw std::runtime_error((folder / "heldout.txt").string() + " has " + std::to_string(tokens.size() - 1) + " bytes, expected " +
+                             std::to_string(least) + " or more");
   return tokens;
 }
 
