@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
@@ -59,28 +60,32 @@ class CheckpointFiles {
   }
 
  private:
-  static void check_bare(const std::string& index, const std::string& tensor, const std::string& file) {
-    const bool bare = !file.empty() && file.find_first_of("/\\") == std::string::npos && file != "." &&
-                      file.find("..") == std::string::npos && !std::filesystem::path(file).is_absolute() &&
-                      file.find('\0') == std::string::npos;
+  static constexpr std::size_t max_shards = 10'000;
+
+  static void check_bare(std::string_view index, std::string_view tensor, std::string_view file) {
+    const bool bare = !file.empty() && file.find_first_of("/\\") == std::string_view::npos && file != "." &&
+                      file.find("..") == std::string_view::npos && !std::filesystem::path(file).is_absolute() &&
+                      file.find('\0') == std::string_view::npos;
     if (!bare)
       raise<FormatError>(detail::text("pith: ", detail::in_quotes(index), ": weight_map sends tensor ", detail::in_quotes(tensor), " to ",
                                       detail::in_quotes(file), ", expected the bare name of a file in the same folder"));
   }
 
   void open_shards(const std::filesystem::path& path) {
-    const nlohmann::json index = detail::read_json(path);
+    const detail::JsonDocument index = detail::read_json(path, {.bytes = max_index_bytes});
     const std::string name = path.string();
-    const auto map = index.find("weight_map");
-    if (map == index.end() || !map->is_object() || map->empty())
+    const detail::Json* map = index.root().find("weight_map");
+    if (map == nullptr || !map->is_object() || map->empty())
       raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": expected an object 'weight_map' from tensors to files"));
-    std::map<std::string, std::size_t> shards;
+    std::map<std::string, std::size_t, std::less<>> shards;
     for (const auto& [tensor, file] : map->items()) {
       if (!file.is_string())
         raise<FormatError>(
             detail::text("pith: ", detail::in_quotes(name), ": weight_map of ", detail::in_quotes(tensor), " is no file name"));
-      check_bare(name, tensor, file.get_ref<const std::string&>());
-      shards.emplace(file.get_ref<const std::string&>(), 0);
+      check_bare(name, tensor, file.get<std::string_view>());
+      if (shards.find(file.get<std::string_view>()) == shards.end()) shards.emplace(file.get<std::string_view>(), 0);
+      if (shards.size() > max_shards)
+        raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": weight_map names more than ", max_shards, " files"));
     }
     std::size_t held = 0;
     for (auto& [file, number] : shards) {
@@ -93,17 +98,16 @@ class CheckpointFiles {
       held += files_.back().tensors().size();
     }
     for (const auto& [tensor, file] : map->items())
-      if (files_[shards.at(file.get_ref<const std::string&>())].find(tensor) == nullptr)
-        raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": shard ",
-                                        detail::in_quotes(file.get_ref<const std::string&>()), " does not hold tensor ",
-                                        detail::in_quotes(tensor)));
+      if (files_[shards.find(file.get<std::string_view>())->second].find(tensor) == nullptr)
+        raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": shard ", detail::in_quotes(file.get<std::string_view>()),
+                                        " does not hold tensor ", detail::in_quotes(tensor)));
     if (held == map->size()) return;  // every entry was found in its own shard, so equal counts mean equal sets
     for (const auto& [file, number] : shards)
       for (const TensorInfo& tensor : files_[number].tensors())
-        if (const auto at = map->find(tensor.name); at == map->end() || *at != file)
+        if (const detail::Json* at = map->find(tensor.name); at == nullptr || *at != std::string_view(file))
           raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": shard ", detail::in_quotes(file), " holds tensor ",
                                           detail::in_quotes(tensor.name),
-                                          at == map->end() ? ", which weight_map does not name" : ", which weight_map sends elsewhere"));
+                                          at == nullptr ? ", which weight_map does not name" : ", which weight_map sends elsewhere"));
   }
 
   std::filesystem::path folder_;

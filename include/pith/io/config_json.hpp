@@ -186,8 +186,8 @@ inline std::vector<Token> read_eos(const JsonFields& c, std::vector<Token> other
 }  // namespace detail
 
 inline DecoderConfig parse_config(std::string_view json, std::string_view name, std::vector<std::string>* ignored) {
-  const nlohmann::json object = detail::parse_json(json, name);
-  const detail::JsonFields c(name, object);
+  const detail::JsonDocument document = detail::parse_json(json, name);
+  const detail::JsonFields c(name, document.root());
   DecoderConfig config;
   config.model_type = c.string("model_type");
   detail::refuse_unsupported_config(c, config.model_type);
@@ -231,8 +231,8 @@ inline DecoderConfig parse_config(std::string_view json, std::string_view name, 
 }
 
 inline DecoderConfig read_config(const std::filesystem::path& path, std::vector<std::string>* ignored) {
-  const FileBytes file = FileBytes::read(path);
-  return parse_config({reinterpret_cast<const char*>(file.bytes().data()), file.size()}, file.name(), ignored);
+  const FileBytes file = FileBytes::read(path, max_config_bytes);
+  return parse_config(file.text(), file.name(), ignored);
 }
 
 }  // namespace pith::inline v0

@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -37,10 +39,10 @@ class FileBytes {
   /// Throws   FormatError with the system's reason
   static FileBytes map(const std::filesystem::path& path);
 
-  /// Reads the file into memory.
+  /// Reads the file into memory. One of more than `most` bytes is refused before any is read.
   ///
-  /// Throws   FormatError with the system's reason
-  static FileBytes read(const std::filesystem::path& path);
+  /// Throws   FormatError with the system's reason, or both sizes
+  static FileBytes read(const std::filesystem::path& path, std::size_t most = (std::numeric_limits<std::size_t>::max)());
 
   /// Takes over bytes that are in memory already; `name` stands for the file in messages.
   static FileBytes own(std::vector<std::byte> bytes, std::string name) {
@@ -49,6 +51,7 @@ class FileBytes {
   }
 
   std::span<const std::byte> bytes() const { return bytes_; }
+  std::string_view text() const { return {reinterpret_cast<const char*>(bytes_.data()), bytes_.size()}; }
   std::size_t size() const { return bytes_.size(); }
   const std::string& name() const { return name_; }  ///< for messages
   bool mapped() const { return mapped_; }
@@ -119,22 +122,47 @@ class InputFile {
   int fd_;
   std::size_t size_ = 0;
 };
+#else
+/// An open regular file.
+class InputFile {
+ public:
+  explicit InputFile(const std::filesystem::path& path) : path_(path) {
+    std::error_code error;
+    const auto status = std::filesystem::status(path, error);
+    if (!std::filesystem::exists(status)) raise_file("open", path, ENOENT);
+    if (!std::filesystem::is_regular_file(status))
+      raise<FormatError>(text("pith: cannot read '", path.string(), "': it is not a regular file"));
+    in_.open(path, std::ios::binary);
+    if (!in_) raise_file("open", path, EACCES);
+    const std::uintmax_t bytes = std::filesystem::file_size(path, error);
+    if (error || bytes > (std::numeric_limits<std::size_t>::max)() / 2) raise_file("inspect", path, EFBIG);
+    size_ = static_cast<std::size_t>(bytes);
+  }
+
+  std::size_t size() const { return size_; }
+
+  std::vector<std::byte> read() const {
+    std::vector<std::byte> bytes(size_);
+    in_.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size_));
+    if (const auto got = static_cast<std::size_t>(in_.gcount()); got != size_)
+      raise<FormatError>(text("pith: cannot read '", path_.string(), "': it ends after ", got, " of ", size_, " bytes"));
+    return bytes;
+  }
+
+ private:
+  std::filesystem::path path_;
+  mutable std::ifstream in_;
+  std::size_t size_ = 0;
+};
 #endif
 
 }  // namespace detail
 
-inline FileBytes FileBytes::read(const std::filesystem::path& path) {
-#if PITH_HAS_MMAP
-  return own(detail::InputFile(path).read(), path.string());
-#else
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  if (!in) detail::raise_file("open", path, errno);
-  const std::streamoff size = in.tellg();
-  std::vector<std::byte> bytes(static_cast<std::size_t>(size < 0 ? 0 : size));
-  in.seekg(0);
-  if (size < 0 || !in.read(reinterpret_cast<char*>(bytes.data()), size)) detail::raise_file("read", path, errno);
-  return own(std::move(bytes), path.string());
-#endif
+inline FileBytes FileBytes::read(const std::filesystem::path& path, std::size_t most) {
+  const detail::InputFile file(path);
+  if (file.size() > most)
+    raise<FormatError>(detail::text("pith: '", path.string(), "' has ", file.size(), " bytes, expected at most ", most));
+  return own(file.read(), path.string());
 }
 
 inline void FileBytes::release([[maybe_unused]] std::span<const std::byte> part) const {

@@ -28,7 +28,7 @@ inline void use_generation_config(const std::filesystem::path& folder, DecoderCo
   std::vector<Token> tokens;
   try {
     const auto document = detail::read_json(path);
-    const detail::JsonFields fields("generation_config.json", document);
+    const detail::JsonFields fields("generation_config.json", document.root());
     if (fields.find("eos_token_id") == nullptr) return;
     tokens = detail::read_eos(fields, {});
   } catch (const FormatError& refusal) {

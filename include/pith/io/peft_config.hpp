@@ -71,7 +71,7 @@ inline constexpr std::size_t max_pattern_steps = std::size_t{1}
 class PeftConfigReader {
  public:
   PeftConfigReader(std::string_view json, std::string_view file)
-      : json_(json), file_(file), object_(parse_json(json, file)), c_(file_, object_) {}
+      : file_(file), document_(parse_json(json, file)), c_(file_, document_.root()) {}
 
   PeftConfig read() {
     refuse_other_formats();
@@ -146,7 +146,7 @@ class PeftConfigReader {
     if (list->is_string()) return {list->get<std::string>()};
     if (!list->is_array() || list->size() > max_peft_names) c_.refuse(key, text("a list of names, at most ", max_peft_names));
     for (const auto& name : *list) {
-      if (!name.is_string() || name.get_ref<const std::string&>().empty()) c_.refuse(key, "a list of names");
+      if (!name.is_string() || name.get<std::string_view>().empty()) c_.refuse(key, "a list of names");
       out.push_back(name.get<std::string>());
     }
     return out;
@@ -156,7 +156,7 @@ class PeftConfigReader {
     const auto* names = c_.find(key);
     ModuleNames out;
     if (names != nullptr && names->is_string())
-      out.expression.emplace(names->get_ref<const std::string&>(), where(key));
+      out.expression.emplace(names->get<std::string_view>(), where(key));
     else
       out.list = strings(key);
     return out;
@@ -171,7 +171,7 @@ class PeftConfigReader {
     targets.excluded = module_names("exclude_modules");
     targets.saved = strings("modules_to_save");
     const auto* layers = c_.find("layers_to_transform");
-    const auto layer = [&](const nlohmann::json& n) {
+    const auto layer = [&](const Json& n) {
       targets.layers.push_back(c_.whole("layers_to_transform", n, 0, (std::numeric_limits<Token>::max)()));
     };
     if (layers != nullptr && layers->is_array())
@@ -194,22 +194,20 @@ class PeftConfigReader {
       if (pattern == nullptr) return;
       if (!pattern->is_object() || pattern->size() > max_peft_names)
         c_.refuse(key, text("an object from modules to numbers, at most ", max_peft_names));
-      if (pattern->empty()) return;
-      const auto ordered = parse_json<nlohmann::ordered_json>(json_, file_);  // the first key that matches wins
-      for (const auto& [module, value] : ordered[key].items()) add(module, (*pattern)[module]);
+      for (const auto& [module, value] : pattern->items()) add(module, value);  // in the order of the file: the first that matches wins
     };
     if (lora) {
-      read("rank_pattern", [&](const std::string& module, const nlohmann::json& value) {
+      read("rank_pattern", [&](std::string_view module, const Json& value) {
         out_.rank_pattern.add(module, where("rank_pattern"), c_.whole("rank_pattern", value, 1, (std::numeric_limits<Token>::max)()));
       });
     } else {
-      read("rank_pattern", [&](const std::string& tensor, const nlohmann::json& value) {
+      read("rank_pattern", [&](std::string_view tensor, const Json& value) {
         const bool flags = value.is_array() && std::all_of(value.begin(), value.end(), [](const auto& kept) { return kept.is_boolean(); });
         if (!flags) c_.refuse("rank_pattern", "a list of true and false for each tensor, as AdaLoRA keeps it");
-        out_.kept.emplace(without_adapter_name(tensor), std::count(value.begin(), value.end(), nlohmann::json(true)));
+        out_.kept.emplace(without_adapter_name(std::string(tensor)), std::count(value.begin(), value.end(), true));
       });
     }
-    read("alpha_pattern", [&](const std::string& module, const nlohmann::json& value) {
+    read("alpha_pattern", [&](std::string_view module, const Json& value) {
       if (!lora) unsupported("ADALORA with an alpha_pattern is not supported");
       if (!value.is_number() || !std::isfinite(value.get<double>())) c_.refuse("alpha_pattern", "finite numbers");
       out_.alpha_pattern.add(module, where("alpha_pattern"), value.get<double>());
@@ -229,18 +227,17 @@ class PeftConfigReader {
 
   /// Each key is read above, changes no number, is foreign, or is not understood.
   void refuse_others() {
-    for (const auto& [key, value] : object_.items()) {
+    for (const auto& [key, value] : document_.root().items()) {
       if (is_inert(value) || is_peft_key(out_.type, key)) continue;
       if (!is_foreign_key(key, value.is_string()))
-        unsupported(text("key ", in_quotes(key), " is ", in_quotes(value.dump(-1, ' ', true)),
+        unsupported(text("key ", in_quotes(key), " is ", in_quotes(value.dump()),
                          ", which pith does not do: expected null, false, empty, or no such key"));
-      out_.ignored.push_back(text("adapter_config.json: key ", in_quotes(key), ", ", in_quotes(value.dump(-1, ' ', true))));
+      out_.ignored.push_back(text("adapter_config.json: key ", in_quotes(key), ", ", in_quotes(value.dump())));
     }
   }
 
-  std::string_view json_;
   std::string file_;
-  nlohmann::json object_;
+  JsonDocument document_;
   JsonFields c_;
   PeftConfig out_;
 };
@@ -255,8 +252,8 @@ inline PeftConfig parse_peft_config(std::string_view json, std::string_view name
 }
 
 inline PeftConfig read_peft_config(const std::filesystem::path& path) {
-  const FileBytes file = FileBytes::read(path);
-  return parse_peft_config({reinterpret_cast<const char*>(file.bytes().data()), file.size()}, file.name());
+  const FileBytes file = FileBytes::read(path, max_peft_config_bytes);
+  return parse_peft_config(file.text(), file.name());
 }
 
 }  // namespace pith::inline v0

@@ -18,6 +18,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/io/dtype.hpp>
+#include <pith/io/json_text.hpp>
 #include <pith/io/tensor_info.hpp>
 #include <pith/io/text.hpp>
 
@@ -61,8 +62,8 @@ class HeaderReader {
 
   bool string(std::string& value) {
     if (place_ == Place::metadata) {
-      if (!header_.metadata.emplace(key_, std::move(value)).second) refuse(text("__metadata__ has ", in_quotes(key_), " twice"));
-      if (header_.metadata.size() > max_header_entries) refuse("too many entries in __metadata__");
+      hold(tree_node + letters(key_) + letters(value));
+      if (!header_.metadata.emplace(key_, value).second) refuse(text("__metadata__ has ", in_quotes(key_), " twice"));
     } else if (place_ == Place::tensor && key_ == "dtype") {
       const auto known = std::find_if(dtypes.begin(), dtypes.end(), [&](const DTypeInfo& d) { return d.name == value; });
       if (known == dtypes.end()) refuse(text("dtype ", in_quotes(value), " is not one of the format's"));
@@ -81,6 +82,8 @@ class HeaderReader {
       place_ = Place::metadata;
     } else if (place_ == Place::root) {
       if (header_.tensors.size() == max_header_entries) refuse(text("more than ", max_header_entries, " tensors"));
+      if (key_.size() > max_tensor_name_bytes)
+        refuse(text("the tensor name ", in_quotes(key_), " has ", key_.size(), " bytes, expected at most ", max_tensor_name_bytes));
       place_ = Place::tensor;
       tensor_ = {};
       tensor_.name = key_;
@@ -105,6 +108,7 @@ class HeaderReader {
     if (place_ == Place::tensor) {
       if (seen_ != 7) refuse(text((seen_ & 1) == 0 ? "dtype" : (seen_ & 2) == 0 ? "shape" : "data_offsets", " is missing"));
       check_size();
+      hold(sizeof(TensorInfo) + sizeof(std::uint32_t) + block + tensor_.name.size() + block + tensor_.shape.capacity() * sizeof(Index));
       header_.tensors.push_back(std::move(tensor_));
     }
     place_ = place_ == Place::root ? Place::after : Place::root;
@@ -124,14 +128,22 @@ class HeaderReader {
   }
 
   bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
-    raise<FormatError>(
-        text("pith: ", in_quotes(file_), ": the header is not valid JSON at byte ", position + 8, " of the file: ", error.what(), remedy));
+    raise<FormatError>(text("pith: ", in_quotes(file_), ": the header is not valid JSON at byte ", position + 8,
+                            " of the file: ", json_reason(error.what()), remedy));
   }
 
   static constexpr std::string_view remedy = "; the file is damaged or no safetensors file: fetch or write it again";
 
  private:
   enum class Place { before, root, metadata, tensor, shape, offsets, after };
+  static constexpr std::size_t block = 16;      ///< what an allocation takes besides its bytes
+  static constexpr std::size_t tree_node = 48;  ///< of a std::map, besides what it holds, and its allocation
+
+  static std::size_t letters(const std::string& s) { return sizeof s + block + s.size(); }
+  void hold(std::size_t bytes) {
+    held_ += bytes;
+    if (held_ > max_header_memory) refuse(text("the header takes more than ", max_header_memory, " bytes of memory"));
+  }
 
   /// The size that dtype and shape promise against the one data_offsets give.
   void check_size() const {
@@ -178,6 +190,7 @@ class HeaderReader {
   std::string key_;
   TensorInfo tensor_;
   unsigned seen_ = 0, offsets_ = 0;
+  std::size_t held_ = 0;
   bool has_metadata_ = false;
 };
 
@@ -216,6 +229,7 @@ inline SafetensorsHeader read_header(std::span<const std::byte> bytes, std::stri
     raise<FormatError>(text("pith: ", in_quotes(file), ": ", what, HeaderReader::remedy));
   };
   std::uint64_t length = 0;
+  refuse_lfs_pointer({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, file);
   if (bytes.size() < sizeof length) refuse(text("the file has ", bytes.size(), " bytes, expected at least 8"));
   std::memcpy(&length, bytes.data(), sizeof length);
   if (length > max_header_bytes) refuse(text("the header is ", length, " bytes long, expected at most ", max_header_bytes));
@@ -223,8 +237,10 @@ inline SafetensorsHeader read_header(std::span<const std::byte> bytes, std::stri
     refuse(text("the header is ", length, " bytes long, expected at most ", bytes.size() - sizeof length, ", where the file ends"));
   const std::string_view json(reinterpret_cast<const char*>(bytes.data()) + sizeof length, static_cast<std::size_t>(length));
   if (json.empty() || json.front() != '{') refuse("the header does not start with '{' at byte 8");
-  if (json.find('\0') != std::string_view::npos) refuse(text("the header holds a zero byte at byte ", json.find('\0') + sizeof length));
+  const JsonExtent extent =
+      measure_json(json, file, {.bytes = max_header_bytes, .values = max_header_bytes, .longest = max_header_text_bytes}, sizeof length);
   SafetensorsHeader header;
+  header.tensors.reserve(std::min(extent.objects, max_header_entries));
   header.data_begin = sizeof length + json.size();
   HeaderReader reader(file, header.data_begin, header);
   nlohmann::json::sax_parse(json.begin(), json.end(), &reader);

@@ -23,10 +23,12 @@ struct TensorInfo {
   std::size_t bytes() const { return end - begin; }
 };
 
-/// Limits of the reader. The first is the format's own; the others keep a hostile header from costing more memory than a few times its
-/// size.
+/// Limits of reader and writer. The first is the format's own; the others let no header cost more than 64 MB of memory besides its bytes.
 inline constexpr std::size_t max_header_bytes = 100'000'000;
-inline constexpr std::size_t max_header_entries = 1'000'000;
+inline constexpr std::size_t max_header_entries = std::size_t{1} << 18;     ///< tensors
+inline constexpr std::size_t max_header_text_bytes = std::size_t{4} << 20;  ///< of one text of the metadata, as JSON writes it
+inline constexpr std::size_t max_header_memory = std::size_t{42} << 20;     ///< for names, shapes and metadata
+inline constexpr std::size_t max_tensor_name_bytes = 4096;
 inline constexpr std::size_t max_tensor_rank = 64;
 
 }  // namespace pith::inline v0

@@ -10,11 +10,18 @@
 
 namespace pith::inline v0::detail {
 
+/// At most `longest` bytes of UTF-8 text, cut between letters.
+inline std::string_view whole_letters(std::string_view s, std::size_t longest) {
+  if (s.size() <= longest) return s;
+  while (longest > 0 && (static_cast<unsigned char>(s[longest]) & 0xC0) == 0x80) --longest;
+  return s.substr(0, longest);
+}
+
 /// A name from a file, fit for a message: short, one line.
 inline std::string in_quotes(std::string_view name) {
   constexpr std::size_t longest = 120;
   std::string out = "'";
-  for (const char c : name.substr(0, longest)) out += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
+  for (const char c : whole_letters(name, longest)) out += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
   return out += name.size() > longest ? "…'" : "'";
 }
 
