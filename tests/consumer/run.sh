@@ -38,10 +38,27 @@ if grep -rlE "$work/first|$source" "$work/elsewhere"; then fail install "knows w
 (cd "$source/include" && find pith -name '*.hpp' | sort) >"$work/expected"
 (cd "$work/elsewhere/include" && find pith -name '*.hpp' | sort) >"$work/installed"
 diff "$work/expected" "$work/installed" || fail install "lacks headers"
+cmp "$source/LICENSE" "$work/elsewhere/share/licenses/pith/LICENSE" || fail install "lacks the licence"
 
 configure_and_run find_package -DCMAKE_PREFIX_PATH="$work/elsewhere" -DPITH_EXPECTED="${version%.*}" -G "Unix Makefiles"
 configure_and_run fetch_content -DPITH_SOURCE="$source" -G "Unix Makefiles"
 configure_and_run add_subdirectory -DPITH_SOURCE="$source" -G "Unix Makefiles"
+configure_and_run exported -DPITH_SOURCE="$source" -G "Unix Makefiles"
+cmake --install "$work/exported" --prefix "$work/own" >/dev/null || fail exported "does not install"
+configure_and_run exported/use -DCMAKE_PREFIX_PATH="$work/own" -G "Unix Makefiles"
+
+# Without a build type there is a hint, with one there is none.
+hinted() {  # project, build type
+  cmake -S "$here/$1" -B "$work/hint/$1-$2" -DPITH_SOURCE="$source" -DPITH_EXPECTED="${version%.*}" -DCMAKE_PREFIX_PATH="$work/elsewhere" \
+    -DCMAKE_BUILD_TYPE="$2" -DGIVEN_BUILD_TYPE="$2" >"$work/log" 2>&1 || { cat "$work/log"; fail "$1" "does not configure"; }
+  grep -q 'pith: CMAKE_BUILD_TYPE is empty' "$work/log"
+}
+for project in add_subdirectory find_package; do
+  hinted "$project" '' || fail "$project" "says nothing of a missing build type"
+  if hinted "$project" Release; then fail "$project" "finds no build type where there is one"; fi
+done
+cmake -S "$here/own_eigen" -B "$work/own_eigen" -DPITH_SOURCE="$source" >"$work/log" 2>&1 || { cat "$work/log"; fail own_eigen "does not configure"; }
+say own_eigen ok
 
 export PKG_CONFIG_PATH=$work/elsewhere/share/pkgconfig
 [[ $(pkg-config --modversion pith) == "$version" ]] || fail pkg-config "has another version"
