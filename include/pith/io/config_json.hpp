@@ -41,8 +41,8 @@ inline void refuse_other_heads(const JsonFields& c) {
   if (!classes->is_array()) c.refuse("architectures", expected);
   for (const auto& one : *classes) {
     if (!one.is_string()) c.refuse("architectures", expected);
-    const auto name = one.template get<std::string>();
-    const auto has = [&](std::string_view part) { return name.find(part) != std::string::npos; };
+    const auto name = one.get<std::string_view>();
+    const auto has = [&](std::string_view part) { return name.find(part) != std::string_view::npos; };
     if (name.ends_with("ForCausalLM")) continue;
     unsupported(c.file(), text("architectures names ", in_quotes(name), ": ",
                                has("Classification") || has("QuestionAnswering") || has("Reward")
@@ -54,10 +54,10 @@ inline void refuse_other_heads(const JsonFields& c) {
 }
 
 /// Why weights are of no use as they are: the value of a key that only quantised checkpoints have.
-template <class Value> std::string quantisation(std::string_view file, const char* key, const Value& value) {
-  if (!value.is_object()) return std::string(value.dump()).substr(0, 40);
+inline std::string quantisation(std::string_view file, const char* key, const Json& value) {
+  if (!value.is_object()) return value.dump(40);
   const JsonFields q(file, value, text(key, "."));
-  if (const auto* method = q.find("quant_method")) return std::string(method->dump()).substr(0, 40);
+  if (const auto* method = q.find("quant_method")) return method->dump(40);
   return q.find("bits") != nullptr && q.find("group_size") != nullptr ? "by MLX" : "by an unnamed method";
 }
 

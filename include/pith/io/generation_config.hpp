@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include <pith/core/check.hpp>
@@ -27,7 +28,7 @@ inline void use_generation_config(const std::filesystem::path& folder, DecoderCo
   if (!std::filesystem::exists(path, error)) return;
   std::vector<Token> tokens;
   try {
-    const auto document = detail::read_json(path);
+    const detail::JsonDocument document = detail::read_json(path);
     const detail::JsonFields fields("generation_config.json", document.root());
     if (fields.find("eos_token_id") == nullptr) return;
     tokens = detail::read_eos(fields, {});

@@ -6,6 +6,8 @@
 #include <iterator>
 #include <string_view>
 
+#include <pith/io/json_value.hpp>
+
 namespace pith::inline v0 {
 
 /// The kinds of adapter folder that pith reads.
@@ -18,9 +20,9 @@ inline bool one_of(std::string_view key, std::initializer_list<std::string_view>
 }
 
 /// A value by which a key asks for nothing, whatever it is.
-template <class Value> bool is_inert(const Value& value) {
-  return value.is_null() || value == false || (value.is_string() && value.template get<std::string>().empty()) ||
-         (value.is_number() && value.template get<double>() == 0) || (value.is_structured() && value.empty());
+inline bool is_inert(const Json& value) {
+  return value.is_null() || value == false || (value.is_string() && value.get<std::string_view>().empty()) ||
+         (value.is_number() && value.get<double>() == 0) || (value.is_structured() && value.empty());
 }
 
 /// A key of PEFT's that is read, or that changes no number once the adapter is trained.
