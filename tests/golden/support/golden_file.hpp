@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <filesystem>
 #include <initializer_list>
 #include <limits>
@@ -17,18 +16,13 @@
 #include <pith/io/json.hpp>
 #include <pith/io/safetensors.hpp>
 
+#include "golden/support/golden_folder.hpp"
 #include "support/catch.hpp"
 
 namespace pith_test {
 
 using pith::Index;
 using pith::Token;
-
-/// The folder of that name where PITH_GOLDEN_DIR says, or else beside the tests.
-inline std::filesystem::path golden_folder(const std::string& name) {
-  const char* given = std::getenv("PITH_GOLDEN_DIR");
-  return std::filesystem::path(given != nullptr && *given != '\0' ? given : PITH_GOLDEN_DEFAULT_DIR) / name;
-}
 
 /// Numbers are in `values`, integers and masks in `ids`.
 struct Tensor {

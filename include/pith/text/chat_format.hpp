@@ -1,0 +1,116 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/text/chat_message.hpp>
+#include <pith/text/detail/chat_styles.hpp>
+#include <pith/text/detail/chat_templates.hpp>
+#include <pith/text/tokenizer.hpp>
+
+namespace pith::inline v0 {
+
+struct ChatOptions {
+  bool add_generation_prompt = true;  ///< ends where the assistant's answer begins
+  bool match_special = false;         ///< special tokens spelled out in a message become those tokens, as in transformers
+};
+
+/// How a model family writes a conversation: a value, one for each published format. No template is interpreted.
+///
+///   const ChatFormat format = ChatFormat::of(tokenizer);   // by the folder's chat_template, or
+///   const ChatFormat format = ChatFormat::named("llama3"); // by name
+///   const auto ids = format.encode(tokenizer, {{"system", "Be brief."}, {"user", "Hello"}});
+class ChatFormat {
+ public:
+  /// The format with this name: see names().
+  ///
+  /// Throws   UnsupportedError listing the names
+  static ChatFormat named(std::string_view name) {
+    for (const detail::ChatStyle& style : detail::chat_styles)
+      if (style.name == name) return ChatFormat(style);
+    raise<UnsupportedError>(detail::text("pith::ChatFormat: no format '", name, "'; there are ", listed()));
+  }
+  /// The format of a folder's chat template, recognised by its text.
+  ///
+  /// Throws   UnsupportedError listing the names, one of which may be given to named()
+  static ChatFormat of(const Tokenizer& tokenizer) {
+    if (tokenizer.chat_template().empty())
+      raise<UnsupportedError>(detail::text("pith::ChatFormat: the folder has no chat template; name a format: ", listed()));
+    if (const detail::ChatStyle* style = detail::find_chat_template(tokenizer.chat_template())) return ChatFormat(*style);
+    raise<UnsupportedError>(
+        detail::text("pith::ChatFormat: the folder's chat template is none that is known; name the format it follows: ", listed()));
+  }
+  static std::vector<std::string_view> names() {
+    std::vector<std::string_view> out;
+    for (const detail::ChatStyle& style : detail::chat_styles) out.push_back(style.name);
+    return out;
+  }
+
+  std::string_view name() const { return style_->name; }
+  /// Tokens that end an answer, as text.
+  std::vector<std::string> stop() const {
+    std::vector<std::string> out;
+    for (const std::string_view s : style_->stop)
+      if (!s.empty()) out.emplace_back(s);
+    return out;
+  }
+
+  std::string
+      date;  ///< today, spelled as the format does: llama3.1 "26 Jul 2024", granite3.3 "April 07, 2025", smollm3 "04 September 2026"
+  bool thinking = true;  ///< qwen3 and smollm3: let the model reason before it answers
+
+  /// The conversation as text, with where the messages' own words stand in it. The text holds the format's special tokens, so it is
+  /// encoded with add_special = false.
+  ///
+  /// Throws   FormatError if the format has no place for a message; StateError if it needs a date
+  RenderedChat render(std::span<const Message> messages, bool add_generation_prompt = true) const {
+    if (style_->needs_date && date.empty())
+      raise<StateError>(
+          detail::text("pith::ChatFormat ", name(), ": the system text names the day: set `date`, such as \"", style_->date, "\""));
+    detail::ChatWriter out;
+    style_->write(out, {name(), messages, add_generation_prompt, date, thinking});
+    return out.take();
+  }
+  RenderedChat render(std::initializer_list<Message> messages, bool add_generation_prompt = true) const {
+    return render(std::span(messages.begin(), messages.size()), add_generation_prompt);
+  }
+
+  /// The conversation as ids.
+  std::vector<Token> encode(const Tokenizer& tokenizer, std::span<const Message> messages, const ChatOptions& options = {}) const {
+    const RenderedChat chat = render(messages, options.add_generation_prompt);
+    return tokenizer.encode(chat.text,
+                            {.add_special = false, .plain = options.match_special ? std::span<const TextRange>() : chat.contents});
+  }
+  std::vector<Token> encode(const Tokenizer& tokenizer, std::initializer_list<Message> messages, const ChatOptions& options = {}) const {
+    return encode(tokenizer, std::span(messages.begin(), messages.size()), options);
+  }
+
+  /// Ids that end an answer: the tokenizer's and the format's.
+  std::vector<Token> stop_tokens(const Tokenizer& tokenizer) const {
+    std::vector<Token> out(tokenizer.stop_tokens().begin(), tokenizer.stop_tokens().end());
+    for (const std::string& s : stop())
+      if (const auto id = tokenizer.id(s); id && std::find(out.begin(), out.end(), *id) == out.end()) out.push_back(*id);
+    return out;
+  }
+
+ private:
+  explicit ChatFormat(const detail::ChatStyle& style) : date(style.needs_date ? "" : style.date), style_(&style) {}
+  static std::string listed() {
+    std::string out;
+    for (const detail::ChatStyle& style : detail::chat_styles) out.append(out.empty() ? "" : ", ").append(style.name);
+    return out;
+  }
+  const detail::ChatStyle* style_;
+};
+
+}  // namespace pith::inline v0

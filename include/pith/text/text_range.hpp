@@ -1,0 +1,12 @@
+#pragma once
+
+#include <cstddef>
+
+namespace pith::inline v0 {
+
+/// Bytes [begin, end) of a text.
+struct TextRange {
+  std::size_t begin = 0, end = 0;
+};
+
+}  // namespace pith::inline v0

@@ -1,0 +1,117 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/text/detail/tokenizer_parts.hpp>
+#include <pith/text/text_range.hpp>
+
+namespace pith::inline v0 {
+
+struct EncodeOptions {
+  bool add_special = true;    ///< adds what the folder puts around a text, such as <s>; not for text that holds it already, as chats do
+  bool match_special = true;  ///< special tokens spelled out in the text become those tokens, else ordinary text
+  std::span<const TextRange> plain = {};  ///< in order; special tokens that reach into one of these become ordinary text in any case
+};
+
+struct DecodeOptions {
+  bool skip_special = false;     ///< leaves special tokens out
+  bool clean_up_spaces = false;  ///< "a , b" → "a, b" and the like, as transformers does where a folder asks for it; it damages code
+};
+
+/// Text ↔ token ids, as the tokenizer.json of a Hugging Face folder says. A small value: copies share the tables, and any number of
+/// threads may use one.
+///
+/// Law      under byte-level tokenizers that do not normalise, decode(encode(text)) == text for every UTF-8 text
+class Tokenizer {
+ public:
+  /// Bytes that are no UTF-8 count as U+FFFD, one for each maximal part that could begin a character.
+  ///
+  /// Cost     linear in the text and n log n in its longest word
+  std::vector<Token> encode(std::string_view text, const EncodeOptions& options = {}) const;
+
+  /// Ids that stand for no token are left out: an embedding table may have more rows than there are tokens.
+  std::string decode(std::span<const Token> ids, const DecodeOptions& options = {}) const;
+
+  /// The token as the file spells it, such as "Ġhello" or "▁hello"; nothing for an id without one.
+  std::optional<std::string> token(Token id) const { return parts_->token(id); }
+  /// The id of a token spelled so.
+  std::optional<Token> id(std::string_view token) const { return parts_->id(token); }
+  /// Decoding may leave this token out.
+  bool is_special(Token id) const { return parts_->is_special(id); }
+
+  /// Tokens that end a text, as transformers chooses them: generation_config.json's, else config.json's, else the tokenizer's.
+  std::span<const Token> stop_tokens() const { return parts_->stop_tokens; }
+  /// The folder's chat template, as it stands; empty: none. ChatFormat::of() recognises it.
+  const std::string& chat_template() const { return parts_->chat_template; }
+  /// What the folder says and loading did not follow, a sentence each.
+  std::span<const std::string> ignored() const { return parts_->ignored; }
+
+  /// Above the largest id.
+  Index size() const { return static_cast<Index>(parts_->id_limit); }
+  /// Refuses a tokenizer with tokens that a model of this vocabulary does not have.
+  ///
+  /// Throws   FormatError naming the token
+  void check_vocabulary(Index vocab_size) const {
+    if (size() > vocab_size)
+      raise<FormatError>(detail::text("pith: '", parts_->file, "' has token '", token(static_cast<Token>(size() - 1)).value_or(""),
+                                      "' of id ", size() - 1, ", the model a vocabulary of ", vocab_size, ": they do not belong together"));
+  }
+
+  /// For load_tokenizer().
+  explicit Tokenizer(std::shared_ptr<const detail::TokenizerParts> parts) : parts_(std::move(parts)) {}
+
+ private:
+  friend class Detokenizer;
+  std::shared_ptr<const detail::TokenizerParts> parts_;
+};
+
+inline std::vector<Token> Tokenizer::encode(std::string_view text, const EncodeOptions& options) const {
+  const detail::TokenizerParts& parts = *parts_;
+  std::string mended;
+  if (detail::valid_utf8(text) != text.size()) {
+    if (!options.plain.empty()) raise<FormatError>("pith::Tokenizer: EncodeOptions::plain names bytes of a text that is not UTF-8");
+    detail::append_utf8(mended, text);
+    text = mended;
+  }
+  std::vector<Token> out;
+  if (options.add_special) out = parts.prefix;
+  std::size_t range = 0;  // the first of `plain` that ends behind the match at hand
+  const auto may = [&](const detail::AddedToken& token, std::size_t begin, std::size_t end) {
+    if (!token.special) return true;
+    if (!options.match_special) return false;
+    while (range < options.plain.size() && options.plain[range].end <= begin) ++range;
+    return range == options.plain.size() || options.plain[range].begin >= end;
+  };
+  detail::EncodeScratch scratch;
+  parts.raw.split(text, scratch.raw, may, [&](const detail::TextPiece& piece) {
+    if (piece.token != nullptr) return out.push_back(piece.token->id);
+    parts.encode_text(text.substr(piece.begin, piece.end - piece.begin), piece.begin == 0, options.match_special, out, scratch);
+  });
+  if (options.add_special) out.insert(out.end(), parts.suffix.begin(), parts.suffix.end());
+  return out;
+}
+
+inline std::string Tokenizer::decode(std::span<const Token> ids, const DecodeOptions& options) const {
+  detail::TextJoiner joiner(parts_->decoder);
+  for (const Token id : ids)
+    if (auto piece = parts_->piece(id, options.skip_special)) joiner.add(std::move(*piece));
+  std::string out = joiner.text();
+  if (!options.clean_up_spaces) return out;
+  constexpr std::string_view cleaned[][2] = {{" .", "."},     {" ?", "?"},   {" !", "!"},   {" ,", ","},     {" ' ", "'"},
+                                             {" n't", "n't"}, {" 'm", "'m"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
+  for (const auto& [from, to] : cleaned) out = detail::replaced(out, from, to);
+  return out;
+}
+
+}  // namespace pith::inline v0
