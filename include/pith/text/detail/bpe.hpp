@@ -151,7 +151,7 @@ class Bpe {
       result.assign(left).append(right);
       const std::uint32_t id = known(result);
       merges_.set(a, b, {static_cast<std::uint32_t>(i), id});
-      if (!byte_level_ && joins_spaces(result)) cuts_ = false;
+      if (!byte_level_) note_joins(result);
     }
   }
 
@@ -176,16 +176,15 @@ class Bpe {
 
   // A text may be cut before a mark of space that follows another character, unless a merge joins the two, the mark is no symbol, or what
   // lies between two marks may vanish.
-  static bool joins_spaces(std::string_view token) {
+  void note_joins(std::string_view token) {
     for (std::size_t at = token.find(space_mark, 1); at != std::string_view::npos; at = token.find(space_mark, at + 1))
-      if (at < space_mark.size() || token.substr(at - space_mark.size(), space_mark.size()) != space_mark) return true;
-    return false;
+      if (!token.substr(0, at).ends_with(space_mark)) joins_space_[byte_of(token, at - 1)] = true;
   }
-  void build_cut() { cuts_ = cuts_ && !byte_level_ && vocabulary_.find(space_mark) != no_id && (unk_ != no_id || fallback_[0] != no_id); }
-  static std::size_t piece_length(std::string_view word) {
-    std::size_t i = 0;
-    while (word.substr(i, space_mark.size()) == space_mark) i += space_mark.size();
-    return std::min(word.size(), word.find(space_mark, i));
+  void build_cut() { cuts_ = !byte_level_ && vocabulary_.find(space_mark) != no_id && (unk_ != no_id || fallback_[0] != no_id); }
+  std::size_t piece_length(std::string_view word) const {
+    for (std::size_t at = word.find(space_mark, 1); at != std::string_view::npos; at = word.find(space_mark, at + 1))
+      if (!word.substr(0, at).ends_with(space_mark) && !joins_space_[byte_of(word, at - 1)]) return at;
+    return word.size();
   }
 
   void add_symbols(std::string_view word, std::vector<std::uint32_t>& symbols) const {
@@ -288,11 +287,12 @@ class Bpe {
       if (l.id != no_id) scratch.symbols.push_back(l.id);
   }
 
-  bool byte_level_, ignore_merges_, fuse_unk_ = false, cuts_ = true;
+  bool byte_level_, ignore_merges_, fuse_unk_ = false, cuts_ = false;
   std::uint32_t unk_ = no_id;
   Vocabulary vocabulary_;  // byte-level: keys are bytes
   Vocabulary literal_;     // byte-level: tokens whose spelling names no bytes; no text reaches them
   MergeTable merges_;
+  std::array<bool, 256> joins_space_{};        // last byte of a character → some merge joins it to a mark of space behind it
   std::array<std::uint32_t, 256> first_{};     // byte-level: the token of each byte
   std::array<std::uint32_t, 256> fallback_{};  // <0x00> .. <0xFF>, if the model has them
 };
