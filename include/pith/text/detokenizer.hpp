@@ -21,7 +21,7 @@ namespace pith::inline v0 {
 class Detokenizer {
  public:
   explicit Detokenizer(Tokenizer tokenizer, bool skip_special = false)
-      : tokenizer_(std::move(tokenizer)), skip_special_(skip_special), stream_(tokenizer_.parts_->decoder) {}
+      : tokenizer_(std::move(tokenizer)), skip_special_(skip_special), stream_(tokenizer_.parts_->decoder, true) {}
 
   /// The text that is certain once this token is known.
   std::string add(Token id) {

@@ -103,10 +103,11 @@ inline std::vector<Token> Tokenizer::encode(std::string_view text, const EncodeO
 }
 
 inline std::string Tokenizer::decode(std::span<const Token> ids, const DecodeOptions& options) const {
-  detail::TextJoiner joiner(parts_->decoder);
+  std::string out;
+  detail::TextStream stream(parts_->decoder, false);
   for (const Token id : ids)
-    if (auto piece = parts_->piece(id, options.skip_special)) joiner.add(std::move(*piece));
-  std::string out = joiner.text();
+    if (const auto piece = parts_->piece(id, options.skip_special)) stream.add(*piece, out);
+  stream.finish(out);
   if (!options.clean_up_spaces) return out;
   constexpr std::string_view cleaned[][2] = {{" .", "."},     {" ?", "?"},   {" !", "!"},   {" ,", ","},     {" ' ", "'"},
                                              {" n't", "n't"}, {" 'm", "'m"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};

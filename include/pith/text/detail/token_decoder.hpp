@@ -50,91 +50,13 @@ inline std::string_view without_front(std::string_view s, std::string_view conte
   return s;
 }
 
-/// The text of tokens whose list is complete.
-class TextJoiner {
- public:
-  explicit TextJoiner(const TokenDecoder& decoder) : decoder_(decoder) {}
-
-  void add(std::string token) { tokens_.push_back(std::move(token)); }
-  std::string text() {
-    std::string out;
-    switch (decoder_.kind) {
-      case TokenDecoder::Kind::join:
-        for (std::size_t i = 0; i < tokens_.size(); ++i) out.append(i == 0 ? "" : " ").append(tokens_[i]);
-        return out;
-      case TokenDecoder::Kind::byte_level: {  // one character may be spread over tokens
-        std::string bytes;
-        for (const std::string& t : tokens_) bytes += t;
-        append_utf8(out, bytes);
-        return out;
-      }
-      case TokenDecoder::Kind::metaspace:
-        for (std::size_t i = 0; i < tokens_.size(); ++i)
-          out += replaced(tokens_[i], decoder_.replacement, i == 0 && decoder_.prepend_scheme != PrependScheme::never ? "" : " ");
-        return out;
-      case TokenDecoder::Kind::chain:
-        for (const TokenDecoder::Step& step : decoder_.steps) apply(step);
-        for (const std::string& t : tokens_) out += t;
-        return out;
-    }
-    return out;
-  }
-
- private:
-  void apply(const TokenDecoder::Step& step) {
-    switch (step.kind) {
-      case TokenDecoder::Step::Kind::replace:
-        for (std::string& t : tokens_) t = replaced(t, step.from, step.to);
-        return;
-      case TokenDecoder::Step::Kind::strip:
-        for (std::string& t : tokens_) {
-          std::size_t most = step.start;
-          t = std::string(without_front(t, step.content, most));
-        }
-        return;
-      case TokenDecoder::Step::Kind::fuse: {
-        std::string all;
-        for (const std::string& t : tokens_) all += t;
-        tokens_.assign(1, std::move(all));
-        return;
-      }
-      case TokenDecoder::Step::Kind::byte_fallback:
-        return join_bytes();
-    }
-  }
-  // A run of bytes is a text, or as many U+FFFD.
-  void join_bytes() {
-    std::vector<std::string> out;
-    std::string run;
-    const auto end_run = [&] {
-      if (run.empty()) return;
-      if (valid_utf8(run) == run.size()) {
-        out.push_back(run);
-      } else {
-        out.insert(out.end(), run.size(), std::string(replacement_character));
-      }
-      run.clear();
-    };
-    for (std::string& t : tokens_) {
-      if (const auto byte = fallback_byte(t)) {
-        run.push_back(*byte);
-      } else {
-        end_run();
-        out.push_back(std::move(t));
-      }
-    }
-    end_run();
-    tokens_ = std::move(out);
-  }
-
-  const TokenDecoder& decoder_;
-  std::vector<std::string> tokens_;
-};
-
-/// The text of tokens as they come, as early as it is certain.
+/// The text of tokens, one after the other.
+///
+/// Eager, it gives text as soon as it is certain, but for runs of tokens <0xHH>: whether such a run is a text as a whole, only its end
+/// tells, and it is shown as soon as what came of it is one. Otherwise the end of each run is waited for.
 class TextStream {
  public:
-  explicit TextStream(const TokenDecoder& decoder) : decoder_(&decoder) {
+  TextStream(const TokenDecoder& decoder, bool eager) : decoder_(&decoder), eager_(eager) {
     for (const TokenDecoder::Step& step : decoder.steps) strips_.push_back(step.start);
   }
 
@@ -174,7 +96,7 @@ class TextStream {
       for (std::size_t k = 0; k < decoder_->steps.size(); ++k)
         if (decoder_->steps[k].kind == TokenDecoder::Step::Kind::byte_fallback) release(k + 1, out);
     }
-    *this = TextStream(*decoder_);
+    *this = TextStream(*decoder_, eager_);
   }
 
  private:
@@ -186,6 +108,7 @@ class TextStream {
     const TokenDecoder::Step& step = decoder_->steps[k];
     switch (step.kind) {
       case TokenDecoder::Step::Kind::replace:
+        if (token.find(step.from) == std::string_view::npos) return pass(k + 1, token, out);
         return pass(k + 1, replaced(token, step.from, step.to), out);
       case TokenDecoder::Step::Kind::fuse:
         fused_ = true;
@@ -199,23 +122,26 @@ class TextStream {
       case TokenDecoder::Step::Kind::byte_fallback: {
         if (const auto byte = fallback_byte(token)) {
           held_.push_back(*byte);
-          if (valid_utf8(held_) != held_.size()) return;
-          const std::string run = std::exchange(held_, {});
-          return pass(k + 1, run, out);
+          if (eager_ && valid_utf8(held_) == held_.size()) release(k + 1, out);
+          return;
         }
         release(k + 1, out);
         return pass(k + 1, token, out);
       }
     }
   }
+  // A run of bytes is a text, or as many U+FFFD.
   void release(std::size_t k, std::string& out) {
+    if (held_.empty()) return;
     const std::string run = std::exchange(held_, {});
+    if (valid_utf8(run) == run.size()) return pass(k, run, out);
     for (std::size_t i = 0; i < run.size(); ++i) pass(k, replacement_character, out);
   }
 
   const TokenDecoder* decoder_;
   std::string held_;                 // bytes of a character that is not complete
   std::vector<std::size_t> strips_;  // [steps] what a strip behind `fuse` may still remove
+  bool eager_;
   bool first_ = true, fused_ = false;
 };
 
