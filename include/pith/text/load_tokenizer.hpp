@@ -1,19 +1,20 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
-
+#include <charconv>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include <pith/core/check.hpp>
 #include <pith/io/file_bytes.hpp>
 #include <pith/io/json.hpp>
+#include <pith/io/json_text.hpp>
 #include <pith/io/text.hpp>
 #include <pith/text/detail/tokenizer_json.hpp>
 #include <pith/text/tokenizer.hpp>
@@ -35,53 +36,47 @@ namespace detail {
 /// The optional files beside a tokenizer.json.
 class TokenizerFolder {
  public:
-  explicit TokenizerFolder(const std::filesystem::path& folder) : folder_(folder) {
-    config_ = read("tokenizer_config.json");
-    map_ = read("special_tokens_map.json");
-  }
+  explicit TokenizerFolder(const std::filesystem::path& folder)
+      : folder_(folder), config_(read("tokenizer_config.json")), map_(read("special_tokens_map.json")) {}
 
   /// The text of bos_token, eos_token, …: text, or an object with `content`.
   std::optional<std::string> special(const char* key) const {
-    for (const nlohmann::json* file : {&config_, &map_}) {
-      const auto at = file->find(key);
-      if (at == file->end()) continue;
-      if (at->is_string()) return at->get<std::string>();
-      if (at->is_object() && at->contains("content") && (*at)["content"].is_string()) return (*at)["content"].get<std::string>();
+    for (const JsonDocument* file : {&config_, &map_}) {
+      const Json* at = file->root().find(key);
+      if (at != nullptr && at->is_object()) at = at->find("content");
+      if (at != nullptr && at->is_string()) return at->get<std::string>();
     }
     return std::nullopt;
   }
-  bool flag(const char* key) const {
-    const auto at = config_.find(key);
-    return at != config_.end() && at->is_boolean() && at->get<bool>();
-  }
-  bool denies(const char* key) const {
-    const auto at = config_.find(key);
-    return at != config_.end() && at->is_boolean() && !at->get<bool>();
+  /// What a flag says, if anything.
+  std::optional<bool> flag(const char* key) const {
+    const Json* at = config_.root().find(key);
+    return at != nullptr && at->is_boolean() ? std::optional(at->get<bool>()) : std::nullopt;
   }
 
   /// added_tokens_decoder: id → token. Entries that make no sense are left out; tokenizer.json decides.
   std::vector<AddedToken> added() const {
     std::vector<AddedToken> out;
-    const auto list = config_.find("added_tokens_decoder");
-    if (list == config_.end() || !list->is_object()) return out;
-    for (const auto& item : list->items()) {
-      const std::string& key = item.key();
-      const nlohmann::json& entry = item.value();
+    const Json* list = config_.root().find("added_tokens_decoder");
+    if (list == nullptr || !list->is_object()) return out;
+    for (const auto& [key, entry] : list->items()) {
+      const Json* content = entry.find("content");
       Token id = 0;
-      for (const char c : key) {
-        if (c < '0' || c > '9' || id > (1 << 24) / 10) id = -1;
-        if (id < 0) break;
-        id = id * 10 + (c - '0');
-      }
-      if (id < 0 || key.empty() || !entry.is_object() || !entry.contains("content") || !entry["content"].is_string()) continue;
-      const auto flag = [&](const char* name) { return entry.contains(name) && entry[name].is_boolean() && entry[name].get<bool>(); };
+      const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
+      if (error != std::errc() || end != key.data() + key.size() || id < 0 || id >= (1 << 24) || content == nullptr ||
+          !content->is_string())
+        continue;
+      const auto says = [&, of = &entry](const char* name) {
+        const Json* value = of->find(name);
+        return value != nullptr && value->is_boolean() && value->get<bool>();
+      };
       out.push_back({.id = id,
-                     .content = entry["content"].get<std::string>(),
-                     .single_word = flag("single_word"),
-                     .lstrip = flag("lstrip"),
-                     .rstrip = flag("rstrip"),
-                     .normalized = flag("normalized"),
-                     .special = flag("special")});
+                     .content = content->get<std::string>(),
+                     .single_word = says("single_word"),
+                     .lstrip = says("lstrip"),
+                     .rstrip = says("rstrip"),
+                     .normalized = says("normalized"),
+                     .special = says("special")});
     }
     return out;
   }
@@ -90,33 +85,30 @@ class TokenizerFolder {
   std::string chat_template() const {
     std::error_code missing;
     const std::filesystem::path own = folder_ / "chat_template.jinja";
-    if (std::filesystem::exists(own, missing)) {
-      const FileBytes file = FileBytes::read(own);
-      return {reinterpret_cast<const char*>(file.bytes().data()), file.size()};
+    if (std::filesystem::exists(own, missing)) return std::string(FileBytes::read(own, max_config_bytes).text());
+    const Json* at = config_.root().find("chat_template");
+    if (at != nullptr && at->is_array()) {
+      const Json* found = nullptr;
+      for (const Json& entry : *at)
+        if (const Json* name = entry.find("name"); name != nullptr && *name == "default") found = entry.find("template");
+      at = found;
     }
-    const auto at = config_.find("chat_template");
-    if (at == config_.end()) return {};
-    if (at->is_string()) return at->get<std::string>();
-    if (at->is_array())
-      for (const nlohmann::json& entry : *at)
-        if (entry.is_object() && entry.contains("name") && entry["name"] == "default" && entry.contains("template") &&
-            entry["template"].is_string())
-          return entry["template"].get<std::string>();
-    return {};
+    return at != nullptr && at->is_string() ? at->get<std::string>() : std::string();
   }
 
   /// eos_token_id of generation_config.json, else of config.json: a number or a list.
   std::vector<Token> stop_ids() const {
     for (const char* name : {"generation_config.json", "config.json"}) {
-      const nlohmann::json file = read(name);
-      const auto at = file.find("eos_token_id");
-      if (at == file.end() || at->is_null()) continue;
+      const JsonDocument file = read(name);
+      const Json* at = file.root().find("eos_token_id");
+      if (at == nullptr) continue;
       std::vector<Token> out;
-      const auto add = [&](const nlohmann::json& id) {
-        if (id.is_number_integer() && id >= 0 && id < (1 << 24)) out.push_back(id.get<Token>());
+      const auto add = [&](const Json& id) {
+        if (const double number = id.is_number() ? id.get<double>() : -1; number >= 0 && number < (1 << 24))
+          out.push_back(static_cast<Token>(number));
       };
       if (at->is_array()) {
-        for (const nlohmann::json& id : *at) add(id);
+        for (const Json& id : *at) add(id);
       } else {
         add(*at);
       }
@@ -125,19 +117,15 @@ class TokenizerFolder {
     return {};
   }
 
-  std::vector<std::string> ignored;
-
  private:
-  // A file that is no JSON object is as good as none: what it would add is a convenience.
-  nlohmann::json read(const char* name) const {
+  JsonDocument read(const char* name) const {
     std::error_code missing;
     const std::filesystem::path path = folder_ / name;
-    if (!std::filesystem::exists(path, missing)) return nlohmann::json::object();
-    return read_json(path);
+    return std::filesystem::exists(path, missing) ? read_json(path) : parse_json("{}", name);
   }
 
   std::filesystem::path folder_;
-  nlohmann::json config_, map_;
+  JsonDocument config_, map_;
 };
 
 }  // namespace detail
@@ -150,16 +138,18 @@ inline Tokenizer load_tokenizer(const std::filesystem::path& folder) {
         detail::text("pith: ", detail::in_quotes(folder.string()),
                      " holds no tokenizer.json; tokenizer.model and vocab.txt are not read: let transformers save the tokenizer again"));
   const detail::TokenizerFolder beside(folder);
+  constexpr std::uintmax_t longest = 256u << 20;
+  if (const std::uintmax_t size = std::filesystem::file_size(path, missing); !missing && size > longest)
+    raise<FormatError>(detail::text("pith: ", detail::in_quotes(path.string()), " has ", size, " bytes, expected at most ", longest));
   const FileBytes file = FileBytes::map(path);
-  auto parts = std::make_shared<detail::TokenizerParts>(
-      detail::read_tokenizer_json({reinterpret_cast<const char*>(file.bytes().data()), file.size()}, path.string(), beside.added()));
+  auto parts = std::make_shared<detail::TokenizerParts>(detail::read_tokenizer_json(file.text(), path.string(), beside.added()));
   const auto known = [&](const char* key) -> std::optional<Token> {
     const auto name = beside.special(key);
     return name ? parts->id(*name) : std::nullopt;
   };
   const auto bos = known("bos_token"), eos = known("eos_token");
-  if (parts->prefix.empty() && parts->suffix.empty() && beside.flag("add_bos_token") && bos) parts->prefix = {*bos};
-  if (beside.denies("add_bos_token") && bos && !parts->prefix.empty() && parts->prefix.front() == *bos)
+  if (parts->prefix.empty() && parts->suffix.empty() && beside.flag("add_bos_token") == true && bos) parts->prefix = {*bos};
+  if (beside.flag("add_bos_token") == false && bos && !parts->prefix.empty() && parts->prefix.front() == *bos)
     parts->ignored.push_back("tokenizer_config.json says add_bos_token false, tokenizer.json adds it: the latter counts");
   parts->chat_template = beside.chat_template();
   parts->stop_tokens = beside.stop_ids();

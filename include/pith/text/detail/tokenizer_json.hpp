@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <set>
@@ -15,81 +16,11 @@
 #include <pith/core/check.hpp>
 #include <pith/io/json.hpp>
 #include <pith/io/text.hpp>
+#include <pith/text/detail/json_component.hpp>
 #include <pith/text/detail/tokenizer_parts.hpp>
 #include <pith/text/detail/tokenizer_sax.hpp>
 
 namespace pith::inline v0::detail {
-
-/// One component of tokenizer.json and where it stands.
-class Component {
- public:
-  Component(std::string_view file, const nlohmann::json& value, std::string path) : file_(file), value_(value), path_(std::move(path)) {
-    if (!value.is_object()) refuse("is no object");
-  }
-
-  std::string type() const { return string("type"); }
-  [[noreturn]] void refuse(std::string_view what) const { raise<FormatError>(text("pith: ", in_quotes(file_), ": ", path_, " ", what)); }
-  [[noreturn]] void unsupported(std::string_view what) const {
-    raise<UnsupportedError>(text("pith: ", in_quotes(file_), ": ", path_, " ", what));
-  }
-  const nlohmann::json* find(const char* key) const {
-    const auto at = value_.find(key);
-    return at == value_.end() || at->is_null() ? nullptr : &*at;
-  }
-  std::string string(const char* key) const {
-    const nlohmann::json* value = find(key);
-    if (value == nullptr || !value->is_string()) refuse(text("has no text '", key, "'"));
-    return value->get<std::string>();
-  }
-  bool boolean(const char* key, bool otherwise) const {
-    const nlohmann::json* value = find(key);
-    if (value == nullptr) return otherwise;
-    if (!value->is_boolean()) refuse(text("has '", key, "' that is neither true nor false"));
-    return value->get<bool>();
-  }
-  std::size_t count(const char* key, std::size_t otherwise) const {
-    const nlohmann::json* value = find(key);
-    if (value == nullptr) return otherwise;
-    if (!value->is_number_unsigned()) refuse(text("has '", key, "' that is no whole number"));
-    return value->get<std::size_t>();
-  }
-  /// One character.
-  std::string character(const char* key) const {
-    std::string value = string(key);
-    if (value.empty() || code_point(value, 0).size != value.size())
-      refuse(text("has '", key, "' ", in_quotes(value), ", expected one character"));
-    return value;
-  }
-  /// The text to look for: pattern.String, or pattern.Regex through `regex`.
-  std::string pattern(std::string* regex = nullptr) const {
-    const nlohmann::json* value = find("pattern");
-    if (value == nullptr || !value->is_object()) refuse("has no object 'pattern'");
-    const auto plain = value->find("String"), expression = value->find("Regex");
-    if (regex != nullptr && expression != value->end() && expression->is_string()) {
-      *regex = expression->get<std::string>();
-      return {};
-    }
-    if (plain == value->end() || !plain->is_string() || plain->get_ref<const std::string&>().empty())
-      unsupported(regex == nullptr ? "has a pattern that is not {\"String\": text}"
-                                   : "has a pattern that is neither {\"String\": text} nor {\"Regex\": text}");
-    return plain->get<std::string>();
-  }
-  /// Calls visit(component) for this one or, in order, for those that a Sequence holds under `list`.
-  template <class Visit> void flatten(const char* list, Visit&& visit, int depth = 0) const {
-    if (type() != "Sequence") return visit(*this);
-    if (depth == deepest) refuse(text("nests Sequence deeper than ", deepest));
-    const nlohmann::json* inner = find(list);
-    if (inner == nullptr || !inner->is_array()) refuse(text("has no list '", list, "'"));
-    for (std::size_t i = 0; i < inner->size(); ++i)
-      Component(file_, (*inner)[i], text(path_, ".", list, "[", i, "]")).flatten(list, visit, depth + 1);
-  }
-
- private:
-  static constexpr int deepest = 8;
-  std::string_view file_;
-  const nlohmann::json& value_;
-  std::string path_;
-};
 
 inline Normalizer normalizer_of(const Component& all) {
   std::vector<Normalizer::Step> steps;
@@ -199,33 +130,33 @@ inline TokenDecoder decoder_of(const Component& all) {
 }
 
 /// Puts what a TemplateProcessing adds around what earlier ones added.
-inline void add_template(const Component& c, std::vector<Token>& prefix, std::vector<Token>& suffix, const TokenizerParts& parts) {
-  const nlohmann::json *single = c.find("single"), *special = c.find("special_tokens");
+inline void add_template(const Component& c, TokenizerParts& parts) {
+  const Json *single = c.find("single"), *special = c.find("special_tokens");
   if (single == nullptr || !single->is_array()) c.refuse("has no list 'single'");
   std::vector<Token> before, after;
   int texts = 0;
-  for (const nlohmann::json& item : *single) {
-    const auto named = item.is_object() ? item.find("SpecialToken") : item.end();
-    if (item.is_object() && named == item.end() && item.contains("Sequence")) {
+  for (const Json& item : *single) {
+    if (item.contains("Sequence") && !item.contains("SpecialToken")) {
       ++texts;
       continue;
     }
-    if (!item.is_object() || named == item.end() || !named->is_object() || !named->contains("id") || !(*named)["id"].is_string())
-      c.refuse("has an item in 'single' that is neither SpecialToken nor Sequence");
-    const std::string name = (*named)["id"].get<std::string>();
-    const auto entry = special != nullptr && special->is_object() ? special->find(name) : item.end();
-    if (special == nullptr || !special->is_object() || entry == special->end() || !entry->is_object() || !entry->contains("ids") ||
-        !(*entry)["ids"].is_array())
-      c.refuse(text("adds ", in_quotes(name), ", which its special_tokens do not list with their ids"));
-    for (const nlohmann::json& id : (*entry)["ids"]) {
-      if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= parts.id_limit || !parts.token(id.get<Token>()))
-        c.refuse(text("gives ", in_quotes(name), " an id that no token has"));
-      (texts == 0 ? before : after).push_back(id.get<Token>());
+    const Json* named = item.find("SpecialToken");
+    const Json* name = named == nullptr ? nullptr : named->find("id");
+    if (name == nullptr || !name->is_string()) c.refuse(text("has ", item.dump(), " in 'single', expected a SpecialToken or a Sequence"));
+    const std::string_view spelled = name->get<std::string_view>();
+    const Json* entry = special == nullptr ? nullptr : special->find(spelled);
+    const Json* ids = entry == nullptr ? nullptr : entry->find("ids");
+    if (ids == nullptr || !ids->is_array()) c.refuse(text("adds ", in_quotes(spelled), ", for which its special_tokens list no ids"));
+    for (const Json& id : *ids) {
+      const double number = id.is_number() ? id.get<double>() : -1;
+      if (!(number >= 0 && number < static_cast<double>(parts.id_limit)) || !parts.token(static_cast<Token>(number)))
+        c.refuse(text("gives ", in_quotes(spelled), " the id ", id.dump(), ", which no token has"));
+      (texts == 0 ? before : after).push_back(static_cast<Token>(number));
     }
   }
   if (texts != 1) c.unsupported(text("has the text ", texts, " times in 'single', expected once"));
-  prefix.insert(prefix.begin(), before.begin(), before.end());
-  suffix.insert(suffix.end(), after.begin(), after.end());
+  parts.prefix.insert(parts.prefix.begin(), before.begin(), before.end());
+  parts.suffix.insert(parts.suffix.end(), after.begin(), after.end());
 }
 
 /// Sorts added tokens by id and holds them against the model's vocabulary.
@@ -269,16 +200,15 @@ inline void add_splitters(TokenizerParts& parts) {
 
 /// The model's object of tokenizer.json, its lists apart.
 inline void read_model(const Component& model, TokenizerSax& sax) {
-  if (const nlohmann::json* type = model.find("type"); type != nullptr && *type != "BPE")
-    model.unsupported(
-        text("is ", type->is_string() ? in_quotes(type->get<std::string>()) : "of a 'type' that is no text", ": BPE is known"));
+  if (const Json* type = model.find("type"); type != nullptr && *type != "BPE")
+    model.unsupported(text("is ", type->is_string() ? in_quotes(type->get<std::string_view>()) : type->dump(), ": BPE is known"));
   if (!sax.has_vocab) model.refuse("has no object 'vocab'");
   if (!sax.has_merges) model.refuse("has no list 'merges'");
-  if (const nlohmann::json* dropout = model.find("dropout"); dropout != nullptr && *dropout != 0)
-    model.unsupported("has a dropout, which makes ids random; expected null or 0");
+  if (const Json* dropout = model.find("dropout"); dropout != nullptr && !(dropout->is_number() && dropout->get<double>() == 0))
+    model.unsupported(text("has dropout ", dropout->dump(), ", which makes ids random; expected null or 0"));
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
-    if (const nlohmann::json* value = model.find(key); value != nullptr && *value != "")
-      model.unsupported(text("has a '", key, "', expected null or \"\""));
+    if (const Json* value = model.find(key); value != nullptr && *value != "")
+      model.unsupported(text("has '", key, "' ", value->dump(), ", expected null or \"\""));
   if (model.find("unk_token") != nullptr) sax.bpe.unk_token = model.string("unk_token");
   sax.bpe.byte_fallback = model.boolean("byte_fallback", false);
   sax.bpe.fuse_unk = model.boolean("fuse_unk", false);
@@ -289,16 +219,17 @@ inline void read_model(const Component& model, TokenizerSax& sax) {
 ///
 /// Throws   FormatError, UnsupportedError naming the file and the place in it
 inline TokenizerParts read_tokenizer_json(std::string_view json, const std::string& file, std::vector<AddedToken> more = {}) {
-  TokenizerSax sax(file);
+  refuse_lfs_pointer(json, file);
+  TokenizerSax sax(json, file);
   nlohmann::json::sax_parse(json.begin(), json.end(), &sax);
-  const nlohmann::json top = parse_json(sax.rest, file);
+  const JsonDocument rest = parse_json(sax.rest, file);
   const auto component = [&](const char* key) -> std::optional<Component> {
-    const auto at = top.find(key);
-    if (at == top.end() || at->is_null()) return std::nullopt;
+    const Json* at = rest.root().find(key);
+    if (at == nullptr || at->is_null()) return std::nullopt;
     return Component(file, *at, key);
   };
-  if (const auto version = top.find("version"); version != top.end() && *version != "1.0")
-    raise<UnsupportedError>(text("pith: ", in_quotes(file), ": version is not \"1.0\""));
+  if (const Json* version = rest.root().find("version"); version != nullptr && *version != "1.0")
+    raise<UnsupportedError>(text("pith: ", in_quotes(file), ": version is ", version->dump(), ", expected \"1.0\""));
   const auto model = component("model");
   if (!model) raise<FormatError>(text("pith: ", in_quotes(file), ": the object 'model' is missing"));
   read_model(*model, sax);
@@ -321,7 +252,7 @@ inline TokenizerParts read_tokenizer_json(std::string_view json, const std::stri
     post->flatten("processors", [&](const Component& c) {
       const std::string type = c.type();
       if (type == "TemplateProcessing") {
-        add_template(c, parts.prefix, parts.suffix, parts);
+        add_template(c, parts);
       } else if (type != "ByteLevel") {  // ByteLevel moves offsets only
         c.unsupported(text("is ", in_quotes(type), ": ByteLevel, TemplateProcessing and Sequence are known"));
       }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
+#include <pith/io/json_text.hpp>
 #include <pith/io/text.hpp>
 #include <pith/text/detail/added_tokens.hpp>
 #include <pith/text/detail/bpe.hpp>
@@ -21,7 +22,7 @@ namespace pith::inline v0::detail {
 /// a few hundred bytes, is written out again as JSON without them. So a file costs its tables and no tree.
 class TokenizerSax {
  public:
-  explicit TokenizerSax(std::string_view file) : file_(file) {}
+  TokenizerSax(std::string_view json, std::string_view file) : json_(json), file_(file) {}
 
   BpeFile bpe;
   std::vector<AddedToken> added;
@@ -98,8 +99,9 @@ class TokenizerSax {
       refuse(text("model.merges[", bpe.merges.size() / 2, "] has ", parts_, " parts, expected two"));
     return close(']');
   }
-  bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception&) {
-    raise<FormatError>(text("pith: ", in_quotes(file_), ": not valid JSON at byte ", position));
+  bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
+    raise<FormatError>(
+        text("pith: ", in_quotes(file_), ": not valid JSON at ", json_place(json_, position), ": ", json_reason(error.what())));
   }
 
  private:
@@ -237,7 +239,7 @@ class TokenizerSax {
     return true;
   }
 
-  std::string_view file_;
+  std::string_view json_, file_;
   std::vector<Place> places_;
   std::string key_;
   bool model_ = false;     // the object at the second level is the model
