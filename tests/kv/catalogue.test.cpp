@@ -27,11 +27,33 @@ TEST_CASE("every policy of the catalogue keeps the laws", "[kv]") {
       const AnyPolicy<float> policy = entry.make(rows, model_of(shape));
       const detail::PolicyFacts facts = policy.facts(shape);
       // Text prior keeps every text token, here all of them: its rows have no bound but the cache's.
-      if (entry.name == "text-prior") continue;
-      const Index chunk = entry.name == "chunkkv" ? rows : 0;
-      pith_test::policy_laws<AnyPolicy<float>, float>(policy, shape, 3, chunk);
-      if (facts.traits.reading == Reading::stream) pith_test::policy_laws<AnyPolicy<float>, bfloat16>(policy, shape, 4, chunk);
+      if (entry.name == "text-prior") {
+        pith_test::prompt_laws<AnyPolicy<float>, float>(policy, shape, 3);
+        continue;
+      }
+      pith_test::policy_laws<AnyPolicy<float>, float>(policy, shape, 3);
+      if (facts.traits.reading == Reading::stream) pith_test::policy_laws<AnyPolicy<float>, bfloat16>(policy, shape, 4);
     }
+}
+
+TEST_CASE("a prompt in pieces keeps the rows of the whole under wrappers and every option of a window", "[kv]") {
+  const AttentionShape shape{4, 2, 8};
+  const auto o_proj = model_of(shape).o_proj;
+  const SnapKv snap{.keep = 12, .window = 8, .kernel = 3};
+  const SnapKv by_head{.keep = 12, .window = 5, .kernel = 3, .pool = SnapKv::Pool::largest, .group = SnapKv::Group::largest};
+  const CrossSelf lists{.heavy = 6, .recent = 7, .protects = 2};
+  pith_test::prompt_laws(snap, shape, 7);
+  pith_test::prompt_laws(by_head, shape, 8);
+  pith_test::prompt_laws(Adaptive(snap, {.floor = 0.5}), shape, 9);
+  pith_test::prompt_laws(Adaptive(by_head, {.floor = 0.2, .rule = AdaptiveOptions::Rule::blended}), shape, 10);
+  pith_test::prompt_laws(Chunkwise(snap, 3), shape, 11);
+  pith_test::prompt_laws(Protect(lists, {.sinks = 1}), shape, 12);
+  pith_test::prompt_laws(lists, shape, 13);
+  pith_test::prompt_laws(CrossSelf{.heavy = 2, .recent = 9, .picks = CrossSelf::Picks::both}, shape, 14);
+  pith_test::prompt_laws(PromptOnly(Tova{9}), shape, 15);
+  pith_test::prompt_laws(PromptOnly(Scissorhands{.keep = 14, .history = 9, .recent = 3}), shape, 16);
+  pith_test::prompt_laws(CriticalValues<Adaptive<SnapKv>, float>(Adaptive(snap), o_proj), shape, 17);
+  pith_test::prompt_laws<Adaptive<SnapKv>, double>(Adaptive(snap), {6, 1, 5}, 18);
 }
 
 TEST_CASE("a policy is found by name, and a wrong name is told the right ones", "[kv]") {

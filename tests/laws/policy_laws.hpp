@@ -16,6 +16,64 @@
 
 namespace pith_test {
 
+/// Whether two caches hold the same tokens, head by head.
+template <class Cache> bool same_tokens(const Cache& a, const Cache& b) {
+  for (pith::Index h = 0; h < a.shape().num_kv_heads; ++h)
+    if (std::set<pith::Position>(a.positions(h).begin(), a.positions(h).end()) !=
+        std::set<pith::Position>(b.positions(h).begin(), b.positions(h).end()))
+      return false;
+  return true;
+}
+
+/// Law: a prompt in pieces keeps the rows of the whole, wherever it is cut. Policies that evict while text comes in are asked for it with
+/// one evict() in the end; prompt-only policies also with one after each piece, and in a second turn.
+template <class P, class T = float>
+void prompt_laws(const P& policy, const pith::AttentionShape& shape = {4, 2, 8}, std::uint64_t seed = 1) {
+  using S = pith::arithmetic_t<T>;
+  using Cache = pith::KvCache<P, pith::Drop, T>;
+  constexpr pith::Index longest = 48;
+  const pith::detail::PolicyFacts facts = pith::detail::policy_facts<S>(policy, shape);
+  const pith::Index width = shape.num_kv_heads * shape.head_dim;
+  KvStream<T> stream(shape, seed);
+  const auto piece = [&](pith::Index left) { return 1 + static_cast<pith::Index>(stream.rng() % static_cast<std::uint64_t>(left)); };
+  for (int round = 0; round < 12; ++round) {
+    const pith::KvCacheOptions options{.max_chunk = longest, .max_tokens = 4 * longest, .max_generated = longest};
+    // One evict() for all, whether pieces say that more follow or not; one after each.
+    Cache whole(shape, policy, options), said(shape, policy, options), unsaid(shape, policy, options), each(shape, policy, options);
+    for (int turn = 0; turn < 2; ++turn) {
+      const pith::Index tokens = 1 + static_cast<pith::Index>(stream.rng() % longest);
+      const pith::Matrix<S> q = stream.random(tokens, shape.num_heads * shape.head_dim), k = stream.random(tokens, width),
+                            v = stream.random(tokens, width);
+      std::vector<pith::TokenKind> kinds;
+      for (pith::Index t = 0; t < tokens; ++t) kinds.push_back(stream.rng() % 3 == 0 ? pith::TokenKind::image : pith::TokenKind::text);
+      // The last piece is short in most rounds: shorter than any window.
+      std::vector<pith::Index> pieces;
+      const pith::Index last = round == 0 ? 1 : std::min(tokens, piece(4));
+      for (pith::Index left = tokens - last; left > 0; left -= pieces.back()) pieces.push_back(round == 1 ? 1 : piece(left));
+      pieces.push_back(last);
+      const auto read = [&](Cache& cache, const std::vector<pith::Index>& cuts, bool says_more, bool evicts_each) {
+        pith::Index at = 0;
+        for (const pith::Index n : cuts) {
+          const std::span<const pith::TokenKind> marks(kinds.data() + at, static_cast<std::size_t>(n));
+          cache.append(k.middleRows(at, n), v.middleRows(at, n),
+                       {.phase = pith::Phase::prefill, .more = says_more && at + n < tokens, .kinds = marks});
+          KvStream<T>::attend(cache, q.middleRows(at, n));
+          at += n;
+          if (evicts_each || at == tokens) cache.evict();
+        }
+      };
+      read(whole, {tokens}, false, false);
+      read(said, pieces, true, false);
+      read(unsaid, pieces, false, false);
+      REQUIRE(same_tokens(whole, said));
+      REQUIRE(same_tokens(whole, unsaid));
+      if (!facts.traits.prompt_only) break;
+      read(each, pieces, true, true);
+      REQUIRE(same_tokens(whole, each));
+    }
+  }
+}
+
 /// Any policy of yours can be run through this: policy_laws(MyPolicy{…}). Budgets of about 4 to 40 rows test most. `beyond`: rows a head
 /// may keep over its budget because the policy scores them +inf. Prompt-only policies read a prompt at every step, and decode inside
 /// journals.
@@ -99,6 +157,9 @@ void policy_laws(const P& policy, const pith::AttentionShape& shape = {4, 2, 8},
     for (int i = 0; i < 3; ++i) REQUIRE(a.step(twin, 2) == b.step(before[to], 2));
     REQUIRE(same_state(twin, before[to]));
   }
+
+  // 9: a prompt in pieces keeps the rows of the whole.
+  prompt_laws<P, T>(policy, shape, seed);
 }
 
 }  // namespace pith_test

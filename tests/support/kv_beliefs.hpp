@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -43,18 +42,18 @@ class KvBeliefs {
   };
   struct Row {
     Position position;
-    Position angle;                ///< where its key is rotated, at cache positions
-    double slack;                  ///< what the turns of its key may have rounded away, of its norm
-    double weight = 0;             ///< H2O: the attention it got
-    std::array<float, 4> stats{};  ///< as last seen to change
-    double mass = 1;               ///< tokens merged into it, its own included
+    Position angle;                 ///< where its key is rotated, at cache positions
+    double slack;                   ///< what the turns of its key may have rounded away, of its norm
+    double weight = 0;              ///< H2O: the attention it got
+    std::vector<float> stats = {};  ///< as last seen to change; none: zeros
+    double mass = 1;                ///< tokens merged into it, its own included
     std::shared_ptr<const Blend> blend = {};
   };
   struct State {
     std::vector<std::vector<Row>> held;  ///< by age
     std::vector<Index> rooms;            ///< rows each head can hold
     Position next = 0, angle = 0;
-    Index unevicted = 0, seen = 0, unobserved = 0;
+    Index unevicted = 0, seen = 0, unobserved = 0;  ///< seen: as many of the unevicted, or all up to there
     pith::AppendOptions last;
     pith::Vector<double> gate;  ///< what the merge's gate remembers
   };
@@ -85,7 +84,8 @@ class KvBeliefs {
         const auto at = std::find(head.positions.begin(), head.positions.end(), row.position);
         if (at == head.positions.end()) continue;
         const auto r = static_cast<std::size_t>(at - head.positions.begin());
-        for (std::size_t i = 0; i * n < head.stats.size(); ++i) row.stats[i] = head.stats[i * n + r];
+        row.stats.resize(head.stats.size() / n);
+        for (std::size_t i = 0; i < row.stats.size(); ++i) row.stats[i] = head.stats[i * n + r];
       }
     }
   }
@@ -97,10 +97,11 @@ class KvBeliefs {
     const auto newest = [&](Index n) { return count([&](const Row& row) { return row.position >= now_.next - n; }); };
     Index stay = s_.facts.traits.keeps_newest ? newest(1) : 0;
     if (name == "scissorhands") stay = newest(std::max<Index>(1, s_.rows / 4));
-    if (name == "snapkv" || name == "adakv" || name == "critical") stay = std::min(rows(h), s_.rows / 2 + 1);  // the window; the newest
-    if (name == "csp") stay = s_.rows + 1;                           // both lists and the newest, whatever is coming
-    if (name == "chunkkv") stay = std::max<Index>(retained, 1) + 2;  // whole chunks of at most 2, and the newest
-    if (name == "cur" || name == "expected") stay += count([&](const Row& row) { return row.position < 4; });
+    if (name == "snapkv" || name == "adakv" || name == "critical") stay = std::min(rows(h), std::max<Index>(1, s_.rows / 2));  // the window
+    if (name == "csp") stay = s_.rows;                       // both lists, whatever is coming
+    if (name == "chunkkv") stay = std::max<Index>(stay, 2);  // one whole chunk
+    if (name == "cur" || name == "expected" || name == "lagkv")
+      stay += count([&](const Row& row) { return row.position < std::min<Index>(4, s_.rows / 2); });
     if (name == "text-prior")
       stay = count([&](const Row& row) {
         return row.position >= now_.next - (s_.rows - s_.rows / 2) ||
@@ -172,7 +173,8 @@ class KvBeliefs {
       demand(std::memcmp(&seen.values[r * d], value, d * sizeof(float)) == 0, "a value is the one appended or merged, rounded once");
       demand(seen.masses.empty() || double(seen.masses[r]) == row->mass, "a row knows how many tokens it stands for");
       demand(seen.log_masses.empty() || seen.log_masses[r] == std::log(seen.masses[r]), "attention adds the logarithm of the mass");
-      for (std::size_t i = 0; i * n < seen.stats.size(); ++i) demand(seen.stats[i * n + r] == row->stats[i], "stats follow their row");
+      for (std::size_t i = 0; i * n < seen.stats.size(); ++i)
+        demand(seen.stats[i * n + r] == (i < row->stats.size() ? row->stats[i] : 0), "stats follow their row");
       if (!angles()) {
         const float* const key = row->blend ? row->blend->key.data() : of_head(token.keys);
         demand(std::memcmp(&seen.keys[r * d], key, d * sizeof(float)) == 0, "a key is the one appended or merged, rounded once");

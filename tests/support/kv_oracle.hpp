@@ -42,9 +42,11 @@ class KvOracle : public KvBeliefs {
       journaled_ += tokens;
     }
     const bool begins_prompt = prompt_only() && how.phase == pith::Phase::prefill && !(prefilled() && now_.last.more);
-    if (begins_prompt && now_.unevicted == 0 && !s_.facts.admits)
+    const bool forgets = begins_prompt && (now_.unevicted == 0 || !prefilled());
+    if (forgets) now_.seen = now_.unevicted;
+    if (forgets && !s_.facts.admits)
       for (auto& rows : now_.held)
-        for (Row& row : rows) row.stats = {};
+        for (Row& row : rows) row.stats.clear();
     history_.resize(static_cast<std::size_t>(how.positions.back()) + 1);
     for (Index t = 0; t < tokens; ++t) {
       const Position p = how.positions[static_cast<std::size_t>(t)];
@@ -65,26 +67,26 @@ class KvOracle : public KvBeliefs {
     if (s_.facts.admits) adopt_stats(after, tokens);
   }
 
-  bool watching() const {
-    return s_.facts.observes && (!prompt_only() || (prefilled() && (!now_.last.more || s_.facts.traits.watches == pith::all_queries)));
-  }
+  bool watching() const { return s_.facts.observes && (!prompt_only() || prefilled()); }
   Refusal refuses_observe() const { return s_.facts.observes ? Refusal::none : Refusal::state; }
   /// weight(h, query, p): what the query heads of kv head h gave to the row at p, together.
   template <class F> void observe(const SeenCache& after, Index queries, F&& weight) {
     if (!watching()) return;
-    now_.seen += std::min(queries, s_.facts.traits.watches);
+    const Index window = s_.facts.traits.watches, token = now_.unevicted - queries;
+    if (window == pith::all_queries) now_.seen += queries;
+    if (window != pith::all_queries && token <= std::max(now_.unevicted - window, now_.seen)) now_.seen = now_.unevicted;
     now_.unobserved = 0;
     if (!by_h2o()) return adopt_stats(after, pith::unlimited);
     for (Index h = 0; h < heads(); ++h)
       for (Row& row : held(h)) {
         for (Index q = 0; q < queries; ++q) row.weight += weight(h, q, row.position);
-        row.stats[0] = static_cast<float>(row.weight);  // exact: the weights are whole multiples of 2^-10
+        row.stats.assign(1, static_cast<float>(row.weight));  // exact: the weights are whole multiples of 2^-10
       }
   }
 
   Refusal refuses_evict(Index coming) const {
     if (coming > 0 && open_) return Refusal::state;
-    const Index expected = watching() ? std::min(now_.unevicted, s_.facts.traits.watches) : 0;
+    const Index expected = watching() ? now_.unevicted : 0;
     return !idle(coming) && now_.seen < expected ? Refusal::state : Refusal::none;
   }
   void evict(const SeenCache& before, const SeenCache& after, Index coming, Index dropped) {

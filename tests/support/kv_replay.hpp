@@ -191,7 +191,10 @@ template <class T> class KvReplay {
 
   /// Weights in whole multiples of 2^-10, few of them different: sums are exact, and often equal.
   void observe(const KvOperation& operation) {
-    const Index queries = std::max<Index>(1, oracle_.unobserved()), group = cache_.shape().group(), d = cache_.shape().head_dim;
+    Index held = cache_.size(0);  // tokens that were taken out have no queries any more
+    for (Index h = 1; h < cache_.shape().num_kv_heads; ++h) held = std::min(held, cache_.size(h));
+    const Index queries = std::clamp<Index>(oracle_.unobserved(), 1, std::max<Index>(1, held)), group = cache_.shape().group(),
+                d = cache_.shape().head_dim;
     const auto weight = [&](Index h, Index q, Index g, pith::Position p) {
       if (p >= oracle_.next() - queries + q + 1) return 0.0f;
       return static_cast<float>(drawn(operation.seed, static_cast<std::uint64_t>(h * 64 + g), static_cast<std::uint64_t>(q),

@@ -45,6 +45,13 @@ template <class T> class KvStream {
   static pith::Matrix<S> feed(Cache& cache, const pith::Matrix<S>& q, const pith::Matrix<S>& k, const pith::Matrix<S>& v,
                               pith::Phase phase = pith::Phase::decode) {
     cache.append(k, v, {.phase = phase});
+    const pith::Matrix<S> out = attend(cache, q);
+    cache.evict();
+    return out;
+  }
+
+  /// The attention of the newest tokens, watched if the policy asks.
+  template <class Cache> static pith::Matrix<S> attend(Cache& cache, const pith::Matrix<S>& q) {
     pith::Matrix<S> out(q.rows(), q.cols());
     pith::Index rows = 0;
     for (pith::Index h = 0; h < cache.shape().num_kv_heads; ++h) rows = std::max(rows, cache.size(h));
@@ -59,7 +66,6 @@ template <class T> class KvStream {
     } else {
       pith::attend(q, cache.view(), out, ws, pith::NoObserver{}, options);
     }
-    cache.evict();
     return out;
   }
 };

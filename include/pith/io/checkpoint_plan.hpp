@@ -190,9 +190,8 @@ class CheckpointPlan {
         ignored_.emplace_back(name);
       }
     if (!unpromised_.empty())
-      ignored_.push_back(
-          text("config.json: promises no ", unpromised_.front(), "; the files hold it",
-               unpromised_.size() > 1 ? text(" and ", unpromised_.size() - 1, " more such biases, which are used") : ", and it is used"));
+      ignored_.push_back(text("config.json: that it promises no ", unpromised_.front(), ", because the files hold it",
+                              unpromised_.size() > 1 ? text(" and ", unpromised_.size() - 1, " more such biases") : "", ": used"));
     std::sort(ignored_.begin(), ignored_.end());
   }
 

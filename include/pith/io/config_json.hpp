@@ -226,8 +226,7 @@ inline DecoderConfig parse_config(std::string_view json, std::string_view name, 
   const bool no_bos = qwen2 ? c.find("bos_token_id") == nullptr : c.is_null("bos_token_id");
   config.bos_token_id = no_bos ? Token{-1} : static_cast<Token>(c.size("bos_token_id", 1, -1));
   if (ignored != nullptr && c.find("auto_map") != nullptr)
-    ignored->push_back(
-        detail::text(std::filesystem::path(name).filename().string(), ": auto_map, because code of the folder's own is not run"));
+    ignored->push_back(detail::text(name, ": auto_map, because code of the folder's own is not run"));
   return config;
 }
 

@@ -5,6 +5,7 @@
 
 #include <pith/kv/layer_scores.hpp>
 #include <pith/kv/policy.hpp>
+#include <pith/kv/query_window.hpp>
 
 namespace pith::inline v0 {
 
@@ -35,7 +36,8 @@ struct HeavyHitter {
   }
 };
 
-/// Observed attention: the weight a row received from a prompt, per query that could see it; so an early row has no advantage of age.
+/// Observed attention: the weight a row received from a prompt, per query of this prompt that could see it; so an early row has no
+/// advantage of age, and a row of an earlier turn none of queries that went before.
 ///
 /// Keeps    `keep` rows by average attention, when a prompt ends
 /// Needs    attention weights of the whole prompt
@@ -46,13 +48,14 @@ struct ObservedAttention {
   Index budget() const { return keep; }
   void check(const AttentionShape&) const { detail::check_count("ObservedAttention", "keep", keep, 1); }
   PolicyTraits traits() const { return {.prompt_only = true}; }
-  Index stats(const AttentionShape&) const { return 1; }
-  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {
+  Index stats(const AttentionShape&) const { return 2; }  // the weight received, and how many weights that is the sum of
+  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {
     add_rows<S>(seen.weights, stats.topRows(1));
+    const Index group = rows.shape.group(), end = seen.first_row + seen.weights.rows() / group;
+    for (Index r = 0; r < end; ++r) stats(1, r) += static_cast<S>(group * (end - (std::max)(r, seen.first_row)));
   }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
-    for (Index r = 0; r < rows.size(); ++r)
-      out[r] = rows.stats(0, r) / static_cast<S>(rows.shape.group() * (rows.next - rows.positions[static_cast<std::size_t>(r)]));
+    for (Index r = 0; r < rows.size(); ++r) out[r] = rows.stats(0, r) / (std::max)(rows.stats(1, r), S(1));
   }
 };
 
@@ -103,7 +106,7 @@ struct Scissorhands {
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {
     const Index group = rows.shape.group(), half_history = (std::max)(Index(1), history / 2);
     for (Index q = 0; q < seen.weights.rows(); ++q) {
-      const Position position = static_cast<Position>(seen.first_query + q / group);
+      const Position position = rows.positions[static_cast<std::size_t>(seen.first_row + q / group)];
       const S half = static_cast<S>(position / half_history);
       const auto sees = [&](Position p) { return p <= position; };
       const auto visible = std::count_if(rows.positions.begin(), rows.positions.end(), sees);
@@ -127,7 +130,8 @@ struct Scissorhands {
 ///
 /// Keeps    `keep` rows by pooled attention of the last `window` queries, those tokens among them
 /// Needs    attention weights of the last `window` queries
-/// Cost     one add per weight of the window; `kernel` looks per row, once
+/// Cost     one add per weight of the window; `kernel` looks per row, once; memory for `window` numbers a row, group() times as many for
+///          Group::largest, so that a prompt may come in pieces
 /// Paper    SnapKV: arXiv:2404.14469
 struct SnapKv {
   enum class Pool : std::uint8_t { average, largest };
@@ -146,14 +150,27 @@ struct SnapKv {
       raise<ShapeError>(detail::text("pith::SnapKv: kernel is ", kernel, ", expected an odd number: as many rows before as behind"));
   }
   PolicyTraits traits() const { return {.prompt_only = true, .ordered = true, .watches = window}; }
-  Index stats(const AttentionShape& shape) const { return group == Group::mean ? 1 : shape.group(); }
-  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {
-    for (Index q = 0; q < seen.weights.rows(); ++q) stats.row(q % stats.rows()) += seen.weights.row(q);
+  Index stats(const AttentionShape& shape) const { return sums(shape) * (1 + window); }
+  Index memory(const AttentionShape&) const { return QueryWindow<float>::memory_size; }
+  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats, VectorRef<S> memory) const {
+    const Index n = sums(rows.shape), heads = rows.shape.group();
+    QueryWindow<S> last(window, memory);
+    const auto slot = [&](Index row) { return stats.middleRows(n * (1 + last.slot(row)), n); };
+    last.slide(seen, rows, [&](Index first, Index end) {
+      stats.topRows(n).setZero();
+      for (Index row = first; row < end; ++row) stats.topRows(n) += slot(row);
+    });
+    for (Index q = 0; q < seen.weights.rows(); q += heads) {
+      auto one = slot(seen.first_row + q / heads);
+      one = seen.weights.middleRows(q, n);
+      for (Index g = n; g < heads; ++g) one.row(0) += seen.weights.row(q + g);
+      stats.topRows(n) += one;
+    }
   }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     const Index candidates = (std::max)(Index(0), rows.size() - window), reach = kernel / 2;
-    const Index added = (std::max)(Index(1), window * rows.shape.group() / rows.stats.rows());  // weights in a sum
-    for (Index r = 0; r < candidates; ++r) rows.scratch[r] = rows.stats.col(r).maxCoeff() / static_cast<S>(added);
+    const Index n = sums(rows.shape), added = window * rows.shape.group() / n;  // weights in a sum
+    for (Index r = 0; r < candidates; ++r) rows.scratch[r] = rows.stats.col(r).head(n).maxCoeff() / static_cast<S>(added);
     for (Index r = 0; r < candidates; ++r) {
       const Index first = (std::max)(Index(0), r - reach), last = (std::min)(candidates - 1, r + reach);
       const ConstVectorRef<S> seen(rows.scratch + first, last - first + 1);
@@ -161,6 +178,9 @@ struct SnapKv {
     }
     out.tail(rows.size() - candidates).setConstant(std::numeric_limits<S>::infinity());
   }
+
+ private:
+  Index sums(const AttentionShape& shape) const { return group == Group::mean ? 1 : shape.group(); }
 };
 
 }  // namespace pith::inline v0

@@ -112,9 +112,9 @@ struct CacheRules {
   bool begins_prompt(const AppendOptions& append, const AppendOptions& last) const {
     return prompt_only() && append.phase == Phase::prefill && !(last.phase == Phase::prefill && last.more);
   }
-  /// Whether the attention of the tokens just appended must be shown: of a prompt in pieces, the last piece has the last queries.
+  /// Whether the attention of the tokens just appended must be shown: of every piece of a prompt, for the last one may be short.
   bool watches(const AppendOptions& last) const {
-    return facts.observes && (!prompt_only() || (last.phase == Phase::prefill && (!last.more || facts.traits.watches == all_queries)));
+    return facts.observes && facts.traits.watches > 0 && (!prompt_only() || last.phase == Phase::prefill);
   }
 
   void check_head(Index kv_head) const {
@@ -156,9 +156,9 @@ struct CacheRules {
         raise<ShapeError>(text("pith::KvCache::append: mass ", mass, ", expected 1 .. ", max_mass, " tokens"));
   }
 
-  /// `seen`: queries whose attention the policy was shown since `appended` tokens came.
+  /// `seen`: of the `appended` tokens since the last eviction, those up to which the policy was shown the attention it asks for.
   void check_observed(Index seen, Index appended, const AppendOptions& last) const {
-    const Index expected = watches(last) ? (std::min)(appended, facts.traits.watches) : 0;
+    const Index expected = watches(last) ? appended : 0;
     if (seen < expected)
       raise<StateError>(text("pith::KvCache: evict() after ", appended, " tokens, but the policy saw the attention of ", seen, " of ",
                              expected, " queries: call observe() for every kv head, or give attend() cache.observer()"));

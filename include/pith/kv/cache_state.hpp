@@ -66,6 +66,26 @@ template <KvStorage T> class CacheState : public Progress {
   Position gap() const {
     return rules.by_age() && rules.facts.traits.reading == Reading::cache ? static_cast<Position>(next - rules.first() - size(0)) : 0;
   }
+  /// The row of the first of `queries` tokens, the newest or those from a position on: tokens that were not evicted yet lie in order.
+  Index first_row(Index h, Position first_query, Index queries) const {
+    const Position* const positions = slab().positions(h);
+    Index row = size(h) - queries;
+    while (first_query >= 0 && row > 0 && positions[row] > first_query) --row;
+    if (row < 0 || (first_query >= 0 && positions[row] != first_query))
+      raise<ShapeError>(text("pith::KvCache::observe: ", queries, " queries from position ", first_query, " on, of ", size(h),
+                             " rows: expected queries of tokens that were appended"));
+    return row;
+  }
+  /// Notes that the policy was shown what the tokens of these rows looked at.
+  void note_observed(Index h, Index first, Index queries) {
+    HeadState& state = head(h);
+    if (rules.facts.traits.watches == all_queries) {
+      state.observed += queries;
+    } else {
+      const Index token = first - (state.size - unevicted), needed = (std::max)(unevicted - rules.facts.traits.watches, state.observed);
+      if (token <= needed) state.observed = (std::max)(state.observed, token + queries);
+    }
+  }
   Index largest_size() const {
     Index largest = 0;
     for (const HeadState& state : heads_) largest = (std::max)(largest, state.size);
@@ -102,7 +122,9 @@ template <KvStorage T> class CacheState : public Progress {
     journal.check_room(tokens);
     if (tokens == 0) return;
     const auto position = [&](Index t) { return mark_of(options.positions, t, static_cast<Position>(next + t)); };
-    if (rules.begins_prompt(options, last) && unevicted == 0) forget_attention();
+    // A prompt may also come in pieces that do not say so, with one evict() in the end: that is one prompt.
+    const bool forgets = rules.begins_prompt(options, last) && (unevicted == 0 || last.phase == Phase::decode);
+    if (forgets) forget_attention();
     if (journal.open()) journal.record(position(0), *this, tokens, heads_, home, merging.gate);
     for (Index h = 0; h < heads(); ++h) {
       HeadState& state = head(h);
@@ -113,6 +135,7 @@ template <KvStorage T> class CacheState : public Progress {
                          mark_of(options.kinds, t, TokenKind::text), mark_of(options.masses, t, S(1)));
       }
       if (rules.facts.stats > 0) slab().stats(h, state.size, tokens).setZero();
+      if (forgets) state.observed = unevicted;  // tokens before this prompt, whose attention nobody asks for
       state.size += tokens;
       if (journal.open()) state.live = (std::max)(state.live, state.size);
     }

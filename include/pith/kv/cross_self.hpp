@@ -6,6 +6,7 @@
 #include <limits>
 
 #include <pith/kv/policy.hpp>
+#include <pith/kv/query_window.hpp>
 
 namespace pith::inline v0 {
 
@@ -18,7 +19,7 @@ namespace pith::inline v0 {
 /// Keeps    the newest `protects` rows, and of the other heavy + recent - protects: (1 - cross_ratio) by attention within a kind and
 ///          cross_ratio by attention across kinds, when a prompt ends
 /// Needs    attention weights of the last `recent` queries, and token kinds
-/// Cost     one add per weight of the window; two selections, once
+/// Cost     one add per weight of the window; two selections, once; memory for `recent` numbers a row, so that a prompt may come in pieces
 /// Paper    CSP: arXiv:2412.04652
 struct CrossSelf {
   enum class Picks : std::uint8_t {
@@ -40,21 +41,35 @@ struct CrossSelf {
     detail::check_amount("CrossSelf", "n", n);
   }
   PolicyTraits traits() const { return {.prompt_only = true, .watches = recent, .needs_log_sum = true, .uneven = true, .decides = true}; }
-  Index stats(const AttentionShape&) const { return 2; }  // attention received within a kind, and across kinds
+  Index stats(const AttentionShape&) const { return 2 + recent; }  // attention within a kind, across kinds; of each query
+  Index memory(const AttentionShape&) const { return QueryWindow<float>::memory_size; }
 
-  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {
+  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats, VectorRef<S> memory) const {
     const Index group = rows.shape.group();
+    QueryWindow<S> last(recent, memory);
+    const auto slot = [&](Index query) { return stats.row(2 + last.slot(query)); };
+    const auto kind = [&](Index row) { return rows.kinds[static_cast<std::size_t>(row)]; };
+    const auto add = [&](Index query) {
+      const auto one = slot(query);
+      for (Index r = 0; r < rows.size(); ++r) stats(kind(r) == kind(query) ? 0 : 1, r) += one[r];
+    };
+    last.slide(seen, rows, [&](Index first, Index end) {
+      stats.topRows(2).setZero();
+      for (Index query = first; query < end; ++query) add(query);
+    });
     for (Index q = 0; q < seen.weights.rows(); ++q) {
-      const TokenKind asks = rows.kind_at(static_cast<Position>(seen.first_query + q / group));
       const S share = S(1) / (S(1) + static_cast<S>(n) * std::exp(-seen.log_sum[q]));  // of Σ exp(x) in n + Σ exp(x)
-      for (Index r = 0; r < rows.size(); ++r)
-        stats(rows.kinds[static_cast<std::size_t>(r)] == asks ? 0 : 1, r) += share * seen.weights(q, r);
+      const Index query = seen.first_row + q / group;
+      auto one = slot(query);
+      if (q % group == 0) one.setZero();
+      one += share * seen.weights.row(q);
+      if (q % group == group - 1) add(query);
     }
   }
 
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     constexpr S stays = std::numeric_limits<S>::infinity(), goes = -stays;
-    const Index newest = protects < 0 ? recent : protects, oldest = Index(rows.next) - newest;
+    const Index newest = (std::max)(Index(1), protects < 0 ? recent : protects), oldest = Index(rows.next) - newest;
     const auto is_protected = [&](Index r) { return rows.positions[static_cast<std::size_t>(r)] >= oldest; };
     const auto list = [&](Index by) {
       const VectorRef<S> score(rows.scratch, rows.size());

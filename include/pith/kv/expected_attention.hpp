@@ -55,7 +55,7 @@ template <class S = float> struct ExpectedAttention {
     const Index d = rows.shape.head_dim, group = rows.shape.group();
     S plain[Rope<S>::max_head_dim];
     for (Index q = 0; q < seen.queries.rows(); ++q) {
-      const Position position = static_cast<Position>(seen.first_query + q / group);
+      const Position position = rows.positions[static_cast<std::size_t>(seen.first_row + q / group)];
       if (position - rows.first < sinks) continue;
       VectorRef<S> query(plain, d);
       query = seen.queries.row(q);

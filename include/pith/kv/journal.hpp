@@ -16,7 +16,7 @@ namespace pith::inline v0::detail {
 struct HeadState {
   Index size = 0;      ///< rows
   Index cursor = 0;    ///< policies by age: the oldest row behind the initial ones
-  Index observed = 0;  ///< queries seen since the last eviction
+  Index observed = 0;  ///< tokens since the last eviction whose attention the policy was shown; with a window: up to which it was
   Index live = 0;      ///< rows that an open journal may bring back lie below this
 };
 

@@ -74,17 +74,19 @@ class KvCache {
     check_shape("KvCache::observe", "weights", seen.weights, any_extent, size(h));
     if (!watching()) return;
     const Index group = shape().group(), queries = seen.weights.rows() / group, watched = watches();
-    const Index first = seen.first_query >= 0 ? Index(seen.first_query) : Index(state_.next) - queries;
-    const Index skipped = watched == all_queries ? 0 : std::clamp(state_.next - watched - first, Index(0), queries);
+    const Index first = state_.first_row(h, seen.first_query, queries);  // in rows: positions may have gaps
+    const Index skipped = watched == all_queries ? 0 : std::clamp(size(h) - watched - first, Index(0), queries);
     if (skipped == queries) return;
-    const AttentionBlock<Scalar> block = detail::last_queries(seen, (queries - skipped) * group, static_cast<Position>(first + skipped));
+    const Index row = first + skipped;
+    const AttentionBlock<Scalar> block =
+        detail::last_queries(seen, (queries - skipped) * group, positions(h)[static_cast<std::size_t>(row)], row);
     const MatrixRef<Scalar> stats = state_.slab().stats(h, 0, size(h));
     if constexpr (RememberingPolicy<Policy, Scalar>) {
       policy_.observe(block, rows_of(h, 0, false), stats, VectorRef<Scalar>(state_.memory.row(h)));
     } else {
       policy_.observe(block, rows_of(h, 0, false), stats);
     }
-    state_.head(h).observed += queries - skipped;
+    state_.note_observed(h, row, queries - skipped);
   }
 
   /// What attend() takes to feed this cache's policy.

@@ -41,12 +41,6 @@ template <class S> struct KvRows {
   S* scratch = nullptr;                  ///< [rows] for score() to use as it likes
   detail::Candidate<S>* race = nullptr;  ///< [rows] for best_rows()
   Index size() const { return static_cast<Index>(positions.size()); }
-  /// The kind of the token at p; text if it has left. Looked for from the back, where the newest are.
-  TokenKind kind_at(Position p) const {
-    for (std::size_t i = positions.size(); i-- > 0;)
-      if (positions[i] == p) return kinds[i];
-    return TokenKind::text;
-  }
 };
 
 /// What the queries of one kv head just looked at: any tile of a chunk.
@@ -56,17 +50,19 @@ template <class S> struct AttentionBlock {
   ConstVectorRef<S> log_sum = {};  ///< [queries*group] log Σ exp(logit)
   ConstMatrixRef<S> queries = {};  ///< [queries*group, head_dim] as rotated
   Position first_query = -1;       ///< position of the first query; -1: the newest tokens
+  Index first_row = 0;             ///< row of the first query's token, those of the others follow; filled in for policies by KvCache
 };
 
 namespace detail {
 /// What the last n rows of a block saw.
-template <class S> AttentionBlock<S> last_queries(const AttentionBlock<S>& seen, Index n, Position first_query) {
+template <class S> AttentionBlock<S> last_queries(const AttentionBlock<S>& seen, Index n, Position first_query, Index first_row) {
   const auto last = [n](const ConstMatrixRef<S>& m) { return m.rows() == 0 ? m : ConstMatrixRef<S>(m.bottomRows(n)); };
   return {.kv_head = seen.kv_head,
           .weights = last(seen.weights),
           .log_sum = seen.log_sum.size() == 0 ? seen.log_sum : ConstVectorRef<S>(seen.log_sum.data() + seen.weights.rows() - n, n),
           .queries = last(seen.queries),
-          .first_query = first_query};
+          .first_query = first_query,
+          .first_row = first_row};
 }
 }  // namespace detail
 
@@ -78,7 +74,7 @@ struct PolicyTraits {
   bool keeps_newest = true;           ///< the cache protects the newest row, whatever its score
   bool reads_rows = false;            ///< score() looks at keys and values; admit() sees those of the fresh rows in any case
   Reading reading = Reading::stream;  ///< cache: policies by age move no key, others are turned by KvCache::reindex()
-  Index watches = all_queries;        ///< how many of a prompt's last queries observe() must see
+  Index watches = all_queries;        ///< observe() is shown so many of the last queries of every piece of a prompt (QueryWindow)
   bool needs_log_sum = false;         ///< observe() reads AttentionBlock::log_sum
   bool needs_queries = false;         ///< observe() reads AttentionBlock::queries, as rotated at stream positions
   bool uneven = false;                ///< score() drops rows by -inf: one head may keep fewer than another

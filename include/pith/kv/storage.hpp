@@ -192,7 +192,9 @@ template <KvStorage T> class KvSlab {
     positions(head)[to] = from.positions(head)[from_row];
     kinds(head)[to] = from.kinds(head)[from_row];
     if (shape_.angles) angles(head)[to] = from.angles(head)[from_row];
-    for (Index s = 0; s < (std::min)(shape_.stats, from.shape_.stats); ++s) stats(head, to, 1)(s, 0) = from.stats(head, from_row, 1)(s, 0);
+    S* const ours = stats(head, to, 1).data();
+    const S* const theirs = from.stats(head, from_row, 1).data();
+    for (Index s = 0; s < (std::min)(shape_.stats, from.shape_.stats); ++s) ours[s * stats_stride()] = theirs[s * from.stats_stride()];
     if (shape_.masses) set_mass(head, to, from.masses(head)[from_row]);
   }
 
@@ -202,7 +204,9 @@ template <KvStorage T> class KvSlab {
     std::swap(positions(head)[a], positions(head)[b]);
     std::swap(kinds(head)[a], kinds(head)[b]);
     if (shape_.angles) std::swap(angles(head)[a], angles(head)[b]);
-    for (Index s = 0; s < shape_.stats; ++s) std::swap(stats(head, a, 1)(s, 0), stats(head, b, 1)(s, 0));
+    S* const of_a = stats(head, a, 1).data();
+    S* const of_b = stats(head, b, 1).data();
+    for (Index s = 0; s < shape_.stats; ++s) std::swap(of_a[s * stats_stride()], of_b[s * stats_stride()]);
     if (shape_.masses) {
       const S mass = masses(head)[a];
       set_mass(head, a, masses(head)[b]);
