@@ -243,7 +243,7 @@ TEST_CASE("checkpoint: generation_config.json says what ends a text", "[io]") {
   };
   check(R"({"eos_token_id":[1,9]})", {1, 9}, "config.json: eos_token_id [1], where generation_config.json has [1, 9]");
   check(R"({"eos_token_id":9})", {9}, "config.json: eos_token_id [1], where generation_config.json has [9]");
-  check(R"({"eos_token_id":-1})", {}, "config.json: eos_token_id [1], where generation_config.json has []");
+  check(R"({"eos_token_id":-1})", {1}, "");
   check(R"({"eos_token_id":1})", {1}, "");
   check(R"({"eos_token_id":null})", {1}, "");
   check(R"({"temperature":0.6})", {1}, "");

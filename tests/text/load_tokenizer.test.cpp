@@ -34,6 +34,8 @@ TEST_CASE("a folder's stop tokens are those that transformers would use") {
   CHECK(stops("", "", R"({"eos_token":"<end>"})") == Ids{261});
   CHECK(stops("", "", R"({"eos_token":{"content":"<end>"}})") == Ids{261});
   CHECK(stops(R"({"eos_token_id":5})", "", R"({"eos_token":"<end>"})") == Ids{5});
+  CHECK(stops(R"({"eos_token_id":5})", R"({"eos_token_id":7,})", "") == Ids{5});  // not JSON, as some published files are
+  CHECK(stops(R"({"eos_token_id":5})", R"({"eos_token_id":-1})", "") == Ids{5});
   CHECK(stops(R"({"eos_token_id":1})", R"({"eos_token_id":[1,9]})", "") == Ids{1, 9});
   CHECK(stops(R"({"eos_token_id":1})", R"({"eos_token_id":null})", "") == Ids{1});
 }

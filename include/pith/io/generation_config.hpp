@@ -30,12 +30,12 @@ inline void use_generation_config(const std::filesystem::path& folder, DecoderCo
   try {
     const detail::JsonDocument document = detail::read_json(path);
     const detail::JsonFields fields("generation_config.json", document.root());
-    if (fields.find("eos_token_id") == nullptr) return;
     tokens = detail::read_eos(fields, {});
   } catch (const FormatError& refusal) {
     ignored.push_back(detail::text("generation_config.json: ", refusal.what()));
     return;
   }
+  if (tokens.empty()) return;
   const auto sorted = [](std::vector<Token> list) {
     std::sort(list.begin(), list.end());
     return list;

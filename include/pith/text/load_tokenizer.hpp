@@ -96,28 +96,32 @@ class TokenizerFolder {
     return at != nullptr && at->is_string() ? at->get<std::string>() : std::string();
   }
 
-  /// eos_token_id of generation_config.json, else of config.json: a number or a list.
+  /// eos_token_id of generation_config.json, else of config.json: a number or a list. A file that is no JSON says nothing of it, and is no
+  /// reason to refuse a tokenizer.
   std::vector<Token> stop_ids() const {
-    for (const char* name : {"generation_config.json", "config.json"}) {
-      const JsonDocument file = read(name);
-      const Json* at = file.root().find("eos_token_id");
-      if (at == nullptr) continue;
-      std::vector<Token> out;
-      const auto add = [&](const Json& id) {
-        if (const double number = id.is_number() ? id.get<double>() : -1; number >= 0 && number < (1 << 24))
-          out.push_back(static_cast<Token>(number));
-      };
-      if (at->is_array()) {
-        for (const Json& id : *at) add(id);
-      } else {
-        add(*at);
+    for (const char* name : {"generation_config.json", "config.json"}) try {
+        if (std::vector<Token> ids = stop_ids(read(name)); !ids.empty()) return ids;
+      } catch (const FormatError&) {
       }
-      if (!out.empty()) return out;
-    }
     return {};
   }
 
  private:
+  static std::vector<Token> stop_ids(const JsonDocument& file) {
+    std::vector<Token> out;
+    const Json* at = file.root().find("eos_token_id");
+    const auto add = [&](const Json& id) {
+      if (const double number = id.is_number() ? id.get<double>() : -1; number >= 0 && number < (1 << 24))
+        out.push_back(static_cast<Token>(number));
+    };
+    if (at != nullptr && at->is_array()) {
+      for (const Json& id : *at) add(id);
+    } else if (at != nullptr) {
+      add(*at);
+    }
+    return out;
+  }
+
   JsonDocument read(const char* name) const {
     std::error_code missing;
     const std::filesystem::path path = folder_ / name;
