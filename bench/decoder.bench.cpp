@@ -136,14 +136,15 @@ class Bench {
   explicit Bench(DecoderArguments arguments) : a_(std::move(arguments)) {}
 
   void run() {
+    if (!a_.out.empty()) out_.open(a_.out);
+    if (!a_.out.empty() && !out_) throw std::runtime_error("cannot open " + a_.out.string() + " for writing");
     for (const std::string& name : a_.weights)
       for (const WeightsKind& kind : weights_kinds)
         if (kind.name == name) measure(kind);
     if (a_.out.empty()) return report_.write(std::cout, a_.format);
     report_.write(std::cout, "md");
-    std::ofstream file(a_.out);
-    report_.write(file, a_.format);
-    if (!file.flush()) throw std::runtime_error("cannot write " + a_.out.string());
+    report_.write(out_, a_.format);
+    if (!out_.flush()) throw std::runtime_error("cannot write " + a_.out.string());
   }
 
  private:
@@ -397,6 +398,7 @@ class Bench {
                   "cache_MB", "RSS_MB",   "seconds",   "unchecked", "reading", "rel_err"}};
   std::string weights_;
   std::optional<Decoder<float>> decoder_;
+  std::ofstream out_;
   double weight_bytes_ = 0, layer_numbers_ = 0, head_numbers_ = 0;
 };
 

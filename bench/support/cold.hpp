@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -24,7 +25,15 @@ namespace pith_bench {
 inline std::size_t cold_bytes() {
   static const std::size_t bytes = [] {
     constexpr std::size_t mib = std::size_t(1) << 20, least = 96 * mib;
-    if (const char* said = std::getenv("PITH_BENCH_COLD_MIB")) return static_cast<std::size_t>(std::max(1l, std::atol(said))) * mib;
+    if (const char* said = std::getenv("PITH_BENCH_COLD_MIB")) {
+      char* end = nullptr;
+      const unsigned long long said_mib = std::strtoull(said, &end, 10);
+      if (*said < '0' || *said > '9' || *end != 0 || said_mib < 1 || said_mib > (1u << 20)) {
+        std::fprintf(stderr, "PITH_BENCH_COLD_MIB=%s: expected a whole number from 1 to %u\n", said, 1u << 20);
+        std::exit(2);
+      }
+      return static_cast<std::size_t>(said_mib) * mib;
+    }
     return std::max(least, std::min(2 * last_cache_bytes(), available_memory() / 8));
   }();
   return bytes;

@@ -1,9 +1,5 @@
 // One table of what the benchmarks wrote as JSON: what was measured, beside which limit, and which goals it meets.
-//
-//   summary [--out=FILE] matmul.json attend.json decoder-1.1b.json ...
-//
-// A file is named after its program; what follows a '-' tells runs of one program apart. Goals are those of `goals` below. An unreadable
-// file or a result that was found wrong makes the exit code 1; a goal that is missed does not.
+// Goals are those of `goals` below.
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
@@ -170,6 +166,11 @@ void print(std::ostream& out, const Rows& rows) {
   print_table(out, {"what", "case", "time", "ratios", "rel_err", "goal"}, table);
 }
 
+constexpr const char* usage = R"(summary [--out=FILE] matmul.json attend.json decoder-1.1b.json ...
+
+A file is named after its program; what follows a '-' tells runs of one program apart. FILE gets the table as well. An unreadable file or a
+result that was found wrong makes the exit code 1; a goal that is missed does not.)";
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -177,12 +178,19 @@ int main(int argc, char** argv) try {
   Rows rows;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
-    if (argument.rfind("--out=", 0) == 0) {
+    if (argument == "--help") {
+      std::printf("%s\n", usage);
+      return 0;
+    }
+    if (argument.rfind("--out=", 0) == 0 && argument.size() > 6) {
       out = argument.substr(6);
+    } else if (argument.rfind("--", 0) == 0) {
+      throw std::invalid_argument(argument + ": no such flag; --help lists them");
     } else {
       read(argument, rows);
     }
   }
+  if (rows.empty()) throw std::invalid_argument("no report of a benchmark is named; --help says how it is called");
   print(std::cout, rows);
   if (!out.empty()) {
     std::ofstream file(out);

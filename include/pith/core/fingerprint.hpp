@@ -1,11 +1,12 @@
 #pragma once
 
-#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
+
+#include <pith/core/types.hpp>
 
 namespace pith::inline v0::detail {
 
@@ -18,7 +19,7 @@ class Fingerprint {
   void number(std::uint64_t n) {
     for (int shift = 0; shift < 64; shift += 8) hash_ = (hash_ ^ ((n >> shift) & 0xFF)) * 0x100000001B3u;
   }
-  void number(double n) { number(std::bit_cast<std::uint64_t>(n)); }
+  void number(double n) { number(detail::bits_as<std::uint64_t>(n)); }
   template <std::integral N> void number(N n) { number(static_cast<std::uint64_t>(n)); }
   void string(std::string_view s) {
     number(s.size());

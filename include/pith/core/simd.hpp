@@ -153,7 +153,7 @@ template <class S> struct Simd {
   }
 };
 
-inline float widen(bfloat16 v) { return std::bit_cast<float>(std::uint32_t(std::bit_cast<std::uint16_t>(v)) << 16); }
+inline float widen(bfloat16 v) { return detail::bits_as<float>(std::uint32_t(detail::bits_as<std::uint16_t>(v)) << 16); }
 inline float widen(half v) { return static_cast<float>(v); }
 inline float widen(std::int8_t v) { return static_cast<float>(v); }
 inline float widen(float v) { return v; }

@@ -30,6 +30,12 @@ template <class S> using Matrix = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynami
 template <class S> using Vector = Eigen::Matrix<S, Eigen::Dynamic, 1>;
 
 namespace detail {
+/// std::bit_cast, which the standard libraries of some clang for wasm lack; the compilers have had it for longer.
+template <class To, class From> constexpr To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From) && std::is_trivially_copyable_v<To> && std::is_trivially_copyable_v<From>);
+  return __builtin_bit_cast(To, from);
+}
+
 template <class T> struct Arithmetic { using type = T; };
 template <> struct Arithmetic<bfloat16> { using type = float; };
 template <> struct Arithmetic<half> { using type = float; };

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <bit>
 #include <cmath>
 #include <concepts>
 #include <cstddef>
@@ -30,7 +29,7 @@ template <class T> T load_unaligned(const std::byte* from) {
 /// One value widened, or rounded from double to float.
 template <class S, class T> S to_scalar(T value) {
   if constexpr (std::is_same_v<T, bfloat16>) {
-    return static_cast<S>(std::bit_cast<float>(std::uint32_t(value.value) << 16));
+    return static_cast<S>(detail::bits_as<float>(std::uint32_t(value.value) << 16));
   } else if constexpr (std::is_same_v<T, half>) {
     return static_cast<S>(static_cast<float>(value));
   } else {

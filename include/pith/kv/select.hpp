@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -16,7 +15,7 @@ namespace pith::inline v0::detail {
 template <class S> auto ordered(S score) {
   using Int = std::conditional_t<sizeof(S) == 8, std::int64_t, std::int32_t>;
   constexpr Int lowest = (std::numeric_limits<Int>::min)();
-  const Int bits = std::bit_cast<Int>(score + S(0));
+  const Int bits = detail::bits_as<Int>(score + S(0));
   const Int number = bits ^ ((bits >> (sizeof(S) * 8 - 1)) & (std::numeric_limits<Int>::max)());
   if (score != score) return static_cast<Int>(lowest + 1);
   return score == -std::numeric_limits<S>::infinity() ? lowest : number;

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -81,7 +80,7 @@ template <class S = float> class Embedding {
   template <class T> static void widen(const void* from, Index n, S* to) {
     const T* row = static_cast<const T*>(from);
     if constexpr (std::same_as<T, bfloat16>) {
-      for (Index i = 0; i < n; ++i) to[i] = static_cast<S>(std::bit_cast<float>(std::uint32_t(row[i].value) << 16));
+      for (Index i = 0; i < n; ++i) to[i] = static_cast<S>(detail::bits_as<float>(std::uint32_t(row[i].value) << 16));
     } else if constexpr (std::same_as<T, half>) {
       for (Index i = 0; i < n; ++i) to[i] = static_cast<S>(static_cast<float>(row[i]));
     } else {
