@@ -105,7 +105,8 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
   return entries;
 }
 
-/// The policy of this name at a budget of `rows` rows a head: for choosing at run time.
+/// The policy of this name at a budget of `rows` rows a head: for choosing at run time. Texts beyond the length that a model was trained on
+/// need cache positions, which "sinks" and "h2o-cache" read at, or "window": the distances of all others grow with the text.
 ///
 /// Throws   UnsupportedError naming every policy if there is none of this name, ShapeError if the model lacks what it needs
 template <class S = float> AnyPolicy<S> make_policy(std::string_view name, Index rows, const PolicyModel<S>& model = {}) {
