@@ -95,7 +95,9 @@ Positions held_by(const Cache& cache) {
 class Layer {
  public:
   Layer(const Policy& policy, Index rows, bool journal)
-      : facts_(policy.facts(shape)), journal_(journal), cache_(shape, policy, {.max_tokens = rows + most_together}) {
+      : facts_(policy.facts(shape)),
+        journal_(journal),
+        cache_(shape, policy, {.max_draft = journal ? 8 : 0, .max_tokens = rows + most_together}) {
     for (Index h = 0; h < shape.num_kv_heads; ++h) weights_.push_back(weights_over(1, rows + 1, static_cast<std::uint64_t>(h)));
     k_.resize(together(), width);
     for (Index r = 0; r < rows; r += together()) append_evict(std::min(together(), rows - r));

@@ -18,7 +18,8 @@ class Induction {
   using Scalar = float;
 
   Induction(Index vocab, Index rows)
-      : cache_({.num_heads = 1, .num_kv_heads = 1, .head_dim = dim}, HeavyHitter{.heavy = rows / 2, .recent = rows / 2}, {.max_chunk = 1}),
+      : cache_({.num_heads = 1, .num_kv_heads = 1, .head_dim = dim}, HeavyHitter{.heavy = rows / 2, .recent = rows / 2},
+               {.max_chunk = 1, .max_draft = 8}),
         words_(vocab, dim) {
     std::mt19937_64 rng(1);
     for (Index i = 0; i < words_.size(); ++i) words_.data()[i] = normal<float>(rng) / std::sqrt(float(dim));

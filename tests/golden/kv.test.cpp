@@ -162,7 +162,7 @@ std::vector<Vector<float>> scores_of(const Cache& cache, ConstMatrixRef<float> m
                           .positions = cache.positions(h),
                           .kinds = cache.kinds(h),
                           .stats = cache.stats(h),
-                          .keys = cache.keys(h),
+                          .keys = cache.keys(h, cache.reading()),
                           .values = cache.values(h),
                           .memory = memory.rows() == 0 ? ConstVectorRef<float>() : ConstVectorRef<float>(memory.row(h)),
                           .scratch = scratch.data(),
@@ -683,7 +683,7 @@ void key_rerotation(Golden& golden) {
       rope.rotate(rotated, {&to, 1});
       CHECK(distance(turned.row(0), expected) < out_bound);
       CHECK(distance(rotated.row(0), afresh) < out_bound);
-      CHECK(distance(cache.keys(h).row(row_at(cache, h, ids[slot])), expected) < out_bound);
+      CHECK(distance(cache.keys(h, cache.reading()).row(row_at(cache, h, ids[slot])), expected) < out_bound);
     }
   }
 }

@@ -400,7 +400,7 @@ template <class P> class Twins {
         q8_decode(reinterpret_cast<const std::byte*>(run.keys + r * run.stride), shape.head_dim, k.row(r).data());
         q8_decode(reinterpret_cast<const std::byte*>(run.values + r * run.stride), shape.head_dim, v.row(r).data());
       }
-      REQUIRE(k == plain.keys(h));
+      REQUIRE(k == plain.keys(h, plain.reading()));
       REQUIRE(v == plain.values(h));
     }
   }

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -136,7 +138,7 @@ TEST_CASE("policies and options that make no sense are refused", "[kv]") {
 
 TEST_CASE("a chunk longer than the budget lands, and comes home evicted", "[kv]") {
   KvLanding<float> landing(small, 60, {.stats = 1});
-  KvCache cache(small, HeavyHitter{.heavy = 5, .recent = 3}, {.max_chunk = 1});
+  KvCache cache(small, HeavyHitter{.heavy = 5, .recent = 3}, {.max_chunk = 1, .max_draft = 8});
   KvCache roomy(small, HeavyHitter{.heavy = 5, .recent = 3}, {.max_chunk = 50});
   KvStream<float> a(small, 9), b(small, 9);
   for (const Index tokens : {40, 1, 1, 1, 50, 1}) {
@@ -171,6 +173,226 @@ TEST_CASE("a chunk longer than the budget lands, and comes home evicted", "[kv]"
   CHECK_THROWS_AS(greedy.evict(), CapacityError);
   CHECK_THROWS_WITH(greedy.evict(), contains("scores 20 rows of a head +inf, 5 fit at home"));
   CHECK(greedy.size(0) == 20);
+}
+
+namespace {
+/// The newest leave first, but for the very newest.
+struct Oldest {
+  Index rows = 4;
+  Index budget() const { return rows; }
+  template <class S> void score(const KvRows<S>& kept, VectorRef<S> out) const {
+    for (Index r = 0; r < kept.size(); ++r) out[r] = -S(kept.positions[static_cast<std::size_t>(r)]);
+  }
+};
+}  // namespace
+
+namespace {
+/// Looks at the queries themselves.
+struct AsksQueries {
+  Index budget() const { return 4; }
+  Index stats(const AttentionShape&) const { return 1; }
+  PolicyTraits traits() const { return {.needs_queries = true}; }
+  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {
+    stats.row(0).array() += seen.queries(0, 0);
+  }
+  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const { out = rows.stats.row(0); }
+};
+}  // namespace
+
+TEST_CASE("a row is out of a sliding window's sight when the token to come is a window away", "[kv]") {
+  const auto held = [](Index window) {
+    KvCache cache(small, Oldest{}, {.max_chunk = 5, .window = window});
+    const Matrix<float> rows = Matrix<float>::Ones(5, small_width);
+    cache.append(rows, rows);
+    cache.evict();
+    std::vector<Position> positions(cache.positions(1).begin(), cache.positions(1).end());
+    std::sort(positions.begin(), positions.end());
+    return positions;
+  };
+  CHECK(held(6) == std::vector<Position>{0, 1, 2, 4});  // the token at 5 sees all five
+  CHECK(held(5) == std::vector<Position>{1, 2, 3, 4});
+  CHECK(held(4) == std::vector<Position>{2, 3, 4});
+}
+
+TEST_CASE("a landing holds one cache's rows at a time", "[kv]") {
+  KvLanding<float> landing(small, 60);
+  KvCache one(small, Window{4}), other(small, Window{4});
+  const Matrix<float> ones = Matrix<float>::Ones(20, small_width), twos = Matrix<float>::Constant(20, small_width, 2);
+  one.reserve(20, &landing);
+  one.append(ones, ones);
+  CHECK_THROWS_AS(other.reserve(20, &landing), StateError);
+  CHECK_THROWS_WITH(other.reserve(20, &landing), contains("the landing holds the rows of another cache"));
+  CHECK(other.size(0) == 0);
+  KvCache moved = std::move(one);  // and its rows in the landing
+  CHECK_THROWS_AS(other.reserve(20, &landing), StateError);
+  moved.evict();
+  CHECK(moved.keys(0) == ones.topLeftCorner(4, 8));
+  other.reserve(20, &landing);
+  other.append(twos, twos);
+  other.clear();  // gives it back as well
+  {
+    KvCache brief(small, Window{4});
+    brief.reserve(20, &landing);
+  }
+  moved.reserve(20, &landing);
+  moved.append(twos, twos);
+  moved.evict();
+  CHECK(moved.keys(1) == twos.topLeftCorner(4, 8));
+  KvCache last(small, Window{4});
+  KvLanding<float> brief(small, 60);
+  last.reserve(20, &brief);
+  brief = KvLanding<float>(small, 60);  // the lease of one that is gone ends without it
+  CHECK_THROWS_AS(KvLanding<float>(small, 0), ShapeError);
+  CHECK_THROWS_AS(KvLanding<float>(small, -5), ShapeError);
+  CHECK_THROWS_AS(KvLanding<float>(small, std::numeric_limits<Index>::max()), ShapeError);
+  CHECK_THROWS_AS(KvLanding<float>(small, 8, {.stats = -1}), ShapeError);
+  CHECK_THROWS_AS(KvLanding<float>(small, 8, {.stats = std::numeric_limits<Index>::max()}), CapacityError);
+  CHECK_THROWS_AS(KvLanding<float>(AttentionShape{3, 2, 8}, 8), ShapeError);
+}
+
+TEST_CASE("a landing may keep more of a row than its cache does", "[kv]") {
+  KvLanding<float> landing(small, 60,
+                           {.stats = 3, .reads_rows = true, .combines = true, .angles = true, .multiplicity = true, .merges = true});
+  const auto same = [&](auto policy) {
+    KvCache away(small, policy, {.max_chunk = 1}), home(small, policy, {.max_chunk = 20});
+    KvStream<float> a(small, 7), b(small, 7);
+    for (int turn = 0; turn < 2; ++turn) {
+      away.reserve(20, &landing);
+      CHECK(away.masses(0).size() == 0);
+      CHECK(away.view().runs[0].log_mass == nullptr);
+      CHECK(away.stats(0).rows() == home.stats(0).rows());
+      a.step(away, 20);
+      b.step(home, 20);
+      for (Index h = 0; h < 2; ++h) {
+        std::vector<Position> ours(away.positions(h).begin(), away.positions(h).end()),
+            theirs(home.positions(h).begin(), home.positions(h).end());
+        std::sort(ours.begin(), ours.end());
+        std::sort(theirs.begin(), theirs.end());
+        CHECK(ours == theirs);
+      }
+    }
+  };
+  same(Window{6});
+  same(HeavyHitter{.heavy = 3, .recent = 3});
+}
+
+TEST_CASE("numbers beyond 16-bit rows become their largest, and what is not finite stays so", "[kv]") {
+  constexpr float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const Matrix<float> numbers = (Matrix<float>(1, 8) << 70000, -70000, 65504, 3.4e38f, inf, -inf, nan, 1).finished();
+  const auto stored = [&]<class T>(T) {
+    KvCache<Dense, Drop, T> cache({1, 1, 8}, {}, {.max_tokens = 2});
+    cache.append(numbers, numbers);
+    CHECK(pith_test::keys_of(cache, 0).leftCols(4) == pith_test::values_of(cache, 0).leftCols(4));
+    return Matrix<float>(pith_test::keys_of(cache, 0));
+  };
+  const Matrix<float> h = stored(half()), b = stored(bfloat16());
+  CHECK(h(0, 0) == 65504);
+  CHECK(h(0, 1) == -65504);
+  CHECK(h(0, 2) == 65504);
+  CHECK(h(0, 3) == 65504);
+  CHECK(b(0, 0) == 70144);  // 8 bits of it
+  CHECK(b(0, 3) == 0x1.fep127f);
+  for (const auto* m : {&h, &b}) {
+    CHECK((*m)(0, 4) == inf);
+    CHECK((*m)(0, 5) == -inf);
+    CHECK(std::isnan((*m)(0, 6)));
+    CHECK((*m)(0, 7) == 1);
+  }
+}
+
+TEST_CASE("arguments that no cache can take are refused", "[kv]") {
+  constexpr Index most = std::numeric_limits<Index>::max();
+  KvCache cache(small, HeavyHitter{.heavy = 2, .recent = 2}, {.max_chunk = 2, .max_draft = 2});
+  KvStream<float> stream(small, 3);
+  for (int i = 0; i < 6; ++i) stream.step(cache, 1);
+  const auto before = cache.clone();
+  KvLanding<float> landing(small, 60, {.stats = 1});
+  CHECK_THROWS_AS(cache.reserve(most), CapacityError);
+  CHECK_THROWS_AS(cache.reserve(most, &landing), CapacityError);
+  CHECK_THROWS_AS(cache.reserve(-1), ShapeError);
+  CHECK_THROWS_AS(cache.check_room(most), CapacityError);
+  CHECK_THROWS_AS(cache.check_room(most, &landing), CapacityError);
+  CHECK_THROWS_AS(cache.check_room(-1), ShapeError);
+  const Matrix<float> row = stream.random(1, small_width);
+  const std::vector<TokenKind> kinds{static_cast<TokenKind>(200)};
+  CHECK_THROWS_WITH(cache.append(row, row, {.kinds = kinds}), contains("kind 200"));
+  CHECK(same_state(cache, before));
+  CHECK(cache.evict(most) == 2 * 2);  // the recent two stay
+  CHECK_THROWS_AS(KvCache(small, Window{4}, {.max_draft = most}), CapacityError);
+  CHECK_THROWS_AS(KvCache(small, Window{4}, {.max_generated = most}), CapacityError);
+  CHECK_THROWS_AS(KvCache(small, Window{4}, {.max_chunk = most}), CapacityError);
+  CHECK_THROWS_AS(KvCache(AttentionShape{most / 2, most / 2, 2}, Window{4}), CapacityError);
+}
+
+TEST_CASE("observe() checks all that a policy may read, and says what is wrong with it", "[kv]") {
+  KvCache cache(small, HeavyHitter{.heavy = 2, .recent = 2}, {.max_chunk = 2});
+  KvStream<float> stream(small, 3);
+  for (int i = 0; i < 6; ++i) stream.step(cache, 1);
+  const Matrix<float> one = Matrix<float>::Constant(2, 4, .25f), two = Matrix<float>::Constant(4, 6, .125f),
+                      three = Matrix<float>::Constant(6, 6, .125f), queries = Matrix<float>::Zero(4, 8), wide = Matrix<float>::Zero(4, 9),
+                      few = Matrix<float>::Zero(3, 8);
+  const Vector<float> sums = Vector<float>::Zero(4), less = Vector<float>::Zero(3);
+  CHECK_THROWS_WITH(cache.observe({.weights = one}), contains("1 queries after 0, but only 0 tokens were appended"));
+  const Matrix<float> rows = stream.random(2, small_width);
+  cache.append(rows, rows);
+  const auto before = cache.clone();
+  CHECK_THROWS_WITH(cache.observe({.weights = two, .log_sum = less}), contains("log_sum holds 3, expected 4"));
+  CHECK_THROWS_WITH(cache.observe({.weights = two, .queries = wide}), contains("queries is [4, 9], expected [4, 8]"));
+  CHECK_THROWS_WITH(cache.observe({.weights = two, .queries = few}), contains("queries is [3, 8], expected [4, 8]"));
+  CHECK_THROWS_WITH(cache.observe({.weights = three}), contains("3 queries after 0, but only 2 tokens"));
+  CHECK_THROWS_WITH(cache.observe({.weights = two, .first_query = 7}), contains("positions 7 .. 8, expected 0 .. 7"));
+  CHECK_THROWS_WITH(cache.observe({.weights = two, .first_query = -2}), contains("positions"));
+  CHECK(same_state(cache, before));
+  cache.observe({.kv_head = 0, .weights = two, .log_sum = sums, .queries = queries, .first_query = 6});
+  CHECK_THROWS_WITH(cache.observe({.kv_head = 0, .weights = two}), contains("2 queries after 2, but only 2 tokens"));
+  cache.observe({.kv_head = 1, .weights = two});
+  CHECK(cache.evict() == 4);
+
+  const auto refuses = [&](auto policy, const char* what) {
+    KvCache prompt(small, policy, {.max_chunk = 6});
+    const Matrix<float> six = stream.random(6, small_width);
+    prompt.append(six, six, {.phase = Phase::prefill});
+    const Matrix<float> weights = Matrix<float>::Constant(12, 6, 1.f / 6);
+    CHECK_THROWS_AS(prompt.observe({.weights = weights}), ShapeError);
+    CHECK_THROWS_WITH(prompt.observe({.weights = weights}), contains(what));
+  };
+  refuses(CrossSelf{.heavy = 2, .recent = 2}, "the policy reads log_sum");
+  refuses(AsksQueries{}, "the policy reads the queries");
+}
+
+TEST_CASE("keys at cache positions are handed out only to those who say so", "[kv]") {
+  KvCache sinks(small, SinkWindow{.sinks = 2, .window = 4});
+  Matrix<float> out(1, 8);
+  KvStream<float> stream(small, 6);
+  stream.step(sinks, 1);  // from the first token on, not only once there is a gap
+  CHECK_THROWS_AS(sinks.keys(0), StateError);
+  CHECK_THROWS_WITH(sinks.keys(0), contains("look at the first sinks() rows with queries rotated at position - gap()"));
+  CHECK_THROWS_AS(sinks.copy_keys(0, out), StateError);
+  CHECK(sinks.reading() == Reading::cache);
+  sinks.copy_keys(0, out, Reading::cache);
+  CHECK(sinks.keys(0, Reading::cache) == out);
+  CHECK(sinks.sinks() == 0);
+  for (int i = 0; i < 6; ++i) stream.step(sinks, 1);
+  CHECK(sinks.sinks() == 2);
+  KvCache turned(small, AtCachePositions(HeavyHitter{.heavy = 2, .recent = 2}));
+  CHECK_THROWS_WITH(turned.keys(0), contains("call reindex() after evict()"));
+  CHECK(turned.keys(0, Reading::cache).rows() == 0);
+  KvCache text(small, SinkWindow{.sinks = 2, .window = 4, .reading = Reading::stream});
+  CHECK(text.keys(0).rows() == 0);
+  CHECK_THROWS_WITH(text.keys(0, Reading::cache), contains("read at stream positions"));
+}
+
+TEST_CASE("what is appended with gaps in its positions is cropped bit for bit", "[kv]") {
+  KvCache<Dense> cache(small, {}, {.max_tokens = 10});
+  const Matrix<float> rows = Matrix<float>::Ones(3, small_width);
+  const std::vector<Position> positions{2, 5, 6};
+  cache.append(rows, rows, {.positions = positions});
+  cache.evict();
+  const auto before = cache.clone();
+  cache.append(rows, rows);
+  cache.evict();
+  cache.crop(7);
+  CHECK(same_state(cache, before));
 }
 
 TEST_CASE("sinks at cache positions: the gap is what the window has left behind", "[kv]") {

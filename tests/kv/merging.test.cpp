@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -155,6 +156,78 @@ TEST_CASE("a merge that a journal could not take back is refused before anything
   stream.step(cache, 1);  // without a journal they are merged
   CHECK(cache.size(0) < 8);
   CHECK(cache.masses(0).sum() == 20);
+}
+
+TEST_CASE("rows that no query of a sliding window can see any more are dropped, not merged", "[kv]") {
+  for (const Index window : {3, 4}) {  // of three tokens the first is seen by the fourth under a window of 4, not of 3
+    KvCache<Window, Averaged, double> cache({1, 1, 2}, {2}, {.max_chunk = 1, .window = window});
+    Matrix<double> row(1, 2);
+    for (int t = 0; t < 3; ++t) {
+      row << 1, t;
+      cache.append(row, row);
+      cache.evict();
+    }
+    CHECK(cache.masses(0).sum() == (window == 4 ? 3 : 2));
+    for (Index r = 0; r < 2; ++r) {  // the first goes to the second, nearer by direction: (1, 0) and (1, 1)
+      const Position p = cache.positions(0)[static_cast<std::size_t>(r)];
+      row << 1, p == 1 && window == 4 ? .5 : double(p);
+      CHECK(cache.values(0).row(r) == row);
+      CHECK(cache.keys(0).row(r) == row);
+    }
+  }
+}
+
+namespace {
+/// The pairs of a layer, for gates to look at.
+struct Pairs {
+  std::vector<std::vector<std::int32_t>> rows;
+  std::vector<std::vector<double>> cosines;
+  void gate(const auto& rule, Vector<double>& memory) {
+    std::vector<LayerMatches<double>::Head> heads;
+    for (std::size_t h = 0; h < rows.size(); ++h)
+      heads.push_back({rows[h], ConstVectorRef<double>(cosines[h].data(), std::ssize(cosines[h])), 4});
+    LayerMatches<double> matches(heads);
+    rule.gate(matches, VectorRef<double>(memory));
+  }
+};
+}  // namespace
+
+TEST_CASE("the moving threshold: alpha of the old, beta of the new mean", "[kv]") {
+  const MovingThreshold rule(Averaged{}, .8, .1);
+  Vector<double> memory = Vector<double>::Zero(rule.memory());
+  Pairs first{{{0, 1}}, {{.9, .5}}};
+  first.gate(rule, memory);
+  CHECK(memory[0] == Approx(.7));  // the mean at first
+  CHECK(first.rows[0] == std::vector<std::int32_t>{0, -1});
+  Pairs second{{{2, 3}}, {{.65, .53}}};
+  second.gate(rule, memory);
+  CHECK(memory[0] == Approx(.8 * .7 + .1 * .59));  // .619
+  CHECK(second.rows[0] == std::vector<std::int32_t>{2, -1});
+}
+
+TEST_CASE("the moving threshold: a row already dropped adds nothing to its slot, and no cosine to the mean", "[kv]") {
+  const MovingThreshold rule(Averaged{}, .5, .5);
+  Vector<double> memory = Vector<double>::Zero(rule.memory());
+  Pairs pairs{{{-1, 2}, {1, 0}}, {{.9, .95}, {.6, .3}}};
+  pairs.gate(rule, memory);
+  CHECK(memory[0] == Approx((.95 + .6 + .3) / 3));
+  // Slot 0 has (0 + .6) / 2, below; slot 1 has (.95 + .3) / 2, above.
+  CHECK(pairs.rows == std::vector<std::vector<std::int32_t>>{{-1, 2}, {-1, 0}});
+}
+
+TEST_CASE("values only: a row that points away adds nothing", "[kv]") {
+  CHECK(ValuesOnly{}.weight(MergePair<double>{.cosine = -.5, .kept_mass = 1, .evicted_mass = 1, .kept_norm = 3, .evicted_norm = 1}) == 0);
+  CHECK(ValuesOnly{}.weight(MergePair<double>{.cosine = .5, .kept_mass = 1, .evicted_mass = 1, .kept_norm = 3, .evicted_norm = 1}) ==
+        Approx(.125).epsilon(1e-6));
+  KvCache<Window, ValuesOnly, double> cache({1, 1, 2}, {1}, {.max_chunk = 1});
+  Matrix<double> k(1, 2), v(1, 2);
+  for (const double sign : {1., -1.}) {
+    k << sign, .25;
+    v << 5 * sign, 7;
+    cache.append(k, v);
+    cache.evict();
+  }
+  CHECK(cache.values(0) == v);
 }
 
 TEST_CASE("a cache pays for merging only if it merges", "[kv]") {

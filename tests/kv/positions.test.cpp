@@ -1,5 +1,7 @@
 // Keys that move: cache positions for policies that score, and tokens taken out by hand.
 #include <algorithm>
+#include <cmath>
+#include <span>
 #include <vector>
 
 #include <pith/attention/rope.hpp>
@@ -59,7 +61,7 @@ TEST_CASE("reindex() closes every gap, and thousands of turns later keys are whe
       rope.rotate(fresh, std::span(&rank, 1));
       // A turn rounds each number twice; a row is turned once for every row that leaves before it.
       const double turns = double(4020 - p) + 2;
-      CHECK((cache.keys(h).row(r) - fresh).norm() <= turns * 2 * 6e-8 * fresh.norm());
+      CHECK((cache.keys(h, Reading::cache).row(r) - fresh).norm() <= turns * 2 * 6e-8 * fresh.norm());
     }
   }
 }
@@ -92,8 +94,6 @@ TEST_CASE("inside a journal keys are turned as outside, and crop() gives them ba
     const auto copy = cache.clone();
     cache.crop(at + accepted);
     CHECK(same_state(cache, plain));
-    CHECK(cache.snapshot().angles == plain.snapshot().angles);
-    CHECK(cache.query_angle() == plain.query_angle());
     KvCache again = copy.clone();  // a copy has the journal as well
     again.crop(at + accepted);
     CHECK(same_state(again, plain));
@@ -102,7 +102,7 @@ TEST_CASE("inside a journal keys are turned as outside, and crop() gives them ba
 
 TEST_CASE("a second turn after one append inside a journal is refused before any key is turned", "[kv]") {
   const Rope<float> rope({.head_dim = 16});
-  KvCache cache(heads, AtCachePositions(HeavyHitter{.heavy = 6, .recent = 4}), {.max_chunk = 1});
+  KvCache cache(heads, AtCachePositions(HeavyHitter{.heavy = 6, .recent = 4}), {.max_chunk = 1, .max_draft = 2});
   KvStream<float> stream(heads, 6);
   for (int i = 0; i < 14; ++i) stream.step(cache, 1);  // evicts, leaves the gaps
   cache.checkpoint();
@@ -120,6 +120,95 @@ TEST_CASE("a second turn after one append inside a journal is refused before any
   CHECK(same_state(cache, evicted));
   cache.crop(before.next_position());
   CHECK(same_state(cache, before));
+}
+
+TEST_CASE("gaps of many evictions are closed at once: angles are ranks, keys what a rotation there gives", "[kv]") {
+  const Rope<float> rope({.head_dim = 16});
+  KvCache cache(heads, AtCachePositions(Random{6}), {.max_chunk = 1});
+  KvStream<float> stream(heads, 12);
+  std::vector<Matrix<float>> plain;
+  for (Position p = 0; p < 40; ++p) {  // far more angles than the cache has rows
+    plain.push_back(stream.random(1, row_width));
+    Matrix<float> k = plain.back();
+    rope.rotate(k, std::span(&p, 1));
+    cache.append(k, k);
+    cache.evict();
+  }
+  CHECK(cache.query_angle() == 40);
+  cache.reindex(rope);
+  CHECK(cache.query_angle() == 6);
+  const auto snapshot = cache.snapshot();
+  for (Index h = 0; h < 2; ++h)
+    for (Index r = 0; r < 6; ++r) {
+      const auto positions = cache.positions(h);
+      const Position p = positions[static_cast<std::size_t>(r)];
+      const Position rank = static_cast<Position>(std::count_if(positions.begin(), positions.end(), [&](Position o) { return o < p; }));
+      CHECK(snapshot.angles[static_cast<std::size_t>(h * 6 + r)] == rank);
+      const Matrix<float> key = cache.keys(h, Reading::cache).row(r);
+      for (Index i = 0; i < 8; ++i) {  // the pair i, i + 8 turned by rank * 10000^(-2i/16), in double
+        const double a = double(plain[static_cast<std::size_t>(p)](0, h * 16 + i)),
+                     b = double(plain[static_cast<std::size_t>(p)](0, h * 16 + i + 8)),
+                     angle = rank * std::pow(10000.0, -2.0 * double(i) / 16);
+        CHECK(std::abs(double(key(0, i)) - (a * std::cos(angle) - b * std::sin(angle))) < 40 * 1.2e-7 * std::hypot(a, b));
+        CHECK(std::abs(double(key(0, i + 8)) - (b * std::cos(angle) + a * std::sin(angle))) < 40 * 1.2e-7 * std::hypot(a, b));
+      }
+    }
+}
+
+TEST_CASE("turned keys come back under merges and at every place of a journal", "[kv]") {
+  const Rope<float> rope({.head_dim = 16});
+  for (const Index to : {0, 1, 2, 3, 4, 5, 6}) {
+    KvCache cache(heads, AtCachePositions(HeavyHitter{.heavy = 5, .recent = 3}), {.max_chunk = 2, .max_draft = 8, .multiplicity = true},
+                  SizeWeighted{});
+    KvStream<float> stream(heads, 13);
+    const auto step = [&](Index n) { feed(cache, rope, stream.random(n, 64), stream.random(n, row_width), stream.random(n, row_width)); };
+    for (int i = 0; i < 25; ++i) step(1);
+    cache.checkpoint();
+    std::vector<KvCache<AtCachePositions<HeavyHitter>, SizeWeighted>> before;
+    for (const Index n : {1, 2, 1, 1, 2, 1, 1}) {
+      before.push_back(cache.clone());
+      step(n);
+    }
+    const auto& expected = before[static_cast<std::size_t>(to)];
+    cache.crop(expected.next_position());
+    CHECK(same_state(cache, expected));
+  }
+}
+
+TEST_CASE("a turn that would be wrong or could not be taken back is refused before any key is turned", "[kv]") {
+  const Rope<float> rope({.head_dim = 16}), other({.head_dim = 16, .theta = 500}), half_heads({.head_dim = 8});
+  const Rope<float> dynamic({.head_dim = 16, .scaling = {.type = RopeType::dynamic, .factor = 2}});
+  KvCache cache(heads, AtCachePositions(Random{6}), {.max_chunk = 1, .max_draft = 4});
+  KvStream<float> stream(heads, 14);
+  for (int i = 0; i < 9; ++i) stream.step(cache, 1);
+  const auto before = cache.clone();
+  CHECK_THROWS_WITH(cache.reindex(half_heads), contains("a rope for head_dim 8, expected 16"));
+  CHECK_THROWS_AS(cache.reindex(dynamic), UnsupportedError);
+  CHECK(same_state(cache, before));
+  cache.checkpoint();
+  stream.step(cache, 1);
+  cache.reindex(rope);
+  stream.step(cache, 1);
+  const auto turned = cache.clone();
+  CHECK_THROWS_WITH(cache.reindex(other), contains("another rope inside a journal"));
+  CHECK_THROWS_AS(cache.reindex(dynamic), UnsupportedError);
+  CHECK(same_state(cache, turned));
+  cache.reindex(rope);
+  cache.crop(9);
+  CHECK(same_state(cache, before));
+}
+
+TEST_CASE("a journal keeps a key that is turned once, and nobody pays for one that is not wanted", "[kv]") {
+  const AttentionShape shape{8, 4, 128};
+  const AtCachePositions policy(HeavyHitter{.heavy = 512, .recent = 512});
+  const std::size_t plain = KvCache(shape, policy).bytes(), journaled = KvCache(shape, policy, {.max_draft = 8}).bytes();
+  const std::size_t keys = 4 * 1025 * 128 * sizeof(float);
+  CHECK(plain < 2 * keys + keys / 8);
+  CHECK(journaled - plain > keys);
+  CHECK(journaled - plain < keys + keys / 4);  // the keys once, and what each of nine turns added to their angles
+  const HeavyHitter heavy{.heavy = 512, .recent = 512};
+  CHECK(KvCache(shape, heavy).bytes() == KvCache(shape, heavy, {.max_draft = 0}).bytes());
+  CHECK(KvCache(shape, heavy).bytes() < KvCache(shape, heavy, {.max_draft = 1}).bytes());
 }
 
 TEST_CASE("drop() takes tokens out of every head", "[kv]") {
@@ -145,12 +234,52 @@ TEST_CASE("drop() takes tokens out of every head", "[kv]") {
     std::sort(held.begin(), held.end());
     CHECK(held == std::vector<Position>{0, 1, 18, 19, 20, 21, 22, 23});
   }
+  SECTION("a sink that is taken out has no successor") {
+    const auto held = [](const auto& cache) {
+      std::vector<Position> positions(cache.positions(1).begin(), cache.positions(1).end());
+      std::sort(positions.begin(), positions.end());
+      return positions;
+    };
+    KvCache cache(heads, SinkWindow{.sinks = 2, .window = 6, .reading = Reading::stream}, {.max_chunk = 1, .max_draft = 3});
+    KvStream<float> stream(heads, 8);
+    for (int i = 0; i < 21; ++i) stream.step(cache, 1);
+    CHECK(cache.drop(0, 1) == 2);
+    for (int i = 0; i < 3; ++i) stream.step(cache, 1);
+    CHECK(held(cache) == std::vector<Position>{1, 17, 18, 19, 20, 21, 22, 23});
+    auto copy = cache.clone();
+    KvCache restored = KvCache(heads, SinkWindow{.sinks = 2, .window = 6, .reading = Reading::stream});
+    restored.restore(cache.snapshot());
+    cache.checkpoint();
+    stream.step(cache, 1);
+    cache.crop(24);
+    for (auto* other : {&cache, &copy, &restored}) {
+      KvStream<float> same(heads, 9);
+      for (int i = 0; i < 8; ++i) same.step(*other, 1);
+      CHECK(held(*other) == std::vector<Position>{1, 25, 26, 27, 28, 29, 30, 31});
+    }
+    cache.drop(0, 26);
+    for (int i = 0; i < 12; ++i) stream.step(cache, 1);
+    CHECK(held(cache) == std::vector<Position>{36, 37, 38, 39, 40, 41, 42, 43});
+    cache.clear();
+    for (int i = 0; i < 12; ++i) stream.step(cache, 1);
+    CHECK(held(cache) == std::vector<Position>{0, 1, 6, 7, 8, 9, 10, 11});
+  }
+  SECTION("a sink taken out before all have come") {
+    KvCache cache(heads, SinkWindow{.sinks = 3, .window = 3, .reading = Reading::stream}, {.max_chunk = 1});
+    KvStream<float> stream(heads, 8);
+    for (int i = 0; i < 2; ++i) stream.step(cache, 1);
+    cache.drop(0, 1);
+    for (int i = 0; i < 12; ++i) stream.step(cache, 1);
+    std::vector<Position> held(cache.positions(0).begin(), cache.positions(0).end());
+    std::sort(held.begin(), held.end());
+    CHECK(held == std::vector<Position>{1, 2, 10, 11, 12, 13});
+  }
   SECTION("refused where it would lie") {
     KvCache sinks(heads, SinkWindow{.sinks = 2, .window = 6});
     KvStream<float> stream(heads, 9);
     stream.step(sinks, 1);
     CHECK_THROWS_WITH(sinks.drop(0, 1), contains("window at cache positions"));
-    KvCache heavy(heads, HeavyHitter{.heavy = 2, .recent = 2});
+    KvCache heavy(heads, HeavyHitter{.heavy = 2, .recent = 2}, {.max_draft = 1});
     stream.step(heavy, 1);
     heavy.checkpoint();
     CHECK_THROWS_WITH(heavy.drop(0, 1), contains("inside a journal"));
@@ -197,7 +326,7 @@ TEST_CASE("a prompt in pieces waits for its last one, and is chosen from as a wh
   read(whole, {30});
   read(pieces, {11, 9, 10});
   CHECK(same_state(whole, pieces));
-  KvCache heavy(heads, PromptOnly(HeavyHitter{.heavy = 5, .recent = 4}), {.max_chunk = 30}),
+  KvCache heavy(heads, PromptOnly(HeavyHitter{.heavy = 5, .recent = 4}), {.max_chunk = 30, .max_draft = 1}),
       heavy_pieces(heads, PromptOnly(HeavyHitter{.heavy = 5, .recent = 4}), {.max_chunk = 30});
   read(heavy, {30});
   read(heavy_pieces, {16, 14});

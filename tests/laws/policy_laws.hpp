@@ -1,15 +1,22 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <concepts>
 #include <limits>
+#include <map>
+#include <memory>
+#include <optional>
 #include <set>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include <pith/attention/rope.hpp>
 #include <pith/kv/any_policy.hpp>
 #include <pith/kv/kv_cache.hpp>
+#include <pith/kv/wrapped_policy.hpp>
 
 #include "support/catch.hpp"
 #include "support/kv_stream.hpp"
@@ -74,9 +81,87 @@ void prompt_laws(const P& policy, const pith::AttentionShape& shape = {4, 2, 8},
   }
 }
 
-/// Any policy of yours can be run through this: policy_laws(MyPolicy{…}). Budgets of about 4 to 40 rows test most. `beyond`: rows a head
-/// may keep over its budget because the policy scores them +inf. Prompt-only policies read a prompt at every step, and decode inside
-/// journals.
+/// What a policy makes of the rows of each head, the last time it was asked: score by position.
+using Scored = std::map<pith::Index, std::map<pith::Position, double>>;
+
+/// P, with every score written down that the cache goes by. `few`: finite scores become 0, 1 or not-a-number, so that many rows tie.
+template <class P> struct Witness : pith::WrappedPolicy<P> {
+  std::shared_ptr<Scored> scored;
+  bool few;
+  Witness(P policy, std::shared_ptr<Scored> s, bool f) : pith::WrappedPolicy<P>{std::move(policy)}, scored(std::move(s)), few(f) {}
+
+  template <class S>
+  requires pith::ScoringPolicy<P, S>
+  void score(const pith::KvRows<S>& rows, pith::VectorRef<S> out) const {
+    this->inner.score(rows, out);
+    if (!pith::detail::combines<S>(this->inner)) note(rows, out);
+  }
+  template <class S>
+  requires pith::CombiningPolicy<P, S>
+  void combine(pith::LayerScores<S>& layer) const {
+    this->inner.combine(layer);
+    for (pith::Index h = 0; h < layer.num_heads(); ++h) note(layer.rows(h), layer.scores(h));
+  }
+
+ private:
+  template <class S> void note(const pith::KvRows<S>& rows, pith::VectorRef<S> out) const {
+    auto& head = (*scored)[rows.kv_head];
+    head.clear();
+    for (pith::Index r = 0; r < rows.size(); ++r) {
+      const pith::Position p = rows.positions[static_cast<std::size_t>(r)];
+      if (few && !std::isinf(out[r])) out[r] = p % 5 == 0 ? std::numeric_limits<S>::quiet_NaN() : S(p % 3 == 0);
+      head[p] = double(out[r]);
+    }
+  }
+};
+
+/// The rows of a head that stay when so many should, by these scores: +inf always, -inf never, of the rest the best; not-a-numbers rank
+/// below all numbers, and of equals the older leaves.
+inline std::set<pith::Position> survivors(const std::map<pith::Position, double>& scores, pith::Index retain,
+                                          std::optional<pith::Position> newest) {
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  std::vector<std::tuple<int, double, pith::Position>> ranked;  // the first to leave first
+  pith::Index gone = 0, safe = 0;
+  for (const auto& [p, given] : scores) {
+    const double score = newest == p ? inf : given;
+    gone += score == -inf;
+    safe += score == inf;
+    ranked.emplace_back(score == -inf ? 0 : std::isnan(score) ? 1 : 2, std::isnan(score) ? 0 : score, p);
+  }
+  std::sort(ranked.begin(), ranked.end());
+  const pith::Index n = static_cast<pith::Index>(ranked.size()), leave = std::min(std::max(n - retain, gone), n - safe);
+  std::set<pith::Position> stay;
+  for (pith::Index i = std::max<pith::Index>(leave, 0); i < n; ++i) stay.insert(std::get<2>(ranked[static_cast<std::size_t>(i)]));
+  return stay;
+}
+
+/// Laws 1, 4 and 6 for a policy that scores: of the rows of a head exactly those stay that its own scores say.
+template <class P, class T = float> void selection_laws(const P& policy, const pith::AttentionShape& shape, std::uint64_t seed, bool few) {
+  using S = pith::arithmetic_t<T>;
+  INFO("seed " << seed << (few ? ", scores that tie" : ", scores as they are"));
+  const auto scored = std::make_shared<Scored>();
+  pith::KvCache<Witness<P>, pith::Drop, T> cache(shape, Witness<P>(policy, scored, few), {.max_chunk = 5});
+  const pith::detail::PolicyFacts facts = pith::detail::policy_facts<S>(policy, shape);
+  const pith::Phase phase = facts.traits.prompt_only ? pith::Phase::prefill : pith::Phase::decode;
+  KvStream<T> stream(shape, seed);
+  std::size_t decisions = 0;
+  for (int step = 0; step < 40; ++step) {
+    scored->clear();
+    stream.step(cache, 1 + step % 5, phase);
+    for (const auto& [h, scores] : *scored) {
+      const std::optional<pith::Position> newest =
+          facts.traits.keeps_newest ? std::optional<pith::Position>(cache.next_position() - 1) : std::nullopt;
+      const auto positions = cache.positions(h);
+      REQUIRE(std::set<pith::Position>(positions.begin(), positions.end()) == survivors(scores, facts.retain, newest));
+      ++decisions;
+    }
+  }
+  REQUIRE((decisions > 0 || facts.budget > 100));
+}
+
+/// Any policy of yours can be run through this: policy_laws(MyPolicy{…}), and law 7 through laws/policy_in_session.hpp. Budgets of about 4
+/// to 40 rows test most. `beyond`: rows a head may keep over its budget because the policy scores them +inf. Prompt-only policies read a
+/// prompt at every step, and decode inside journals. Keys at cache positions are turned after every eviction, where they can be.
 template <class P, class T = float>
 void policy_laws(const P& policy, const pith::AttentionShape& shape = {4, 2, 8}, std::uint64_t seed = 1, pith::Index beyond = 0) {
   using S = pith::arithmetic_t<T>;
@@ -87,6 +172,15 @@ void policy_laws(const P& policy, const pith::AttentionShape& shape = {4, 2, 8},
   const pith::detail::PolicyFacts facts = pith::detail::policy_facts<S>(policy, shape);
   const pith::Phase phase = facts.traits.prompt_only ? pith::Phase::prefill : pith::Phase::decode;
   const pith::Index heads = shape.num_kv_heads;
+  const auto turned = [](Cache& c) {
+    if constexpr (std::is_same_v<T, S>)
+      if (c.reindexes() && c.shape().head_dim % 2 == 0) c.reindex(pith::Rope<S>({.head_dim = c.shape().head_dim}));
+  };
+
+  // 1, 4, 6: who stays is what the scores say, ties and not-a-numbers included.
+  if constexpr (pith::ScoringPolicy<P, S>)
+    for (const bool few : {false, true})
+      if (facts.eviction == pith::detail::Eviction::by_score) selection_laws<P, T>(policy, shape, seed + 2, few);
 
   // 5: while no head has held more rows than its budget, attention equals Dense's bit for bit.
   {
@@ -130,10 +224,34 @@ void policy_laws(const P& policy, const pith::AttentionShape& shape = {4, 2, 8},
       if (facts.traits.ordered) REQUIRE(std::is_sorted(positions.begin(), positions.end()));
       held[static_cast<std::size_t>(h)] = std::move(now);
     }
+    if (facts.eviction == pith::detail::Eviction::by_age) {  // by age: the first rows and the newest
+      const pith::Index n = std::min<pith::Index>(cache.next_position(), cache.budget());
+      for (pith::Index h = 0; h < heads; ++h) {
+        std::set<pith::Position> expected;
+        for (pith::Index i = 0; i < n; ++i)
+          expected.insert(static_cast<pith::Position>(i < facts.initial ? i : cache.next_position() - n + i));
+        REQUIRE(held[static_cast<std::size_t>(h)] == expected);
+      }
+    }
     // 2: a second evict() changes nothing.
     const Cache once = cache.clone();
     REQUIRE(cache.evict() == 0);
     REQUIRE(same_state(cache, once));
+    turned(cache);
+  }
+
+  // A snapshot holds all there is, and clear() leaves nothing of it.
+  {
+    Cache other(shape, policy, {.max_chunk = 5, .max_draft = 12, .max_tokens = 500}), fresh = other.clone();
+    other.restore(cache.snapshot());
+    REQUIRE(same_state(other, cache));
+    other.clear();
+    REQUIRE(same_state(other, fresh));
+    other.restore(cache.snapshot());
+    Cache twin = cache.clone();
+    KvStream<T> a(shape, seed + 5), b(shape, seed + 5);
+    for (int i = 0; i < 3; ++i) REQUIRE(a.step(twin, 2) == b.step(other, 2));
+    REQUIRE(same_state(other, twin));
   }
 
   // 8: crop restores bit for bit, and the stream goes on as if nothing had been tried.
@@ -145,7 +263,13 @@ void policy_laws(const P& policy, const pith::AttentionShape& shape = {4, 2, 8},
       const pith::Index tokens = std::min<pith::Index>(1 + static_cast<pith::Index>(stream.rng() % 4), left);
       before.push_back(cache.clone());
       begins.push_back(cache.next_position());
+      std::vector<pith::Index> sizes;
+      for (pith::Index h = 0; h < heads; ++h) sizes.push_back(cache.size(h));
       stream.step(cache, tokens);
+      turned(cache);
+      // 1: a prompt-only policy adds the tokens decoded since the prompt.
+      for (pith::Index h = 0; facts.traits.prompt_only && h < heads; ++h)
+        REQUIRE(cache.size(h) == sizes[static_cast<std::size_t>(h)] + tokens);
       left -= tokens;
     }
     const std::size_t to = static_cast<std::size_t>(stream.rng() % begins.size());

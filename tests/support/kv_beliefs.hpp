@@ -54,11 +54,13 @@ class KvBeliefs {
     std::vector<Index> rooms;            ///< rows each head can hold
     Position next = 0, angle = 0;
     Index unevicted = 0, seen = 0, unobserved = 0;  ///< seen: as many of the unevicted, or all up to there
+    Index lost = 0;                                 ///< first tokens, of those that a policy by age keeps, that drop() took
     pith::AppendOptions last;
     pith::Vector<double> gate;  ///< what the merge's gate remembers
   };
   Index heads() const { return s_.shape.num_kv_heads; }
   Index dim() const { return s_.shape.head_dim; }
+  Index initial() const { return s_.facts.initial - now_.lost; }
   bool by_h2o() const { return s_.policy.starts_with("h2o"); }
   std::vector<Row>& held(Index h) { return now_.held[static_cast<std::size_t>(h)]; }
   const std::vector<Row>& held(Index h) const { return now_.held[static_cast<std::size_t>(h)]; }
@@ -117,9 +119,9 @@ class KvBeliefs {
                         [](const Row& a, const Row& b) { return a.position == b.position; });
     };
     if (s_.facts.eviction == pith::detail::Eviction::by_age) {
-      const Index initial = std::min(n, s_.facts.initial);
-      std::vector<Row> expected(held(h).begin(), held(h).begin() + initial);
-      expected.insert(expected.end(), held(h).begin() + std::max(initial, n - (retained - initial)), held(h).end());
+      const Index first = std::min(n, initial());
+      std::vector<Row> expected(held(h).begin(), held(h).begin() + first);
+      expected.insert(expected.end(), held(h).begin() + std::max(first, n - (retained - first)), held(h).end());
       return demand(same_rows(expected), "policies by age keep the initial rows and the newest");
     }
     const bool had_newest = n > 0 && held(h).back().position == now_.next - 1;

@@ -68,7 +68,10 @@ class KvOracle : public KvBeliefs {
   }
 
   bool watching() const { return s_.facts.observes && (!prompt_only() || prefilled()); }
-  Refusal refuses_observe() const { return s_.facts.observes ? Refusal::none : Refusal::state; }
+  Refusal refuses_observe(Index queries) const {
+    const Index shown = s_.facts.traits.watches == pith::all_queries ? now_.seen : 0;
+    return s_.facts.observes && queries <= now_.unevicted - shown ? Refusal::none : Refusal::state;
+  }
   /// weight(h, query, p): what the query heads of kv head h gave to the row at p, together.
   template <class F> void observe(const SeenCache& after, Index queries, F&& weight) {
     if (!watching()) return;
@@ -123,7 +126,10 @@ class KvOracle : public KvBeliefs {
     return open_ || ring_at_cache ? Refusal::state : Refusal::none;
   }
   void drop(Position first, Position last, Index dropped) {
-    Index left = 0;
+    Index left = 0, sinks = 0;
+    for (std::size_t r = 0; r < std::min(held(0).size(), static_cast<std::size_t>(initial())); ++r)
+      sinks += held(0)[r].position >= first && held(0)[r].position < last;
+    now_.lost += sinks;
     for (auto& rows : now_.held)
       left += static_cast<Index>(std::erase_if(rows, [&](const Row& row) { return row.position >= first && row.position < last; }));
     demand(left == dropped, "drop() returns how many rows left");

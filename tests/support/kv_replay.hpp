@@ -216,7 +216,7 @@ template <class T> class KvReplay {
       for (Index h = 0; h < cache_.shape().num_kv_heads; ++h)
         cache_.observe({.kv_head = h, .weights = weights[static_cast<std::size_t>(h)], .log_sum = log_sum, .queries = asked});
     };
-    if (call(oracle_.refuses_observe(), show))
+    if (call(oracle_.refuses_observe(queries), show))
       oracle_.observe(seen_, queries, [&](Index h, Index q, pith::Position p) {
         double sum = 0;
         for (Index g = 0; g < group; ++g) sum += double(weight(h, q, g, p));

@@ -55,9 +55,9 @@ template <KvStorage T> void write_cache(SafetensorsWriter& writer, const std::st
     writer.add(prefix + name, dtype, {rows, rows == 0 ? 0 : n / rows},
                std::as_bytes(std::span(values.data(), static_cast<std::size_t>(n))));
   };
-  const std::array<std::int64_t, 5> progress{s.next, s.next_angle, s.unevicted, s.prefill, s.more};
+  const std::array<std::int64_t, 6> progress{s.next, s.next_angle, s.unevicted, s.prefill, s.more, s.lost_initial};
   writer.metadata(prefix + "layout", s.layout);
-  add("progress", DType::i64, progress, 1);
+  add("progress", DType::i64, std::span(progress).first(s.lost_initial == 0 ? 5 : 6), 1);
   add("heads", DType::i64, s.heads, static_cast<Index>(s.heads.size()) / 3);
   add("keys", dtype_of<Unit>(), s.keys, s.rows());
   add("values", dtype_of<Unit>(), s.values, s.rows());
@@ -78,7 +78,8 @@ class SnapshotReader {
 
   template <KvStorage T> KvSnapshot<T> cache(const std::string& prefix) const {
     const std::vector<std::int64_t> progress = values<std::int64_t>(prefix + "progress", DType::i64);
-    if (progress.size() != 5) refuse(text("has ", progress.size(), " numbers in ", in_quotes(prefix + "progress"), ", expected 5"));
+    if (progress.size() != 5 && progress.size() != 6)
+      refuse(text("has ", progress.size(), " numbers in ", in_quotes(prefix + "progress"), ", expected 5 or 6"));
     for (const std::int64_t n : progress)
       if (n < 0 || n > (std::numeric_limits<Position>::max)()) refuse(text("has ", n, " in ", in_quotes(prefix + "progress")));
     using Unit = StoredUnit<T>;
@@ -86,6 +87,7 @@ class SnapshotReader {
             .next = static_cast<Position>(progress[0]),
             .next_angle = static_cast<Position>(progress[1]),
             .unevicted = static_cast<Index>(progress[2]),
+            .lost_initial = static_cast<Index>(progress.size() == 6 ? progress[5] : 0),
             .prefill = progress[3] != 0,
             .more = progress[4] != 0,
             .heads = values<std::int64_t>(prefix + "heads", DType::i64),

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include <pith/attention/rope.hpp>
 #include <pith/attention/shape.hpp>
 #include <pith/core/check.hpp>
 #include <pith/core/executor.hpp>
@@ -19,7 +20,7 @@ namespace pith::inline v0 {
 
 struct KvCacheOptions {
   Index max_chunk = 1;            ///< tokens appended between two evictions, unless a landing is lent
-  Index max_draft = 8;            ///< a checkpoint can take back one token more than this; 0: no checkpoints and no memory for them
+  Index max_draft = 0;            ///< a checkpoint can take back one token more than this; 0: no checkpoints and no memory for them
   Index max_tokens = 4096;        ///< rows of a policy without a budget (Dense)
   Index max_generated = 512;      ///< rows of a prompt-only policy for tokens decoded after the prompt
   Index window = 0;               ///< sliding-window models: rows no query can see any more leave first; 0: none
@@ -50,6 +51,7 @@ struct Progress {
   Position next = 0;
   Position next_angle = 0;  ///< where the token to come is rotated, if rows carry angles
   Index unevicted = 0;      ///< tokens appended since the last eviction
+  Index lost_initial = 0;   ///< of the tokens in front that a policy by age never evicts, how many drop() has taken
   AppendOptions last = {};  ///< how the newest were appended; without their marks
 };
 
@@ -123,6 +125,7 @@ struct CacheRules {
   }
 
   void check_range(Position next, Index tokens) const {
+    if (tokens < 0) raise<ShapeError>(text("pith::KvCache: ", tokens, " tokens, expected 0 or more"));
     if (tokens > (std::numeric_limits<Position>::max)() - next)
       raise<CapacityError>(text("pith::KvCache: position ", next, " + ", tokens, " tokens leaves the range of positions: clear() first"));
   }
@@ -134,6 +137,9 @@ struct CacheRules {
     };
     count("kinds", append.kinds.size());
     count("positions", append.positions.size());
+    for (const TokenKind kind : append.kinds)
+      if (kind > TokenKind::video)
+        raise<ShapeError>(text("pith::KvCache::append: kind ", int(kind), ", expected 0 .. ", int(TokenKind::video)));
     check_masses(append.masses, tokens);
     Index at = next;
     for (const Position p : append.positions) {
@@ -164,11 +170,51 @@ struct CacheRules {
                              expected, " queries: call observe() for every kv head, or give attend() cache.observer()"));
   }
 
-  void check_weights(Index rows) const {
+  /// Everything that a policy may read of a block; `rows`: of its head, `shown`: queries of these `appended` tokens already shown.
+  template <class S> void check_block(const AttentionBlock<S>& seen, Index rows, Position next, Index appended, Index shown) const {
     if (!facts.observes) raise<StateError>("pith::KvCache: observe() under a policy that does not watch attention");
-    if (rows == 0 || rows % shape.group() != 0)
-      raise<ShapeError>(text("pith::KvCache::observe: ", rows, " rows of weights, expected a multiple of ", shape.group(),
+    const Index weights = seen.weights.rows(), group = shape.group(), queries = weights / group;
+    if (weights == 0 || weights % group != 0)
+      raise<ShapeError>(text("pith::KvCache::observe: ", weights, " rows of weights, expected a multiple of ", group,
                              " query heads that share the kv head"));
+    check_shape("KvCache::observe", "weights", seen.weights, any_extent, rows);
+    if (seen.log_sum.size() != 0 && seen.log_sum.size() != weights)
+      raise<ShapeError>(text("pith::KvCache::observe: log_sum holds ", seen.log_sum.size(), ", expected ", weights,
+                             ", one for each row of weights", facts.traits.needs_log_sum ? "" : ", or none"));
+    if (facts.traits.needs_log_sum && seen.log_sum.size() == 0)
+      raise<ShapeError>(
+          "pith::KvCache::observe: the policy reads log_sum, the logarithm of every row's sum of exponentials, and none is given");
+    if (facts.traits.needs_queries && seen.queries.size() == 0)
+      raise<ShapeError>("pith::KvCache::observe: the policy reads the queries, as rotated, and none are given");
+    if (seen.queries.size() != 0) check_shape("KvCache::observe", "queries", seen.queries, weights, shape.head_dim);
+    const Index first = seen.first_query >= 0 ? Index(seen.first_query) : Index(next) - queries;
+    if (seen.first_query < -1 || first < this->first() || first + queries > next)
+      raise<ShapeError>(text("pith::KvCache::observe: queries at positions ", first, " .. ", first + queries - 1, ", expected ",
+                             this->first(), " .. ", Index(next) - 1, ", those of the tokens appended"));
+    if (queries > appended - shown)
+      raise<StateError>(
+          text("pith::KvCache::observe: ", queries, " queries after ", shown, ", but only ", appended,
+               " tokens were appended since the last evict(): show each query of a kv head once, between append() and evict()"));
+  }
+
+  /// Refuses to hand out keys to a loop that would look at them from the wrong places.
+  void check_reading(Reading reading) const {
+    if (reading == facts.traits.reading) return;
+    if (reading == Reading::cache)
+      raise<StateError>("pith::KvCache: keys() for cache positions, but the policy is read at stream positions");
+    raise<StateError>(text("pith::KvCache: keys() of a policy that is read at cache positions: ",
+                           by_age() ? "look at the first sinks() rows with queries rotated at position - gap()"
+                                    : "rotate queries and keys at query_angle(), call reindex() after evict()",
+                           " and say keys(kv_head, Reading::cache), or construct the policy with Reading::stream"));
+  }
+
+  /// Refuses a rope that cannot turn stored keys.
+  void check_rope(const RopeOptions& rope) const {
+    if (rope.head_dim != shape.head_dim)
+      raise<ShapeError>(text("pith::KvCache: reindex() with a rope for head_dim ", rope.head_dim, ", expected ", shape.head_dim));
+    if (rope.scaling.type == RopeType::dynamic)
+      raise<UnsupportedError>(
+          "pith::KvCache: reindex() under dynamic rope, where a key's angle depends on the length it was rotated at: use Reading::stream");
   }
 
   void check_coming(Index coming, bool journal_open) const {
@@ -217,7 +263,12 @@ struct CacheRules {
     at_least("window", options.window, 0);
     constexpr Index most = (std::numeric_limits<std::int32_t>::max)();
     const Index budget = never_evicts() ? options.max_tokens : facts.budget;
-    if (budget > most / 2 || options.max_chunk > most / 2 - budget || options.max_generated > most / 2 || options.max_draft >= most)
+    const auto at_most = [](std::string_view name, Index value) {
+      if (value > most / 2) raise<CapacityError>(text("pith::KvCacheOptions: ", name, " is ", value, ", expected at most ", most / 2));
+    };
+    at_most("max_generated", options.max_generated);
+    at_most("max_draft", options.max_draft);
+    if (budget > most / 2 || options.max_chunk > most / 2 - budget)
       raise<CapacityError>(
           text("pith::KvCache: budget ", budget, " + max_chunk ", options.max_chunk, " rows, expected at most ", most / 2));
   }

@@ -46,7 +46,11 @@ template <KvStorage T> class CacheState : public Progress {
     if (rules.keeps_journal()) {
       SlabShape journaled = home.shape();
       if (rules.prompt_only()) journaled.stats = 0;  // no attention is watched inside a journal
-      journal = KvJournal<T>(journaled, rules.options.max_draft, rules.max_swaps(), rules.max_merges(), rules.merge.memory);
+      journal = KvJournal<T>(journaled, {.tokens = rules.options.max_draft + 1,
+                                         .swaps = rules.max_swaps(),
+                                         .merges = rules.max_merges(),
+                                         .gate_memory = rules.merge.memory,
+                                         .memory = rules.prompt_only() ? 0 : rules.facts.memory});
     }
     refresh();
   }
@@ -59,9 +63,15 @@ template <KvStorage T> class CacheState : public Progress {
   std::size_t bytes() const {
     return home.bytes() + journal.bytes() + merging.bytes() + sizeof(S) * static_cast<std::size_t>(memory.size());
   }
-  bool landed() const { return landing_ != nullptr; }
+  bool landed() const { return landing_.held(); }
   KvSlab<T>& slab() { return landed() ? landing_->slab() : home; }
   const KvSlab<T>& slab() const { return landed() ? landing_->slab() : home; }
+  /// [stats, count] what the policy keeps of rows: a landing may have room for more numbers than it asked for.
+  MatrixRef<S> stats(Index h, Index first, Index count) const {
+    return {slab().stats(h, first, count).data(), rules.facts.stats, count, slab().stats_stride()};
+  }
+  /// Rows in front that never leave a policy by age: its first tokens, unless drop() has taken them.
+  Index initial() const { return rules.facts.initial - lost_initial; }
   /// Cache reading: tokens missing between the sinks and the window.
   Position gap() const {
     return rules.by_age() && rules.facts.traits.reading == Reading::cache ? static_cast<Position>(next - rules.first() - size(0)) : 0;
@@ -101,14 +111,16 @@ template <KvStorage T> class CacheState : public Progress {
   }
 
   void reserve(Index tokens, KvLanding<T>* landing) {
+    rules.check_range(next, tokens);
     journal.check_room(tokens);
     if (fits(tokens, slab())) return;
     if (rules.never_evicts() || landing == nullptr || landed()) check_fits(tokens, slab());
     if (journal.open())
       raise<StateError>("pith::KvCache: a chunk longer than the budget cannot be taken back: crop() to end the journal first");
     landing->check_fits(home.shape(), largest_size() + tokens);
-    for (Index h = 0; h < heads(); ++h) Ranks<T>{home, journal, h}.land(landing->slab(), head(h), rules.facts.budget, rules.facts.initial);
-    landing_ = landing;
+    LandingLease<T> lease(*landing);
+    for (Index h = 0; h < heads(); ++h) Ranks<T>{home, journal, h}.land(landing->slab(), head(h), rules.facts.budget, initial());
+    landing_ = std::move(lease);
     refresh();
   }
 
@@ -125,7 +137,7 @@ template <KvStorage T> class CacheState : public Progress {
     // A prompt may also come in pieces that do not say so, with one evict() in the end: that is one prompt.
     const bool forgets = rules.begins_prompt(options, last) && (unevicted == 0 || last.phase == Phase::decode);
     if (forgets) forget_attention();
-    if (journal.open()) journal.record(position(0), *this, tokens, heads_, home, merging.gate);
+    if (journal.open()) journal.record(position(0), *this, tokens, heads_, home, merging.gate, memory);
     for (Index h = 0; h < heads(); ++h) {
       HeadState& state = head(h);
       for (Index t = 0; t < tokens; ++t) {
@@ -134,13 +146,13 @@ template <KvStorage T> class CacheState : public Progress {
         slab().write_row(h, row, &k.coeffRef(t, h * d), &v.coeffRef(t, h * d), position(t), static_cast<Position>(next_angle + t),
                          mark_of(options.kinds, t, TokenKind::text), mark_of(options.masses, t, S(1)));
       }
-      if (rules.facts.stats > 0) slab().stats(h, state.size, tokens).setZero();
+      if (rules.facts.stats > 0) stats(h, state.size, tokens).setZero();
       if (forgets) state.observed = unevicted;  // tokens before this prompt, whose attention nobody asks for
       state.size += tokens;
       if (journal.open()) state.live = (std::max)(state.live, state.size);
     }
     next = position(tokens - 1) + 1;
-    next_angle += static_cast<Position>(tokens);
+    next_angle = rules.angles() ? static_cast<Position>(next_angle + tokens) : next;
     unevicted += tokens;
     last = {.phase = options.phase, .more = options.more};
     refresh();
@@ -157,7 +169,7 @@ template <KvStorage T> class CacheState : public Progress {
   Index leaving(Index h) const { return size(h) - sizes_after_[static_cast<std::size_t>(h)]; }
   /// Closes the ranks of a head whose victims, if it is not by age, stand in the slab.
   void close_head(Index h, Index coming) {
-    Ranks<T>{home, journal, h, rules.merge.merges}.close(head(h), slab(), rules.facts, leaving(h), coming > 0);
+    Ranks<T>{home, journal, h, rules.merge.merges}.close(head(h), slab(), rules.facts, initial(), leaving(h), coming > 0);
   }
 
   /// Merges what every close_head() has put behind the survivors into them.
@@ -170,14 +182,14 @@ template <KvStorage T> class CacheState : public Progress {
     for (std::size_t h = 0; h < heads_.size(); ++h) {
       HeadState& state = heads_[h];
       if (landed() && rules.merge.merges) Ranks<T>{home, journal, static_cast<Index>(h)}.settle(slab(), sizes_after_[h]);
-      if (landed() || coming > 0) state.cursor = rules.facts.initial;
+      if (landed() || coming > 0) state.cursor = initial();
       state.size = sizes_after_[h];
       state.observed = 0;
       // Nothing evicted before the first append of a journal comes back.
       if (journal.open() && !journal.recording()) state.live = state.size;
     }
     if (rules.facts.traits.ragged && (landed() || rules.may_evict(last))) home.divide([this](Index h) { return size(h); });
-    landing_ = nullptr;
+    landing_ = {};
     unevicted = 0;
     refresh();
   }
@@ -188,7 +200,7 @@ template <KvStorage T> class CacheState : public Progress {
       layer_[static_cast<std::size_t>(h)] = {.size = size(h),
                                              .positions = slab().positions(h),
                                              .kinds = slab().kinds(h),
-                                             .stats = slab().stats(h, 0, size(h)).data(),
+                                             .stats = stats(h, 0, size(h)).data(),
                                              .scores = slab().scores(h)};
     return {rules.shape, rules.first(), next, retain, rules.facts.stats, slab().stats_stride(), layer_, slab().race()};
   }
@@ -217,7 +229,7 @@ template <KvStorage T> class CacheState : public Progress {
       next = next_angle = p;
       unevicted = 0;
     } else if (p != next) {
-      static_cast<Progress&>(*this) = journal.undo_to(journal.find(p), heads_, home, merging.gate);
+      static_cast<Progress&>(*this) = journal.undo_to(journal.find(p), heads_, home, merging.gate, memory);
     }
     end_journal();
     refresh();
@@ -230,8 +242,14 @@ template <KvStorage T> class CacheState : public Progress {
         raise<StateError>(
             text("pith::KvCache: reindex() with ", size(0), " rows in one head and ", size(h), " in another: heads must agree"));
     if (next_angle - rules.first() == size(0)) return;  // no gap
-    if (journal.open()) journal.save_turn(home, size(0));
-    for (Index h = 0; h < heads(); ++h) close_angles(home, h, size(h), rules.first(), next_angle, rope);
+    rules.check_rope(rope.options());
+    journal.check_turn(rope.inv_freq());
+    journal.begin_turn(rope.inv_freq());
+    for (Index h = 0; h < heads(); ++h) {
+      const std::span<const Position> deltas = angle_gaps(home, h, size(h), rules.first(), next_angle);
+      journal.save_turn(home, h, deltas);
+      turn_rows(home, h, deltas, rope);
+    }
     next_angle = rules.first() + static_cast<Position>(size(0));
   }
 
@@ -241,20 +259,22 @@ template <KvStorage T> class CacheState : public Progress {
     if (journal.open()) raise<StateError>("pith::KvCache: drop() inside a journal: crop() to end it first");
     if (rules.by_age() && rules.facts.traits.reading == Reading::cache)
       raise<StateError>("pith::KvCache: drop() from a window at cache positions would leave a gap in it: use Reading::stream");
-    Index dropped = 0;
+    Index dropped = 0, sinks = 0;
+    for (Index r = 0; r < (std::min)(initial(), size(0)); ++r) sinks += home.positions(0)[r] >= first && home.positions(0)[r] < end;
     for (Index h = 0; h < heads(); ++h) {
-      const Index left = Ranks<T>{home, journal, h}.remove(head(h), rules.facts.budget, rules.facts.initial, first, end);
+      const Index left = Ranks<T>{home, journal, h}.remove(head(h), rules.facts.budget, initial(), first, end);
       dropped += size(h) - left;
       head(h).size = left;
-      head(h).cursor = rules.facts.initial;
     }
+    lost_initial += sinks;
+    for (HeadState& state : heads_) state.cursor = initial();
     refresh();
     return dropped;
   }
 
   void clear() {
     for (HeadState& state : heads_) state = {.cursor = rules.facts.initial};
-    landing_ = nullptr;
+    landing_ = {};
     static_cast<Progress&>(*this) = {.next = rules.first(), .next_angle = rules.first()};
     memory.setZero();
     merging.gate.setZero();
@@ -276,7 +296,7 @@ template <KvStorage T> class CacheState : public Progress {
 
   /// The runs as rows, sizes and positions now are.
   void refresh() {
-    const Index sinks = gap() > 0 ? rules.facts.initial : -1;
+    const Index sinks = gap() > 0 ? initial() : -1;
     for (Index h = 0; h < heads(); ++h) runs_.set(h, slab(), size(h), sinks);
   }
 
@@ -289,7 +309,7 @@ template <KvStorage T> class CacheState : public Progress {
  private:
   bool fits(Index tokens, const KvSlab<T>& where) const {
     for (Index h = 0; h < heads(); ++h)
-      if (size(h) + tokens > where.rows(h)) return false;
+      if (tokens > where.rows(h) - size(h)) return false;
     return true;
   }
   void check_fits(Index tokens, const KvSlab<T>& where) const {
@@ -304,7 +324,7 @@ template <KvStorage T> class CacheState : public Progress {
 
   /// What a prompt-only policy saw of an earlier prompt says nothing of the next.
   void forget_attention() {
-    for (Index h = 0; h < heads() && !rules.facts.admits; ++h) slab().stats(h, 0, size(h)).setZero();
+    for (Index h = 0; h < heads() && !rules.facts.admits; ++h) stats(h, 0, size(h)).setZero();
     memory.setZero();
   }
 
@@ -313,7 +333,7 @@ template <KvStorage T> class CacheState : public Progress {
     for (HeadState& state : heads_) state.live = 0;
   }
 
-  KvLanding<T>* landing_ = nullptr;  ///< where the rows are during a chunk too long for home
+  LandingLease<T> landing_;  ///< where the rows are during a chunk too long for home
   std::vector<HeadState> heads_;
   std::vector<Index> sizes_after_;
   std::vector<typename LayerScores<S>::Head> layer_;

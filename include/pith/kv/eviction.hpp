@@ -38,18 +38,19 @@ template <KvStorage T> struct Ranks {
   Index head;
   bool merges = false;  ///< victims are to be merged
 
-  /// `slab`: where the rows are, at home or landed; the victims of a policy that scores stand in it. `more`: room for more than one token.
-  void close(HeadState& state, KvSlab<T>& slab, const PolicyFacts& facts, Index leaving, bool more) {
+  /// `slab`: where the rows are, at home or landed; the victims of a policy that scores stand in it. `initial`: rows in
+  /// front that policies by age leave alone. `more`: room for more than one token.
+  void close(HeadState& state, KvSlab<T>& slab, const PolicyFacts& facts, Index initial, Index leaving, bool more) {
     const bool by_age = facts.eviction == Eviction::by_age;
     const std::span<const std::int32_t> victims(slab.victims(), by_age ? 0 : static_cast<std::size_t>(leaving));
     if (&slab == &home) {
-      close_in_place(state, facts, victims, leaving, more);
+      close_in_place(state, facts, victims, initial, leaving, more);
     } else if (merges) {
       HeadState straight = state;
-      straight.cursor = facts.initial;  // rows land in order of age
-      Ranks<T>{slab, journal, head, true}.close_in_place(straight, facts, victims, leaving, true);
+      straight.cursor = initial;  // rows land in order of age
+      Ranks<T>{slab, journal, head, true}.close_in_place(straight, facts, victims, initial, leaving, true);
     } else {
-      by_age ? bring_home_by_age(slab, state.size, leaving, facts.initial) : bring_home(slab, state.size, victims);
+      by_age ? bring_home_by_age(slab, state.size, leaving, initial) : bring_home(slab, state.size, victims);
     }
   }
 
@@ -92,13 +93,14 @@ template <KvStorage T> struct Ranks {
   }
 
  private:
-  void close_in_place(HeadState& state, const PolicyFacts& facts, std::span<const std::int32_t> victims, Index leaving, bool more) {
+  void close_in_place(HeadState& state, const PolicyFacts& facts, std::span<const std::int32_t> victims, Index initial, Index leaving,
+                      bool more) {
     if (leaving > 0 && facts.eviction != Eviction::by_age) {
       close_up(state.size, victims, facts.traits.ordered);
     } else if (leaving > 0 && !more && facts.retain == facts.budget) {
-      close_ring(state, leaving, facts.initial);
+      close_ring(state, leaving, initial);
     } else if (leaving > 0) {
-      close_by_age(state, facts.budget, leaving, facts.initial);
+      close_by_age(state, facts.budget, leaving, initial);
     }
   }
 

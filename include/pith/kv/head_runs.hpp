@@ -14,7 +14,9 @@ namespace pith::inline v0::detail {
 template <KvStorage T> class HeadRuns {
  public:
   explicit HeadRuns(const CacheRules& rules)
-      : heads_(rules.shape.num_kv_heads), runs_(static_cast<std::size_t>(heads_ * (rules.options.prefix ? 2 : 1))) {
+      : heads_(rules.shape.num_kv_heads),
+        counts_(rules.options.multiplicity),
+        runs_(static_cast<std::size_t>(heads_ * (rules.options.prefix ? 2 : 1))) {
     const KvPrefix& prefix = rules.options.prefix;
     prefix.template check<T>(rules.shape, rules.options.layer);
     for (Index h = 0; prefix && h < heads_; ++h) run(h, false) = prefix.template run<T>(rules.options.layer, h);
@@ -30,7 +32,7 @@ template <KvStorage T> class HeadRuns {
                     .rows = rows,
                     .stride = slab.row_stride(),
                     .positions = slab.positions(h),
-                    .log_mass = slab.log_masses(h),
+                    .log_mass = counts_ ? slab.log_masses(h) : nullptr,
                     .sinks = std::clamp(sinks, Index(0), rows)};
   }
 
@@ -39,6 +41,7 @@ template <KvStorage T> class HeadRuns {
   KvRun<T>& run(Index h, bool own) { return runs_[static_cast<std::size_t>(prefixed() ? 2 * h + (own ? 1 : 0) : h)]; }
 
   Index heads_;
+  bool counts_;  ///< rows count as the tokens they stand for
   std::vector<KvRun<T>> runs_;
 };
 

@@ -53,6 +53,9 @@ class KvCache {
 
   /// Adds tokens: k and v [tokens, num_kv_heads*head_dim], already rotated if they are to be.
   ///
+  /// Numbers beyond the range of 16-bit rows are stored as the largest of their sign (65504 in half). Infinities and not-a-numbers are
+  /// stored as they are, in Q8 as not-a-number for their whole block, and show in what attends to the row.
+  ///
   /// Cost     one rounding and copy per number
   /// Throws   ShapeError, CapacityError when full or positions run out, StateError past what an open journal can take back
   void append(ConstMatrixRef<Scalar> k, ConstMatrixRef<Scalar> v, const AppendOptions& options = {}) {
@@ -60,18 +63,19 @@ class KvCache {
     if constexpr (AdmittingPolicy<Policy, Scalar>) {
       const Index tokens = k.rows();
       for (Index h = 0; state_.rules.facts.admits && h < state_.heads(); ++h)
-        policy_.admit(rows_of(h, size(h) - tokens, true), state_.slab().stats(h, size(h) - tokens, tokens));
+        policy_.admit(rows_of(h, size(h) - tokens, true), state_.stats(h, size(h) - tokens, tokens));
     }
   }
 
-  /// Shows the policy what the newest queries looked at; attend() does it through observer(). Safe for different kv heads at once.
+  /// Shows the policy what the newest queries looked at; attend() does it through observer(). Safe for different kv heads at once. Queries
+  /// that the policy does not watch (watching(), watches()) are checked like all others and then left out.
   ///
-  /// Throws   ShapeError if the weights do not cover this head's rows, StateError if the policy never asked
+  /// Throws   ShapeError if the weights do not cover this head's rows, or log_sum, queries or positions do not belong to them; StateError
+  ///          if the policy never asked, or for more queries than tokens were appended since the last eviction
   void observe(const AttentionBlock<Scalar>& seen) requires WatchingPolicy<Policy, Scalar> {
     const Index h = seen.kv_head;
     state_.rules.check_head(h);
-    state_.rules.check_weights(seen.weights.rows());
-    check_shape("KvCache::observe", "weights", seen.weights, any_extent, size(h));
+    state_.rules.check_block(seen, size(h), state_.next, state_.unevicted, watches() == all_queries ? state_.head(h).observed : 0);
     if (!watching()) return;
     const Index group = shape().group(), queries = seen.weights.rows() / group, watched = watches();
     const Index first = state_.first_row(h, seen.first_query, queries);  // in rows: positions may have gaps
@@ -80,7 +84,7 @@ class KvCache {
     const Index row = first + skipped;
     const AttentionBlock<Scalar> block =
         detail::last_queries(seen, (queries - skipped) * group, positions(h)[static_cast<std::size_t>(row)], row);
-    const MatrixRef<Scalar> stats = state_.slab().stats(h, 0, size(h));
+    const MatrixRef<Scalar> stats = state_.stats(h, 0, size(h));
     if constexpr (RememberingPolicy<Policy, Scalar>) {
       policy_.observe(block, rows_of(h, 0, false), stats, VectorRef<Scalar>(state_.memory.row(h)));
     } else {
@@ -129,7 +133,8 @@ class KvCache {
     return dropped;
   }
 
-  /// Takes the tokens at first .. last - 1 out of every head, whatever the policy says; at cache positions their place closes as well.
+  /// Takes the tokens at first .. last - 1 out of every head, whatever the policy says; at cache positions their place closes as well. A
+  /// sink that is taken out has no successor: newer tokens fill its place in the budget, and leave in their turn.
   ///
   /// Returns  rows dropped, over all heads
   /// Throws   StateError inside a journal, and for a window at cache positions, whose rows cannot come nearer to each other
@@ -195,14 +200,24 @@ class KvCache {
   }
 
   /// [size(kv_head), head_dim] in storage order, contiguous, not a copy; valid until the next verb.
-  Eigen::Map<const Matrix<Storage>> keys(Index kv_head) const requires PlainStorage<Storage> {
+  ///
+  /// `reading` says where your loop takes distances from, and must be the policy's (reading()): keys that are read at cache positions mean
+  /// nothing to queries at stream positions. At cache positions a loop of your own
+  ///   - under sinks + window looks at the first sinks() rows with queries rotated at position - gap(), at the others as ever
+  ///     (examples/your_own_loop.cpp);
+  ///   - under AtCachePositions rotates queries and keys at query_angle() and calls reindex() after evict().
+  ///
+  /// Throws   StateError for another reading than the policy's
+  Eigen::Map<const Matrix<Storage>> keys(Index kv_head, Reading reading = Reading::stream) const requires PlainStorage<Storage> {
+    state_.rules.check_reading(reading);
     return {slab(kv_head).keys(kv_head), size(kv_head), shape().head_dim};
   }
   Eigen::Map<const Matrix<Storage>> values(Index kv_head) const requires PlainStorage<Storage> {
     return {slab(kv_head).values(kv_head), size(kv_head), shape().head_dim};
   }
   /// The same of any storage, copied and widened: out [size(kv_head), head_dim].
-  void copy_keys(Index kv_head, MatrixRef<Scalar> out) const {
+  void copy_keys(Index kv_head, MatrixRef<Scalar> out, Reading reading = Reading::stream) const {
+    state_.rules.check_reading(reading);
     copy_rows("KvCache::copy_keys", slab(kv_head).keys(kv_head), size(kv_head), out);
   }
   void copy_values(Index kv_head, MatrixRef<Scalar> out) const {
@@ -217,7 +232,10 @@ class KvCache {
     return {slab(kv_head).masses(kv_head), state_.rules.masses() ? size(kv_head) : Index(0)};
   }
   /// [stats, size(kv_head)] the numbers the policy keeps beside each row.
-  ConstMatrixRef<Scalar> stats(Index kv_head) const { return slab(kv_head).stats(kv_head, 0, size(kv_head)); }
+  ConstMatrixRef<Scalar> stats(Index kv_head) const {
+    state_.rules.check_head(kv_head);
+    return state_.stats(kv_head, 0, size(kv_head));
+  }
   /// What attend() takes; valid until the next verb.
   KvView<Storage> view() const { return {shape(), state_.next, state_.runs()}; }
 
@@ -225,6 +243,7 @@ class KvCache {
   const Policy& policy() const { return policy_; }
   Index budget() const { return state_.rules.facts.budget; }
   bool prompt_only() const { return state_.rules.prompt_only(); }
+  Reading reading() const { return state_.rules.facts.traits.reading; }  ///< where queries find their distances: what keys() takes
   /// Rows of a head; heads may differ.
   Index size(Index kv_head) const {
     state_.rules.check_head(kv_head);
@@ -237,6 +256,8 @@ class KvCache {
   /// Cache reading: how much nearer the sinks are than in the text. They are read by queries rotated at position - gap()
   /// (AttendOptions::q_sinks).
   Position gap() const { return state_.gap(); }
+  /// Rows at the front of every head that are read by those queries; 0 while there is no gap.
+  Index sinks() const { return gap() > 0 ? state_.initial() : 0; }
   std::size_t bytes() const { return state_.bytes(); }  ///< what was allocated
 
  private:

@@ -11,11 +11,12 @@
 
 namespace pith::inline v0::detail {
 
-/// Gives the rows of a head the angles first, first + 1, … in the order they have, and turns each key by what its angle moved.
+/// What the angles of a head's rows move by to become first, first + 1, … in the order they have. In the slab's scratch.
 ///
-/// Cost     two looks at every row; a turn of each key behind the first gap
-template <class S> void close_angles(KvSlab<S>& slab, Index head, Index rows, Position first, Position next_angle, const Rope<S>& rope) {
-  Position* const angles = slab.angles(head);
+/// Cost     two looks at every row
+template <class S>
+std::span<const Position> angle_gaps(const KvSlab<S>& slab, Index head, Index rows, Position first, Position next_angle) {
+  const Position* const angles = slab.angles(head);
   std::int32_t* const scratch = slab.victims();
   const std::span<Position> deltas(scratch + slab.most_rows(), static_cast<std::size_t>(rows));
   if (const Index span = next_angle - first; span <= slab.rows(head)) {  // few gaps: count the angles that are there below each
@@ -30,8 +31,15 @@ template <class S> void close_angles(KvSlab<S>& slab, Index head, Index rows, Po
     for (std::size_t r = 0; r < deltas.size(); ++r)
       deltas[r] = first + static_cast<Position>(std::lower_bound(scratch, scratch + rows, angles[r]) - scratch) - angles[r];
   }
-  rope.rotate_by(MatrixRef<S>(slab.keys(head), rows, slab.shape().head_dim), deltas);
-  for (std::size_t r = 0; r < deltas.size(); ++r) angles[r] += deltas[r];
+  return deltas;
+}
+
+/// Turns the keys of a head by what their angles move.
+///
+/// Cost     a turn of each key behind the first gap
+template <class S> void turn_rows(KvSlab<S>& slab, Index head, std::span<const Position> deltas, const Rope<S>& rope) {
+  rope.rotate_by(MatrixRef<S>(slab.keys(head), static_cast<Index>(deltas.size()), slab.shape().head_dim), deltas);
+  for (std::size_t r = 0; r < deltas.size(); ++r) slab.angles(head)[r] += deltas[r];
 }
 
 }  // namespace pith::inline v0::detail

@@ -30,7 +30,7 @@ template <class Policy, KvStorage T> struct Selection {
             .next = state.next,
             .positions = {slab.positions(h) + first, count},
             .kinds = {slab.kinds(h) + first, count},
-            .stats = slab.stats(h, first, n),
+            .stats = state.stats(h, first, n),
             .first = state.rules.first(),
             .keys = ConstMatrixRef<S>(keys, with_rows ? n : 0, d),
             .values = ConstMatrixRef<S>(values, with_rows ? n : 0, d),

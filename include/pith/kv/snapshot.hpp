@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <span>
 #include <string>
@@ -24,6 +26,7 @@ template <KvStorage T> struct KvSnapshot {
   std::string layout = {};                ///< of the cache it was taken from: restore() accepts no other
   Position next = 0, next_angle = 0;      ///< position and angle of the token to come
   Index unevicted = 0;                    ///< tokens appended since the last eviction
+  Index lost_initial = 0;                 ///< sinks that drop() has taken
   bool prefill = false, more = false;     ///< how the newest were appended
   std::vector<std::int64_t> heads = {};   ///< [kv heads][3] rows, the oldest row of a ring, queries seen since the last eviction
   std::vector<T> keys = {}, values = {};  ///< [rows of all heads][head_dim], head by head; Q8 in bytes
@@ -35,6 +38,21 @@ template <KvStorage T> struct KvSnapshot {
   std::vector<S> masses = {};             ///< [rows of all heads] tokens each stands for, or none
   std::vector<S> gate = {};               ///< what the merge's gate keeps of the layer
   Index rows() const { return static_cast<Index>(positions.size()); }
+
+  /// Bit for bit: a not-a-number equals itself, and 0 is not -0.
+  friend bool operator==(const KvSnapshot& a, const KvSnapshot& b) {
+    const auto bits = [](const auto& x, const auto& y) {
+      return x.size() == y.size() &&
+             (x.size() == 0 || std::memcmp(x.data(), y.data(), static_cast<std::size_t>(x.size()) * sizeof(*x.data())) == 0);
+    };
+    const auto matrices = [&](const Matrix<S>& x, const Matrix<S>& y) {
+      return x.rows() == y.rows() && x.cols() == y.cols() && bits(x, y);
+    };
+    return a.layout == b.layout && a.next == b.next && a.next_angle == b.next_angle && a.unevicted == b.unevicted &&
+           a.lost_initial == b.lost_initial && a.prefill == b.prefill && a.more == b.more && a.heads == b.heads &&
+           a.positions == b.positions && a.angles == b.angles && a.kinds == b.kinds && bits(a.keys, b.keys) && bits(a.values, b.values) &&
+           matrices(a.stats, b.stats) && matrices(a.memory, b.memory) && bits(a.masses, b.masses) && bits(a.gate, b.gate);
+  }
 };
 
 namespace detail {
@@ -84,6 +102,7 @@ template <KvStorage T> class Snapshots {
                       .next = state_.next,
                       .next_angle = state_.next_angle,
                       .unevicted = state_.unevicted,
+                      .lost_initial = state_.lost_initial,
                       .prefill = state_.last.phase == Phase::prefill,
                       .more = state_.last.more};
     const auto append = [](auto& to, const auto* from, Index n) { to.insert(to.end(), from, from + n); };
@@ -127,6 +146,8 @@ template <KvStorage T> class Snapshots {
       if (!wrong.empty()) return wrong;
     if (s.next < rules.first() || s.next_angle < rules.first() || s.next_angle > s.next || s.unevicted < 0 || s.unevicted > s.next)
       return text("next position ", s.next, ", angle ", s.next_angle, ", ", s.unevicted, " tokens since the last eviction");
+    if (s.lost_initial < 0 || s.lost_initial > rules.facts.initial)
+      return text(s.lost_initial, " sinks taken out, expected 0 .. ", rules.facts.initial);
     for (const Position a : s.angles)
       if (a < rules.first() || a >= s.next_angle) return text("angle ", a, ", expected ", rules.first(), " .. ", s.next_angle - 1);
     for (const S mass : s.masses)
@@ -161,6 +182,7 @@ template <KvStorage T> class Snapshots {
     static_cast<Progress&>(state) = {.next = s.next,
                                      .next_angle = s.next_angle,
                                      .unevicted = s.unevicted,
+                                     .lost_initial = s.lost_initial,
                                      .last = {.phase = s.prefill ? Phase::prefill : Phase::decode, .more = s.more}};
     state.refresh();
   }
@@ -172,15 +194,16 @@ template <KvStorage T> class Snapshots {
 
   std::string heads_problem(const KvSnapshot<T>& s) const {
     const CacheRules& rules = state_.rules;
+    const Index initial = rules.facts.initial - s.lost_initial;
     Index first = 0, left = state_.home.total_rows();
     for (Index h = 0; h < state_.heads(); ++h) {
       const Index size = head_number(s, h, 0), cursor = head_number(s, h, 1), observed = head_number(s, h, 2);
       const Index room = (std::min)(s.rows() - first, rules.facts.traits.ragged ? left : rules.home_rows());
-      const Index ring = rules.by_age() ? (std::max)(rules.facts.initial, (std::min)(size, rules.facts.budget) - 1) : rules.facts.initial;
+      const Index ring = rules.by_age() ? (std::max)(initial, (std::min)(size, rules.facts.budget) - 1) : initial;
       if (size < 0 || size > room) return text("head ", h, " has ", size, " rows, expected 0 .. ", room);
-      if (cursor < rules.facts.initial || cursor > ring || observed < 0 || observed > (std::numeric_limits<Position>::max)())
+      if (cursor < initial || cursor > ring || observed < 0 || observed > (std::numeric_limits<Position>::max)())
         return text("head ", h, " begins at row ", cursor, " and saw ", observed, " queries");
-      if (const std::string wrong = order_problem({s.positions.data() + first, static_cast<std::size_t>(size)}, cursor, s.next);
+      if (const std::string wrong = order_problem({s.positions.data() + first, static_cast<std::size_t>(size)}, initial, cursor, s.next);
           !wrong.empty())
         return text("head ", h, ": ", wrong);
       first += size;
@@ -190,11 +213,11 @@ template <KvStorage T> class Snapshots {
   }
 
   /// No position twice, none in the future, and in order where the cache relies on it.
-  std::string order_problem(std::span<const Position> positions, Index cursor, Position next) const {
+  std::string order_problem(std::span<const Position> positions, Index initial, Index cursor, Position next) const {
     const CacheRules& rules = state_.rules;
     std::vector<Position> in_order(positions.begin(), positions.end());
     if (rules.by_age()) {
-      const Index size = static_cast<Index>(in_order.size()), begin = (std::min)(rules.facts.initial, size);
+      const Index size = static_cast<Index>(in_order.size()), begin = (std::min)(initial, size);
       const auto at = [&](Index i) {
         return in_order.begin() + std::clamp(i, begin, (std::max)(begin, (std::min)(size, rules.facts.budget)));
       };

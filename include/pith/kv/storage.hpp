@@ -25,14 +25,20 @@ namespace pith::inline v0 {
 
 namespace detail {
 
-/// Stores the n numbers of a row as T: its one rounding.
+/// Stores the n numbers of a row as T: its one rounding. A finite number beyond the range of T becomes the largest of its sign; what is not
+/// finite stays so.
 template <KvStorage T> void narrow(const arithmetic_t<T>* from, T* to, Index n) {
   if constexpr (std::is_same_v<T, Q8>) {
     q8_encode(from, n, reinterpret_cast<std::byte*>(to));
   } else if constexpr (std::is_same_v<T, arithmetic_t<T>>) {
     std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
   } else {
-    for (Index i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
+    using S = arithmetic_t<T>;
+    const S most = static_cast<S>(std::numeric_limits<T>::max());
+    for (Index i = 0; i < n; ++i) {
+      const S x = from[i];
+      to[i] = static_cast<T>(std::abs(x) <= (std::numeric_limits<S>::max)() ? std::clamp(x, -most, most) : x);
+    }
   }
 }
 
@@ -184,18 +190,19 @@ template <KvStorage T> class KvSlab {
     set_mass(head, row, mass);
   }
 
-  /// Copies one row and all that belongs to it from another slab (or another place of this one).
+  /// Copies one row and all that belongs to it from another slab (or another place of this one). A landing may keep more of a row than its
+  /// home, and the other way round.
   void copy_row(Index head, Index to, const KvSlab& from, Index from_row) {
     const std::size_t row_bytes = static_cast<std::size_t>(row_units_) * sizeof(T);
     std::memcpy(key(head, to), from.key(head, from_row), row_bytes);
     std::memcpy(value(head, to), from.value(head, from_row), row_bytes);
     positions(head)[to] = from.positions(head)[from_row];
     kinds(head)[to] = from.kinds(head)[from_row];
-    if (shape_.angles) angles(head)[to] = from.angles(head)[from_row];
+    if (shape_.angles && from.shape_.angles) angles(head)[to] = from.angles(head)[from_row];
     S* const ours = stats(head, to, 1).data();
     const S* const theirs = from.stats(head, from_row, 1).data();
     for (Index s = 0; s < (std::min)(shape_.stats, from.shape_.stats); ++s) ours[s * stats_stride()] = theirs[s * from.stats_stride()];
-    if (shape_.masses) set_mass(head, to, from.masses(head)[from_row]);
+    set_mass(head, to, from.shape_.masses ? from.masses(head)[from_row] : S(1));
   }
 
   void swap_rows(Index head, Index a, Index b) {
@@ -231,6 +238,8 @@ template <KvStorage T> class KvSlab {
   std::vector<Index> starts_;  ///< [heads + 1] the first row of each head
 };
 
+template <KvStorage T> class LandingLease;
+
 }  // namespace detail
 
 /// What the policies of the caches that will use a landing ask for: the most of each.
@@ -245,15 +254,17 @@ struct KvLandingOptions {
 };
 
 /// Memory for a chunk that is longer than a cache's budget, lent to the layers of a session in turn: reserve() moves a cache in, evict()
-/// brings the survivors home. So only one layer at a time holds a whole prompt.
+/// brings the survivors home. So only one layer at a time holds a whole prompt, and a second cache is refused until then.
 ///
 /// Heap     one allocation, at construction
 template <KvStorage T = float> class KvLanding {
  public:
   /// Room for `rows` rows a head: the longest chunk plus the largest budget that will meet it.
+  ///
+  /// Throws   ShapeError for a shape, rows or stats that make no sense, CapacityError if so many rows cannot be held
   KvLanding(const AttentionShape& shape, Index rows, const KvLandingOptions& options = {})
       : slab_({.heads = shape.num_kv_heads,
-               .rows = rows,
+               .rows = checked_rows(shape, rows, options),
                .head_dim = shape.head_dim,
                .stats = options.stats,
                .angles = options.angles,
@@ -270,6 +281,7 @@ template <KvStorage T = float> class KvLanding {
   std::size_t bytes() const { return slab_.bytes() + merging_.bytes(); }
   Index rows() const { return slab_.shape().rows; }
   detail::KvSlab<T>& slab() { return slab_; }
+  const detail::KvSlab<T>& slab() const { return slab_; }
   Workspace& merging() { return merging_; }
 
   /// Throws   CapacityError, ShapeError unless `rows` rows a head of a cache with such a home find room
@@ -285,8 +297,57 @@ template <KvStorage T = float> class KvLanding {
   }
 
  private:
+  friend class detail::LandingLease<T>;
+  static Index checked_rows(const AttentionShape& shape, Index rows, const KvLandingOptions& options) {
+    shape.check("KvLanding");
+    if (rows < 1 || rows > (std::numeric_limits<std::int32_t>::max)())
+      raise<ShapeError>(detail::text("pith::KvLanding: ", rows, " rows a head, expected 1 .. 2147483647"));
+    if (options.stats < 0) raise<ShapeError>(detail::text("pith::KvLanding: ", options.stats, " stats a row, expected 0 or more"));
+    return rows;
+  }
+
   detail::KvSlab<T> slab_;
   Workspace merging_;
+  std::shared_ptr<bool> lent_ = std::make_shared<bool>(false);
 };
+
+namespace detail {
+
+/// A landing while the rows of one cache are in it. It is free again when this ends, whichever of the two lives longer.
+template <KvStorage T> class LandingLease {
+ public:
+  LandingLease() = default;
+  /// Throws   StateError if it holds another cache's rows
+  explicit LandingLease(KvLanding<T>& landing) : landing_(&landing), lent_(landing.lent_) {
+    if (*lent_)
+      raise<StateError>(
+          "pith::KvCache: the landing holds the rows of another cache: evict() or clear() that one first, or lend one of its own");
+    *lent_ = true;
+  }
+  LandingLease(LandingLease&& other) noexcept : landing_(std::exchange(other.landing_, nullptr)), lent_(std::move(other.lent_)) {}
+  LandingLease& operator=(LandingLease&& other) noexcept {
+    if (this == &other) return *this;
+    end();
+    landing_ = std::exchange(other.landing_, nullptr);
+    lent_ = std::move(other.lent_);
+    return *this;
+  }
+  ~LandingLease() { end(); }
+
+  bool held() const { return landing_ != nullptr; }
+  KvLanding<T>* operator->() const { return landing_; }
+
+ private:
+  void end() {
+    if (lent_) *lent_ = false;
+    lent_ = nullptr;
+    landing_ = nullptr;
+  }
+
+  KvLanding<T>* landing_ = nullptr;
+  std::shared_ptr<bool> lent_;
+};
+
+}  // namespace detail
 
 }  // namespace pith::inline v0

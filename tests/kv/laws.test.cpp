@@ -1,0 +1,100 @@
+// The law suite itself: what it must find in policies and caches that break a law.
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include <pith/kv.hpp>
+
+#include "laws/policy_laws.hpp"
+#include "support/catch.hpp"
+
+using namespace pith;
+using pith_test::KvStream;
+using pith_test::same_state;
+
+namespace {
+
+/// Keeps the rows whose attention is furthest from what its head has seen on average, which it remembers, decoding as well.
+struct Unusual {
+  Index rows = 9;
+  Index budget() const { return rows; }
+  Index stats(const AttentionShape&) const { return 1; }
+  Index memory(const AttentionShape&) const { return 2; }
+  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats, VectorRef<S> memory) const {
+    stats.row(0) += seen.weights.colwise().sum();
+    memory[0] += seen.weights.squaredNorm();
+    memory[1] += S(seen.weights.rows());
+  }
+  template <class S> void score(const KvRows<S>& rows_, VectorRef<S> out) const {
+    for (Index r = 0; r < rows_.size(); ++r) out[r] = std::abs(rows_.stats(0, r) - rows_.memory[0] / std::max(S(1), rows_.memory[1]));
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a policy that remembers keeps the laws while decoding", "[kv]") {
+  pith_test::policy_laws<Unusual, double>({});
+  pith_test::policy_laws<Unusual, bfloat16>({.rows = 5}, {6, 3, 4});
+  pith_test::policy_laws(AtCachePositions(Unusual{.rows = 12}));
+}
+
+TEST_CASE("crop() gives back what a policy remembers of a head", "[kv]") {
+  const AttentionShape shape{2, 2, 4};
+  KvCache cache(shape, Unusual{}, {.max_draft = 3});
+  KvStream<float> stream(shape, 3);
+  for (int i = 0; i < 12; ++i) stream.step(cache, 1);
+  const Matrix<float> memory = cache.snapshot().memory;
+  REQUIRE(memory(0, 1) == 12);
+  cache.checkpoint();
+  for (int i = 0; i < 3; ++i) stream.step(cache, 1);
+  cache.crop(12);
+  CHECK(cache.snapshot().memory == memory);
+}
+
+TEST_CASE("snapshots are equal when every number is, and only then", "[kv]") {
+  const AttentionShape shape{2, 1, 4};
+  KvCache cache(shape, AtCachePositions(Unusual{.rows = 4}), {.max_draft = 2, .multiplicity = true}, MovingThreshold(Weighted{}));
+  KvStream<float> stream(shape, 3);
+  for (int i = 0; i < 9; ++i) stream.step(cache, 1);
+  const auto one = cache.snapshot();
+  CHECK(one == cache.clone().snapshot());
+  const auto differs = [&](auto&& change) {
+    auto other = one;
+    change(other);
+    return !(one == other);
+  };
+  CHECK(differs([](auto& s) { s.layout += " "; }));
+  CHECK(differs([](auto& s) { ++s.next; }));
+  CHECK(differs([](auto& s) { ++s.next_angle; }));
+  CHECK(differs([](auto& s) { ++s.unevicted; }));
+  CHECK(differs([](auto& s) { ++s.lost_initial; }));
+  CHECK(differs([](auto& s) { s.prefill = !s.prefill; }));
+  CHECK(differs([](auto& s) { s.more = !s.more; }));
+  CHECK(differs([](auto& s) { ++s.heads[2]; }));
+  CHECK(differs([](auto& s) { s.keys[3] = -s.keys[3]; }));
+  CHECK(differs([](auto& s) { s.values.pop_back(); }));
+  CHECK(differs([](auto& s) { ++s.positions[0]; }));
+  CHECK(differs([](auto& s) { ++s.angles[1]; }));
+  CHECK(differs([](auto& s) { s.kinds[1] = TokenKind::image; }));
+  CHECK(differs([](auto& s) { s.stats(0, 2) += 1; }));
+  CHECK(differs([](auto& s) { s.memory(0, 0) += 1; }));
+  CHECK(differs([](auto& s) { s.masses[0] += 1; }));
+  CHECK(differs([](auto& s) { s.gate[0] += 1; }));
+  auto zero = one, negative = one;
+  zero.keys[0] = 0;
+  negative.keys[0] = -0.f;
+  CHECK_FALSE(zero == negative);
+  zero.keys[0] = negative.keys[0] = std::numeric_limits<float>::quiet_NaN();
+  CHECK(zero == negative);
+}
+
+TEST_CASE("the survivors that the law suite expects are those of the documented ranks", "[kv]") {
+  const double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
+  const std::map<Position, double> scores{{0, 1}, {1, nan}, {2, -inf}, {3, 1}, {4, inf}, {5, 0}, {6, -7}};
+  using Set = std::set<Position>;
+  CHECK(pith_test::survivors(scores, 4, {}) == Set{0, 3, 4, 5});
+  CHECK(pith_test::survivors(scores, 2, {}) == Set{3, 4});              // of equals the older leaves
+  CHECK(pith_test::survivors(scores, 7, {}) == Set{0, 1, 3, 4, 5, 6});  // -inf leaves whatever the room
+  CHECK(pith_test::survivors(scores, 1, Position(6)) == Set{4, 6});     // +inf and the newest stay whatever the budget
+  CHECK(pith_test::survivors(scores, 5, {}) == Set{0, 3, 4, 5, 6});     // not-a-numbers rank below every number
+}
