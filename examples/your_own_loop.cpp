@@ -1,8 +1,12 @@
-// An evicting cache in your own attention loop, with nothing of pith but the cache: append, look, observe, evict.
+// An evicting cache in your own attention loop, with nothing of pith but the cache: append, look, observe, evict. Twice: heavy hitters at
+// stream positions, where a query looks at every row alike; sinks + window at cache positions, where the sinks need a second query.
 #include <cmath>
 #include <cstdio>
 #include <random>
+#include <span>
+#include <vector>
 
+#include <pith/attention/attend.hpp>
 #include <pith/core/random.hpp>
 #include <pith/kv.hpp>
 
@@ -12,23 +16,27 @@ using namespace pith;
 
 namespace {
 
+using Rows = Eigen::Map<const Matrix<float>>;
+const AttentionShape shape{.num_heads = 8, .num_kv_heads = 2, .head_dim = 32};
+
 Matrix<float> random_rows(Index rows, Index cols, std::mt19937_64& rng) {
   Matrix<float> m(rows, cols);
   for (Index i = 0; i < m.size(); ++i) m.data()[i] = normal<float>(rng);
   return m;
 }
 
-/// Softmax attention as anybody writes it, for the queries [group, head_dim] of one kv head; leaves the weights for the cache to see.
-Matrix<float> your_attention(const Matrix<float>& q, Eigen::Map<const Matrix<float>> keys, Eigen::Map<const Matrix<float>> values,
-                             Matrix<float>& weights) {
-  weights = (q * keys.transpose() / std::sqrt(float(q.cols()))).array().exp();
+/// Softmax attention as anybody writes it, for the queries [group, head_dim] of one kv head; leaves the weights for the cache to see. The
+/// first `sinks` rows are looked at with other queries.
+Matrix<float> your_attention(const Matrix<float>& q, Rows keys, Rows values, Matrix<float>& weights, const Matrix<float>& q_sinks = {},
+                             Index sinks = 0) {
+  weights = q * keys.transpose();
+  if (sinks > 0) weights.leftCols(sinks) = q_sinks * keys.topRows(sinks).transpose();
+  weights = (weights / std::sqrt(float(q.cols()))).array().exp();
   weights.array().colwise() /= weights.rowwise().sum().array().eval();
   return weights * values;
 }
 
-void your_own_loop(example::CommandLine& line) {
-  line.done();
-  const AttentionShape shape{.num_heads = 8, .num_kv_heads = 2, .head_dim = 32};
+void heavy_hitters() {
   KvCache<Dense> dense(shape, {}, {.max_tokens = 2000});
   KvCache cache(shape, HeavyHitter{.heavy = 96, .recent = 32}, {.max_chunk = 1});
 
@@ -57,6 +65,52 @@ void your_own_loop(example::CommandLine& line) {
   std::printf("dense         %5td rows  %8zu bytes\n", dense.size(0), dense.bytes());
   std::printf("heavy hitters %5td rows  %8zu bytes  relative error of the output %.3f\n", cache.size(0), cache.bytes(),
               std::sqrt(error / size));
+}
+
+/// The queries of a kv head, [group, head_dim], rotated at a position.
+Matrix<float> rotated(const Rope<float>& rope, const Matrix<float>& q, Index kv_head, Position position) {
+  Matrix<float> queries = q.middleRows(kv_head * shape.group(), shape.group());
+  rope.rotate(queries, std::vector<Position>(std::size_t(shape.group()), position));
+  return queries;
+}
+
+void sinks_at_cache_positions() {
+  const Rope<float> rope({.head_dim = shape.head_dim});
+  KvCache cache(shape, SinkWindow{.sinks = 4, .window = 60});
+
+  std::mt19937_64 rng(2);
+  Workspace ws(attend_workspace_bytes<float>(shape, 65));
+  double wrong = 0, forgotten = 0, size = 0;
+  for (Position token = 0; token < 2000; ++token) {
+    Matrix<float> k = random_rows(1, 64, rng), v = random_rows(1, 64, rng), weights;
+    const Matrix<float> q = random_rows(8, 32, rng);
+    rope.rotate(k, std::span(&token, 1));
+    cache.append(k, v);
+    Matrix<float> all(1, 256), all_sinks(1, 256), expected(1, 256), out(1, 256), without(1, 256);
+    for (Index h = 0; h < shape.num_kv_heads; ++h) {
+      const Matrix<float> queries = rotated(rope, q, h, token);
+      const Matrix<float> q_sinks = rotated(rope, q, h, token - cache.gap());  // to the sinks the window is next to them
+      const Rows keys = cache.keys(h, Reading::cache), values = cache.values(h);
+      out.middleCols(h * 128, 128) =
+          your_attention(queries, keys, values, weights, q_sinks, cache.sinks()).reshaped<Eigen::RowMajor>(1, 128);
+      without.middleCols(h * 128, 128) = your_attention(queries, keys, values, weights).reshaped<Eigen::RowMajor>(1, 128);
+      all.middleCols(h * 128, 128) = queries.reshaped<Eigen::RowMajor>(1, 128);
+      all_sinks.middleCols(h * 128, 128) = q_sinks.reshaped<Eigen::RowMajor>(1, 128);
+    }
+    attend(all, cache.view(), expected, ws, NoObserver{}, {.q_sinks = all_sinks, .gap = cache.gap()});
+    cache.evict();  // at most 64 rows a head between tokens
+    wrong += (out - expected).squaredNorm();
+    forgotten += (without - expected).squaredNorm();
+    size += expected.squaredNorm();
+  }
+  std::printf("sinks, window %5td rows  %8zu bytes  difference from attend() %.1e, with the gap forgotten %.2f\n", cache.size(0),
+              cache.bytes(), std::sqrt(wrong / size), std::sqrt(forgotten / size));
+}
+
+void your_own_loop(example::CommandLine& line) {
+  line.done();
+  heavy_hitters();
+  sinks_at_cache_positions();
 }
 
 }  // namespace
