@@ -14,6 +14,7 @@
 #include <pith/kv/prefix.hpp>
 #include <pith/kv/prefix_tuning.hpp>
 #include <pith/kv/protect.hpp>
+#include <pith/kv/query_window.hpp>
 #include <pith/kv/snapshot.hpp>
 #include <pith/kv/window.hpp>
 #include <pith/kv/wrapped_policy.hpp>

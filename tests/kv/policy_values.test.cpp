@@ -355,8 +355,8 @@ Scores lagkv(const LagKv& policy, const Matrix<double>& keys, const Matrix<doubl
   return scores;
 }
 
-std::set<Position> lagkv_kept(const LagKv& policy, const Matrix<float>& keys, const Matrix<float>& values) {
-  KvCache<LagKv> cache({1, 1, keys.cols()}, policy, {.max_chunk = keys.rows()});
+template <class T = float> std::set<Position> lagkv_kept(const LagKv& policy, const Matrix<float>& keys, const Matrix<float>& values) {
+  KvCache<LagKv, Drop, T> cache({1, 1, keys.cols()}, policy, {.max_chunk = keys.rows()});
   cache.append(keys, values, {.phase = Phase::prefill});
   cache.evict();
   return held(cache, 0);
@@ -376,6 +376,19 @@ TEST_CASE("LagKV leaves out channels that are constant in the next part, and kee
     const LagKv long_parts{.keep = 9, .sinks = 3, .lag = 30};  // a prompt too short for two parts
     CHECK(lagkv_kept(long_parts, keys, values) == std::set<Position>{0, 1, 2, 37, 38, 39, 40, 41, 42});
   }
+}
+
+TEST_CASE("LagKV leaves out channels that are constant only once they are rounded", "[kv]") {
+  Matrix<float> keys = pith_test::random_matrix<float>(25, 8, 9), values = pith_test::random_matrix<float>(25, 8, 10);
+  keys.col(0) = Vector<float>::Ones(25) + 0.001f * keys.col(0);  // 1 in bfloat16
+  values.col(5) = keys.col(0);
+  const auto rounded = [](const Matrix<float>& m) {
+    Matrix<double> out(m.rows(), m.cols());
+    for (Index i = 0; i < m.size(); ++i) out.data()[i] = static_cast<double>(static_cast<float>(bfloat16(m.data()[i])));
+    return out;
+  };
+  const LagKv policy{.keep = 12, .sinks = 1, .lag = 2};
+  CHECK(lagkv_kept<bfloat16>(policy, keys, values) == best(lagkv(policy, rounded(keys), rounded(values)), 12));
 }
 
 TEST_CASE("LagKV ranks the later of equal tokens higher, and sinks outlast ties", "[kv]") {

@@ -93,6 +93,30 @@ TEST_CASE("a prompt in pieces under a prompt-only policy is the prompt in one", 
   CHECK_THROWS_WITH(small.prefill(tokens.first(30), {.more = true}), contains("larger max_generated"));
 }
 
+TEST_CASE("a session refuses a policy that its model cannot serve before anything is read", "[model]") {
+  const Model model;
+  const auto refused = [&](const AnyPolicy<float>& policy, const std::string& message) {
+    CHECK_THROWS_WITH(model.decoder.start(policy), contains(message));
+    std::vector<AnyPolicy<float>> layers(static_cast<std::size_t>(model.config.num_hidden_layers));  // Dense, but for the last
+    layers.back() = policy;
+    CHECK_THROWS_WITH(model.decoder.start(layers), contains(message));
+  };
+  const Index head_dim = model.config.head_dim, columns = model.config.num_attention_heads * head_dim;
+  const auto other = std::make_shared<const Rope<float>>(RopeOptions{.head_dim = head_dim + 2});
+  const auto narrow = std::make_shared<const Matrix<float>>(Matrix<float>::Ones(model.config.hidden_size, columns - 1));
+  refused(SnapKv{.keep = 8}, "window is 32, expected 1 .. 8");
+  refused(AtCachePositions(CrossSelf{.heavy = 4, .recent = 4}), "heads may keep different numbers of rows");
+  refused(Chunkwise(Adaptive(SnapKv{.keep = 8, .window = 4}), 2), "decides itself");
+  refused(ExpectedAttention<float>{}, "rope is null");
+  refused(ExpectedAttention<float>{.rope = other}, "the rope turns heads of");
+  refused(CriticalValues<SnapKv, float>(SnapKv{}, narrow), "o_proj is");
+  DecoderConfig dynamic = model.config;
+  dynamic.rope_scaling = {.type = RopeType::dynamic, .factor = 2};
+  const Decoder<float> longer = pith_test::random_decoder<float>(dynamic);
+  CHECK_THROWS_WITH(longer.start(ExpectedAttention<float>{.rope = std::make_shared<const Rope<float>>(dynamic.rope())}),
+                    contains("under dynamic rope"));
+}
+
 TEST_CASE("heavy hitters at cache positions read as if what lies between had never been", "[model]") {
   // One layer, and only the newest rows kept: a session that only ever saw the kept tokens agrees.
   DecoderConfig config = pith_test::tiny_config();
