@@ -199,3 +199,19 @@ TEST_CASE("features that do not lie together are refused at run time") {
   CHECK_THROWS_WITH(ConstVectorRef<float>(Matrix<float>::Zero(3, 4).eval().col(0)), contains("lie 4 apart"));
   CHECK(ConstVectorRef<float>(columns.col(1)).size() == 3);
 }
+
+TEST_CASE("views: negative sizes and numbers at a null pointer are refused") {
+  float x[6] = {};
+  CHECK_THROWS_AS(ConstMatrixRef<float>(x, -1, 2), ShapeError);
+  CHECK_THROWS_AS(ConstMatrixRef<float>(x, 2, -3), ShapeError);
+  CHECK_THROWS_AS(MatrixRef<float>(x, -1, 2, 2), ShapeError);
+  CHECK_THROWS_AS(ConstVectorRef<float>(x, -6), ShapeError);
+  CHECK_THROWS_AS(VectorRef<float>(x, -6), ShapeError);
+  CHECK_THROWS_AS(ConstMatrixRef<float>(nullptr, 2, 3), ShapeError);
+  CHECK_THROWS_AS(MatrixRef<float>(nullptr, 2, 3), ShapeError);
+  CHECK_THROWS_AS(ConstVectorRef<float>(nullptr, 1), ShapeError);
+  CHECK_THROWS_WITH(VectorRef<float>(nullptr, 7), pith_test::contains("view of [7, 1] numbers at a null pointer"));
+  CHECK(ConstMatrixRef<float>(nullptr, 0, 3).size() == 0);
+  CHECK(MatrixRef<float>(nullptr, 3, 0).size() == 0);
+  CHECK(VectorRef<float>(nullptr, 0).size() == 0);
+}

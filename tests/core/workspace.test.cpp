@@ -3,13 +3,17 @@
 #include <utility>
 #include <vector>
 
+#include <pith/attention.hpp>
 #include <pith/core/workspace.hpp>
+#include <pith/merge.hpp>
+#include <pith/peft.hpp>
 
 #include "support/catch.hpp"
 
 using pith::CapacityError;
 using pith::Index;
 using pith::Workspace;
+using namespace pith;
 using pith_test::contains;
 
 TEST_CASE("pieces are aligned, apart, and as long as asked for") {
@@ -122,4 +126,38 @@ TEST_CASE("shares cover the work once, in order, as even as can be") {
       CHECK(next == n);
       CHECK(most - least <= 1);
     }
+}
+
+TEST_CASE("sizes that no memory could hold are refused, not wrapped") {
+  constexpr Index huge = std::numeric_limits<Index>::max(), half = Index(1) << 40;
+  CHECK_THROWS_AS(Workspace::bytes_for<float>(huge), CapacityError);
+  CHECK_THROWS_AS(Workspace::bytes_for<float>(-1), CapacityError);
+  CHECK_THROWS_AS(Workspace::bytes_for<float>(3, -1), CapacityError);
+  CHECK_THROWS_AS(Workspace::bytes_for<float>(half, half), CapacityError);
+  CHECK_THROWS_AS(Workspace::bytes_for<float>(half, half, Index(0) - 1), CapacityError);
+  CHECK(Workspace::bytes_for<float>(half, 0, 5) == 0);
+  CHECK(Workspace::bytes_for<float>(3, 5, 2) == 128);  // 30 floats: 120 bytes
+  CHECK_THROWS_AS(matmul_workspace_bytes<float>(1, 1, huge), CapacityError);
+  CHECK_THROWS_AS(low_rank_workspace_bytes<float>(1, huge), CapacityError);
+  CHECK_THROWS_AS(low_rank_workspace_bytes<float>(1, half, half), CapacityError);
+  CHECK_THROWS_AS(overlay_workspace_bytes<float>(1, huge), CapacityError);
+  CHECK_THROWS_AS(multi_lora_workspace_bytes<float>(half, half, 1, 1, 1), CapacityError);
+  CHECK_THROWS_AS(multi_lora_workspace_bytes<float>(1, 1, 1, huge, 1), CapacityError);
+  CHECK_THROWS_AS(attend_workspace_bytes<float>({1, 1, 64}, huge), CapacityError);
+  CHECK_THROWS_AS(attend_workspace_bytes<float>({1, 1, 64}, -1), CapacityError);
+  CHECK_THROWS_AS(nearest_workspace_bytes<float>(half, half), CapacityError);
+  CHECK_THROWS_AS(nearest_workspace_bytes<float>(1, 1, huge), CapacityError);
+  CHECK_THROWS_AS(merge_workspace_bytes<float>(-1, 1), CapacityError);
+  CHECK_THROWS_AS(merge_workspace_bytes<float>(1, huge), CapacityError);
+  CHECK_THROWS_AS(top_rows_workspace_bytes(huge), CapacityError);
+  CHECK_THROWS_AS(keep_image_workspace_bytes<float>(huge), CapacityError);
+  CHECK_THROWS_AS(token_match_workspace_bytes<float>(huge, 1), CapacityError);
+  CHECK_THROWS_AS(visionzip_workspace_bytes<float>(huge, 2), CapacityError);
+  CHECK_THROWS_AS(prumerge_workspace_bytes<float>(huge, 2, 2), CapacityError);
+  CHECK_THROWS_AS(diverse_workspace_bytes<float>(huge, 1), CapacityError);
+  CHECK_THROWS_AS(cluster_workspace_bytes<float>(huge), CapacityError);
+  const Linear<float> layer(Matrix<float>::Zero(4, 3));
+  CHECK_THROWS_AS(layer.workspace_bytes(1, huge), CapacityError);
+  const BottleneckAdapter<float> block({Linear<float>(Matrix<float>::Zero(2, 3)), Linear<float>(Matrix<float>::Zero(3, 2))});
+  CHECK_THROWS_AS(block.workspace_bytes(huge), CapacityError);
 }

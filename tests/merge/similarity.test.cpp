@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <vector>
 
@@ -191,4 +192,17 @@ TEST_CASE("of equal cosines the kept row of lowest position wins, wherever it li
   const std::vector<Position> one{3};
   Workspace ws(nearest_workspace_bytes<float>(2, 8));
   CHECK_THROWS_WITH(nearest_rows<float>(rows, rows, match, cosine, ws, one), pith_test::contains("1 positions for 2 kept rows"));
+}
+
+TEST_CASE("nearest_rows: equals by position behind a cosine of -inf", "[merge]") {
+  // 1e30 · -1e10 overflows where the norm does not; the two others are equal, and the later one has the lower position.
+  const Matrix<float> row = Matrix<float>::Constant(1, 2, 1e30f);
+  Matrix<float> kept(3, 2);
+  kept << -1e10f, -1e10f, 1e-5f, 0, 1e-5f, 0;
+  const std::vector<Position> positions{5, 9, 3};
+  std::vector<std::int32_t> match{7};
+  Vector<float> cosine(1);
+  Workspace ws(nearest_workspace_bytes<float>(3, 2));
+  nearest_rows<float>(row, kept, match, cosine, ws, positions);
+  CHECK(match[0] == 2);
 }

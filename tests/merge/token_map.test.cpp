@@ -1,4 +1,6 @@
 #include <cmath>
+#include <cstdint>
+#include <limits>
 #include <vector>
 
 #include <pith/merge/token_map.hpp>
@@ -140,4 +142,13 @@ TEST_CASE("token map: what has no meaning is refused", "[merge]") {
   map.merge_into(2, 4, 1.f);  // 1 and 5 still join 2
   CHECK_THROWS_AS(map.place(), StateError);
   CHECK_THROWS_WITH(map.place(), contains("token 1 is merged into 2, which does not stay itself"));
+}
+
+TEST_CASE("TokenMap: whether a token stays is told of tokens alone", "[merge]") {
+  TokenMap<float> map(4);
+  map.start(3);
+  map.merge_into(2, 0, 1);
+  CHECK(map.stays(0));
+  CHECK_FALSE(map.stays(2));
+  for (const Index token : {Index(-1), Index(3), std::numeric_limits<Index>::max()}) CHECK_THROWS_AS(map.stays(token), ShapeError);
 }

@@ -1,8 +1,10 @@
 #include <cmath>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
+#include <pith/nn/norm.hpp>
 #include <pith/peft/adalora.hpp>
 #include <pith/peft/dylora.hpp>
 #include <pith/peft/increlora.hpp>
@@ -257,4 +259,14 @@ TEST_CASE("training: every adapter learns a delta of its rank", "[peft]") {
   const LoraFactors<double> f = fresh_factors<double>(10, 8, 4, {}, rng);
   train(LoraLinear(LinearView{base}, DyLoraAdapter<double>(f.down, f.up, {.alpha = 8})),
         [&](auto& layer, int step) { layer.adapter().set_rank(step < 399 ? sample_rank(2, 4, rng) : 4); });
+}
+
+TEST_CASE("AdamW and fresh factors: options that make no sense are refused", "[peft]") {
+  const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+  for (const AdamWOptions& bad : {AdamWOptions{.learning_rate = nan}, AdamWOptions{.beta1 = 1}, AdamWOptions{.beta2 = -.1},
+                                  AdamWOptions{.epsilon = 0}, AdamWOptions{.epsilon = inf}, AdamWOptions{.weight_decay = nan}})
+    CHECK_THROWS_AS(AdamW<float>(bad), ShapeError);
+  std::mt19937 rng(1);
+  CHECK_THROWS_AS(fresh_factors<float>(4, 4, 2, {.start = LoraStart::normal, .sigma = inf}, rng), ShapeError);
+  CHECK_THROWS_AS(RmsNorm<float>(Vector<float>::Ones(3), std::numeric_limits<float>::infinity()), ShapeError);
 }

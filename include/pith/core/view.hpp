@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -73,6 +74,27 @@ template <class E> Index row_stride(const E& m) {
   return column ? m.innerStride() : m.rows() > 1 ? m.outerStride() : m.cols();
 }
 
+[[noreturn, gnu::cold, gnu::noinline]] inline void raise_view(bool null, Index rows, Index cols) {
+  raise<ShapeError>(text("pith: a view of ", shape_text((std::max)(rows, Index(-1)), (std::max)(cols, Index(-1))), " numbers",
+                         null ? " at a null pointer: expected memory that holds them" : " (*: negative): expected 0 or more"));
+}
+/// `data`, where it can hold that many numbers.
+template <class P> P* checked_data(P* data, Index rows, Index cols) {
+  if (rows < 0 || cols < 0 || (data == nullptr && rows > 0 && cols > 0)) [[unlikely]]
+    raise_view(rows >= 0 && cols >= 0, rows, cols);
+  return data;
+}
+
+/// A matrix or vector that dies at the end of the expression, and its numbers with it.
+template <class M>
+concept OwningTemporary =
+    !std::is_reference_v<M> && EigenDense<M> && std::is_base_of_v<Eigen::PlainObjectBase<expression_t<M>>, expression_t<M>>;
+
+/// A matrix with its numbers in memory, feature by feature: taking it where rows are expected would copy it.
+template <class M>
+concept ColumnMajor = EigenDense<M> && !bool(expression_t<M>::IsRowMajor) && !bool(expression_t<M>::IsVectorAtCompileTime) &&
+                      (int(Eigen::internal::traits<expression_t<M>>::Flags) & int(Eigen::DirectAccessBit)) != 0;
+
 template <class E> Index vector_length(const E& v) {
   static_assert(bool(E::IsVectorAtCompileTime), "pith: a vector is expected here");
   if (v.innerStride() != 1 && v.size() > 1) [[unlikely]]
@@ -88,14 +110,16 @@ template <class E> Index vector_length(const E& v) {
 /// Everything that would need a copy does not compile and says what to do.
 ///
 /// Heap     none, ever
-/// Throws   ShapeError if features turn out not to be contiguous (a map with a run-time inner stride)
+/// Throws   ShapeError if features turn out not to be contiguous (a map with a run-time inner stride), a size is negative, or numbers are
+///          said to lie at a null pointer
 template <class S> class ConstMatrixRef : public Eigen::Map<const Matrix<S>, 0, Eigen::OuterStride<>> {
   using Base = Eigen::Map<const Matrix<S>, 0, Eigen::OuterStride<>>;
 
  public:
   ConstMatrixRef() : ConstMatrixRef(nullptr, 0, 0) {}
   ConstMatrixRef(const S* data, Index rows, Index cols) : ConstMatrixRef(data, rows, cols, cols) {}
-  ConstMatrixRef(const S* data, Index rows, Index cols, Index stride) : Base(data, rows, cols, Eigen::OuterStride<>(stride)) {}
+  ConstMatrixRef(const S* data, Index rows, Index cols, Index stride)
+      : Base(detail::checked_data(data, rows, cols), rows, cols, Eigen::OuterStride<>(stride)) {}
   ConstMatrixRef(const ConstMatrixRef&) = default;
   /// Shows the other's numbers from now on: what is read-only can only be rebound.
   ConstMatrixRef& operator=(const ConstMatrixRef& other) { return *std::construct_at(this, ConstMatrixRef(other)); }
@@ -116,7 +140,8 @@ template <class S> class MatrixRef : public Eigen::Map<Matrix<S>, 0, Eigen::Oute
   using Base::operator=;
   MatrixRef() : MatrixRef(nullptr, 0, 0) {}
   MatrixRef(S* data, Index rows, Index cols) : MatrixRef(data, rows, cols, cols) {}
-  MatrixRef(S* data, Index rows, Index cols, Index stride) : Base(data, rows, cols, Eigen::OuterStride<>(stride)) {}
+  MatrixRef(S* data, Index rows, Index cols, Index stride)
+      : Base(detail::checked_data(data, rows, cols), rows, cols, Eigen::OuterStride<>(stride)) {}
   MatrixRef(const MatrixRef&) = default;
   MatrixRef& operator=(const MatrixRef& other) {
     Base::operator=(other);
@@ -138,7 +163,7 @@ template <class S> class ConstVectorRef : public Eigen::Map<const Vector<S>> {
 
  public:
   ConstVectorRef() : Base(nullptr, 0) {}
-  ConstVectorRef(const S* data, Index size) : Base(data, size) {}
+  ConstVectorRef(const S* data, Index size) : Base(detail::checked_data(data, size, 1), size) {}
   template <class R>
   requires(!detail::EigenDense<R> && std::is_convertible_v<const R&, std::span<const S>>) ConstVectorRef(const R& numbers)
       : Base(std::span<const S>(numbers).data(), static_cast<Index>(std::span<const S>(numbers).size())) {}
@@ -157,7 +182,7 @@ template <class S> class VectorRef : public Eigen::Map<Vector<S>> {
  public:
   using Base::operator=;
   VectorRef() : Base(nullptr, 0) {}
-  VectorRef(S* data, Index size) : Base(data, size) {}
+  VectorRef(S* data, Index size) : Base(detail::checked_data(data, size, 1), size) {}
   template <class R>
   requires(!detail::EigenDense<R> && std::is_convertible_v<R, std::span<S>>) VectorRef(R&& numbers)
       : Base(std::span<S>(numbers).data(), static_cast<Index>(std::span<S>(numbers).size())) {}

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <limits>
 #include <type_traits>
@@ -47,7 +48,7 @@ class Workspace {
   /// Room for n values of T, uninitialised.
   template <class T> T* take(Index n) {
     static_assert(std::is_trivially_destructible_v<T> && alignof(T) <= alignment);
-    const std::size_t size = bytes_for<T>(n);
+    const std::size_t size = padded_bytes<T>(n);
     if (size > bytes_ - used_) [[unlikely]]
       raise<CapacityError>(detail::text("pith::Workspace: ", bytes_, " bytes are too few, ",
                                         size > max_bytes - used_ ? max_bytes : used_ + size,
@@ -61,10 +62,18 @@ class Workspace {
   }
   template <class S> VectorRef<S> vector(Index size) { return {take<S>(size), size}; }
 
-  /// What take<T>(n) uses up: the building block of every workspace_bytes(). More than there can be for an n no memory could hold.
-  template <class T> static constexpr std::size_t bytes_for(Index n) {
-    if (n < 0 || static_cast<std::size_t>(n) > max_bytes / sizeof(T)) return max_bytes;
-    return (static_cast<std::size_t>(n) * sizeof(T) + alignment - 1) / alignment * alignment;
+  /// What take<T>(n · times …) uses up: the building block of every workspace_bytes(). Up to 64 of them can be added without overflow.
+  ///
+  /// Throws   CapacityError if a number is negative or no memory could hold the product
+  template <class T, std::convertible_to<Index>... Times> static constexpr std::size_t bytes_for(Index n, Times... times) {
+    bool fits = n >= 0;
+    const auto multiply = [&](Index by) { fits = fits && by >= 0 && !__builtin_mul_overflow(n, by, &n); };
+    (multiply(static_cast<Index>(times)), ...);
+    const std::size_t bytes = fits ? padded_bytes<T>(n) : max_bytes;
+    if (bytes > max_bytes / 64) [[unlikely]]
+      raise<CapacityError>(
+          "pith::Workspace: a number of rows, features or workers is negative, or their product more than memory can hold");
+    return bytes;
   }
 
   class Scope {
@@ -80,6 +89,11 @@ class Workspace {
   };
 
  private:
+  template <class T> static constexpr std::size_t padded_bytes(Index n) {
+    if (n < 0 || static_cast<std::size_t>(n) > max_bytes / sizeof(T)) return max_bytes;
+    return (static_cast<std::size_t>(n) * sizeof(T) + alignment - 1) / alignment * alignment;
+  }
+
   static constexpr std::size_t max_bytes = (std::numeric_limits<std::size_t>::max)() / alignment * alignment;
 
   detail::Bulk memory_;

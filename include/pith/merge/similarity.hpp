@@ -192,7 +192,7 @@ template <class S> struct NearestRows {
     S most = -std::numeric_limits<S>::infinity();
     Index oldest = -1;
     const auto take = [&](Index c, S x) {
-      if (x > most || (x == most && positions[static_cast<std::size_t>(c)] < positions[static_cast<std::size_t>(oldest)])) {
+      if (x > most || (x == most && oldest >= 0 && positions[static_cast<std::size_t>(c)] < positions[static_cast<std::size_t>(oldest)])) {
         most = x;
         oldest = c;
       }
@@ -233,7 +233,8 @@ std::size_t nearest_workspace_bytes(Index kept, Index dim, Index workers = 1, In
 /// Cost     2·n·m·dim flops and n·m looks; the similarity matrix is never stored
 /// Heap     none, given ws of nearest_workspace_bytes<S>(m, dim, workers, n)
 /// Throws   ShapeError if the shapes disagree or nothing is kept, CapacityError if ws is too small
-/// Law      no bit depends on the workers or on the other rows; scaling a row by a power of two changes neither its match nor any cosine
+/// Law      no bit depends on the workers or on the other rows; scaling a row by a power of two changes neither its match nor any
+///          cosine, as long as squares and products of the rows neither over- nor underflow (float: numbers from 2^-60 to 2^60)
 /// Paper    LOOK-M, arXiv:2406.18139, section 3.3
 template <class S>
 void nearest_rows(ConstMatrixRef<S> rows, std::type_identity_t<ConstMatrixRef<S>> kept, std::span<std::int32_t> match,

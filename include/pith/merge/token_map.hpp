@@ -137,7 +137,11 @@ template <class S> class TokenMap {
     check_token(token);
     target_[static_cast<std::size_t>(token)] = -1;
   }
-  bool stays(Index token) const { return target_[static_cast<std::size_t>(token)] == token; }
+  /// Throws   ShapeError if there is no such token
+  bool stays(Index token) const {
+    check_token(token);
+    return is_target(token);
+  }
 
   /// Ends the merge: the rows lie in the order of the tokens that stay.
   ///
@@ -146,7 +150,7 @@ template <class S> class TokenMap {
     check_targets();
     rows_ = 0;
     for (Index t = 0; t < tokens_; ++t)
-      if (stays(t)) token_of_[static_cast<std::size_t>(rows_++)] = static_cast<std::int32_t>(t);
+      if (is_target(t)) token_of_[static_cast<std::size_t>(rows_++)] = static_cast<std::int32_t>(t);
     number_rows();
   }
   /// The same in an order of one's own: `order` names each token that stays once.
@@ -155,7 +159,7 @@ template <class S> class TokenMap {
   void place(std::span<const std::int32_t> order) {
     check_targets();
     Index staying = 0;
-    for (Index t = 0; t < tokens_; ++t) staying += stays(t);
+    for (Index t = 0; t < tokens_; ++t) staying += is_target(t);
     const auto refuse = [&](const auto&... what) {
       place();
       raise<ShapeError>(detail::text("pith::TokenMap::place: ", what..., ", expected each of the ", staying, " tokens that stay once"));
@@ -163,7 +167,7 @@ template <class S> class TokenMap {
     if (static_cast<Index>(order.size()) != staying) refuse("an order of ", order.size(), " tokens");
     std::fill_n(row_of_.begin(), tokens_, -1);
     for (const std::int32_t t : order) {
-      if (t < 0 || t >= tokens_ || !stays(t) || row_of_[static_cast<std::size_t>(t)] != -1) refuse("token ", t, " in the order");
+      if (t < 0 || t >= tokens_ || !is_target(t) || row_of_[static_cast<std::size_t>(t)] != -1) refuse("token ", t, " in the order");
       row_of_[static_cast<std::size_t>(t)] = 0;
     }
     std::copy(order.begin(), order.end(), token_of_.begin());
@@ -172,13 +176,14 @@ template <class S> class TokenMap {
   }
 
  private:
+  bool is_target(Index token) const { return target_[static_cast<std::size_t>(token)] == token; }
   void check_token(Index token) const {
     if (token < 0 || token >= tokens_) raise<ShapeError>(detail::text("pith::TokenMap: token ", token, ", expected 0 .. ", tokens_ - 1));
   }
   void check_targets() const {
     for (Index t = 0; t < tokens_; ++t) {
       const std::int32_t to = target_[static_cast<std::size_t>(t)];
-      if (to >= 0 && !stays(to))
+      if (to >= 0 && !is_target(to))
         raise<StateError>(detail::text("pith::TokenMap::place: token ", t, " is merged into ", to, ", which does not stay itself"));
     }
   }
@@ -200,7 +205,7 @@ template <class S> class TokenMap {
       const std::int32_t to = target_[t];
       leaves_to_[t] = -1;
       if (to < 0) row_of_[t] = -1;
-      if (to < 0 || stays(static_cast<Index>(t))) continue;
+      if (to < 0 || is_target(static_cast<Index>(t))) continue;
       leaves_to_[t] = row_of_[t] = row_of_[static_cast<std::size_t>(to)];
       ++merged_;
     }

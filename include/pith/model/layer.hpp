@@ -251,7 +251,7 @@ void read_head(const DecoderModel<S>& model, const AdapterRuns<S>& adapters, std
 template <class S> std::size_t layer_workspace_bytes(const DecoderModel<S>& model, Index tokens, Index rows, Index workers) {
   const DecoderConfig& c = model.config;
   const Index q = c.num_attention_heads * c.head_dim, kv = c.num_key_value_heads * c.head_dim;
-  const auto bytes = [&](Index width) { return Workspace::bytes_for<S>(tokens * width); };
+  const auto bytes = [&](Index width) { return Workspace::bytes_for<S>(tokens, width); };
   std::size_t kernels = attend_workspace_bytes<S>(c.attention(), rows, workers, tokens);
   for (std::size_t l = 0; l < model.layers.size(); ++l) {
     const LayerWeights<S>& w = model.weights.layers[l];

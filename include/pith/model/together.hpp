@@ -27,7 +27,7 @@ template <class S, KvStorage T> class TogetherPass {
     const Index n = static_cast<Index>(sessions.size());
     Index rows = 0;
     for (const Session<S, T>* session : sessions) rows = (std::max)(rows, session->rows_);
-    return layer_workspace_bytes<S>(model, n, rows, workers) + 2 * Workspace::bytes_for<S>(n * model.config.hidden_size) +
+    return layer_workspace_bytes<S>(model, n, rows, workers) + 2 * Workspace::bytes_for<S>(n, model.config.hidden_size) +
            Workspace::bytes_for<Index>(n) + Workspace::bytes_for<AdapterRun<S>>(n);
   }
 

@@ -68,7 +68,7 @@ class FeedForward {
   std::size_t bytes() const { return detail::bytes_of(up_) + detail::bytes_of(down_); }
   std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
     const Index tile = (std::min)(tokens, detail::feed_forward_tile);
-    return Workspace::bytes_for<Scalar>(tile * up_.out()) +
+    return Workspace::bytes_for<Scalar>(tile, up_.out()) +
            (std::max)(detail::workspace_bytes_of(up_, tile, workers), detail::workspace_bytes_of(down_, tile, workers));
   }
 
@@ -125,7 +125,7 @@ class SwiGlu {
   std::size_t bytes() const { return detail::bytes_of(gate_) + detail::bytes_of(up_) + detail::bytes_of(down_); }
   std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
     const Index tile = (std::min)(tokens, detail::feed_forward_tile);
-    return 2 * Workspace::bytes_for<Scalar>(tile * gate_.out()) +
+    return 2 * Workspace::bytes_for<Scalar>(tile, gate_.out()) +
            (std::max)({detail::workspace_bytes_of(gate_, tile, workers), detail::workspace_bytes_of(up_, tile, workers),
                        detail::workspace_bytes_of(down_, tile, workers)});
   }

@@ -38,6 +38,8 @@ template <class S = float> class Linear {
   explicit Linear(Matrix<S> weight, Vector<S> bias = {}) : weight_(std::move(weight)), bias_(std::move(bias)) {
     detail::check_bias("Linear", weight_.rows(), bias_.size());
   }
+  /// Does not compile: it would be a copy of another layout.
+  template <detail::ColumnMajor W> explicit Linear(const W&, Vector<S> = {}) { detail::bindable<S, W>(); }
 
   void forward(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const { matmul(x, ConstMatrixRef<S>(weight_), bias(), y, ws); }
   Matrix<S> forward(ConstMatrixRef<S> x) const { return detail::forward_alone(*this, x); }
@@ -75,6 +77,10 @@ template <class S = float, class T = S> class LinearView {
   }
   explicit LinearView(const Linear<S>& linear) requires std::same_as<S, T> : LinearView(linear.weight(), linear.bias()) {}
   LinearView(Linear<S>&&) = delete;  // it would outlive what it shows
+  template <detail::OwningTemporary W> explicit LinearView(W&&) = delete;
+  template <class W, class B>
+  requires(detail::OwningTemporary<W> || detail::OwningTemporary<B>) LinearView(W&&, B&&)
+  = delete;
   LinearView(const LinearView&) = default;
   LinearView& operator=(const LinearView& other) {  // a map assigned to copies numbers: bind again instead
     std::construct_at(&weight_, other.weight_);

@@ -205,7 +205,7 @@ template <class T> constexpr std::size_t matmul_workspace_bytes(Index tokens, In
   using S = arithmetic_t<T>;
   if (tokens <= 0 || in <= 0) return 0;
   const Index copy = tokens >= detail::copy_tokens ? (std::min)(tokens, detail::token_block) * detail::copied_stride : 0;
-  return Workspace::bytes_for<S>(workers * detail::TileShape<S>::depth * detail::panel_width) + Workspace::bytes_for<S>(workers * copy);
+  return Workspace::bytes_for<S>(workers, detail::TileShape<S>::depth, detail::panel_width) + Workspace::bytes_for<S>(workers, copy);
 }
 
 template <class T>

@@ -148,7 +148,7 @@ template <class S = float, Activation<S> Act = Relu> class BottleneckAdapter {
     return n + (before_ ? 2 * size() : 0) + (after_ ? 2 * size() : 0);
   }
   std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
-    return 2 * Workspace::bytes_for<S>(tokens * size()) + core_.workspace_bytes(tokens, workers);
+    return 2 * Workspace::bytes_for<S>(tokens, size()) + core_.workspace_bytes(tokens, workers);
   }
 
  private:

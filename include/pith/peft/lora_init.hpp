@@ -61,12 +61,12 @@ template <std::uniform_random_bit_generator Rng> Matrix<double> orthogonal_rows(
 
 /// Numbers for a fresh adapter, A first, row by row.
 ///
-/// Throws   ShapeError for negative sizes, a σ below 0, or an odd rank that is to be split in halves
+/// Throws   ShapeError for negative sizes, a σ below 0 or not finite, or an odd rank that is to be split in halves
 template <class S = float, std::uniform_random_bit_generator Rng>
 LoraFactors<S> fresh_factors(Index in, Index out, Index rank, const LoraInit& init, Rng& rng) {
-  if (in < 0 || out < 0 || rank < 0 || !(init.sigma >= 0)) [[unlikely]]
+  if (in < 0 || out < 0 || rank < 0 || !(init.sigma >= 0) || !std::isfinite(init.sigma)) [[unlikely]]
     raise<ShapeError>(detail::text("pith::fresh_factors: rank ", rank, " between ", in, " and ", out, " features with a sigma of ",
-                                   init.sigma, ": expected nothing negative"));
+                                   init.sigma, ": expected nothing negative or infinite"));
   detail::checked_product("fresh_factors", rank, in);
   detail::checked_product("fresh_factors", rank, out);
   if (init.start == LoraStart::orthogonal && rank % 2 != 0) [[unlikely]]

@@ -16,7 +16,8 @@ namespace pith::inline v0 {
 
 /// What LoRA and its relatives add to a layer: ΔW = B diag(gain) A in rank components, each a row of both factors.
 ///
-/// Optional: bias(), [out] or empty, added to y with its scale folded in.
+/// Optional: bias(), [out] or empty, added to y with its scale folded in; changes(), a count that grows whenever numbers are handed out
+/// for writing, by which DoraLinear knows that its norms are stale.
 template <class A>
 concept LowRankAdapter = requires(const A a) {
   typename A::Scalar;
@@ -46,8 +47,8 @@ void add_low_rank(ConstMatrixRef<typename A::Scalar> x, const A& adapter, Matrix
 /// What add_low_rank() takes from its workspace at most; monotone in tokens and rank.
 template <class S> constexpr std::size_t low_rank_workspace_bytes(Index tokens, Index rank, Index workers = 1) {
   if (tokens <= 0 || rank <= 0) return 0;
-  return Workspace::bytes_for<S>((std::min)(tokens, detail::token_block) * rank) + Workspace::bytes_for<Index>(rank) +
-         Workspace::bytes_for<S>(workers * rank * detail::panel_width);
+  return Workspace::bytes_for<S>((std::min)(tokens, detail::token_block), rank) + Workspace::bytes_for<Index>(rank) +
+         Workspace::bytes_for<S>(workers, rank, detail::panel_width);
 }
 
 namespace detail {

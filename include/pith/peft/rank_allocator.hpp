@@ -91,7 +91,7 @@ template <class S = float> class RankAllocator {
     const Index n = static_cast<Index>(modules_.size());
     schedule_.last = options.target_rank < 0 ? -1 : detail::checked_product("RankAllocator", options.target_rank, n);
     if (schedule_.last < 0 || schedule_.last > schedule_.first || options.initial < 0 || options.final < 0 || options.every < 1 ||
-        options.total_steps - options.final < options.initial) [[unlikely]]
+        options.total_steps < 0 || options.total_steps - options.final < options.initial) [[unlikely]]
       raise<ShapeError>(detail::text("pith::RankAllocator: target rank ", options.target_rank, " of ", n, " modules with ", schedule_.first,
                                      " triplets; ", options.initial, " + ", options.final, " of ", options.total_steps,
                                      " steps, a mask every ", options.every,

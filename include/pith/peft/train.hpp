@@ -185,11 +185,18 @@ inline double warmup_decay(Index step, Index warmup, Index total) {
 /// Adam with decoupled weight decay. What belongs to a parameter it knows by its name: parameters may come and go.
 ///
 /// Heap     when it sees a name for the first time
-/// Throws   ShapeError if a gradient has another shape than its parameter, or a name comes back with another shape
+/// Throws   ShapeError if a gradient has another shape than its parameter, a name comes back with another shape, or options make no sense
 /// Paper    arXiv:1711.05101
 template <class S = float> class AdamW {
  public:
-  explicit AdamW(const AdamWOptions& options = {}) : options_(options) {}
+  explicit AdamW(const AdamWOptions& options = {}) : options_(options) {
+    const auto share = [](double x) { return x >= 0 && x < 1; };
+    if (!std::isfinite(options.learning_rate) || !share(options.beta1) || !share(options.beta2) || !(options.epsilon > 0) ||
+        !std::isfinite(options.epsilon) || !std::isfinite(options.weight_decay)) [[unlikely]]
+      raise<ShapeError>(detail::text("pith::AdamW: learning rate ", options.learning_rate, ", betas ", options.beta1, " and ",
+                                     options.beta2, ", epsilon ", options.epsilon, ", weight decay ", options.weight_decay,
+                                     ": expected finite numbers, betas in [0, 1) and an epsilon above 0"));
+  }
 
   /// One step of one parameter; `factor` scales the learning rate.
   void update(std::string_view name, MatrixRef<S> value, ConstMatrixRef<S> gradient, double factor = 1) {
