@@ -3,6 +3,7 @@
 
 #include <pith/peft/adalora.hpp>
 #include <pith/peft/dora.hpp>
+#include <pith/peft/dylora.hpp>
 
 #include "laws/adapter_laws.hpp"
 #include "support/catch.hpp"
@@ -61,18 +62,67 @@ TEST_CASE("DoraLinear: a norm that is out of date is noticed, and made anew", "[
   DoraLinear layer(LinearView{c.base}, c.adapter, c.magnitude);
   const Matrix<double> before = layer.forward(c.x);
   layer.adapter().set_scale(-1);
-  CHECK_THROWS_AS(layer.forward(c.x), pith_test::BrokenInvariant);
-  CHECK_THROWS_AS(layer.merged(), pith_test::BrokenInvariant);
+  CHECK_THROWS_AS(layer.forward(c.x), StateError);
+  CHECK_THROWS_AS(layer.merged(), StateError);
   layer.refresh();
   LoraAdapter<double> turned = c.adapter;
   turned.set_scale(-1);
   CHECK(same_bits(layer.forward(c.x), DoraLinear(LinearView{c.base}, turned, c.magnitude).forward(c.x)));
   layer.magnitude()[3] = 9;
-  CHECK_THROWS_AS(layer.forward(c.x), pith_test::BrokenInvariant);
+  CHECK_THROWS_AS(layer.forward(c.x), StateError);
   layer.refresh();
   layer.forward(c.x);
   CHECK(std::as_const(layer).magnitude()[3] == 9);
   CHECK(same_bits(DoraLinear(LinearView{c.base}, c.adapter, c.magnitude).forward(c.x), before));
+}
+
+TEST_CASE("DoraLinear: a change behind a reference from before refresh() is noticed in Release as well", "[peft]") {
+  // One output, one feature: W = 3, B A = 2 · 1, m = 10; n = |3 + scale · 2|.
+  const Linear<double> base(Matrix<double>::Constant(1, 1, 3));
+  const Matrix<double> one = Matrix<double>::Ones(1, 1), two = 2 * one, pair = Matrix<double>::Ones(2, 1);
+  DoraLinear layer(LinearView{base}, LoraAdapter<double>(one, two, {.alpha = 1}), Vector<double>::Constant(1, 10).eval());
+  const Matrix<double> x = Matrix<double>::Constant(1, 1, 7);
+  Matrix<double> y = Matrix<double>::Constant(1, 1, -1), dx = y;
+  Workspace ws(layer.workspace_bytes(1));
+  LoraAdapter<double>& adapter = layer.adapter();
+  layer.refresh();
+  const auto refused = [&] {
+    CHECK_THROWS_WITH(layer.forward(x, y, ws), contains("call refresh() first"));
+    CHECK_THROWS_AS(layer.backward(x, dx, ws), StateError);
+    CHECK_THROWS_AS(layer.scale_rows(x, dx), StateError);
+    CHECK_THROWS_AS(layer.norm(), StateError);
+    CHECK_THROWS_AS(layer.merged(), StateError);
+    CHECK(y(0, 0) == -1);
+    CHECK(dx(0, 0) == -1);
+  };
+  adapter.set_scale(-4);  // 3 - 8 = -5: m / n = 2, and -5 · 2 · 7
+  refused();
+  layer.refresh();
+  CHECK(layer.forward(x)(0, 0) == -70);
+  adapter.down()(0, 0) = .5;  // 3 - 4 = -1: m / n = 10
+  refused();
+  layer.refresh();
+  CHECK(layer.forward(x)(0, 0) == -70);
+  adapter.up().setZero();  // 3: 10 · 7
+  refused();
+  layer.refresh();
+  CHECK(std::abs(layer.forward(x)(0, 0) - 70) < 1e-13);
+
+  DoraLinear triplets(LinearView{base}, AdaLoraAdapter<double>(one, Vector<double>::Ones(1).eval(), one));
+  AdaLoraAdapter<double>& held = triplets.adapter();
+  triplets.refresh();
+  held.lambda()[0] = 2;
+  CHECK_THROWS_AS(triplets.forward(x), StateError);
+  held.refresh();
+  CHECK_THROWS_AS(triplets.forward(x), StateError);
+  triplets.refresh();
+  triplets.forward(x);
+
+  DoraLinear ranks(LinearView{base}, DyLoraAdapter<double>(pair, Matrix<double>(pair.transpose())));
+  DyLoraAdapter<double>& of_two = ranks.adapter();
+  ranks.refresh();
+  of_two.set_rank(1);
+  CHECK_THROWS_AS(ranks.forward(x), StateError);
 }
 
 TEST_CASE("DoraLinear: a row of zeros stays one", "[peft]") {

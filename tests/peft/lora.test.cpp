@@ -234,3 +234,31 @@ TEST_CASE("DyLoraAdapter: rank b is the LoraAdapter of the first b components, b
   CHECK(layer.adapter().rank() == 2);
   CHECK_THROWS_AS(DyLoraAdapter(Matrix<float>(0, 3), Matrix<float>(3, 0)), ShapeError);
 }
+
+TEST_CASE("adapters: what λ and β are multiplied by is never out of date", "[peft]") {
+  const Linear<double> base(Matrix<double>::Zero(1, 1));
+  const Matrix<double> one = Matrix<double>::Ones(1, 1), x = Matrix<double>::Constant(1, 1, 7);
+  const Vector<double> two = Vector<double>::Constant(1, 2);
+  const auto refuses = [&](auto& layer, auto&& change, double expected) {
+    Matrix<double> y = Matrix<double>::Constant(1, 1, -1);
+    Workspace ws(layer.workspace_bytes(1));
+    change(layer.adapter());
+    CHECK_THROWS_AS(layer.forward(x, y, ws), StateError);
+    CHECK(y(0, 0) == -1);
+    layer.adapter().refresh();
+    CHECK(std::abs(layer.forward(x)(0, 0) - expected) < 1e-3);  // the scale of triplets is alpha / (rank + 1e-5)
+  };
+  LoraLinear ada(LinearView{base}, AdaLoraAdapter<double>(one, two, one, {.alpha = 1}));
+  refuses(
+      ada, [](auto& a) { a.lambda()[0] = 3; }, 21);
+  LoraLinear incre(LinearView{base}, IncreLoraAdapter<double>(one, two, one, {.alpha = 1}));
+  refuses(
+      incre, [](auto& a) { a.lambda()[0] = 3; }, 21);
+  LoraLinear biased(LinearView{base}, LoraAdapter<double>(one, one, {.alpha = 1}, two));
+  refuses(
+      biased, [](auto& a) { a.beta()[0] = 5; }, 12);
+  VectorRef<double> held = biased.adapter().beta();
+  biased.adapter().refresh();
+  held[0] = 6;
+  CHECK_THROWS_AS(biased.forward(x), StateError);
+}

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <random>
 #include <type_traits>
 
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
 #include <pith/peft/factors.hpp>
+#include <pith/peft/fresh.hpp>
 #include <pith/peft/gradients.hpp>
 #include <pith/peft/lora_init.hpp>
 #include <pith/peft/low_rank.hpp>
@@ -51,16 +53,27 @@ template <class S = float> class AdaLoraAdapter {
   Index out() const { return factors_.up.cols(); }
   ConstMatrixRef<S> down() const { return factors_.down; }  ///< A [rank, in]
   ConstMatrixRef<S> up() const { return factors_.up; }      ///< Bᵀ [rank, out]
-  ConstVectorRef<S> gain() const { return gain_; }          ///< [rank] scale · λ
-  ConstVectorRef<S> lambda() const { return lambda_; }      ///< [rank]
+  /// [rank] scale · λ.
+  ///
+  /// Throws   StateError if λ changed after the last refresh()
+  ConstVectorRef<S> gain() const {
+    fresh_lambda_.check("AdaLoraAdapter", "lambda", lambda_);
+    return gain_;
+  }
+  ConstVectorRef<S> lambda() const { return lambda_; }  ///< [rank]
   S scale() const { return scale_; }
   Index kept() const { return (lambda_.array() != S(0)).count(); }  ///< triplets whose λ is not 0
 
   /// The numbers themselves, for training and masking; refresh() after lambda has changed.
-  MatrixRef<S> down() { return factors_.down; }
-  MatrixRef<S> up() { return factors_.up; }
+  MatrixRef<S> down() { return ++changes_, factors_.down; }
+  MatrixRef<S> up() { return ++changes_, factors_.up; }
   VectorRef<S> lambda() { return lambda_; }
-  void refresh() { gain_ = scale_ * lambda_; }
+  void refresh() {
+    ++changes_;
+    gain_ = scale_ * lambda_;
+    fresh_lambda_.set(lambda_);
+  }
+  std::uint64_t changes() const { return changes_; }
 
   /// The triplets that are left, with the scale they were trained with.
   AdaLoraAdapter pruned() const {
@@ -86,8 +99,10 @@ template <class S = float> class AdaLoraAdapter {
  private:
   detail::Factors<S> factors_;
   Vector<S> lambda_, gain_;
+  detail::Fresh<S> fresh_lambda_;
   AdaLoraOptions options_;
   S scale_ = 0;
+  std::uint64_t changes_ = 0;
 };
 
 template <detail::EigenDense A, class E, class B> AdaLoraAdapter(const A&, const E&, const B&) -> AdaLoraAdapter<detail::scalar_t<A>>;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 #include <pith/core/check.hpp>
@@ -10,6 +11,7 @@
 #include <pith/core/workspace.hpp>
 #include <pith/nn/linear.hpp>
 #include <pith/peft/dense.hpp>
+#include <pith/peft/fresh.hpp>
 #include <pith/peft/lora.hpp>
 #include <pith/peft/low_rank.hpp>
 
@@ -39,11 +41,13 @@ requires std::same_as<typename L::Scalar, typename A::Scalar> Vector<typename L:
 /// Weight-decomposed LoRA: every row of W + ΔW scaled to the length m that was learned for it, y = bias + m / n ∘ (x (W + ΔW)ᵀ).
 ///
 /// n, the length it has, is computed when the layer is made and by refresh(): it changes with the weight, the adapter and its scale alone.
-/// Where n is 0 the row stays as it is.
+/// Where n is 0 the row stays as it is. A change of the adapter or the magnitude without a refresh() is refused; a view of their numbers
+/// that was taken before a refresh() and written after it, or a base whose numbers others change, cannot be seen.
 ///
 /// Shapes   magnitude m [out], or empty: n, so that the layer starts as plain LoRA · x [tokens, in] · y [tokens, out]
 /// Heap     none in forward(x, y, ws) and backward(dy, dx, ws), given ws of workspace_bytes(tokens, workers)
-/// Throws   ShapeError if the parts do not fit, UnsupportedError if the adapter has a bias, which DoRA excludes
+/// Throws   ShapeError if the parts do not fit, UnsupportedError if the adapter has a bias, which DoRA excludes; StateError from all that
+///          uses n if the adapter or the magnitude changed after it was computed
 /// Law      where m is n, the bits of LoraLinear; over a base with adapters of its own the result depends on their order
 /// Paper    DoRA: arXiv:2402.09353
 template <DenseLinear Base, LowRankAdapter Adapter = LoraAdapter<typename Base::Scalar>>
@@ -61,7 +65,7 @@ class DoraLinear {
   }
 
   void forward(ConstMatrixRef<Scalar> x, MatrixRef<Scalar> y, Workspace& ws) const {
-    PITH_ASSERT(fresh_);  // refresh() after a change of the adapter or the magnitude
+    check_fresh();
     base_.forward(x, y, ws);
     add_low_rank(x, adapter_, y, ws);
     for (Index t = 0; t < y.rows(); ++t) {
@@ -77,7 +81,7 @@ class DoraLinear {
   Matrix<Scalar> forward(ConstMatrixRef<Scalar> x) const { return detail::forward_alone(*this, x); }
   /// dx = (dy ∘ m / n) (W + ΔW), n being held constant. Shapes: dy [tokens, out] · dx [tokens, in]
   void backward(ConstMatrixRef<Scalar> dy, MatrixRef<Scalar> dx, Workspace& ws) const requires BackwardLinear<Base> {
-    PITH_ASSERT(fresh_);
+    check_fresh();
     check_shape("DoraLinear", "dy", dy, any_extent, out());
     const Workspace::Scope scope(ws);
     const MatrixRef<Scalar> scaled = ws.matrix<Scalar>(dy.rows(), dy.cols());
@@ -88,6 +92,9 @@ class DoraLinear {
 
   /// out = dy ∘ m / n: the gradient of x (W + ΔW)ᵀ. Shapes: dy, out [tokens, out]
   void scale_rows(ConstMatrixRef<Scalar> dy, MatrixRef<Scalar> scaled) const {
+    check_fresh();
+    check_shape("DoraLinear::scale_rows", "dy", dy, any_extent, out());
+    check_shape("DoraLinear::scale_rows", "scaled", scaled, dy.rows(), out());
     for (Index t = 0; t < dy.rows(); ++t)  // row by row: Eigen would keep a row of what is repeated on the heap
       scaled.row(t) = (dy.row(t).array() * (excess_.array() + Scalar(1)).transpose()).matrix();
   }
@@ -99,13 +106,15 @@ class DoraLinear {
     norm_ = dora_norm(weight, adapter_);
     if (magnitude_.size() == 0) magnitude_ = norm_;
     excess_ = (norm_.array() == Scalar(0)).select(Scalar(0), magnitude_.array() / norm_.array() - Scalar(1)).matrix();
+    fresh_gain_.set(adapter_.gain());
+    changes_ = detail::changes_of(adapter_);
     fresh_ = true;
   }
 
   /// diag(m / n) (W + ΔW) as one layer; each number is rounded once. This layer and its base stay as they are.
   Linear<Scalar> merged() const { return detail::merged(*this); }
   void merged_rows(Index first_row, MatrixRef<double> rows) const {
-    PITH_ASSERT(fresh_);
+    check_fresh();
     detail::wide_rows(base_, first_row, rows);
     detail::add_delta_rows(adapter_, first_row, rows);
     for (Index r = 0; r < rows.rows(); ++r)
@@ -117,7 +126,7 @@ class DoraLinear {
   Index in() const { return base_.in(); }
   Index out() const { return base_.out(); }
   std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
-    return Workspace::bytes_for<Scalar>(tokens * out()) +
+    return Workspace::bytes_for<Scalar>(tokens, out()) +
            (std::max)(detail::workspace_bytes_of(base_, tokens, workers),
                       low_rank_workspace_bytes<Scalar>(tokens, detail::most_rank(adapter_), workers));
   }
@@ -125,8 +134,11 @@ class DoraLinear {
   const Base& base() const { return base_; }
   const Adapter& adapter() const { return adapter_; }
   const Vector<Scalar>& magnitude() const { return magnitude_; }
-  const Vector<Scalar>& norm() const { return norm_; }
-  /// What may be changed; refresh() before the next forward().
+  const Vector<Scalar>& norm() const {
+    check_fresh();
+    return norm_;
+  }
+  /// What may be changed; refresh() comes before the next forward().
   Adapter& adapter() {
     fresh_ = false;
     return adapter_;
@@ -137,9 +149,18 @@ class DoraLinear {
   }
 
  private:
+  void check_fresh() const {
+    if (!fresh_ || changes_ != detail::changes_of(adapter_)) [[unlikely]]
+      raise<StateError>(
+          "pith::DoraLinear: the adapter or the magnitude may have changed after the norms were computed: call refresh() first");
+    fresh_gain_.check("DoraLinear", "the adapter's gain", adapter_.gain());
+  }
+
   Base base_;
   Adapter adapter_;
   Vector<Scalar> magnitude_, bias_, norm_, excess_;  // excess: m / n - 1
+  detail::Fresh<Scalar> fresh_gain_;
+  std::uint64_t changes_ = 0;
   bool fresh_ = false;
 };
 

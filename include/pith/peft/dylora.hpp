@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
@@ -36,6 +37,7 @@ template <class S = float> class DyLoraAdapter {
       raise<ShapeError>(detail::text("pith::DyLoraAdapter::set_rank: rank ", b, ", expected 1 .. ", max_rank()));
     gain_.setConstant(static_cast<S>(lora_scale(options_, b)));
     rank_ = b;
+    ++changes_;
   }
 
   Index rank() const { return rank_; }
@@ -48,9 +50,10 @@ template <class S = float> class DyLoraAdapter {
   S scale() const { return gain_[0]; }
 
   /// The numbers of all ranks, for training.
-  MatrixRef<S> all_down() { return factors_.down; }
-  MatrixRef<S> all_up() { return factors_.up; }
-  void refresh() {}
+  MatrixRef<S> all_down() { return ++changes_, factors_.down; }
+  MatrixRef<S> all_up() { return ++changes_, factors_.up; }
+  void refresh() { ++changes_; }
+  std::uint64_t changes() const { return changes_; }
   template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
     f("lora_A", all_down(), ConstMatrixRef<S>(g.down));
     f("lora_B", all_up(), ConstMatrixRef<S>(g.up));
@@ -63,6 +66,7 @@ template <class S = float> class DyLoraAdapter {
   LoraOptions options_;
   Vector<S> gain_;
   Index rank_ = 0;
+  std::uint64_t changes_ = 0;
 };
 
 template <detail::EigenDense A, class B> DyLoraAdapter(const A&, const B&) -> DyLoraAdapter<detail::scalar_t<A>>;

@@ -2,12 +2,14 @@
 
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <random>
 #include <string>
 
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
 #include <pith/peft/adalora.hpp>
+#include <pith/peft/fresh.hpp>
 #include <pith/peft/gradients.hpp>
 #include <pith/peft/lora_init.hpp>
 #include <pith/peft/low_rank.hpp>
@@ -59,9 +61,15 @@ template <class S = float> class IncreLoraAdapter {
   Index max_rank() const { return down_.rows(); }  ///< the capacity
   Index in() const { return down_.cols(); }
   Index out() const { return up_.cols(); }
-  ConstMatrixRef<S> down() const { return down_.topRows(used_); }       ///< A [rank, in]
-  ConstMatrixRef<S> up() const { return up_.topRows(used_); }           ///< Bᵀ [rank, out]
-  ConstVectorRef<S> gain() const { return {gain_.data(), used_}; }      ///< [rank] scale · λ
+  ConstMatrixRef<S> down() const { return down_.topRows(used_); }  ///< A [rank, in]
+  ConstMatrixRef<S> up() const { return up_.topRows(used_); }      ///< Bᵀ [rank, out]
+  /// [rank] scale · λ.
+  ///
+  /// Throws   StateError if λ changed after the last refresh()
+  ConstVectorRef<S> gain() const {
+    fresh_lambda_.check("IncreLoraAdapter", "lambda", lambda_);
+    return {gain_.data(), used_};
+  }
   ConstVectorRef<S> lambda() const { return {lambda_.data(), used_}; }  ///< [rank]
   S scale() const { return scale_; }
   const IncreLoraOptions& options() const { return options_; }
@@ -107,14 +115,15 @@ template <class S = float> class IncreLoraAdapter {
   }
 
   /// The numbers themselves, for training; refresh() after lambda has changed.
-  MatrixRef<S> down() { return down_.topRows(used_); }
-  MatrixRef<S> up() { return up_.topRows(used_); }
+  MatrixRef<S> down() { return ++changes_, down_.topRows(used_); }
+  MatrixRef<S> up() { return ++changes_, up_.topRows(used_); }
   VectorRef<S> lambda() { return {lambda_.data(), used_}; }
   void refresh() {
     update_gain();
     trained_counted_ = counted_;
     trained_used_ = used_;
   }
+  std::uint64_t changes() const { return changes_; }
 
   /// The counted components as an AdaLoraAdapter of the same scale: for inference, once the reserve is silent.
   AdaLoraAdapter<S> grown() const {
@@ -125,6 +134,7 @@ template <class S = float> class IncreLoraAdapter {
   /// One component at a time, as they come: λ of the counted ones, A and B also of a reserve that learns. What has been added since the
   /// last refresh() had no gradient when it came, and waits for the next.
   template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
+    ++changes_;
     for (Index r = 0; r < trained_used_; ++r) {
       const std::string number = "." + std::to_string(r);
       if (r < trained_counted_ || options_.advance_learn) {
@@ -148,14 +158,20 @@ template <class S = float> class IncreLoraAdapter {
                                         " more are needed): construct it with a larger capacity"));
   }
 
-  void update_gain() { gain_.head(used_) = scale_ * lambda_.head(used_); }
+  void update_gain() {
+    ++changes_;
+    gain_.head(used_) = scale_ * lambda_.head(used_);
+    fresh_lambda_.set(lambda_);
+  }
 
   Matrix<S> down_, up_;
   Vector<S> lambda_, gain_;
+  detail::Fresh<S> fresh_lambda_;
   IncreLoraOptions options_;
   Index initial_, counted_, used_;
   Index trained_counted_ = 0, trained_used_ = 0;
   S scale_ = 0;
+  std::uint64_t changes_ = 0;
 };
 
 template <detail::EigenDense A, class E, class B> IncreLoraAdapter(const A&, const E&, const B&) -> IncreLoraAdapter<detail::scalar_t<A>>;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include <pith/nn/linear.hpp>
 #include <pith/peft/dense.hpp>
 #include <pith/peft/factors.hpp>
+#include <pith/peft/fresh.hpp>
 #include <pith/peft/gradients.hpp>
 #include <pith/peft/low_rank.hpp>
 
@@ -51,11 +53,17 @@ template <class S = float> class LoraAdapter {
   Index rank() const { return factors_.down.rows(); }
   Index in() const { return factors_.down.cols(); }
   Index out() const { return factors_.up.cols(); }
-  ConstMatrixRef<S> down() const { return factors_.down; }                                      ///< A [rank, in]
-  ConstMatrixRef<S> up() const { return factors_.up; }                                          ///< Bᵀ [rank, out]
-  ConstVectorRef<S> gain() const { return gain_; }                                              ///< [rank] scale
-  ConstVectorRef<S> bias() const { return {bias_.data(), scale_ == S(0) ? 0 : bias_.size()}; }  ///< [out] scale · β, or empty
-  ConstVectorRef<S> beta() const { return beta_; }                                              ///< [out] as trained, or empty
+  ConstMatrixRef<S> down() const { return factors_.down; }  ///< A [rank, in]
+  ConstMatrixRef<S> up() const { return factors_.up; }      ///< Bᵀ [rank, out]
+  ConstVectorRef<S> gain() const { return gain_; }          ///< [rank] scale
+  /// [out] scale · β, or empty.
+  ///
+  /// Throws   StateError if β changed after the last refresh()
+  ConstVectorRef<S> bias() const {
+    fresh_beta_.check("LoraAdapter", "beta", beta_);
+    return {bias_.data(), scale_ == S(0) ? 0 : bias_.size()};
+  }
+  ConstVectorRef<S> beta() const { return beta_; }  ///< [out] as trained, or empty
 
   S scale() const { return scale_; }
   /// What B A is multiplied by from now on; 0 switches the adapter off, bit for bit.
@@ -67,13 +75,16 @@ template <class S = float> class LoraAdapter {
   }
 
   /// The numbers themselves, for training; refresh() after beta has changed.
-  MatrixRef<S> down() { return factors_.down; }
-  MatrixRef<S> up() { return factors_.up; }
+  MatrixRef<S> down() { return ++changes_, factors_.down; }
+  MatrixRef<S> up() { return ++changes_, factors_.up; }
   VectorRef<S> beta() { return beta_; }
   void refresh() {
+    ++changes_;
     gain_ = Vector<S>::Constant(rank(), scale_);
     bias_ = scale_ * beta_;
+    fresh_beta_.set(beta_);
   }
+  std::uint64_t changes() const { return changes_; }
 
   /// f(name, numbers, their gradient) for everything that is trained.
   template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
@@ -87,7 +98,9 @@ template <class S = float> class LoraAdapter {
  private:
   detail::Factors<S> factors_;
   Vector<S> beta_, bias_, gain_;
+  detail::Fresh<S> fresh_beta_;
   S scale_ = 0;
+  std::uint64_t changes_ = 0;
 };
 
 template <detail::EigenDense A, class... Rest> LoraAdapter(const A&, const Rest&...) -> LoraAdapter<detail::scalar_t<A>>;
@@ -100,7 +113,7 @@ LoraAdapter(const A&, const B&, const LoraOptions&, const V&) -> LoraAdapter<det
 /// Shapes   x [tokens, in] · y [tokens, out]
 /// Cost     2·tokens·rank·(in + out) flops over the base
 /// Heap     none in forward(x, y, ws) and backward(dy, dx, ws), given ws of workspace_bytes(tokens, workers)
-/// Throws   ShapeError if the adapter does not fit the base
+/// Throws   ShapeError if the adapter does not fit the base; StateError if its λ or β changed after its last refresh()
 /// Law      at rank 0, or where every gain is 0, the bits of the base; merged() is the same layer up to rounding
 /// Paper    LoRA: arXiv:2106.09685
 template <LinearOp Base, LowRankAdapter Adapter = LoraAdapter<typename Base::Scalar>>
@@ -112,12 +125,14 @@ class LoraLinear {
   LoraLinear(Base base, Adapter adapter) : base_(std::move(base)), adapter_(std::move(adapter)) { check(); }
 
   void forward(ConstMatrixRef<Scalar> x, MatrixRef<Scalar> y, Workspace& ws) const {
+    detail::check_ready(adapter_);
     base_.forward(x, y, ws);
     add_low_rank(x, adapter_, y, ws);
   }
   Matrix<Scalar> forward(ConstMatrixRef<Scalar> x) const { return detail::forward_alone(*this, x); }
   /// dx = dy W + ((dy B) ∘ gain) A: the gradient of the input. Shapes: dy [tokens, out] · dx [tokens, in]
   void backward(ConstMatrixRef<Scalar> dy, MatrixRef<Scalar> dx, Workspace& ws) const requires BackwardLinear<Base> {
+    detail::check_ready(adapter_);
     base_.backward(dy, dx, ws);
     add_low_rank<Scalar>(dy, adapter_.up(), adapter_.down(), adapter_.gain(), dx, ws);
   }

@@ -14,6 +14,7 @@
 #include <pith/core/workspace.hpp>
 #include <pith/nn/linear_op.hpp>
 #include <pith/peft/dense.hpp>
+#include <pith/peft/fresh.hpp>
 #include <pith/peft/lora.hpp>
 #include <pith/peft/low_rank.hpp>
 
@@ -28,6 +29,9 @@ template <class S = float> class LowRankView {
   template <LowRankAdapter A>
   requires(!std::same_as<A, LowRankView> && std::same_as<typename A::Scalar, S>) LowRankView(const A& adapter)
       : down_(adapter.down()), up_(adapter.up()), gain_(adapter.gain()), bias_(detail::bias_of(adapter)) {}
+  template <LowRankAdapter A>
+  requires(!std::same_as<A, LowRankView> && !std::is_reference_v<A>) LowRankView(A&&)
+  = delete;  // it would outlive what it shows
   LowRankView(ConstMatrixRef<S> down, ConstMatrixRef<S> up, ConstVectorRef<S> gain, ConstVectorRef<S> bias = {})
       : down_(down), up_(up), gain_(gain), bias_(bias) {}
 
@@ -59,9 +63,10 @@ void add_multi_lora(std::type_identity_t<ConstMatrixRef<S>> x, std::span<const L
 template <class S>
 constexpr std::size_t multi_lora_workspace_bytes(Index tokens, Index in, Index out, Index adapters, Index rank, Index workers = 1) {
   if (tokens <= 0 || adapters <= 0) return 0;
-  return Workspace::bytes_for<Index>(adapters + 1) + Workspace::bytes_for<Index>(tokens) + Workspace::bytes_for<S>(tokens * in) +
-         Workspace::bytes_for<S>(tokens * out) + Workspace::bytes_for<S>(workers * (std::min)(tokens, detail::token_block) * rank) +
-         Workspace::bytes_for<Index>(workers * rank) + Workspace::bytes_for<S>(workers * rank * detail::panel_width);
+  return Workspace::bytes_for<Index>(adapters) + Workspace::alignment + Workspace::bytes_for<Index>(tokens) +
+         Workspace::bytes_for<S>(tokens, in) + Workspace::bytes_for<S>(tokens, out) +
+         Workspace::bytes_for<S>(workers, (std::min)(tokens, detail::token_block), rank) + Workspace::bytes_for<Index>(workers, rank) +
+         Workspace::bytes_for<S>(workers, rank, detail::panel_width);
 }
 
 namespace detail {
@@ -182,6 +187,7 @@ class MultiLoraLinear {
   std::span<const Index> active() const { return active_; }
 
   void forward(ConstMatrixRef<Scalar> x, MatrixRef<Scalar> y, Workspace& ws) const {
+    for (const Index a : active_) detail::check_ready(adapters_[static_cast<std::size_t>(a)]);
     base_.forward(x, y, ws);
     for (const Index a : active_) add_low_rank(x, adapters_[static_cast<std::size_t>(a)], y, ws);
   }
