@@ -1,9 +1,14 @@
 #pragma once
 
+#include <bit>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <span>
+#include <type_traits>
 #include <utility>
 
+#include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
 #include <pith/merge/strategies.hpp>
 
@@ -66,13 +71,93 @@ template <class M> struct WrappedRule {
 template <class M> struct Gated : WrappedRule<M> {
   double min_similarity;  ///< least cosine
 
-  explicit Gated(M rule, double least = 0) : WrappedRule<M>{std::move(rule)}, min_similarity(least) {}
+  /// Throws   ShapeError if `least` is not a number
+  explicit Gated(M rule, double least = 0) : WrappedRule<M>{std::move(rule)}, min_similarity(least) {
+    if (std::isnan(least)) raise<ShapeError>("pith::Gated: min_similarity is not a number: expected a cosine");
+  }
 
   template <class S> void gate(LayerMatches<S>& matches, VectorRef<S> memory) const {
     detail::gate_matches(this->inner, matches, memory);
     matches.for_each([&](Index h, Index e) {
       if (matches.cosine(h, e) < static_cast<S>(min_similarity)) matches.row(h, e) = -1;
     });
+  }
+};
+
+namespace detail {
+
+/// Number k, from 0 on, of n numbers in rising order; value(i) is one of them, none is NaN.
+///
+/// Cost     as many passes over the numbers as they have bits
+/// Heap     none
+template <class S, class Value> S kth_smallest(Index n, Index k, Value&& value) {
+  using Word = std::conditional_t<sizeof(S) == 4, std::uint32_t, std::uint64_t>;
+  constexpr Word sign = Word(1) << (8 * sizeof(S) - 1);
+  const auto rank = [&](Index i) {  // rises with the number
+    const Word bits = std::bit_cast<Word>(static_cast<S>(value(i) + S(0)));
+    return (bits & sign) != 0 ? Word(~bits) : Word(bits | sign);
+  };
+  Word found = 0;
+  for (Word bit = sign; bit != 0; bit >>= 1) {
+    Index below = 0;
+    for (Index i = 0; i < n; ++i) below += rank(i) < Word(found | bit);
+    if (below <= k) found |= bit;
+  }
+  return std::bit_cast<S>((found & sign) != 0 ? Word(found & ~sign) : Word(~found));
+}
+
+/// The q-quantile of the n largest of skipped + n numbers, between two of them by linear interpolation, as torch and numpy round it.
+template <class S, class Value> S quantile(Index n, double q, Index skipped, Value&& value) {
+  double place = q * static_cast<double>(n - 1);
+  if (std::abs(place - std::round(place)) < 1e-9) place = std::round(place);  // 1 - .9 is not a tenth
+  const double whole = std::floor(place);
+  const Index rank = skipped + static_cast<Index>(whole);
+  const S low = kth_smallest<S>(skipped + n, rank, value), share = static_cast<S>(place - whole);
+  const S high = place > whole ? kth_smallest<S>(skipped + n, rank + 1, value) : low;
+  return share < S(.5) ? low + share * (high - low) : high - (high - low) * (S(1) - share);
+}
+
+}  // namespace detail
+
+/// What a share is of.
+enum class ShareOf {
+  passing,  ///< the rows that the rule inside would merge
+  evicted,  ///< all that leave, those it would not merge counting as least similar; where the cut is then not a number, none is merged
+};
+
+/// M, for the most similar share of the rows that leave a head: those whose cosine reaches the (1 - merge_fraction)-quantile of all; other
+/// rows are dropped. Of n different cosines that is n - ceil((1 - merge_fraction)(n - 1)).
+///
+///   BestShare(Gated(ValuesOnly{}, .3), .5)
+///
+/// ShareOf::evicted is what the published code does (kvpress, MergingPress).
+///
+/// Heap     none
+template <class M> struct BestShare : WrappedRule<M> {
+  double merge_fraction;  ///< 0 .. 1; 1 merges all, 0 the most similar alone
+  ShareOf of;
+
+  /// Throws   ShapeError unless 0 <= fraction <= 1
+  explicit BestShare(M rule, double fraction, ShareOf share_of = ShareOf::passing)
+      : WrappedRule<M>{std::move(rule)}, merge_fraction(fraction), of(share_of) {
+    if (!(fraction >= 0 && fraction <= 1))
+      raise<ShapeError>(detail::text("pith::BestShare: merge_fraction is ", fraction, ", expected 0 .. 1"));
+  }
+
+  template <class S> void gate(LayerMatches<S>& matches, VectorRef<S> memory) const {
+    detail::gate_matches(this->inner, matches, memory);
+    if (merge_fraction >= 1) return;
+    for (Index h = 0; h < matches.num_heads(); ++h) {
+      Index dropped = 0;
+      for (Index e = 0; e < matches.size(h); ++e) dropped += matches.row(h, e) < 0;
+      if (dropped == matches.size(h)) continue;
+      const Index skipped = of == ShareOf::passing ? dropped : 0;  // rows that were dropped are the least of all
+      const S cut = detail::quantile<S>(matches.size(h) - skipped, 1 - merge_fraction, skipped, [&](Index e) {
+        return matches.row(h, e) < 0 ? -std::numeric_limits<S>::infinity() : matches.cosine(h, e);
+      });
+      for (Index e = 0; e < matches.size(h); ++e)
+        if (!(matches.cosine(h, e) >= cut)) matches.row(h, e) = -1;
+    }
   }
 };
 
@@ -87,7 +172,11 @@ template <class M> struct Gated : WrappedRule<M> {
 template <class M> struct MovingThreshold : WrappedRule<M> {
   double alpha, beta;
 
-  explicit MovingThreshold(M rule, double a = .5, double b = .5) : WrappedRule<M>{std::move(rule)}, alpha(a), beta(b) {}
+  /// Throws   ShapeError if alpha or beta is not finite
+  explicit MovingThreshold(M rule, double a = .5, double b = .5) : WrappedRule<M>{std::move(rule)}, alpha(a), beta(b) {
+    if (!std::isfinite(a) || !std::isfinite(b))
+      raise<ShapeError>(detail::text("pith::MovingThreshold: alpha ", a, " and beta ", b, ", expected finite numbers"));
+  }
 
   Index memory() const { return 2 + WrappedRule<M>::memory(); }  // τ, whether there is one, and what the rule inside keeps
   template <class S> void gate(LayerMatches<S>& matches, VectorRef<S> memory) const {

@@ -37,10 +37,10 @@ struct VlmRun {
   pith::AnyMerge<float> merge = {};
 };
 
-/// By the trace's kind; `tokens` of the prompt.
-inline VlmRun vlm_run(Golden& trace, Index tokens) {
+/// By the trace's kind; `tokens` of the prompt. Without an image nothing is compressed.
+inline VlmRun vlm_run(Golden& trace, Index tokens, Index images) {
   using namespace pith;
-  if (!trace.says("kind")) return {};
+  if (!trace.says("kind") || images == 0) return {};
   const std::string kind = trace.word("kind");
   const HeavyHitter scores{.heavy = rows_of_ratio(tokens, trace.real("hh_ratio")),
                            .recent = rows_of_ratio(tokens, trace.real("recent_ratio"))};
@@ -48,7 +48,7 @@ inline VlmRun vlm_run(Golden& trace, Index tokens) {
     const double bias = trace.real("kv_recent_bias");
     return {CrossSelf{.heavy = scores.heavy,
                       .recent = scores.recent,
-                      .protects = bias == 1 ? scores.recent : rows_of_ratio(scores.recent, bias),
+                      .protects = static_cast<Index>(std::floor(double(scores.recent) * bias)),
                       .cross_ratio = trace.real("cross_ratio")}};
   }
   const std::string rule = kind.starts_with("text_") ? kind.substr(5) : kind;
@@ -98,17 +98,20 @@ inline void replay_vlm(const std::filesystem::path& image_path, Golden& trace) {
   const Decoder<float> decoder = load(golden_folder("model") / trace.word("model"), "config.json", WeightsLayout::packed);
   const Matrix<float> image = vlm_image(image_path);
   const std::vector<Token> ids = trace.ids("prompt_ids"), fed = trace.ids("decode_ids");
-  const MediaRows<float> media{.rows = image};
+  const auto images = std::count(ids.begin(), ids.end(), Token(-200));
+  const std::vector<MediaRows<float>> media(static_cast<std::size_t>(images), MediaRows<float>{.rows = image});  // the same each time
   const SplicedPrompt<float> prompt =
-      splice<float>(decoder.weights().embed_tokens, ids, -200, std::span(&media, 1), Placeholders::one_an_image);
+      splice<float>(decoder.weights().embed_tokens, ids, -200, std::span(media), Placeholders::one_an_image);
   if (trace.has("image_spans")) {
     const Tensor spans = trace.get("image_spans");
     REQUIRE(spans.extent(0) == static_cast<Index>(prompt.spans.size()));
-    CHECK(spans.id_row({0})[0] == prompt.spans[0].first);
-    CHECK(spans.id_row({0})[1] == prompt.spans[0].end);
+    for (std::size_t i = 0; i < prompt.spans.size(); ++i) {
+      CHECK(spans.id_row({static_cast<Index>(i)})[0] == prompt.spans[i].first);
+      CHECK(spans.id_row({static_cast<Index>(i)})[1] == prompt.spans[i].end);
+    }
   }
   const Index tokens = prompt.embeddings.rows();
-  const VlmRun run = vlm_run(trace, tokens);
+  const VlmRun run = vlm_run(trace, tokens, static_cast<Index>(images));
   SessionOptions options = room_for(static_cast<std::size_t>(tokens));
   options.multiplicity = trace.says("kind") && trace.word("kind") == "csp";  // some rows are stored twice
   auto session = decoder.start(run.policy, options, run.merge);
