@@ -35,9 +35,9 @@ template <class S> struct Simd {
   static Packet broadcast(S v) { return Eigen::internal::pset1<Packet>(v); }
   static Packet zero() { return broadcast(S(0)); }
 
-  static Packet add(Packet a, Packet b) { return Eigen::internal::padd(a, b); }
-  static Packet sub(Packet a, Packet b) { return Eigen::internal::psub(a, b); }
-  static Packet mul(Packet a, Packet b) { return Eigen::internal::pmul(a, b); }
+  static Packet add(Packet a, Packet b) { return in_order(Eigen::internal::padd(a, b)); }
+  static Packet sub(Packet a, Packet b) { return in_order(Eigen::internal::psub(a, b)); }
+  static Packet mul(Packet a, Packet b) { return in_order(Eigen::internal::pmul(a, b)); }
   static Packet div(Packet a, Packet b) { return Eigen::internal::pdiv(a, b); }
   static Packet larger(Packet a, Packet b) { return Eigen::internal::pmax(a, b); }
   static Packet abs(Packet a) { return Eigen::internal::pabs(a); }
@@ -48,12 +48,12 @@ template <class S> struct Simd {
   /// a * b + c
   static Packet madd(Packet a, Packet b, Packet c) {
     if constexpr (width > 1) {
-      return Eigen::internal::pmadd(a, b, c);
+      return in_order(Eigen::internal::pmadd(a, b, c));
     } else {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMAF)
       return std::fma(a, b, c);  // spelled out: whether a compiler contracts a * b + c may differ from loop to loop
 #else
-      return a * b + c;
+      return in_order(a * b + c);
 #endif
     }
   }
@@ -67,8 +67,11 @@ template <class S> struct Simd {
     if constexpr (std::is_same_v<S, float> && width > 1) {
       using Words = typename Eigen::internal::unpacket_traits<Packet>::integer_packet;
       const Packet magic = broadcast(S(12582912));  // adding it rounds to an integer and leaves that in the lowest bits
-      const Packet shifted = madd(a, broadcast(S(1.44269504)), magic), n = sub(shifted, magic);
+      Packet shifted = madd(a, broadcast(S(1.44269504)), magic);
+      round_here(shifted);
+      const Packet n = sub(shifted, magic);
       Packet r = madd(n, broadcast(S(-0.693359375)), a);  // ln 2 in two parts: the first times n is exact
+      round_here(r);
       r = madd(n, broadcast(S(2.12194440e-4)), r);
       Packet p = broadcast(S(1.38888889e-3));
       p = madd(p, r, broadcast(S(8.33333333e-3)));
@@ -119,6 +122,23 @@ template <class S> struct Simd {
 #elif defined(__GNUC__) && defined(__aarch64__) && defined(EIGEN_VECTORIZE_NEON)
     asm("" : "+w"(a));
 #endif
+  }
+
+  /// Makes the compiler round a packet here and now: -fassociative-math takes an addition and its subtraction out again.
+  static void round_here(Packet& a) {
+#if defined(__GNUC__) && (defined(EIGEN_VECTORIZE_SSE2) || (defined(__aarch64__) && defined(EIGEN_VECTORIZE_NEON)))
+    pin(a);
+#elif defined(__GNUC__)
+    asm("" : "+m"(a));
+#endif
+  }
+
+  /// A result that no compiler may regroup with others: without it, under -ffast-math, the same sum has other bits in each kernel.
+  static Packet in_order(Packet a) {
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || (defined(__clang__) && defined(__NO_MATH_ERRNO__))
+    round_here(a);
+#endif
+    return a;
   }
 
   /// Transposes width packets in place.

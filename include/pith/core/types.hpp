@@ -4,6 +4,9 @@
 #error "pith needs C++20: compile with -std=c++20, in CMake target_compile_features(<target> PRIVATE cxx_std_20)"
 #include <pith/needs_cxx_20>  // no such file: the compiler stops here, before thousands of errors that do not say why
 #endif
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error "pith answers in infinities and refuses NaN: add -fno-finite-math-only behind -ffast-math or -Ofast"
+#endif
 
 #include <Eigen/Core>
 

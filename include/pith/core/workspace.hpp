@@ -67,7 +67,7 @@ class Workspace {
   /// Throws   CapacityError if a number is negative or no memory could hold the product
   template <class T, std::convertible_to<Index>... Times> static constexpr std::size_t bytes_for(Index n, Times... times) {
     bool fits = n >= 0;
-    const auto multiply = [&](Index by) { fits = fits && by >= 0 && !__builtin_mul_overflow(n, by, &n); };
+    [[maybe_unused]] const auto multiply = [&](Index by) { fits = fits && by >= 0 && !__builtin_mul_overflow(n, by, &n); };
     (multiply(static_cast<Index>(times)), ...);
     const std::size_t bytes = fits ? padded_bytes<T>(n) : max_bytes;
     if (bytes > max_bytes / 64) [[unlikely]]
