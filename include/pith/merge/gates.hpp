@@ -1,6 +1,5 @@
 #pragma once
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -9,6 +8,7 @@
 #include <utility>
 
 #include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/merge/strategies.hpp>
 
@@ -94,7 +94,7 @@ template <class S, class Value> S kth_smallest(Index n, Index k, Value&& value) 
   using Word = std::conditional_t<sizeof(S) == 4, std::uint32_t, std::uint64_t>;
   constexpr Word sign = Word(1) << (8 * sizeof(S) - 1);
   const auto rank = [&](Index i) {  // rises with the number
-    const Word bits = std::bit_cast<Word>(static_cast<S>(value(i) + S(0)));
+    const Word bits = bits_as<Word>(static_cast<S>(value(i) + S(0)));
     return (bits & sign) != 0 ? Word(~bits) : Word(bits | sign);
   };
   Word found = 0;
@@ -103,7 +103,7 @@ template <class S, class Value> S kth_smallest(Index n, Index k, Value&& value) 
     for (Index i = 0; i < n; ++i) below += rank(i) < Word(found | bit);
     if (below <= k) found |= bit;
   }
-  return std::bit_cast<S>((found & sign) != 0 ? Word(found & ~sign) : Word(~found));
+  return bits_as<S>((found & sign) != 0 ? Word(found & ~sign) : Word(~found));
 }
 
 /// The q-quantile of the n largest of skipped + n numbers, between two of them by linear interpolation, as torch and numpy round it.

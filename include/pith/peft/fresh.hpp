@@ -1,12 +1,12 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <string_view>
 #include <type_traits>
 
 #include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 
 namespace pith::inline v0::detail {
@@ -15,7 +15,7 @@ namespace pith::inline v0::detail {
 template <class S> bool same_numbers(ConstVectorRef<S> a, ConstVectorRef<S> b) {
   using Word = std::conditional_t<sizeof(S) == 4, std::uint32_t, std::uint64_t>;
   return a.size() == b.size() &&
-         std::equal(a.data(), a.data() + a.size(), b.data(), [](S x, S y) { return std::bit_cast<Word>(x) == std::bit_cast<Word>(y); });
+         std::equal(a.data(), a.data() + a.size(), b.data(), [](S x, S y) { return bits_as<Word>(x) == bits_as<Word>(y); });
 }
 
 /// Numbers that others were computed from, as they were then.
