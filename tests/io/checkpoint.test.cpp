@@ -566,3 +566,21 @@ TEST_CASE("checkpoint: the published folders", "[io]") {
 }
 
 }  // namespace
+
+TEST_CASE("load_checkpoint: numbers that no decoder can be made of are refused by file before any weight is read", "[io]") {
+  const auto refused = [](const std::string& keys, const std::string& message) {
+    CAPTURE(keys);
+    TinyCheckpoint checkpoint;
+    checkpoint.config.insert(1, keys);
+    const TempFolder folder;
+    checkpoint.write(folder);
+    bool read = false;
+    const auto load = [&] { load_checkpoint(folder.path(), {.progress = [&](const LoadProgress&) { return read = true; }}); };
+    CHECK_THROWS_AS(load(), FormatError);
+    CHECK_THROWS_WITH(load(), contains("config.json") && contains(message));
+    CHECK_FALSE(read);
+  };
+  refused(R"("rope_theta":1e-300,)", "gives no finite frequencies");
+  refused(R"("rope_scaling":{"rope_type":"linear","factor":1e-300},)", "gives no finite frequencies");
+  refused(R"("rope_scaling":{"rope_type":"dynamic","factor":0.5},)", "the factor of dynamic scaling");
+}

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include <pith/attention/rope.hpp>
 #include <pith/core/check.hpp>
 #include <pith/io/checkpoint_files.hpp>
 #include <pith/io/checkpoint_plan.hpp>
@@ -63,6 +64,15 @@ inline void check_checkpoint_folder(const std::filesystem::path& folder, const s
     raise<FormatError>(text("pith: ", in_quotes(folder.string()), " holds no ", config, shown));
 }
 
+/// A config that no decoder can be made of is refused in the name of its file, before any weight is read.
+template <class Check> void check_config_file(const std::filesystem::path& path, const Check& check) {
+  try {
+    check();
+  } catch (const ShapeError& error) {
+    raise<FormatError>(text("pith: ", in_quotes(path.string()), ": ", error.what()));
+  }
+}
+
 }  // namespace detail
 
 /// Reads an unconverted Hugging Face folder of the llama, mistral or qwen2 family.
@@ -85,8 +95,10 @@ template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::
   detail::check_checkpoint_folder(folder, options.config);
   out.config = read_config(folder / options.config, &out.ignored);
   use_generation_config(folder, out.config, out.ignored);
+  detail::check_config_file(folder / options.config, [&] { static_cast<void>(Rope<S>(out.config.rope())); });
   const CheckpointFiles files(folder);
   const detail::CheckpointPlan plan(files, out.config);
+  detail::check_config_file(folder / options.config, [&] { out.config.check(); });
   for (const std::vector<std::string>* more : {&files.ignored(), &plan.ignored()})
     out.ignored.insert(out.ignored.end(), more->begin(), more->end());
   std::sort(out.ignored.begin(), out.ignored.end());

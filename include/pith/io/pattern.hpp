@@ -34,7 +34,7 @@ class Pattern {
  private:
   /// From a state and a place in the text to acceptance: at the end of the text, or anywhere.
   bool walk(std::size_t start, std::string_view name, std::size_t from, bool to_end, std::size_t& steps) const {
-    steps -= (std::min)(steps, program_.code.size() / 16);  // the memory below
+    steps -= (std::min)(steps, 32 + program_.code.size() / 16);  // the memory below
     std::vector<std::size_t> now, then{start};
     std::vector<std::size_t> seen(program_.code.size(), 0);  // 1 + the last place where the state was entered
     for (std::size_t at = from;; ++at) {

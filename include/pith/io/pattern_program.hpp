@@ -19,7 +19,7 @@ struct PatternProgram {
   using Letters = std::bitset<128>;
   struct Instruction {
     Op op = Op::accept;
-    std::size_t x = 0, y = 0;  ///< a set; where a split, or what follows a lookahead, goes on
+    std::uint32_t x = 0, y = 0;  ///< a set; where a split, or what follows a lookahead, goes on
   };
   std::vector<Letters> sets = {};
   std::vector<Instruction> code = {};
@@ -215,6 +215,8 @@ class PatternReader {
 
   // ---------------------------------------------------------------------------------------------------------------- states
 
+  static std::uint32_t here(std::size_t state) { return static_cast<std::uint32_t>(state); }
+
   std::size_t push(Instruction instruction) {
     if (code_.size() >= largest) refuse(text("unfolds to more than ", largest, " states"));
     code_.push_back(instruction);
@@ -225,7 +227,7 @@ class PatternReader {
     const Node& node = tree_[n];
     switch (node.kind) {
       case Kind::set:
-        push({Op::set, node.set});
+        push({Op::set, here(node.set)});
         break;
       case Kind::assertion:
         push({node.op});
@@ -241,9 +243,9 @@ class PatternReader {
           emit(node.children[i]);
           if (last) break;
           ends.push_back(push({Op::split}));
-          code_[split] = {Op::split, split + 1, code_.size()};
+          code_[split] = {Op::split, here(split) + 1, here(code_.size())};
         }
-        for (const std::size_t end : ends) code_[end] = {Op::split, code_.size(), code_.size()};
+        for (const std::size_t end : ends) code_[end] = {Op::split, here(code_.size()), here(code_.size())};
         break;
       }
       case Kind::repeat: {
@@ -256,17 +258,17 @@ class PatternReader {
           skips.push_back(push({Op::split}));
           emit(node.children[0]);
           if (node.most != unbounded) continue;
-          push({Op::split, skips.back(), skips.back()});
+          push({Op::split, here(skips.back()), here(skips.back())});
           break;
         }
-        for (const std::size_t skip : skips) code_[skip] = {Op::split, skip + 1, code_.size()};
+        for (const std::size_t skip : skips) code_[skip] = {Op::split, here(skip) + 1, here(code_.size())};
         break;
       }
       case Kind::ahead: {
         const std::size_t start = push({node.op});
         emit(node.children[0]);
         push({Op::accept});
-        code_[start].x = code_.size();
+        code_[start].x = here(code_.size());
       }
     }
   }

@@ -94,7 +94,7 @@ void check_saved_along(const PeftFolder& folder, std::string_view module, const 
 /// Finds the place of every module of a folder in a decoder, and the module of every place that the config asks for.
 template <class S> class AdapterBinder {
  public:
-  AdapterBinder(const PeftFolder& folder, const Decoder<S>& decoder) : folder_(folder), decoder_(decoder) {}
+  AdapterBinder(const PeftFolder& folder, const Decoder<S>& decoder) : folder_(folder), decoder_(decoder), steps_(folder.steps_left()) {}
 
   AdapterParts<S> bind() {
     const PeftConfig& config = folder_.config();
@@ -198,7 +198,7 @@ template <class S> class AdapterBinder {
   const Decoder<S>& decoder_;
   AdapterParts<S> parts_;
   std::set<std::string> bound_;
-  std::size_t steps_ = max_pattern_steps;
+  std::size_t steps_;
 };
 
 }  // namespace detail

@@ -17,6 +17,7 @@
 #include <pith/core/types.hpp>
 #include <pith/io/json.hpp>
 #include <pith/io/json_fields.hpp>
+#include <pith/io/module_numbers.hpp>
 #include <pith/io/peft_keys.hpp>
 #include <pith/io/peft_names.hpp>
 #include <pith/io/peft_targets.hpp>
@@ -65,8 +66,8 @@ inline constexpr std::size_t max_peft_config_bytes = 1 << 20, max_peft_names = 8
 
 namespace detail {
 
-inline constexpr std::size_t max_pattern_steps = std::size_t{1}
-                                                 << 27;  // what all expressions of a folder may take together: a second or so
+/// What all names and expressions of a folder may take together on all its modules: about half a second.
+inline constexpr std::size_t max_pattern_steps = std::size_t{1} << 27;
 
 class PeftConfigReader {
  public:
@@ -178,6 +179,7 @@ class PeftConfigReader {
       for (const auto& n : *layers) layer(n);
     else if (layers != nullptr)
       layer(*layers);
+    std::sort(targets.layers.begin(), targets.layers.end());
     if (!targets.layers.empty() && targets.names.list.empty()) c_.refuse("layers_to_transform", "nothing unless target_modules is a list");
     const std::vector<std::string> patterns = strings("layers_pattern");
     if (patterns.size() > 64) c_.refuse("layers_pattern", "at most 64 names");

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <iterator>
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -66,6 +67,9 @@ class PeftFolder {
     for (const auto& [name, module] : modules_) names.push_back(name);
     return names;
   }
+  /// What opening the folder has left of the steps that its names and expressions may take: whoever matches more of them goes on from
+  /// there.
+  std::size_t steps_left() const { return steps_left_; }
   bool contains(std::string_view module) const { return modules_.find(module) != modules_.end(); }
 
   /// Throws   FormatError if there is no such module, or its scale does not fit an S
@@ -77,7 +81,7 @@ class PeftFolder {
     if (module[down]) {
       out.down = file_.load_matrix<S>(module[down]->name);
       out.up = file_.load_matrix<S>(module[up]->name);
-      const S scale = this->scale<S>(name, out.down.rows());
+      const S scale = this->scale<S>(name, module.alpha, out.down.rows());
       out.gain = Vector<S>::Constant(out.down.rows(), scale);
       if (module[lambda]) out.gain.array() *= file_.load_values<S>(module[lambda]->name).array();
       if (module[up_bias]) out.up_bias = scale * file_.load_values<S>(module[up_bias]->name);
@@ -108,6 +112,7 @@ class PeftFolder {
                         weight = Part::weight, bias = Part::bias, base_weight = Part::base_weight;
   struct Module {
     std::array<const TensorInfo*, detail::num_peft_parts> parts{};
+    double alpha = 0;
     const TensorInfo* operator[](Part part) const { return parts[static_cast<std::size_t>(part)]; }
   };
 
@@ -136,13 +141,16 @@ class PeftFolder {
     refuse(detail::text("holds no ", what, " of module ", detail::in_quotes(module)));
   }
 
-  /// modules_to_save names a module by the end of its path, which need not be a whole component, or one that it lies in.
-  static bool is_saved_as(const std::string& module, const std::string& saved) {
-    return module.ends_with(saved) || detail::ModuleNames::lies_in(module, saved);
+  /// use(name) for every name of modules_to_save that means a module: by the end of its path, which need not be a whole component, or as
+  /// one that it lies in.
+  template <class Use> void each_saved_as(std::string_view module, const Use& use) {
+    config_.targets.saved.each_ending(module, steps_left_, use);
+    config_.targets.saved.each_within(module, steps_left_, use);
   }
-  bool is_saved(const std::string& module) const {
-    return std::any_of(config_.targets.saved.begin(), config_.targets.saved.end(),
-                       [&](const std::string& saved) { return is_saved_as(module, saved); });
+  bool is_saved(std::string_view module) {
+    bool saved = false;
+    each_saved_as(module, [&](const std::string&) { saved = true; });
+    return saved;
   }
 
   void place(const TensorInfo& tensor) {
@@ -166,23 +174,21 @@ class PeftFolder {
     slot = &tensor;
   }
 
-  void check_modules() const {
+  void check_modules() {
     if (modules_.empty()) refuse("holds no tensor");
     if (modules_.size() > max_peft_modules)
       refuse(detail::text("changes ", modules_.size(), " modules, expected at most ", max_peft_modules));
-    std::size_t steps = detail::max_pattern_steps;
-    for (const auto& [name, module] : modules_) check_module(name, module, steps);
+    for (auto& [name, module] : modules_) check_module(name, module);
     check_saved();
   }
 
   /// PEFT lets modules_to_save name modules that the model does not have, if only it has one of them.
-  void check_saved() const {
-    const auto held = [&](const std::string& saved) {
-      return std::any_of(modules_.begin(), modules_.end(), [&](const auto& module) { return is_saved_as(module.first, saved); });
-    };
-    const std::vector<std::string>& names = config_.targets.saved;
+  void check_saved() {
+    const std::vector<std::string>& names = config_.targets.saved.names();
+    std::set<std::string_view> held;
+    for (const auto& [name, module] : modules_) each_saved_as(name, [&](const std::string& saved) { held.insert(saved); });
     std::vector<std::string> missing;
-    std::copy_if(names.begin(), names.end(), std::back_inserter(missing), [&](const std::string& saved) { return !held(saved); });
+    std::copy_if(names.begin(), names.end(), std::back_inserter(missing), [&](const std::string& saved) { return !held.contains(saved); });
     for (const std::string& saved : missing) {
       if (missing.size() == names.size() && detail::heads_a_classifier(saved))
         raise<UnsupportedError>(detail::text("pith: ", detail::in_quotes(folder_.string()), " is of a classifier, as its modules_to_save (",
@@ -207,8 +213,9 @@ class PeftFolder {
     expect(prompt_, {config_.num_virtual_tokens, width}, " by num_virtual_tokens, token_dim and num_layers");
   }
 
-  void check_module(const std::string& name, const Module& module, std::size_t& steps) const {
-    if (is_saved(name) || module[weight]) return check_replacement(name, module);
+  void check_module(const std::string& name, Module& module) {
+    const bool saved = is_saved(name);
+    if (saved || module[weight]) return check_replacement(name, module, saved);
     if (module[base_weight] && module[base_weight]->shape.size() != 2)
       refuse(*module[base_weight], detail::text("is ", detail::shape_list(module[base_weight]->shape), ", expected a matrix"));
     if (!module[down] && !module[up]) {  // a bias, or what the base has, alone
@@ -220,15 +227,16 @@ class PeftFolder {
     }
     if (!module[down]) missing(name, "lora_A");
     if (!module[up]) missing(name, "lora_B");
-    if (!config_.targets.match(name, steps)) refuse(*module[down], "is of a module that the config's target_modules do not name");
+    if (!config_.targets.match(name, steps_left_)) refuse(*module[down], "is of a module that the config's target_modules do not name");
     if (module[down]->shape.size() != 2)
       refuse(*module[down], detail::text("is ", detail::shape_list(module[down]->shape), ", expected a matrix"));
     if (module[up]->shape.size() != 2)
       refuse(*module[up], detail::text("is ", detail::shape_list(module[up]->shape), ", expected a matrix"));
     const Index rank = module[down]->shape[0], out = module[up]->shape[0];
     expect(module[up], {out, rank}, detail::text(": lora_A has rank ", rank));
+    module.alpha = config_.alpha_of(name, steps_left_);
     const bool adalora = config_.type == PeftType::adalora;
-    if (!adalora) expect(module[down], {config_.rank_of(name, steps), module[down]->shape[1]}, " by r and rank_pattern");
+    if (!adalora) expect(module[down], {config_.rank_of(name, steps_left_), module[down]->shape[1]}, " by r and rank_pattern");
     check_part(name, module, lambda, "lora_E", adalora, "peft_type is ADALORA", {rank, 1});
     check_part(name, module, magnitude, "lora_magnitude_vector", config_.dora, "use_dora is true", {out});
     check_part(name, module, up_bias, "lora_B.bias", config_.lora_bias, "lora_bias is true", {out});
@@ -248,19 +256,18 @@ class PeftFolder {
     expect(module[part], shape, " by lora_A and lora_B");
   }
 
-  void check_replacement(const std::string& name, const Module& module) const {
+  void check_replacement(const std::string& name, const Module& module, bool saved) const {
     for (const Part part : {down, up, up_bias, lambda, magnitude, base_weight})
       if (module[part]) refuse(*module[part], "adapts a module that is replaced as a whole");
-    if (!is_saved(name)) refuse(*module[weight], "is a whole weight, but modules_to_save does not name its module");
+    if (!saved) refuse(*module[weight], "is a whole weight, but modules_to_save does not name its module");
     if (!module[weight]) missing(name, "weight");
     if (module[weight]->shape.empty() || module[weight]->shape.size() > 2)
       refuse(*module[weight], detail::text("is ", detail::shape_list(module[weight]->shape), ", expected a matrix or a vector"));
     expect(module[bias], {module[weight]->shape[0]}, " by its weight");
   }
 
-  template <class S> S scale(std::string_view name, Index rank) const {
-    std::size_t steps = detail::max_pattern_steps;
-    const double alpha = config_.alpha_of(name, steps), r = static_cast<double>(rank), initial = static_cast<double>(config_.rank);
+  template <class S> S scale(std::string_view name, double alpha, Index rank) const {
+    const double r = static_cast<double>(rank), initial = static_cast<double>(config_.rank);
     const double exact = config_.type == PeftType::adalora ? (alpha > 0 ? alpha : initial) / (initial + 1e-5)
                          : config_.rslora                  ? alpha / std::sqrt(r)
                                                            : alpha / r;
@@ -275,6 +282,7 @@ class PeftFolder {
   Safetensors file_;
   std::map<std::string, Module, std::less<>> modules_;
   const TensorInfo* prompt_ = nullptr;
+  std::size_t steps_left_ = detail::max_pattern_steps;
 };
 
 }  // namespace pith::inline v0

@@ -11,6 +11,7 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
+#include <pith/io/name_index.hpp>
 #include <pith/io/pattern.hpp>
 #include <pith/io/text.hpp>
 
@@ -18,15 +19,14 @@ namespace pith::inline v0::detail {
 
 /// Names of modules as adapter configs give them: a list of last components (or whole paths), or one expression for the whole path.
 struct ModuleNames {
-  std::vector<std::string> list = {};
+  NameIndex list = {};
   std::optional<Pattern> expression = {};
 
   bool empty() const { return list.empty() && !expression; }
   bool matches(std::string_view path, std::size_t& steps) const {
-    if (expression) return expression->matches(path, steps);
-    return std::any_of(list.begin(), list.end(), [&](const std::string& name) { return ends_in(path, name); });
+    return expression ? expression->matches(path, steps) : list.ends(path, steps);
   }
-  bool names_exactly(std::string_view path) const { return std::find(list.begin(), list.end(), path) != list.end(); }
+  bool names_exactly(std::string_view path) const { return list.contains(path); }
 
   /// The last components of path are name.
   static bool ends_in(std::string_view path, std::string_view name) {
@@ -66,20 +66,20 @@ struct TargetModules {
   bool said = false;        ///< false: the tensors alone tell
   bool all_linear = false;  ///< every projection but the head
   ModuleNames names = {}, excluded = {};
-  std::vector<std::string> saved = {};        ///< modules_to_save: whole modules, never wrapped
-  std::vector<Index> layers = {};             ///< layers_to_transform; empty: all
+  NameIndex saved = {};                       ///< modules_to_save: whole modules, never wrapped
+  std::vector<Index> layers = {};             ///< layers_to_transform, sorted; empty: all
   std::vector<Pattern> layers_patterns = {};  ///< what must stand before a layer's number, as `.*\.(name)`; empty: anything
 
   bool match(std::string_view path, std::size_t& steps) const {
     if (excluded.matches(path, steps)) return false;
-    if (std::any_of(saved.begin(), saved.end(), [&](const std::string& name) { return ModuleNames::lies_in(path, name); })) return false;
+    if (saved.within(path, steps)) return false;
     if (!said) return true;
     if (all_linear) return !ModuleNames::ends_in(path, "lm_head");
     if (names.names_exactly(path)) return true;  // a whole path passes by the layers, as in the reference
     if (!names.matches(path, steps)) return false;
     if (layers.empty()) return true;
     const std::optional<Index> layer = layer_of(path, steps);
-    return layer && std::find(layers.begin(), layers.end(), *layer) != layers.end();
+    return layer && std::binary_search(layers.begin(), layers.end(), *layer);
   }
 
  private:
@@ -98,49 +98,6 @@ struct TargetModules {
     }
     return {};
   }
-};
-
-/// Numbers by module: the first key that matches wins, in the order of the file. Keys are expressions of the end of a path.
-template <class N> class ModuleNumbers {
- public:
-  void add(std::string_view key, std::string_view where, N value) {
-    const bool plain = std::all_of(key.begin(), key.end(), [](char c) { return PatternProgram::is_word(c) || c == '.' || c == '-'; });
-    entries_.push_back({plain ? std::string(key) : std::string(), value, {}});
-    if (plain) return;
-    static_cast<void>(Pattern(key, where));  // alone: no parenthesis may leak out of the group around it
-    entries_.back().pattern.emplace(text("(.*\\.)?(", key, ")$"), where);
-    states_ += entries_.back().pattern->states();
-    if (states_ > most_states)
-      raise<FormatError>(text(where, ": its expressions unfold to more than ", most_states, " states together: write simpler ones"));
-  }
-
-  bool empty() const { return entries_.empty(); }
-  N of(std::string_view path, N otherwise, std::size_t& steps) const {
-    for (const Entry& entry : entries_)
-      if (entry.pattern ? entry.pattern->matches(path, steps) : ends_like(path, entry.plain)) return entry.value;
-    return otherwise;
-  }
-
- private:
-  struct Entry {
-    std::string plain;
-    N value;
-    std::optional<Pattern> pattern;
-  };
-
-  /// Most keys are names, whose dots stand for any letter: no need to walk.
-  static bool ends_like(std::string_view path, std::string_view name) {
-    if (path.size() < name.size()) return false;
-    const std::size_t first = path.size() - name.size();
-    if (first > 0 && path[first - 1] != '.') return false;
-    for (std::size_t i = 0; i < name.size(); ++i)
-      if (name[i] != '.' && name[i] != path[first + i]) return false;
-    return true;
-  }
-
-  static constexpr std::size_t most_states = std::size_t{1} << 20;
-  std::vector<Entry> entries_;
-  std::size_t states_ = 0;
 };
 
 }  // namespace pith::inline v0::detail

@@ -1,8 +1,7 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
-
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstddef>
 #include <filesystem>
@@ -41,11 +40,15 @@ struct PeftWriterOptions {
 /// B; where they are equal they become lora_alpha. Ranks and alphas that differ between modules become patterns of whole paths.
 ///
 /// Heap     a copy of the numbers
-/// Throws   FormatError for a name that is no module's or is given twice, rank 0, numbers that are not finite, a bias on some
-///          modules only, and what the system refuses
+/// Throws   FormatError for a name that is no module's or is given twice, rank 0, numbers that are not finite, options that are not UTF-8,
+/// a
+///          bias on some modules only, and what the system refuses
 template <class S = float> class LoraFolderWriter {
  public:
-  explicit LoraFolderWriter(PeftWriterOptions options = {}) : options_(std::move(options)) {}
+  explicit LoraFolderWriter(PeftWriterOptions options = {}) : options_(std::move(options)) {
+    detail::check_utf8("LoraFolderWriter: base_model", options_.base_model);
+    detail::check_utf8("LoraFolderWriter: task_type", options_.task_type);
+  }
 
   template <LowRankAdapter A> void add(const std::string& module, const A& adapter) {
     const ConstMatrixRef<S> down = adapter.down(), up = adapter.up();
@@ -55,7 +58,7 @@ template <class S = float> class LoraFolderWriter {
     insert(module, down, up, gain, bias);
   }
 
-  /// Writes both files, each whole or not at all; the folder is made if it is not there.
+  /// Writes both files or none: a failure leaves the folder as it was. The folder is made if it is not there.
   void write(const std::filesystem::path& folder) const {
     if (modules_.empty()) raise<FormatError>("pith::LoraFolderWriter: nothing was added");
     const bool biased = modules_.begin()->second.bias.size() > 0;
@@ -71,14 +74,12 @@ template <class S = float> class LoraFolderWriter {
       tensors.add(prefix + ".lora_B.weight", module.up);
       if (biased) tensors.add(prefix + ".lora_B.bias", module.bias);
     }
-    std::error_code error;
-    std::filesystem::create_directories(folder, error);
-    if (error) raise<FormatError>(detail::text("pith: cannot make ", detail::in_quotes(folder.string()), ": ", error.message()));
-    tensors.write(folder / "adapter_model.safetensors");
-    AtomicFile file(folder / "adapter_config.json");
-    const std::string json = config(biased).dump(2);
-    file.write(std::as_bytes(std::span(json.data(), json.size())));
-    file.commit();
+    const std::string json = config(biased);
+    const NewFolder made(folder);
+    AtomicFile tensor_file(folder / "adapter_model.safetensors"), config_file(folder / "adapter_config.json");
+    tensors.write(tensor_file);
+    config_file.write(std::as_bytes(std::span(json.data(), json.size())));
+    AtomicFile::commit(tensor_file, config_file);
   }
 
  private:
@@ -87,6 +88,30 @@ template <class S = float> class LoraFolderWriter {
     Vector<S> bias;      // β, or empty
     double alpha;
     Index rank() const { return down.rows(); }
+  };
+
+  /// Makes a folder; takes it back, with what it had to make above it, while nothing is in it at the end.
+  class NewFolder {
+   public:
+    explicit NewFolder(const std::filesystem::path& folder) {
+      std::error_code error;
+      for (std::filesystem::path at = folder; !at.empty() && !std::filesystem::exists(at, error); at = at.parent_path()) {
+        made_.push_back(at);
+        if (at == at.root_path()) break;
+      }
+      error.clear();
+      std::filesystem::create_directories(folder, error);
+      if (error) raise<FormatError>(detail::text("pith: cannot make ", detail::in_quotes(folder.string()), ": ", error.message()));
+    }
+    ~NewFolder() {
+      std::error_code ignored;
+      for (const std::filesystem::path& folder : made_) std::filesystem::remove(folder, ignored);  // a folder with files in it stays
+    }
+    NewFolder(const NewFolder&) = delete;
+    NewFolder& operator=(const NewFolder&) = delete;
+
+   private:
+    std::vector<std::filesystem::path> made_;  // the innermost first
   };
 
   [[noreturn]] static void refuse(const std::string& name, std::string_view what) {
@@ -106,7 +131,8 @@ template <class S = float> class LoraFolderWriter {
     const S scale = one_scale ? gain[0] : S(1);
     Module module{down, up.transpose(), Vector<S>(bias) / scale, alpha_for(scale, rank)};
     if (!one_scale) module.up = module.up * gain.asDiagonal();
-    if (!module.up.allFinite() || !module.bias.allFinite()) refuse(name, "overflows where its scale is taken in or out");
+    if (!std::isfinite(module.alpha) || !module.up.allFinite() || !module.bias.allFinite())
+      refuse(name, "overflows where its scale is taken in or out");
     modules_.emplace(name, std::move(module));
   }
 
@@ -118,41 +144,44 @@ template <class S = float> class LoraFolderWriter {
     return alpha;
   }
 
-  nlohmann::ordered_json config(bool biased) const {
+  /// adapter_config.json.
+  std::string config(bool biased) const {
     const Module& first = modules_.begin()->second;
-    nlohmann::ordered_json ranks = nlohmann::ordered_json::object(), alphas = ranks, targets = nlohmann::ordered_json::array();
+    std::string ranks, alphas, targets;
+    const auto add = [](std::string& list, const std::string& name, const std::string& value) {
+      list += list.empty() ? "\n    " : ",\n    ";
+      detail::append_json_text(list, name);
+      list += value;
+    };
     for (const auto& [name, module] : modules_) {
-      targets.push_back(name);
+      add(targets, name, "");
       // A pattern is an expression whose dots stand for any letter, and the first that matches the end of a path wins; so that no path
       // takes another's number, every path has its own, from its beginning, with its dots escaped.
-      if (module.rank() != first.rank()) ranks[pattern(name)] = module.rank();
-      if (module.alpha != first.alpha) alphas[pattern(name)] = number(module.alpha);
+      if (module.rank() != first.rank()) add(ranks, pattern(name), detail::text(": ", module.rank()));
+      if (module.alpha != first.alpha) add(alphas, pattern(name), ": " + number(module.alpha));
     }
-    const auto word = [](const std::string& text) { return text.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(text); };
-    return {{"peft_type", "LORA"},
-            {"task_type", word(options_.task_type)},
-            {"base_model_name_or_path", word(options_.base_model)},
-            {"inference_mode", true},
-            {"r", first.rank()},
-            {"lora_alpha", number(first.alpha)},
-            {"lora_dropout", 0.0},
-            {"bias", "none"},
-            {"lora_bias", biased},
-            {"fan_in_fan_out", false},
-            {"init_lora_weights", true},
-            {"use_rslora", false},
-            {"use_dora", false},
-            {"target_modules", targets},
-            {"modules_to_save", nullptr},
-            {"layers_to_transform", nullptr},
-            {"layers_pattern", nullptr},
-            {"rank_pattern", ranks},
-            {"alpha_pattern", alphas}};
+    const auto closed = [](char open, const std::string& list, char close) {
+      return detail::text(open, list, list.empty() ? "" : "\n  ", close);
+    };
+    const auto word = [](const std::string& letters) {
+      std::string out;
+      if (!letters.empty()) detail::append_json_text(out, letters);
+      return letters.empty() ? "null" : out;
+    };
+    return detail::text("{\n  \"peft_type\": \"LORA\",\n  \"task_type\": ", word(options_.task_type),
+                        ",\n  \"base_model_name_or_path\": ", word(options_.base_model),
+                        ",\n  \"inference_mode\": true,\n  \"r\": ", first.rank(), ",\n  \"lora_alpha\": ", number(first.alpha),
+                        ",\n  \"lora_dropout\": 0.0,\n  \"bias\": \"none\",\n  \"lora_bias\": ", biased ? "true" : "false",
+                        ",\n  \"fan_in_fan_out\": false,\n  \"init_lora_weights\": true,\n  \"use_rslora\": false,\n  \"use_dora\": false",
+                        ",\n  \"target_modules\": ", closed('[', targets, ']'),
+                        ",\n  \"modules_to_save\": null,\n  \"layers_to_transform\": null,\n  \"layers_pattern\": null",
+                        ",\n  \"rank_pattern\": ", closed('{', ranks, '}'), ",\n  \"alpha_pattern\": ", closed('{', alphas, '}'), "\n}\n");
   }
-  /// PEFT's type for alpha is int: whole ones are written so.
-  static nlohmann::ordered_json number(double alpha) {
-    if (alpha == std::floor(alpha) && std::abs(alpha) < 1e15) return static_cast<long long>(alpha);
-    return alpha;
+  /// The shortest digits that read back as alpha. PEFT's type for it is int: whole ones are written so.
+  static std::string number(double alpha) {
+    if (alpha == std::floor(alpha) && std::abs(alpha) < 1e15) return std::to_string(static_cast<long long>(alpha));
+    char digits[32];
+    return {digits, std::to_chars(digits, digits + sizeof digits, alpha).ptr};
   }
   static std::string pattern(const std::string& path) {
     std::string out = "^";

@@ -33,6 +33,13 @@ class SafetensorsWriter {
   void metadata(const std::string& key, std::string value) {
     detail::check_utf8("metadata key", key);
     detail::check_utf8("metadata", value);
+    for (const std::string* one : {&key, static_cast<const std::string*>(&value)}) {
+      std::string written;
+      detail::append_json_text(written, *one);
+      if (written.size() > max_header_text_bytes)
+        raise<FormatError>(detail::text("pith::SafetensorsWriter: metadata ", detail::in_quotes(key), " has a text of ", written.size(),
+                                        " bytes, expected at most ", max_header_text_bytes));
+    }
     metadata_[key] = std::move(value);
   }
 
@@ -62,11 +69,15 @@ class SafetensorsWriter {
 
   /// Writes the file beside its name and renames it over what was there.
   void write(const std::filesystem::path& path) const {
-    const std::vector<const Entry*> order = ordered();
     AtomicFile file(path);
+    write(file);
+    file.commit();
+  }
+  /// Writes into a file that the caller commits.
+  void write(AtomicFile& file) const {
+    const std::vector<const Entry*> order = ordered();
     file.write(header(order));
     for (const Entry* entry : order) file.write(entry->bytes());
-    file.commit();
   }
 
   /// The same file in memory.
@@ -93,7 +104,12 @@ class SafetensorsWriter {
       raise<FormatError>(detail::text("pith::SafetensorsWriter: tensor ", detail::in_quotes(entry.name), what));
     };
     if (entry.name == "__metadata__") refuse(" has the name the format keeps for metadata()");
+    if (entry.name.size() > max_tensor_name_bytes)
+      refuse(detail::text(" has a name of ", entry.name.size(), " bytes, expected at most ", max_tensor_name_bytes));
+    if (entry.shape.size() > max_tensor_rank)
+      refuse(detail::text(" has ", entry.shape.size(), " dimensions, expected at most ", max_tensor_rank));
     if (entries_.contains(entry.name)) refuse(" is given twice");
+    if (entries_.size() == max_header_entries) refuse(detail::text(" is one more than the ", max_header_entries, " that a file may hold"));
     std::size_t bits = dtype_bits(entry.dtype);
     for (const Index extent : entry.shape)
       if (extent < 0 || __builtin_mul_overflow(bits, static_cast<std::size_t>(extent), &bits))

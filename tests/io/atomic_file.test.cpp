@@ -1,0 +1,184 @@
+#include <catch2/catch.hpp>
+
+#include <cstddef>
+#include <filesystem>
+#include <new>
+#include <span>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include <pith/io/atomic_file.hpp>
+#include <pith/io/json.hpp>
+#include <pith/io/peft_folder.hpp>
+#include <pith/io/peft_writer.hpp>
+#include <pith/peft/lora.hpp>
+
+#include "io/temp_folder.hpp"
+#include "support/alloc_counter.hpp"
+
+using namespace pith;
+using pith_test::TempFolder;
+namespace fs = std::filesystem;
+
+namespace {
+
+auto contains(const std::string& part) { return Catch::Matchers::Contains(part); }
+
+void write(const fs::path& path, const std::string& text) {
+  AtomicFile file(path);
+  file.write(std::as_bytes(std::span(text.data(), text.size())));
+  file.commit();
+}
+
+LoraAdapter<float> lora(float first) {
+  Matrix<float> down(2, 3), up(4, 2);
+  down << first, 2, 3, 4, 5, 6;
+  up << 1, -1, 2, -2, 3, -3, 4, -4;
+  return LoraAdapter<float>(down, up);
+}
+
+}  // namespace
+
+TEST_CASE("AtomicFile: a new file has the mode of this process, a replaced one its own", "[io]") {
+  const TempFolder folder;
+  folder.write("as_others", "");  // by another writer of new files
+  write(folder / "new", "1");
+  CHECK(fs::status(folder / "new").permissions() == fs::status(folder / "as_others").permissions());
+#if PITH_HAS_POSIX_FILES
+  for (const unsigned mode : {0600u, 0640u, 0755u, 0444u}) {
+    fs::permissions(folder / "new", fs::perms(mode));
+    write(folder / "new", "2");
+    CHECK(fs::status(folder / "new").permissions() == fs::perms(mode));
+  }
+#endif
+  CHECK(folder.read("new") == "2");
+  CHECK(folder.files() == 2);
+}
+
+TEST_CASE("AtomicFile: writes through symbolic links to what they lead to", "[io]") {
+  const TempFolder folder;
+  fs::create_directory(folder / "real");
+  folder.write("real/file", "old");
+  fs::create_symlink("real/file", folder / "link");
+  fs::create_symlink(folder / "link", folder / "second");
+  fs::create_symlink("real/later", folder / "dangling");
+  fs::create_symlink("loop", folder / "loop");
+  write(folder / "second", "new");
+  CHECK(fs::is_symlink(folder / "link"));
+  CHECK(fs::is_symlink(folder / "second"));
+  CHECK_FALSE(fs::is_symlink(folder / "real/file"));
+  CHECK(folder.read("real/file") == "new");
+  write(folder / "dangling", "made");
+  CHECK(fs::is_symlink(folder / "dangling"));
+  CHECK(folder.read("real/later") == "made");
+  CHECK_THROWS_AS(write(folder / "loop", "x"), FormatError);
+  CHECK_THROWS_WITH(write(folder / "loop", "x"), contains("cannot follow"));
+  CHECK(folder.files() == 5);
+}
+
+TEST_CASE("AtomicFile: long names, folders in the way and lost files leave nothing behind", "[io]") {
+  const TempFolder folder;
+  const std::string longest(255, 'n');
+  write(folder / longest, "1");
+  write(folder / longest, "2");
+  CHECK(folder.read(longest) == "2");
+  CHECK_THROWS_AS(write(folder / (longest + "n"), "3"), FormatError);
+  fs::create_directory(folder / "taken");
+  CHECK_THROWS_WITH(write(folder / "taken", "3"), contains("cannot replace") && contains("not a regular file"));
+  CHECK_THROWS_WITH(write(folder / "none/file", "3"), contains("cannot create"));
+  { const AtomicFile dropped(folder / longest); }
+  {
+    AtomicFile file(folder / "late");
+    fs::create_directories(folder / "late/inside");
+    CHECK_THROWS_WITH(file.commit(), contains("cannot replace"));
+    CHECK_THROWS_AS(file.commit(), StateError);
+  }
+  CHECK(folder.read(longest) == "2");
+  CHECK(folder.files() == 3);
+}
+
+TEST_CASE("AtomicFile: of two files both are replaced, or none", "[io]") {
+  for (const bool old : {false, true})
+    for (const bool blocked : {false, true}) {
+      CAPTURE(old, blocked);
+      const TempFolder folder;
+      if (old) folder.write("a", "old");
+      {
+        AtomicFile a(folder / "a"), b(folder / "b");
+        a.write(std::as_bytes(std::span("new", 3)));
+        b.write(std::as_bytes(std::span("new", 3)));
+        if (blocked) {
+          fs::create_directories(folder / "b/inside");
+          CHECK_THROWS_WITH(AtomicFile::commit(a, b), contains("cannot replace") && contains("/b'"));
+        } else {
+          AtomicFile::commit(a, b);
+        }
+      }
+      CHECK(fs::exists(folder / "a") == (old || !blocked));
+      CHECK(folder.read("a") == (!blocked ? "new" : old ? "old" : ""));
+      if (!blocked) CHECK(folder.read("b") == "new");
+      CHECK(folder.files() == 1 + (old || !blocked));
+    }
+}
+
+TEST_CASE("LoraFolderWriter: what cannot be written changes nothing", "[io]") {
+  const TempFolder folder;
+  LoraFolderWriter<float> writer({.base_model = "models/größe \"x\"\n"});
+  writer.add("model.layers.0.self_attn.q_proj", lora(1));
+  writer.write(folder / "new/deep/adapter");
+  const std::string tensors = folder.read("new/deep/adapter/adapter_model.safetensors"),
+                    config = folder.read("new/deep/adapter/adapter_config.json");
+  CHECK(PeftFolder(folder / "new/deep/adapter").config().base_model == "models/größe \"x\"\n");
+  CHECK(PeftFolder(folder / "new/deep/adapter").load("model.layers.0.self_attn.q_proj").down == lora(1).down());
+
+  CHECK_THROWS_AS(LoraFolderWriter<float>({.base_model = "a\xff"}), FormatError);
+  CHECK_THROWS_WITH(LoraFolderWriter<float>({.base_model = "a\xff"}), contains("base_model is not UTF-8 at byte 1"));
+  CHECK_THROWS_WITH(LoraFolderWriter<float>({.task_type = "\xed\xa0\x80"}), contains("task_type is not UTF-8 at byte 0"));
+
+  LoraFolderWriter<float> other;
+  other.add("model.layers.1.self_attn.q_proj", lora(7));
+  const auto kept = [&](const std::string& name) {
+    CHECK(folder.read(name + "/adapter_model.safetensors") == tensors);
+    CHECK(fs::is_directory(folder / (name + "/adapter_config.json")));
+  };
+  fs::create_directories(folder / "blocked/adapter_config.json/inside");
+  folder.write("blocked/adapter_model.safetensors", tensors);
+  CHECK_THROWS_AS(other.write(folder / "blocked"), FormatError);
+  kept("blocked");
+
+  folder.write("file", "");
+  CHECK_THROWS_AS(other.write(folder / "file/a/b"), FormatError);
+  if (pith_test::counting_available()) {
+    for (const char* place : {"fresh/a", "new/deep/adapter"})
+      for (std::uint64_t k = 1;; ++k) {
+        bool reached = false, written = false;
+        {
+          const pith_test::FailingAllocation failing(k);
+          try {
+            other.write(folder / place);
+            written = true;
+          } catch (const std::bad_alloc&) {
+          } catch (const FormatError&) {
+          }
+          reached = failing.failed();
+        }
+        if (written) {
+          CHECK(PeftFolder(folder / place).modules() == std::vector<std::string>{"model.layers.1.self_attn.q_proj"});
+          if (!reached) break;
+          fs::remove_all(folder / "fresh");  // an allocation that the system's library can do without
+          folder.write("new/deep/adapter/adapter_model.safetensors", tensors);
+          folder.write("new/deep/adapter/adapter_config.json", config);
+          continue;
+        }
+        if (place == std::string("fresh/a")) CHECK_FALSE(fs::exists(folder / "fresh"));
+        if (place != std::string("fresh/a")) {
+          CHECK(folder.read("new/deep/adapter/adapter_model.safetensors") == tensors);
+          CHECK(folder.read("new/deep/adapter/adapter_config.json") == config);
+        }
+        if (!reached) break;
+        if (place == std::string("fresh/a")) continue;
+        CHECK(std::distance(fs::directory_iterator(folder / "new/deep/adapter"), fs::directory_iterator()) == 2);
+      }
+  }
+}
