@@ -112,9 +112,9 @@ void demo(example::CommandLine& line) {
   const auto folder = example::model_folder(line);
   const std::filesystem::path csv_folder = line.next(".");
   line.done();
-  example::OutputFile short_csv(csv_folder / "short.csv"), stream_csv(csv_folder / "stream.csv");
   ThreadPool pool;
   const Decoder<float> decoder = load_decoder(folder);
+  example::OutputFile short_csv(csv_folder / "short.csv"), stream_csv(csv_folder / "stream.csv");
   const DecoderConfig& config = decoder.config();
   std::printf("%s: %s, %td layers, %td heads over %td kv heads of %td, trained on %td tokens\n\n", folder.filename().string().c_str(),
               config.model_type.c_str(), config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, config.head_dim,

@@ -248,8 +248,8 @@ void merge_image_tokens(example::CommandLine& line) {
   const std::size_t images = line.next<std::size_t>("IMAGES", 100, 1, 1'000'000);
   const std::filesystem::path data = line.next(".");
   line.done();
-  Picture picture(data);
   Model model(folder, images);
+  Picture picture(data);
   if (model.scenes.empty()) throw std::runtime_error("no images to look at");
   tables(model);
   write_picture(model, data, picture);
