@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <new>
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
@@ -19,6 +20,16 @@ namespace {
 std::atomic<std::uint64_t> calls{0};
 std::atomic<std::size_t> live{0}, peak{0};
 thread_local std::uint64_t asked = 0, first_failure = 0, last_failure = 0;
+
+/// Counts a call; whether it finds memory.
+bool granted() {
+  calls.fetch_add(1, std::memory_order_relaxed);
+  if (first_failure == 0) return true;
+  ++asked;
+  if (asked < first_failure || asked > last_failure) return true;
+  errno = ENOMEM;
+  return false;
+}
 }  // namespace
 
 namespace pith_test {
@@ -51,15 +62,6 @@ void __libc_free(void*);
 }
 
 namespace {
-/// Counts a call; whether it finds memory.
-bool granted() {
-  calls.fetch_add(1, std::memory_order_relaxed);
-  if (first_failure == 0) return true;
-  ++asked;
-  if (asked < first_failure || asked > last_failure) return true;
-  errno = ENOMEM;
-  return false;
-}
 void* counted(void* memory) {
   if (memory == nullptr) return nullptr;
   const std::size_t bytes = malloc_usable_size(memory), now = live.fetch_add(bytes, std::memory_order_relaxed) + bytes;
@@ -102,5 +104,21 @@ bool pith_test::counting_available() noexcept { return true; }
 #else
 
 bool pith_test::counting_available() noexcept { return false; }
+
+// A sanitizer keeps malloc to itself: of the other calls only these can fail.
+namespace {
+void* allocate(std::size_t size) {
+  void* const memory = granted() ? std::malloc(size > 0 ? size : 1) : nullptr;
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+}  // namespace
+
+void* operator new(std::size_t size) { return allocate(size); }
+void* operator new[](std::size_t size) { return allocate(size); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
 
 #endif

@@ -35,6 +35,7 @@ class PeakScope {
 };
 
 /// While it exists, allocation k of this thread (from 1) finds no memory, and so do the `more` that follow it.
+/// Under a sanitizer only calls of operator new can fail.
 class FailingAllocation {
  public:
   explicit FailingAllocation(std::uint64_t k, std::uint64_t more = 0) noexcept;
