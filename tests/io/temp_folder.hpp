@@ -13,10 +13,10 @@ namespace pith_test {
 /// A folder of its own that is gone afterwards.
 class TempFolder {
  public:
-  TempFolder() {
+  explicit TempFolder(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
     static std::atomic<unsigned> number{std::random_device{}()};
     do {
-      path_ = std::filesystem::temp_directory_path() / ("pith-test-" + std::to_string(number.fetch_add(1)));
+      path_ = parent / ("pith-test-" + std::to_string(number.fetch_add(1)));
     } while (!std::filesystem::create_directory(path_));
   }
   ~TempFolder() {

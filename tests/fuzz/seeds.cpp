@@ -1,0 +1,165 @@
+#include "fuzz/seeds.hpp"
+
+#include <random>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <pith/io.hpp>
+
+#include "fuzz/tiny_sessions.hpp"
+#include "io/tiny_adapter.hpp"
+#include "io/tiny_checkpoint.hpp"
+
+namespace pith_fuzz {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Numbers the seeds of one program.
+class Seeds {
+ public:
+  Seeds(const fs::path& folder, const std::string& program) : folder_(folder / program) { fs::create_directories(folder_); }
+  void add(std::string_view text) { write_file(folder_ / ("seed-" + std::to_string(++count_)), text); }
+
+ private:
+  fs::path folder_;
+  int count_ = 0;
+};
+
+void add_safetensors(Seeds seeds) {
+  const pith_test::TempFolder folder;
+  const auto file = [&](const pith::SafetensorsWriter& writer) {
+    writer.write(folder / "seed");
+    seeds.add(folder.read("seed"));
+  };
+  const std::vector<std::byte> zeros(48);
+  pith::SafetensorsWriter writer;
+  file(writer);
+  writer.metadata("format", "pt");
+  writer.add("a", pith::DType::f32, {2, 3}, std::span(zeros).first(24));
+  writer.add("b", pith::DType::bf16, {3}, std::span(zeros).first(6));
+  writer.add("c", pith::DType::i64, {2, 1, 2}, std::span(zeros).first(32));
+  writer.add("d", pith::DType::boolean, {}, std::span(zeros).first(1));
+  writer.add("e", pith::DType::f16, {0, 4}, std::span(zeros).first(0));
+  file(writer);
+}
+
+void add_configs(Seeds seeds) {
+  for (const std::string_view text :
+       {R"({"model_type":"llama","vocab_size":32000,"hidden_size":64,"intermediate_size":96,"num_hidden_layers":2,"num_attention_heads":4,)"
+        R"("num_key_value_heads":2,"head_dim":16,"max_position_embeddings":2048,"rms_norm_eps":1e-05,"rope_theta":10000.0,"rope_scaling":)"
+        R"({"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":8192},)"
+        R"("attention_bias":true,"mlp_bias":false,"hidden_act":"silu","tie_word_embeddings":true,"eos_token_id":[1,2],"bos_token_id":1,)"
+        R"("architectures":["LlamaForCausalLM"],"torch_dtype":"float16","is_causal":true,"auto_map":{},"use_cache":true})"
+        "\n=== generation_config.json\n"
+        R"({"eos_token_id":[1,9],"bos_token_id":1,"do_sample":true,"temperature":0.6})",
+        R"({"model_type":"mistral","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":1,"sliding_window":128,"eos_token_id":2,)"
+        R"("rope_scaling":{"type":"dynamic","factor":2.0},"intermediate_size":96,"num_hidden_layers":3,"vocab_size":9})",
+        R"({"model_type":"qwen2","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":4,"use_sliding_window":true,)"
+        R"("sliding_window":32,"max_window_layers":1,"num_hidden_layers":2,"layer_types":["full_attention","sliding_attention"],)"
+        R"("rope_parameters":{"rope_type":"linear","rope_theta":1000000.0,"factor":4.0},"quantization_config":null})"
+        "\n=== generation_config.json\n"
+        R"({"eos_token_id":151645,"pad_token_id":null})"})
+    seeds.add(text);
+}
+
+void add_indices(Seeds seeds) {
+  const pith_test::TempFolder folder;
+  const pith_test::TinyCheckpoint checkpoint;
+  std::string index = R"({"metadata":{"total_size":3000},"weight_map":{)";
+  for (const auto& [name, values] : checkpoint.tensors)
+    index +=
+        (index.back() == '{' ? "\"" : ",\"") + name + "\":\"model-0000" + (name < "model.layers.1" ? "1" : "2") + "-of-00002.safetensors\"";
+  seeds.add(index + "}}");
+  seeds.add("=== config.json\n" + checkpoint.config);
+  checkpoint.write(folder);
+  seeds.add("=== model.safetensors\n" + folder.read("model.safetensors"));
+  seeds.add("=== generation_config.json\n{\"eos_token_id\":[1,4]}");
+}
+
+void add_adapters(Seeds seeds) {
+  const pith_test::TempFolder folder;
+  const auto add = [&](const pith_test::TinyAdapter& adapter) {
+    adapter.write(folder);
+    seeds.add(folder.read("adapter_config.json") + "\n=== adapter_model.safetensors\n" + folder.read("adapter_model.safetensors"));
+  };
+  const std::string q = "model.layers.0.self_attn.q_proj";
+  pith_test::TinyAdapter plain;
+  add(plain);
+  pith_test::TinyAdapter dora;
+  dora.config["use_dora"] = true;
+  for (const std::string layer : {"model.layers.0.", "model.layers.1."}) {
+    dora.put(dora.name(layer + "self_attn.q_proj", "lora_magnitude_vector"), 8);
+    dora.put(dora.name(layer + "mlp.up_proj", "lora_magnitude_vector"), 6);
+  }
+  add(dora);
+  pith_test::TinyAdapter patterns;
+  patterns.config["target_modules"] = ".*\\.(q|up)_proj";
+  patterns.config["rank_pattern"] = {{"^model\\.layers\\.[0-9]+\\.mlp.*", 2}};
+  patterns.config["alpha_pattern"] = {{"q_proj", 3}};
+  patterns.config["modules_to_save"] = {"norm"};
+  patterns.put("base_model.model.model.norm.weight", 8);
+  add(patterns);
+  pith_test::TinyAdapter prompt;
+  prompt.tensors.clear();
+  prompt.config = {{"peft_type", "PROMPT_TUNING"}, {"num_virtual_tokens", 3}, {"token_dim", 8}, {"num_layers", 2}};
+  prompt.put("prompt_embeddings", 3, 8);
+  add(prompt);
+  pith_test::TinyAdapter prefix;
+  prefix.tensors.clear();
+  prefix.config = {{"peft_type", "PREFIX_TUNING"},
+                   {"num_virtual_tokens", 2},
+                   {"token_dim", 4},
+                   {"num_layers", 2},
+                   {"num_attention_heads", 1},
+                   {"encoder_hidden_size", 4},
+                   {"prefix_projection", false},
+                   {"num_transformer_submodules", 1}};
+  prefix.put("prompt_embeddings", 2, 16);
+  add(prefix);
+}
+
+void add_session_files(Seeds seeds) {
+  const pith_test::TempFolder folder;
+  for (const std::size_t kind : {0u, 2u, 4u, 9u, 12u, 20u}) {
+    auto session = start_tiny(kind);
+    session.prefill(tiny_prompt());
+    session.decode(pith::Token{1});
+    pith::save_session(session, folder / "seed");
+    seeds.add(std::string(1, static_cast<char>(kind)) + folder.read("seed"));
+  }
+}
+
+void add_expressions(Seeds seeds) {
+  for (const std::string_view text :
+       {"model\\.layers\\.[0-9]+\\.self_attn\\.(q|k|v)_proj\nmodel.layers.11.self_attn.q_proj", "(a|b*c)+[^d-f]?x\nabcx",
+        "^.*(?=up)up_(proj){1,2}$\nmlp.up_proj", "(?!x)\\w+\\b\\.\\d*?\\Z\nlayer.12", "a(b(c|d)*)+\nabcdbd"})
+    seeds.add(text);
+}
+
+/// Programs of bytes: any are good to begin with.
+void add_random(Seeds seeds, std::size_t count, std::size_t longest) {
+  std::mt19937_64 rng(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    std::string text(longest / 4 + rng() % longest, '\0');
+    for (char& c : text) c = static_cast<char>(rng() % (i % 2 == 0 ? 256 : 64));
+    seeds.add(text);
+  }
+}
+
+}  // namespace
+
+void write_seeds(const fs::path& folder) {
+  add_safetensors({folder, "safetensors"});
+  add_configs({folder, "config"});
+  add_indices({folder, "index"});
+  add_adapters({folder, "adapter"});
+  add_session_files({folder, "session_file"});
+  add_expressions({folder, "expression"});
+  add_random({folder, "policy"}, 24, 48);
+  add_random({folder, "cache"}, 24, 160);
+  add_random({folder, "session"}, 24, 120);
+}
+
+}  // namespace pith_fuzz
