@@ -1,7 +1,11 @@
 // A config.json, and a generation_config.json behind a line "=== generation_config.json": refused, or a configuration that a decoder can
 // be built from.
+#include <string>
+#include <vector>
+
 #include <pith/attention/rope.hpp>
 #include <pith/io/config_json.hpp>
+#include <pith/io/generation_config.hpp>
 
 #include "fuzz/fuzz.hpp"
 
@@ -19,7 +23,11 @@ void run_config(Bytes bytes) {
   });
 
   pith::DecoderConfig config;
-  const Outcome outcome = attempt([&] { config = pith::read_config(folder / "config.json"); });
+  const Outcome outcome = attempt([&] {
+    std::vector<std::string> notes;
+    config = pith::read_config(folder / "config.json", &notes);
+    pith::use_generation_config(folder, config, notes);
+  });
   demand(outcome == Outcome::done || outcome == Outcome::format || outcome == Outcome::unsupported || outcome == Outcome::memory,
          "a configuration is refused as a file");
   if (outcome != Outcome::done) return;
