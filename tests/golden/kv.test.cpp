@@ -35,7 +35,7 @@ namespace {
 
 // What the files' README allows a float32 implementation.
 constexpr double out_bound = 5e-5, trace_score_bound = 1e-3, score_bound = 1e-4, press_bound = 5e-4, scale_bound = 1e-6,
-                 softmax_bound = 1e-6;
+                 softmax_bound = 1e-6, merge_bound = 2e-5;
 
 using Cache = Session<float>::Cache;
 using Ids = std::vector<Position>;
@@ -706,6 +706,35 @@ void pyramid_budgets(Golden& golden) {
   });
 }
 
+/// Keys and values of a head, as an eviction leaves them to a rule: values alone change.
+void values_only_share(Golden& golden) {
+  const Tensor k = golden.get("k"), v = golden.get("v"), kept = golden.get("kept");
+  Index i = 0;
+  for (const auto& config : golden.json("configs")) {
+    const std::string name = "c" + std::to_string(i++);
+    const BestShare rule(Gated(ValuesOnly{}, config.at(0).get<double>()), config.at(1).get<double>(), ShareOf::evicted);
+    Chosen chosen;
+    for (Index h = 0; h < k.extent(0); ++h) {
+      const Ids ids = listed(kept.id_row({h}));
+      chosen.kept.emplace_back(ids.begin(), ids.end());
+    }
+    KvCache<Chosen, AnyMerge<float>> cache({k.extent(0), k.extent(0), k.width()}, chosen, {.max_chunk = k.extent(1)}, rule);
+    cache.append(token_rows(k), token_rows(v));
+    cache.evict();
+    const Tensor values = golden.get(name + "_values");
+    for (Index h = 0; h < k.extent(0); ++h) {
+      INFO(name << ", head " << h);
+      const Ids ids = listed(kept.id_row({h}));
+      CHECK(sorted(cache.positions(h)) == ids);
+      for (std::size_t r = 0; r < ids.size(); ++r) {
+        const Index row = row_at(cache, h, ids[r]);
+        CHECK(distance(cache.values(h).row(row), values.row({h, static_cast<Index>(r)})) < merge_bound);
+        CHECK(Matrix<float>(cache.keys(h).row(row)) == head_of(k, h).row(ids[r]));
+      }
+    }
+  }
+}
+
 /// Tensors are called n<number>.
 void n_softmax(Golden& golden) {
   const Matrix<float> x = matrix_of(golden.get("x"));
@@ -838,7 +867,8 @@ TEST_CASE("golden.kv: every trace of published cache code", "[golden]") {
                                                        {"snapkv_select", snapkv_select},
                                                        {"streaming_llm_attention", streaming_llm_attention},
                                                        {"streaming_llm_cache_trace", streaming_llm_cache_trace},
-                                                       {"tova", tova}};
+                                                       {"tova", tova},
+                                                       {"values-only merging of the best share", values_only_share}};
   int replayed = 0;
   REQUIRE(fs::is_directory(golden_folder("kv")));
   for (const auto& entry : fs::directory_iterator(golden_folder("kv"))) {
