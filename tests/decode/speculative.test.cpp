@@ -148,13 +148,40 @@ Matrix<float> similar_chain(const Matrix<float>& chain, double alike, unsigned s
 struct Failing : MarkovModel<float> {
   using MarkovModel<float>::MarkovModel;
   Index fails_in = -1;
-  bool torn = false;
+  bool torn = false, full = false;
   pith::ConstMatrixRef<float> decode(std::span<const Token> tokens) {
     if (fails_in > 0 && --fails_in == 0) {
       if (torn) MarkovModel<float>::decode(tokens.first(1));
-      pith::raise<pith::CapacityError>("failed");
+      if (full) pith::raise<pith::CapacityError>("full");
+      throw std::runtime_error("failed");
     }
     return MarkovModel<float>::decode(tokens);
+  }
+};
+
+/// Holds `most` tokens and refuses what does not fit, before it changes.
+struct Limited : MarkovModel<float> {
+  Limited(const Matrix<float>& chain, Position tokens) : MarkovModel<float>(chain), most(tokens) {}
+  Position most;
+  void fits(std::size_t n) const {
+    if (next_position() + Index(n) > most) pith::raise<pith::CapacityError>("no room");
+  }
+  pith::ConstMatrixRef<float> prefill(std::span<const Token> tokens) {
+    fits(tokens.size());
+    return MarkovModel<float>::prefill(tokens);
+  }
+  pith::ConstMatrixRef<float> decode(std::span<const Token> tokens) {
+    fits(tokens.size());
+    return MarkovModel<float>::decode(tokens);
+  }
+};
+struct Honest : Limited {
+  using Limited::Limited;
+  mutable Index refused = 0;
+  Index room() const { return most - next_position(); }
+  pith::ConstMatrixRef<float> decode(std::span<const Token> tokens) {
+    refused += Index(tokens.size()) > room();
+    return Limited::decode(tokens);
   }
 };
 
@@ -235,6 +262,26 @@ TEMPLATE_TEST_CASE("every text of a chain is emitted as often as the target says
     double difference = 0;
     for (const auto& [text, probability] : found) difference += std::abs(probability - probability_of(text, 1, 2, target_chain));
     CHECK(difference > .2);
+  }
+}
+
+TEST_CASE("guesses that there is no room for are refused", "[decode]") {
+  for (const float temperature : {0.f, 1.f}) {
+    pith::RejectionSampler<float> sampler({.temperature = temperature}, 4, 2);
+    const pith::Vector<float> logits = pith::Vector<float>::Zero(4);
+    std::mt19937_64 rng(1);
+    const auto dice = rng;
+    for (const Index i : {Index(-1), Index(2), std::numeric_limits<Index>::max()}) {
+      CHECK_THROWS_AS(sampler.guess(i, logits, rng), pith::CapacityError);
+      CHECK_THROWS_WITH(sampler.guess(i, logits, rng), contains("expected 0 .. 1"));
+      CHECK_THROWS_AS(sampler.verify(i, logits, rng), pith::CapacityError);
+    }
+    CHECK_THROWS_AS(sampler.guess(0, logits.head(3), rng), pith::ShapeError);
+    CHECK(rng == dice);
+    CHECK_NOTHROW(sampler.guess(1, logits, rng));
+    CHECK_THROWS_AS(pith::RejectionSampler<float>({.temperature = temperature}, 4, -1), pith::ShapeError);
+    CHECK_THROWS_AS(pith::RejectionSampler<float>({.temperature = temperature}, 4, Index(1) << 61), pith::CapacityError);
+    CHECK_THROWS_AS(pith::RejectionSampler<float>({.temperature = temperature}, 0, 1), pith::StateError);
   }
 }
 
@@ -509,33 +556,124 @@ TEST_CASE("models that read by themselves, from different positions on, go on wi
 
 TEST_CASE("a step that throws has not been", "[decode][speculative]") {
   const auto chain = random_chain(6, 1);
-  const Text expected = plain_greedy(MarkovModel(chain), opening, 80);
-  for (const bool of_target : {false, true})
-    for (const bool torn : {false, true})
-      for (Index when = 1; when <= 12; ++when) {
-        CAPTURE(of_target, torn, when);
-        Failing target(chain), draft(similar_chain(chain, .8, 3));
-        SpeculativeDecoder spec(target, draft, greedily);
-        spec.prefill(opening);
-        (of_target ? target : draft).torn = torn;
-        (of_target ? target : draft).fails_in = when;
-        std::mt19937_64 rng(1);
-        Text found;
-        int failures = 0;
-        while (found.size() < 80) {
-          const auto before = spec.stats();
-          try {
-            append(found, spec.step(rng));
-          } catch (const pith::CapacityError&) {
-            ++failures;
-            CHECK(spec.pending() == (found.empty() ? -1 : found.back()));
-            CHECK(spec.stats().tokens == before.tokens);
-          }
+  for (const float temperature : {0.f, 1.f})
+    for (const bool of_target : {false, true})
+      for (const bool torn : {false, true})
+        for (Index when = 1; when <= 12; ++when) {
+          CAPTURE(temperature, of_target, torn, when);
+          const SpeculativeOptions options{.draft_tokens = 4, .sampler = {.temperature = temperature}};
+          const auto text = [&](Index fails_in) {
+            Failing target(chain), draft(similar_chain(chain, .8, 3));
+            SpeculativeDecoder spec(target, draft, options);
+            spec.prefill(opening);
+            (of_target ? target : draft).torn = torn;
+            (of_target ? target : draft).fails_in = fails_in;
+            std::mt19937_64 rng(1);
+            Text found;
+            int failures = 0;
+            while (found.size() < 80) {
+              const auto before = spec.stats();
+              const auto dice = rng;
+              const Text read_by_target = text_of(target.text()), read_by_draft = text_of(draft.text());
+              try {
+                append(found, spec.step(rng));
+              } catch (const std::runtime_error&) {
+                ++failures;
+                CHECK(spec.pending() == (found.empty() ? -1 : found.back()));
+                CHECK(spec.stats().tokens == before.tokens);
+                CHECK(spec.stats().drafted == before.drafted);
+                CHECK(rng == dice);
+                CHECK(text_of(target.text()) == read_by_target);  // at once, not at the next call
+                CHECK(text_of(draft.text()) == read_by_draft);
+              }
+            }
+            CHECK(failures == (fails_in > 0));
+            CHECK(spec.drafting());
+            found.resize(80);
+            return found;
+          };
+          CHECK(text(when) == text(-1));
         }
-        found.resize(80);
-        CHECK(failures == 1);
-        CHECK(found == expected);
+}
+
+TEST_CASE("a target without room for guesses is given fewer, and as many tokens come as without a draft", "[decode][speculative]") {
+  const auto chain = random_chain(6, 1);
+  const auto until_full = [](auto&& next) {
+    Text found;
+    try {
+      while (true) next(found);
+    } catch (const pith::CapacityError&) {
+    }
+    return found;
+  };
+  const auto check = [&]<class Target, class Draft>(Target, Draft, Position most, Position draft_most, Index tokens) {
+    CAPTURE(most, draft_most, tokens);
+    std::mt19937_64 rng(1);
+    const Text plain = until_full([&](Text& found) {
+      Target alone(chain, most);
+      generate(alone, alone.prefill(opening), {.max_tokens = 1000, .sampler = {.temperature = 0}}, rng,
+               [&](Token token) { found.push_back(token); });
+    });
+    CHECK(Index(plain.size()) == most - 3 + 1);  // the prompt is three tokens, the last token is not read
+    for (const double alike : {0., .8, 1.}) {
+      Target target(chain, most);
+      Draft draft(similar_chain(chain, alike, 3), draft_most);
+      SpeculativeDecoder spec(target, draft, {.draft_tokens = tokens, .sampler = {.temperature = 0}});
+      spec.prefill(opening);
+      CHECK(until_full([&](Text& found) { append(found, spec.step(rng)); }) == plain);
+      CHECK(target.next_position() == most);
+      CHECK(spec.pending() == plain.back());
+      if constexpr (requires { target.refused; }) CHECK(target.refused == 1);  // the one that ends the text
+      if constexpr (requires { draft.refused; }) CHECK(draft.refused == 0);
+      if constexpr (requires { target.refused + draft.refused; }) CHECK(spec.drafting() == (draft_most > most));
+
+      Target again(chain, most);
+      Draft other(similar_chain(chain, alike, 3), draft_most);
+      SpeculativeDecoder by_callback(again, other, {.draft_tokens = tokens, .sampler = {.temperature = 0}});
+      by_callback.prefill(opening);
+      CHECK(until_full([&](Text& found) {
+              generate(by_callback, {.max_tokens = 1000}, rng, [&](Token token) { found.push_back(token); });
+            }) == plain);
+    }
+  };
+  for (const Index tokens : {1, 2, 4, 7})
+    for (const Position most : {3, 4, 5, 9, 20, 23})
+      for (const Position draft_most : {0, 2, 3, 4, 5, 6, 7, 8, 13, 50}) {
+        check(Honest(chain, 0), Honest(chain, 0), most, draft_most, tokens);
+        check(Limited(chain, 0), Limited(chain, 0), most, draft_most, tokens);
+        check(Honest(chain, 0), Limited(chain, 0), most, draft_most, tokens);
       }
+}
+
+TEST_CASE("a draft that is full in the next turn no longer guesses, and resume() asks it again", "[decode][speculative]") {
+  const auto chain = random_chain(6, 1);
+  MarkovModel target(chain);
+  Limited draft(chain, 14);
+  SpeculativeDecoder spec(target, draft, greedily);
+  std::mt19937_64 rng(1);
+  spec.prefill(opening);
+  Text text = opening + text_of(spec.step(rng));
+  append(text, spec.step(rng));
+  CHECK(spec.stats().accepted == 4);
+  const Text turn{5, 4, 3, 2, 1, 0, 5, 4};
+  spec.prefill(turn);
+  append(text, turn);
+  CHECK(!spec.drafting());
+  Text found;
+  while (found.size() < 30) append(found, spec.step(rng));
+  CHECK(found == plain_greedy(MarkovModel(chain), text, 30));
+  draft.most = 1000;
+  append(text, found);
+  draft.decode(std::span(text).subspan(std::size_t(draft.next_position())));
+  const Token pending = text.back();
+  spec.resume(target.decode(std::span(&pending, 1)));
+  CHECK(spec.drafting());
+  const Index accepted = spec.stats().accepted;
+  found.clear();
+  while (found.size() < 30) append(found, spec.step(rng));
+  found.resize(30);
+  CHECK(found == plain_greedy(MarkovModel(chain), text, 30));
+  CHECK(spec.stats().accepted > accepted + 20);
 }
 
 TEST_CASE("a callback that throws has been told its token", "[decode][speculative]") {
@@ -585,9 +723,15 @@ TEST_CASE("a prompt that fails in one model leaves a clear state", "[decode][spe
   };
   MarkovModel other(chain);
   Short small(chain);
-  SpeculativeDecoder halves(other, small, greedily);
-  CHECK_THROWS_AS(halves.prefill(opening), pith::CapacityError);
-  CHECK_THROWS_WITH(halves.step(rng), contains("nothing has been read"));
+  SpeculativeDecoder reversed(small, other, greedily);
+  CHECK_THROWS_AS(reversed.prefill(opening), pith::CapacityError);
+  CHECK_THROWS_WITH(reversed.step(rng), contains("nothing has been read"));
+  SpeculativeDecoder halves(other, small, greedily);  // the target goes on alone
+  halves.prefill(opening);
+  found.clear();
+  while (found.size() < 30) append(found, halves.step(rng));
+  CHECK(found == plain_greedy(MarkovModel(chain), opening, 30));
+  CHECK(halves.stats().drafted == 0);
 }
 
 TEST_CASE("a model without prefill() is fed in chunks it can take", "[decode]") {

@@ -151,19 +151,27 @@ TEST_CASE("numbers no session could have come to are refused", "[io]") {
   refused("of model 1", [](Whole& s, Layer&) { s.fingerprint = 1; });
   refused("of 1 layers", [](Whole& s, Layer&) { s.layers.pop_back(); });
   refused("logits [1, 3]", [](Whole& s, Layer&) { s.logits.resize(1, 3); });
-  refused("at position 32", [](Whole&, Layer& l) { l.next = l.next_angle = 32; });
+  refused("position 25, expected 26", [](Whole&, Layer& l) { l.next = l.next_angle = 32; });
   refused("position 30, expected", [](Whole&, Layer& l) { l.next = l.next_angle = 30; });
   refused("next position -1", [](Whole&, Layer& l) { l.next = -1; });
   refused("5 numbers of heads", [](Whole&, Layer& l) { l.heads.pop_back(); });
   refused("-1 rows", [](Whole&, Layer& l) { l.heads[0] = -1; });
   refused("rows, expected 0 ..", [](Whole&, Layer& l) { l.heads[0] = std::int64_t(1) << 60; });
-  refused("16 rows, but the heads have 15", [](Whole&, Layer& l) { l.heads[3] = 7; });
+  refused("head 1 has 7 rows, head 0 8", [](Whole&, Layer& l) { l.heads[3] = 7; });
   refused("begins at row 9", [](Whole&, Layer& l) { l.heads[1] = 9; });
   refused("begins at row 0", [](Whole&, Layer& l) { l.heads[1] = 0; });
   refused("queries", [](Whole&, Layer& l) { l.heads[2] = std::numeric_limits<std::int64_t>::max(); });
   refused("each once", [](Whole&, Layer& l) { l.positions[5] = l.positions[6]; });
   refused("each once", [](Whole&, Layer& l) { l.positions[0] = -4; });
   refused("each once", [](Whole&, Layer& l) { std::swap(l.positions[3], l.positions[4]); });
+  refused("16 rows, expected 0 ..", [](Whole&, Layer& l) { l.heads[0] = 16; });
+  refused("expected 1: the first tokens and the newest", [](Whole&, Layer& l) { l.positions[1] = l.positions[9] = 7; });
+  refused("in the middle of a call: 6 tokens", [](Whole&, Layer& l) { l.unevicted = 6; });
+  refused("under a policy that watches none", [](Whole&, Layer& l) { l.heads[2] = 1; });
+  refused("between two pieces of a prompt", [](Whole&, Layer& l) {
+    l.prefill = false;
+    l.more = true;
+  });
   refused("15 kinds", [](Whole&, Layer& l) { l.kinds.pop_back(); });
   refused("kind 77", [](Whole&, Layer& l) { l.kinds[2] = TokenKind(77); });
   refused("numbers of keys", [](Whole&, Layer& l) { l.keys.pop_back(); });
@@ -171,6 +179,49 @@ TEST_CASE("numbers no session could have come to are refused", "[io]") {
   refused("columns of stats", [](Whole&, Layer& l) { l.stats.resize(0, 3); });
   refused("rows of memory", [](Whole&, Layer& l) { l.memory.resize(1, 0); });
   refused("1 angles", [](Whole&, Layer& l) { l.angles.push_back(0); });
+
+  // A window that is not full yet has no ring to turn: rows would leave in the wrong order.
+  auto part = talk.decoder.start(SinkWindow{.sinks = 2, .window = 30});
+  part.prefill(talk.all.first(10));
+  SessionSnapshot<float> turned = part.snapshot();
+  for (const std::size_t h : {std::size_t(0), std::size_t(1)}) {
+    turned.layers[1].heads[3 * h + 1] = 5;
+    std::rotate(turned.layers[1].positions.begin() + static_cast<std::ptrdiff_t>(10 * h) + 2,
+                turned.layers[1].positions.begin() + static_cast<std::ptrdiff_t>(10 * h) + 7,
+                turned.layers[1].positions.begin() + static_cast<std::ptrdiff_t>(10 * h) + 10);
+  }
+  CHECK_THAT(part.problem(turned), contains("begins at row 5"));
+
+  auto watched = talk.decoder.start(HeavyHitter{.heavy = 6, .recent = 6});
+  watched.prefill(talk.all.first(30));
+  SessionSnapshot<float> unseen = watched.snapshot();
+  unseen.layers[0].unevicted = 6;  // no attention was seen of them: the next token could not be evicted
+  CHECK_THAT(watched.problem(unseen), contains("6 tokens since the last eviction, expected 0"));
+  unseen = watched.snapshot();
+  unseen.layers[1].next = unseen.layers[1].next_angle = 32;
+  CHECK_THAT(watched.problem(unseen), contains("with layer 1 at position 32, layer 0 at 30"));
+  unseen = watched.snapshot();
+  unseen.layers[1].heads[3] = 11;
+  CHECK_THAT(watched.problem(unseen), contains("24 rows, but the heads have 23"));
+  unseen = watched.snapshot();
+  unseen.layers[1].heads[5] = 2;
+  CHECK_THAT(watched.problem(unseen), contains("head 1 saw 2 queries, expected 0"));
+
+  auto turning = talk.decoder.start(AtCachePositions(HeavyHitter{.heavy = 6, .recent = 6}));
+  turning.prefill(talk.all.first(30));
+  SessionSnapshot<float> angles = turning.snapshot();
+  CHECK(turning.problem(angles).empty());
+  std::swap(angles.layers[1].angles[2], angles.layers[1].angles[7]);
+  CHECK_THAT(turning.problem(angles), contains("head 0: angle"));
+  angles = turning.snapshot();
+  ++angles.layers[1].next_angle;
+  CHECK_THAT(turning.problem(angles), contains("with layer 1 at angle 13, expected 12"));
+
+  auto fresh = talk.decoder.start(Dense{});
+  SessionSnapshot<float> nothing = fresh.snapshot();
+  CHECK(fresh.problem(nothing).empty());
+  nothing.logits = Matrix<float>::Zero(1, 50);
+  CHECK_THAT(fresh.problem(nothing), contains("with logits, but without a token"));
 
   SafetensorsWriter other;
   other.add("logits", Matrix<float>(Matrix<float>::Zero(1, 50)));

@@ -242,7 +242,7 @@ TEST_CASE("sampled text is distributed as the target's: chi-square on the shippe
   }
 }
 
-TEST_CASE("sessions that cannot take a draft are refused at construction, and one that is full says so in its step", "[model]") {
+TEST_CASE("sessions that cannot take a draft are refused at construction, and near a full cache drafts are shortened", "[model]") {
   auto target = shipped().decoder.start(Window{16}, {.max_prompt = 160, .max_draft = 3});
   auto draft = shipped().decoder.start(Window{8}, {.max_prompt = 160});
   using Pair = SpeculativeDecoder<Session<float>, Session<float>>;
@@ -251,17 +251,30 @@ TEST_CASE("sessions that cannot take a draft are refused at construction, and on
   CHECK_THROWS_WITH(Pair(target, draft, {.draft_tokens = 4}), contains("the target takes only 4 tokens at once"));
   CHECK_NOTHROW(Pair(target, draft, {.draft_tokens = 3}));
 
-  auto full = shipped().decoder.start(Dense{}, {.max_prompt = 160, .max_tokens = 160});
-  SpeculativeDecoder spec(full, draft, greedy_four);
-  spec.prefill(shipped().prompt);
-  std::mt19937_64 rng(1);
-  CHECK_THROWS_AS(
-      [&] {
-        for (int i = 0; i < 100; ++i) spec.step(rng);
-      }(),
-      CapacityError);
-  CHECK(full.next_position() > 155);
-  std::vector<Token> rest;  // fewer guesses at a time still fit
-  while (full.next_position() < 160) rest.push_back(spec.step(rng, 1, [](Token) {})[0]);
-  CHECK(rest.back() == plain_text(shipped().decoder.start(Dense{}, {.max_prompt = 160}), 11, greedy_four.sampler).back());
+  const std::vector<Token> plain = plain_text(shipped().decoder.start(Dense{}, {.max_prompt = 160}), 11, greedy_four.sampler);
+  const auto read = static_cast<Index>(shipped().prompt.size());
+  // Tokens, not rows, end a text: as many as without a draft, whatever is full.
+  for (const Index draft_rows : {read, read + 3, Index(400)}) {
+    auto full = shipped().decoder.start(Dense{}, {.max_prompt = 160, .max_tokens = read + 10});
+    auto small = shipped().decoder.start(Dense{}, {.max_prompt = 160, .max_tokens = draft_rows});
+    CHECK(full.room() == read + 10);
+    SpeculativeDecoder spec(full, small, greedy_four);
+    spec.prefill(shipped().prompt);
+    CHECK(full.room() == 10);
+    std::mt19937_64 rng(1);
+    std::vector<Token> found;
+    CHECK_THROWS_AS(generate(spec, {.max_tokens = 100}, rng, [&](Token token) { found.push_back(token); }), CapacityError);
+    CHECK(found == plain);
+    CHECK(full.next_position() == read + 10);
+    CHECK(full.room() == 0);
+    CHECK(spec.pending() == plain.back());
+    CHECK(spec.drafting() == (draft_rows == 400));
+  }
+  CHECK(shipped().decoder.start(Window{8}).room() > 1000000);
+  auto prompt_only = shipped().decoder.start(SnapKv{.keep = 40, .window = 8}, {.max_prompt = 160, .max_generated = 6});
+  prompt_only.prefill(shipped().prompt);
+  const Index room = prompt_only.room();
+  for (Index i = 0; i < room; ++i) prompt_only.decode(1);
+  CHECK(room == 7);  // max_generated and the row of a chunk
+  CHECK_THROWS_AS(prompt_only.decode(1), CapacityError);
 }

@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include <pith/core/check.hpp>
 #include <pith/core/random.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
@@ -21,7 +22,7 @@ namespace pith::inline v0 {
 /// Shapes   logits [vocab_size]
 /// Cost     guess() and verify(): a Sampler's, and two sweeps of the vocabulary where a guess is refused
 /// Heap     at construction only: guesses + 1 rows of the vocabulary and both samplers; none of these rows if greedy
-/// Throws   StateError where Sampler does
+/// Throws   StateError where Sampler does, ShapeError for fewer than 0 guesses, CapacityError for a guess that there is no room for
 /// Law      verify() is distributed as Sampler::sample() of the target's logits, whatever the draft's were; greedy calls leave rng alone
 /// Paper    arXiv:2211.17192, algorithm 1; arXiv:2302.01318
 template <std::floating_point S = float, std::floating_point D = S> class RejectionSampler {
@@ -30,8 +31,8 @@ template <std::floating_point S = float, std::floating_point D = S> class Reject
       : target_(options, vocab_size),
         draft_(options, vocab_size),
         p_(greedy() ? 0 : vocab_size),
-        q_(greedy() ? 0 : guesses, vocab_size),
-        guessed_(static_cast<std::size_t>(guesses)) {}
+        q_(greedy() ? 0 : checked(guesses, vocab_size), vocab_size),
+        guessed_(static_cast<std::size_t>(checked(guesses, vocab_size)), Token(0)) {}
 
   bool greedy() const { return target_.greedy(); }
 
@@ -40,6 +41,7 @@ template <std::floating_point S = float, std::floating_point D = S> class Reject
 
   /// Draws guess i from the draft's logits.
   template <std::uniform_random_bit_generator Rng> Token guess(Index i, ConstVectorRef<D> logits, Rng& rng) {
+    check_guess("guess", i);
     Token& token = guessed_[static_cast<std::size_t>(i)];
     if (greedy()) return token = draft_.sample(logits, rng);
     draft_.distribution(logits, q_.row(i));
@@ -48,6 +50,7 @@ template <std::floating_point S = float, std::floating_point D = S> class Reject
 
   /// What the target, by its logits, says in place of guess i: the guess itself if it is accepted.
   template <std::uniform_random_bit_generator Rng> Token verify(Index i, ConstVectorRef<S> logits, Rng& rng) {
+    check_guess("verify", i);
     if (greedy()) return target_.sample(logits, rng);
     const Token guessed = guessed_[static_cast<std::size_t>(i)];
     target_.distribution(logits, p_);
@@ -61,6 +64,18 @@ template <std::floating_point S = float, std::floating_point D = S> class Reject
   }
 
  private:
+  static Index checked(Index guesses, Index vocab_size) {
+    if (guesses < 0) raise<ShapeError>(detail::text("pith::RejectionSampler: ", guesses, " guesses, expected 0 or more"));
+    detail::checked_product("RejectionSampler", guesses, detail::checked_product("RejectionSampler", vocab_size, Index(sizeof(D))));
+    return guesses;
+  }
+  void check_guess(const char* where, Index i) const {
+    const Index room = static_cast<Index>(guessed_.size());
+    if (i < 0 || i >= room) [[unlikely]]
+      raise<CapacityError>(
+          detail::text("pith::RejectionSampler::", where, ": guess ", i, ", expected 0 .. ", room - 1, ": construct it with more guesses"));
+  }
+
   Sampler<S> target_;
   Sampler<D> draft_;
   Vector<S> p_;                 ///< [vocab] of the target

@@ -4,6 +4,8 @@
 #include <array>
 #include <concepts>
 #include <cstddef>
+#include <limits>
+#include <optional>
 #include <random>
 #include <span>
 #include <type_traits>
@@ -29,9 +31,12 @@ namespace pith::inline v0 {
 /// Heap     at construction only: a RejectionSampler and a row of the vocabulary; prefill() and step() what the models need
 /// Throws   ShapeError for two vocabularies, StateError for an option out of range or one model in both places, CapacityError if a model's
 ///          max_chunk() is below draft_tokens + 1; a model without one throws for itself when a step asks too much
+/// Law      as many tokens as without a draft: where the target has little room() left, or refuses guesses with CapacityError, drafts are
+///          shortened, down to none; a draft that has none left is asked no more (drafting()), and never ends the text
 /// Law      the text is distributed as that of Sampler over the target alone; greedy text is the same text
 ///          after a step both models are, bit for bit as far as their crop() is, as if they had only read the text
-///          a step that throws has not been, but for the tokens a callback was told: the next call begins where they end
+///          a step that throws has not been, for either model and, if it can be copied, for rng; but for the tokens a callback was told:
+///          the next call begins where they end
 /// Paper    arXiv:2211.17192 (Leviathan et al.); arXiv:2302.01318 (Chen et al.)
 template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
  public:
@@ -51,7 +56,8 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
   /// Both models read a prompt, or the next turn of a conversation: then the pending token goes in first. By prefill() where a model has
   /// it, else by decode() of up to draft_tokens + 1 tokens at a time.
   ///
-  /// Throws   ShapeError for no tokens; what the models throw, and StateError ever after if one has read more than the other: see resume()
+  /// Throws   ShapeError for no tokens; what the models throw, but no CapacityError of the draft, and StateError ever after if one has read
+  ///          more than the other: see resume()
   void prefill(std::span<const Token> tokens) {
     if (tokens.empty()) [[unlikely]]
       raise<ShapeError>("pith::SpeculativeDecoder::prefill: no tokens, expected 1 or more");
@@ -59,7 +65,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     check_in_step();
     if (pending_ >= 0) read_pending();
     read(*target_, tokens, [&](const ConstMatrixRef<Scalar>& rows) { keep(rows); });
-    read(*draft_, tokens, [](const auto&) {});
+    if (drafting_) asked([&] { read(*draft_, tokens, [](const auto&) {}); });
     note_positions();
   }
 
@@ -72,6 +78,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
       raise<ShapeError>("pith::SpeculativeDecoder::resume: logits has no row, expected the one of the last token");
     keep(logits);
     stepping_ = target_open_ = draft_open_ = false;
+    drafting_ = true;
     lag_ = 0;
     note_positions();
   }
@@ -108,6 +115,8 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
 
   const SpeculativeOptions& options() const { return options_; }
   const SpeculativeStats& stats() const { return stats_; }
+  /// The draft is asked for guesses: not any more once it was full. resume() asks it again, when both have read the same text.
+  bool drafting() const { return drafting_; }
   /// The last token emitted; -1 after a prompt, before the first step.
   Token pending() const { return reported_ > 0 && stepping_ ? run_[static_cast<std::size_t>(reported_) - 1] : pending_; }
 
@@ -156,17 +165,80 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
 
   /// The pending token goes into both models, and what follows it is kept.
   void read_pending() {
+    Trace trace(*this);
     begin();
     checkpoint_target();
-    feed_draft([](const auto&) {});
+    if (drafting_) asked([&] { feed_draft([](const auto&) {}); });
     const auto& rows = target_->decode(std::span<const Token>(&pending_, 1));
     const Position target_end = target_->next_position(), draft_end = draft_->next_position();
     keep(rows);
+    trace.keep();
     target_->crop(target_end);
-    draft_->crop(draft_end);
+    if (draft_open_) draft_->crop(draft_end);
     stepping_ = target_open_ = draft_open_ = false;
     lag_ = 0;
     note_positions();
+  }
+
+  /// Takes back what a call has done to both models when it throws.
+  class Trace {
+   public:
+    explicit Trace(SpeculativeDecoder& decoder) : decoder_(&decoder) {}
+    ~Trace() {
+      if (decoder_ != nullptr) decoder_->undo();
+    }
+    Trace(const Trace&) = delete;
+    Trace& operator=(const Trace&) = delete;
+    void keep() { decoder_ = nullptr; }
+
+   private:
+    SpeculativeDecoder* decoder_;
+  };
+  void undo() {
+    chosen_ = reported_ = 0;
+    if (stepping_ && pending_ >= 0) {
+      if (target_open_) try_crop(*target_, target_next_);
+      if (draft_open_) try_crop(*draft_, (std::min)(draft_next_, draft_->next_position()));
+    }
+    stepping_ = target_open_ = draft_open_ = false;
+  }
+  /// A model that cannot go back has lost the text: the next call finds it out of step.
+  template <class M> static void try_crop(M& model, Position p) {
+#if PITH_HAS_EXCEPTIONS
+    try {
+      model.crop(p);
+    } catch (...) {
+    }
+#else
+    model.crop(p);
+#endif
+  }
+
+  /// What is asked of the draft: one that is full is asked no more, and goes back to where it was.
+  template <class Ask> void asked(Ask&& ask) {
+#if PITH_HAS_EXCEPTIONS
+    try {
+      ask();
+    } catch (const CapacityError&) {
+      dismiss_draft();
+    }
+#else
+    ask();
+#endif
+  }
+  void dismiss_draft() {
+    if (draft_open_) try_crop(*draft_, (std::min)(draft_next_, draft_->next_position()));
+    draft_open_ = drafting_ = false;
+  }
+
+  template <class M> static Index room_of(const M& model) {
+    if constexpr (requires {
+                    { model.room() } -> std::convertible_to<Index>;
+                  }) {
+      return Index(model.room());
+    } else {
+      return (std::numeric_limits<Index>::max)();
+    }
   }
 
   void begin() {
@@ -192,16 +264,61 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     check_in_step();
     if (target_next_ < 0) [[unlikely]]
       raise<StateError>("pith::SpeculativeDecoder::step: nothing has been read: call prefill() or resume() first");
-    begin();
+    Dice<Rng> dice(rng, sampler_.greedy() || pending_ < 0);
     if (pending_ < 0) {
       run_[0] = sampler_.sample(logits_, rng);
+      begin();
       chosen_ = 1;
-      return;
+      return dice.keep();
     }
-    feed_[0] = pending_;
     const bool adapted = options_.length == DraftLength::adapted;
     const Index length = adapted ? pace_.length(options_.draft_tokens, double(options_.guess_cost)) : options_.draft_tokens;
-    const Index drafted = guess((std::min)(length, most - 1), rng);
+    const Index wanted = (std::min)({length, most - 1, (std::max)(room_of(*target_), Index(1)) - 1});
+#if PITH_HAS_EXCEPTIONS
+    if (wanted > 0) {
+      try {
+        verify(wanted, rng);
+        return dice.keep();
+      } catch (const CapacityError&) {
+        dice.throw_again();  // the target may still take the pending token alone
+      }
+    }
+    verify(0, rng);
+#else
+    verify(wanted, rng);
+#endif
+    dice.keep();
+  }
+
+  /// Brings a generator back to where it was, if it can be copied, unless what was drawn is kept.
+  template <class Rng> class Dice {
+   public:
+    Dice(Rng& rng, bool idle) : rng_(rng) {
+      if constexpr (std::copyable<Rng>) {
+        if (!idle) before_.emplace(rng);
+      }
+    }
+    ~Dice() { throw_again(); }
+    Dice(const Dice&) = delete;
+    Dice& operator=(const Dice&) = delete;
+    void throw_again() {
+      if constexpr (std::copyable<Rng>) {
+        if (before_) rng_ = *before_;
+      }
+    }
+    void keep() { before_.reset(); }
+
+   private:
+    Rng& rng_;
+    std::optional<std::conditional_t<std::copyable<Rng>, Rng, char>> before_;
+  };
+
+  /// Has the target verify up to `most` guesses behind the pending token.
+  template <std::uniform_random_bit_generator Rng> void verify(Index most, Rng& rng) {
+    Trace trace(*this);
+    begin();
+    feed_[0] = pending_;
+    const Index drafted = guess(most, rng);
     checkpoint_target();
     const auto& logits = target_->decode(std::span<const Token>(feed_).first(static_cast<std::size_t>(drafted) + 1));
     const ConstMatrixRef<Scalar> rows = logits;
@@ -219,11 +336,15 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     stats_.accepted += accepted;
     stats_.rejected += accepted < drafted;
     if (drafted > 0) pace_.saw(accepted, accepted < drafted);
+    trace.keep();
   }
 
   /// The draft's guesses into feed_[1 ..]; how many: fewer than `most` if it has none to make.
   template <std::uniform_random_bit_generator Rng> Index guess(Index most, Rng& rng) {
     Index made = 0;
+    if (const Index room = room_of(*draft_) - lag_; drafting_ && room < 1) dismiss_draft();
+    if (!drafting_) return made;
+    most = (std::min)(most, room_of(*draft_) - lag_);
     const auto sees = [&](const ConstMatrixRef<DraftScalar>& rows) {
       check_shape("SpeculativeDecoder", "the draft's logits", rows, any_extent, logits_.size());
       const ConstVectorRef<DraftScalar> row = rows.row(rows.rows() - 1);
@@ -232,9 +353,11 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
       ++made;
       return made < most;
     };
-    bool more = false;
-    feed_draft([&](const ConstMatrixRef<DraftScalar>& rows) { more = sees(rows); });
-    while (more) more = sees(draft_->decode(std::span<const Token>(feed_).subspan(static_cast<std::size_t>(made), 1)));
+    asked([&] {
+      bool more = false;
+      feed_draft([&](const ConstMatrixRef<DraftScalar>& rows) { more = sees(rows); });
+      while (more) more = sees(draft_->decode(std::span<const Token>(feed_).subspan(static_cast<std::size_t>(made), 1)));
+    });
     return made;
   }
 
@@ -247,7 +370,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
       const Position read = draft_next_ + static_cast<Position>(reported_ > 0 ? lag_ + reported_ : 0);
       if (draft_open_) draft_->crop((std::min)(read, draft_->next_position()));
       draft_open_ = false;
-      if (reported_ > 0) {
+      if (reported_ > 0 && drafting_) {
         lag_ = read - draft_->next_position();
         late_ = reported_ > 1 ? run_[static_cast<std::size_t>(reported_) - 2] : pending_;
       }
@@ -265,7 +388,8 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     draft_next_ = draft_->next_position();
   }
   void check_in_step() const {
-    if (target_next_ >= 0 && (target_->next_position() != target_next_ || draft_->next_position() != draft_next_)) [[unlikely]]
+    if (target_next_ >= 0 && (target_->next_position() != target_next_ || (drafting_ && draft_->next_position() != draft_next_)))
+        [[unlikely]]
       raise<StateError>(
           detail::text("pith::SpeculativeDecoder: target and draft are at positions ", target_->next_position(), " and ",
                        draft_->next_position(), ", expected ", target_next_, " and ", draft_next_,
@@ -282,6 +406,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
   Token pending_ = -1, late_ = -1;               ///< late_: the token before it, if the draft has not read that one either
   Index lag_ = 0;                                ///< 1: so it is
   Position target_next_ = -1, draft_next_ = -1;  ///< when the last call ended; -1: nothing has been read
+  bool drafting_ = true;                         ///< the draft has read what the target has
   bool stepping_ = false, target_open_ = false, draft_open_ = false;
   detail::DraftPace pace_;
   SpeculativeStats stats_;

@@ -16,8 +16,9 @@ namespace pith::inline v0 {
 ///          checkpoint() starts or restarts the journal here; crop(p) leaves the state exactly as it was before the token at p
 ///          and ends the journal; crop(next_position()) accepts every token since
 ///
-/// Two members more are used where a model has them: max_chunk(), how many tokens one decode() takes and one journal takes back at most,
-/// and prefill(tokens), which reads a prompt of any length and returns logits whose last row follows it.
+/// Three members more are used where a model has them: max_chunk(), how many tokens one decode() takes and one journal takes back at most;
+/// room(), how many it can read before it is full; and prefill(tokens), which reads a prompt of any length and returns logits whose last
+/// row follows it.
 template <class M>
 concept TokenModel = requires(M& m, const M& c, std::span<const Token> tokens, Position p) {
   typename M::Scalar;

@@ -87,6 +87,12 @@ struct CacheRules {
                           : facts.budget + options.max_chunk + (prompt_only() ? options.max_generated : 0) +
                                 (facts.traits.ragged ? 1 : 0);  // heads that share may keep a row more each
   }
+  /// Whether the eviction after a prompt may find more rows protected than fit: only scores tell, when the layers before have changed.
+  bool may_refuse_prompt() const { return facts.eviction == Eviction::by_score && facts.traits.overfills; }
+  /// The same of evictions while `tokens` are decoded one after the other.
+  bool may_refuse_next(Index tokens) const {
+    return facts.eviction == Eviction::by_score && !prompt_only() && (tokens > 1 || (angles() && facts.traits.overfills));
+  }
   /// Rows know how many tokens they stand for.
   bool masses() const { return merge.merges || options.multiplicity; }
   Index width() const { return shape.num_kv_heads * shape.head_dim; }
@@ -232,6 +238,9 @@ struct CacheRules {
   [[noreturn]] void raise_protected(Index rows) const {
     raise<CapacityError>(text("pith::KvCache: the policy scores ", rows, " rows of a head +inf, ", home_rows(),
                               " fit at home: protect fewer, or raise its budget"));
+  }
+  [[noreturn]] void raise_uneven(Index first, Index other) const {
+    raise<StateError>(text("pith::KvCache: reindex() with ", first, " rows in one head and ", other, " in another: heads must agree"));
   }
 
   void check_prompt(const AppendOptions& append, bool journal_open) const {

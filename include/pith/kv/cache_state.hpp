@@ -1,6 +1,8 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -42,7 +44,8 @@ template <KvStorage T> class CacheState : public Progress {
         layer_(r.facts.combines ? heads_.size() : 0),
         runs_(rules) {
     next = next_angle = rules.first();
-    memory = Matrix<S>::Zero(heads(), rules.facts.memory);
+    memory = memory_before_landing_ = Matrix<S>::Zero(heads(), rules.facts.memory);
+    heads_before_landing_ = heads_;
     if (rules.keeps_journal()) {
       SlabShape journaled = home.shape();
       if (rules.prompt_only()) journaled.stats = 0;  // no attention is watched inside a journal
@@ -61,7 +64,7 @@ template <KvStorage T> class CacheState : public Progress {
   Index size(Index h) const { return head(h).size; }
   std::span<const KvRun<T>> runs() const { return runs_.all(); }
   std::size_t bytes() const {
-    return home.bytes() + journal.bytes() + merging.bytes() + sizeof(S) * static_cast<std::size_t>(memory.size());
+    return home.bytes() + journal.bytes() + merging.bytes() + 2 * sizeof(S) * static_cast<std::size_t>(memory.size());
   }
   bool landed() const { return landing_.held(); }
   KvSlab<T>& slab() { return landed() ? landing_->slab() : home; }
@@ -102,15 +105,25 @@ template <KvStorage T> class CacheState : public Progress {
     return largest;
   }
 
-  void check_room(Index tokens, const KvLanding<T>* landing) const {
-    rules.check_range(next, tokens);
-    journal.check_room(tokens);
-    const Index needed = landing != nullptr || rules.never_evicts() || rules.prompt_only() ? tokens : 1;
-    if (landing != nullptr && !rules.never_evicts() && largest_size() + needed <= landing->rows()) return;
-    check_fits(needed, home);
+  bool fits(Index tokens, const KvSlab<T>& where) const {
+    for (Index h = 0; h < heads(); ++h)
+      if (tokens > where.rows(h) - size(h)) return false;
+    return true;
   }
-
-  void reserve(Index tokens, KvLanding<T>* landing) {
+  Index room() const {
+    Index free = slab().rows(0) - size(0);
+    for (Index h = 1; h < heads(); ++h) free = (std::min)(free, slab().rows(h) - size(h));
+    const Index positions = (std::numeric_limits<Position>::max)() - next;
+    return free < 1 || rules.never_evicts() || rules.prompt_only() ? (std::min)(free, positions) : positions;
+  }
+  /// Refuses what append() refuses of so many tokens, but for their room.
+  void check_append(Index tokens, const AppendOptions& options) const {
+    rules.check_marks(options, tokens, next);
+    rules.check_prompt(options, journal.open());
+    journal.check_room(tokens);
+  }
+  /// Refuses what reserve() refuses.
+  void check_reserve(Index tokens, const KvLanding<T>* landing) const {
     rules.check_range(next, tokens);
     journal.check_room(tokens);
     if (fits(tokens, slab())) return;
@@ -118,8 +131,24 @@ template <KvStorage T> class CacheState : public Progress {
     if (journal.open())
       raise<StateError>("pith::KvCache: a chunk longer than the budget cannot be taken back: crop() to end the journal first");
     landing->check_fits(home.shape(), largest_size() + tokens);
+  }
+  /// All that can be refused of a prompt that is reserved in the landing and evicted once, or of tokens that are evicted one by one.
+  void check_room(Index tokens, const AppendOptions& options, const KvLanding<T>* landing) const {
+    check_append(tokens, options);
+    if (options.phase == Phase::prefill) return check_reserve(tokens, landing);
+    if (rules.never_evicts() || rules.prompt_only()) return check_fits(tokens, slab());
+    if (unevicted == 0 && largest_size() > rules.facts.budget && !fits(1, slab())) rules.raise_protected(largest_size() + 1);
+    check_fits(1, slab());
+  }
+
+  void reserve(Index tokens, KvLanding<T>* landing) {
+    check_reserve(tokens, landing);
+    if (fits(tokens, slab())) return;
     LandingLease<T> lease(*landing);
     for (Index h = 0; h < heads(); ++h) Ranks<T>{home, journal, h}.land(landing->slab(), head(h), rules.facts.budget, initial());
+    before_landing_ = *this;
+    heads_before_landing_ = heads_;
+    memory_before_landing_ = memory;
     landing_ = std::move(lease);
     refresh();
   }
@@ -128,10 +157,8 @@ template <KvStorage T> class CacheState : public Progress {
     const Index tokens = k.rows(), d = rules.shape.head_dim;
     check_shape("KvCache::append", "k", k, any_extent, rules.width());
     check_shape("KvCache::append", "v", v, tokens, rules.width());
-    rules.check_marks(options, tokens, next);
-    rules.check_prompt(options, journal.open());
+    check_append(tokens, options);
     check_fits(tokens, slab());
-    journal.check_room(tokens);
     if (tokens == 0) return;
     const auto position = [&](Index t) { return mark_of(options.positions, t, static_cast<Position>(next + t)); };
     // A prompt may also come in pieces that do not say so, with one evict() in the end: that is one prompt.
@@ -154,14 +181,16 @@ template <KvStorage T> class CacheState : public Progress {
     next = position(tokens - 1) + 1;
     next_angle = rules.angles() ? static_cast<Position>(next_angle + tokens) : next;
     unevicted += tokens;
-    last = {.phase = options.phase, .more = options.more};
+    if (!rules.never_evicts()) last = {.phase = options.phase, .more = options.more};
     refresh();
   }
 
   /// Notes that `leaving` rows of a head go, from end_eviction() on, and refuses what cannot be done while nothing has changed.
   Index plan_head(Index h, Index leaving) {
     sizes_after_[static_cast<std::size_t>(h)] = size(h) - leaving;
-    if (landed()) make_home(h, size(h) - leaving);
+    if (landed()) check_home(h);
+    if (rules.angles() && size(h) == size(0) && leaving != size(0) - sizes_after_[0])
+      rules.raise_uneven(sizes_after_[0], size(h) - leaving);
     if (rules.merge.merges && journal.recording())
       journal.check_merges(h, leaving - rules.unseen({slab().positions(h), std::size_t(size(h))}, next));
     return leaving;
@@ -169,6 +198,7 @@ template <KvStorage T> class CacheState : public Progress {
   Index leaving(Index h) const { return size(h) - sizes_after_[static_cast<std::size_t>(h)]; }
   /// Closes the ranks of a head whose victims, if it is not by age, stand in the slab.
   void close_head(Index h, Index coming) {
+    if (landed() && rules.facts.traits.ragged) home.put_head(h, size(h) - leaving(h));
     Ranks<T>{home, journal, h, rules.merge.merges}.close(head(h), slab(), rules.facts, initial(), leaving(h), coming > 0);
   }
 
@@ -221,6 +251,37 @@ template <KvStorage T> class CacheState : public Progress {
   void crop(Position p) {
     if (landed()) rules.raise_mid_prompt("crop()");
     if (!can_crop(p)) rules.raise_crop(p, next, journal.open());
+    rewind(p);
+    end_journal();
+    refresh();
+  }
+
+  /// Records what takes back a chunk, in a journal of its own unless one is open, until end_guard().
+  void guard() {
+    if (journal.open() || !rules.keeps_journal()) return;
+    checkpoint();
+    guarded_ = true;
+  }
+  void end_guard() {
+    if (guarded_) end_journal();
+  }
+  /// Returns to before the token at p if that can be done, and goes on recording in a journal that was open then; says whether it did.
+  bool take_back(Position p) {
+    if (landed() && before_landing_.next == p) {  // home is as it was
+      heads_ = heads_before_landing_;
+      memory = memory_before_landing_;
+      static_cast<Progress&>(*this) = before_landing_;
+      landing_ = {};
+    }
+    const bool can = can_crop(p);
+    if (can) rewind(p);
+    end_guard();
+    refresh();
+    return can;
+  }
+
+  /// Takes back all from p on, which can_crop().
+  void rewind(Position p) {
     if (rules.never_evicts()) {
       for (Index h = 0; h < heads(); ++h) {
         const Position* first = home.positions(h);
@@ -231,16 +292,12 @@ template <KvStorage T> class CacheState : public Progress {
     } else if (p != next) {
       static_cast<Progress&>(*this) = journal.undo_to(journal.find(p), heads_, home, merging.gate, memory);
     }
-    end_journal();
-    refresh();
   }
 
   void reindex(const Rope<S>& rope) requires std::same_as<T, S> {
     if (landed()) rules.raise_mid_prompt("reindex()");
     for (Index h = 1; h < heads(); ++h)
-      if (size(h) != size(0))
-        raise<StateError>(
-            text("pith::KvCache: reindex() with ", size(0), " rows in one head and ", size(h), " in another: heads must agree"));
+      if (size(h) != size(0)) rules.raise_uneven(size(0), size(h));
     if (next_angle - rules.first() == size(0)) return;  // no gap
     rules.check_rope(rope.options());
     journal.check_turn(rope.inv_freq());
@@ -307,19 +364,16 @@ template <KvStorage T> class CacheState : public Progress {
   MergeState<T> merging;
 
  private:
-  bool fits(Index tokens, const KvSlab<T>& where) const {
-    for (Index h = 0; h < heads(); ++h)
-      if (tokens > where.rows(h) - size(h)) return false;
-    return true;
-  }
   void check_fits(Index tokens, const KvSlab<T>& where) const {
     if (!fits(tokens, where)) rules.raise_full(largest_size(), where.shape().rows, tokens);
   }
 
-  /// Makes sure that `rows` rows of head h find room at home: in its own share, or behind the heads before it.
-  void make_home(Index h, Index rows) {
-    if (rules.facts.traits.ragged) home.put_head(h, rows);
-    if (rows > home.rows(h)) rules.raise_protected(rows);
+  /// Refuses more rows of head h than find room at home: in its own share, or behind the heads before it.
+  void check_home(Index h) const {
+    const auto after = sizes_after_.begin();
+    const Index rows = after[h],
+                room = rules.facts.traits.ragged ? home.total_rows() - std::accumulate(after, after + h, Index(0)) : home.rows(h);
+    if (rows > room) rules.raise_protected(rows);
   }
 
   /// What a prompt-only policy saw of an earlier prompt says nothing of the next.
@@ -330,9 +384,14 @@ template <KvStorage T> class CacheState : public Progress {
 
   void end_journal() {
     journal.close();
+    guarded_ = false;
     for (HeadState& state : heads_) state.live = 0;
   }
 
+  bool guarded_ = false;     ///< the open journal is guard()'s
+  Progress before_landing_;  ///< how things stood when the rows moved there: home does not change before they come back
+  std::vector<HeadState> heads_before_landing_;
+  Matrix<S> memory_before_landing_;
   LandingLease<T> landing_;  ///< where the rows are during a chunk too long for home
   std::vector<HeadState> heads_;
   std::vector<Index> sizes_after_;

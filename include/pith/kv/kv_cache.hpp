@@ -40,11 +40,24 @@ class KvCache {
         merge_(std::move(merge)),
         state_({shape, options, detail::policy_facts<Scalar>(policy_, shape), detail::merge_facts<Scalar>(merge_)}) {}
 
-  /// Refuses what append() would refuse of so many tokens, one eviction after each of them or, with a landing, one after all.
-  void check_room(Index tokens, const KvLanding<Storage>* landing = nullptr) const { state_.check_room(tokens, landing); }
-
-  /// Refuses the masses that append() would refuse.
-  void check_masses(std::span<const float> masses, Index tokens) const { state_.rules.check_masses(masses, tokens); }
+  /// All that reserve() and append() would refuse of so many tokens with these marks: of a prompt, which is reserved in the landing and
+  /// evicted once, or of tokens that are evicted one by one. For a model to ask every layer before the first one changes.
+  ///
+  /// Throws   what reserve() and append() throw; what only scores can tell is left to evict(), see take_back()
+  void check_room(Index tokens, const AppendOptions& options = {}, const KvLanding<Storage>* landing = nullptr) const {
+    state_.check_room(tokens, options, landing);
+  }
+  /// Whether evict() after a prompt, or while so many tokens are decoded one by one, may still refuse: see PolicyTraits::overfills.
+  bool may_refuse_prompt() const { return state_.rules.may_refuse_prompt(); }
+  bool may_refuse_next(Index tokens) const { return state_.rules.may_refuse_next(tokens); }
+  /// Records what take_back() needs of the tokens that follow, one evict() after each, until end_guard(): in the open journal, or else in
+  /// one of its own, where there is memory for journals.
+  void guard() { state_.guard(); }
+  bool recording() const { return state_.journal.open(); }  ///< a journal is open
+  void end_guard() { state_.end_guard(); }
+  /// After a call that threw: returns to before the token at p if the rows are still there, and leaves an open journal open. Says whether
+  /// it did: what was evicted outside of a journal and a guard() is gone.
+  bool take_back(Position p) { return state_.take_back(p); }
 
   /// Makes sure that `tokens` more rows a head find room before the next evict(): at home, or else by moving into the landing.
   ///
@@ -110,7 +123,7 @@ class KvCache {
   /// Throws   StateError if the policy was not shown all attention, CapacityError if it protects more rows than fit at home
   Index evict(Index coming = 0) {
     const detail::CacheRules& rules = state_.rules;
-    rules.check_coming(coming, state_.journal.open());
+    check_coming(coming);
     if (state_.unevicted == 0 && (coming == 0 || rules.prompt_only())) return 0;
     for (Index h = 0; h < state_.heads(); ++h) rules.check_observed(state_.head(h).observed, state_.unevicted, state_.last);
     const Index retain = rules.retained(coming);
@@ -132,6 +145,9 @@ class KvCache {
     state_.end_eviction(coming);
     return dropped;
   }
+
+  /// Refuses the number of tokens that evict() would refuse to make room for.
+  void check_coming(Index coming) const { state_.rules.check_coming(coming, state_.journal.open()); }
 
   /// Takes the tokens at first .. last - 1 out of every head, whatever the policy says; at cache positions their place closes as well. A
   /// sink that is taken out has no successor: newer tokens fill its place in the budget, and leave in their turn.
@@ -187,6 +203,8 @@ class KvCache {
     if (const std::string wrong = problem(s); !wrong.empty()) raise<ShapeError>("pith::KvCache: restore() of a snapshot " + wrong);
     detail::Snapshots<Storage>::restore(state_, s);
   }
+  /// Returns to what this cache itself held: restore() without a question, a failure or an allocation.
+  void return_to(const KvSnapshot<Storage>& own) noexcept { detail::Snapshots<Storage>::restore(state_, own); }
 
   /// A copy of all rows, for other caches to begin with.
   ///
@@ -250,6 +268,10 @@ class KvCache {
     return state_.size(kv_head);
   }
   Index capacity() const { return state_.home.shape().rows; }  ///< rows a head can hold at home, on average where heads share
+  bool fits(Index tokens) const { return state_.fits(tokens, state_.slab()); }  ///< so many more rows a head without an eviction
+  /// Tokens that find room one by one, with an eviction after each where the policy has one then.
+  Index room() const { return state_.room(); }
+  Position first_position() const { return state_.rules.first(); }  ///< of the first token: behind a prefix not 0
   Position next_position() const { return state_.next; }
   /// Where the next token's query and key are rotated: next_position(), or behind the rows that reindex() has numbered.
   Position query_angle() const { return reindexes() ? state_.next_angle : state_.next; }

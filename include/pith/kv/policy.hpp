@@ -79,6 +79,7 @@ struct PolicyTraits {
   bool needs_queries = false;         ///< observe() reads AttentionBlock::queries, as rotated at stream positions
   bool uneven = false;                ///< score() drops rows by -inf: one head may keep fewer than another
   bool decides = false;               ///< leaves only +inf and -inf in the end: no score that a wrapper could share out or average
+  bool overfills = false;  ///< may score more rows +inf than budget(): a later prompt costs a Session a copy of its rows, to return to
 };
 
 template <class P>

@@ -35,6 +35,12 @@ template <class P> struct Protect : WrappedPolicy<P> {
     detail::check_count("Protect", "recent", options.recent, 0);
   }
 
+  PolicyTraits traits() const {
+    PolicyTraits traits = WrappedPolicy<P>::traits();
+    traits.overfills = traits.overfills || options.kind || options.sinks + options.recent >= this->budget();
+    return traits;
+  }
+
   template <class S>
   requires ScoringPolicy<P, S>
   void score(const KvRows<S>& rows, VectorRef<S> out) const {

@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <pith/attention/kv_view.hpp>
@@ -144,10 +145,12 @@ template <KvStorage T> class Snapshots {
           count("masses", static_cast<Index>(s.masses.size()), rules.masses() ? rows : 0),
           count("numbers of the merge's gate", static_cast<Index>(s.gate.size()), rules.merge.memory)})
       if (!wrong.empty()) return wrong;
-    if (s.next < rules.first() || s.next_angle < rules.first() || s.next_angle > s.next || s.unevicted < 0 || s.unevicted > s.next)
+    if (s.next < rules.first() || s.next_angle < rules.first() || s.next_angle > s.next || s.unevicted < 0 ||
+        s.unevicted > s.next - rules.first())
       return text("next position ", s.next, ", angle ", s.next_angle, ", ", s.unevicted, " tokens since the last eviction");
     if (s.lost_initial < 0 || s.lost_initial > rules.facts.initial)
       return text(s.lost_initial, " sinks taken out, expected 0 .. ", rules.facts.initial);
+    if (s.more && !s.prefill) return text("between two pieces of a prompt, but its newest tokens were decoded");
     for (const Position a : s.angles)
       if (a < rules.first() || a >= s.next_angle) return text("angle ", a, ", expected ", rules.first(), " .. ", s.next_angle - 1);
     for (const S mass : s.masses)
@@ -199,10 +202,16 @@ template <KvStorage T> class Snapshots {
     for (Index h = 0; h < state_.heads(); ++h) {
       const Index size = head_number(s, h, 0), cursor = head_number(s, h, 1), observed = head_number(s, h, 2);
       const Index room = (std::min)(s.rows() - first, rules.facts.traits.ragged ? left : rules.home_rows());
-      const Index ring = rules.by_age() ? (std::max)(initial, (std::min)(size, rules.facts.budget) - 1) : initial;
+      // A window's ring turns only when it is full and an eviction takes no more than it must.
+      const bool turns = rules.by_age() && rules.facts.retain == rules.facts.budget && size >= rules.facts.budget;
+      const Index ring = turns ? rules.facts.budget - 1 : initial;
       if (size < 0 || size > room) return text("head ", h, " has ", size, " rows, expected 0 .. ", room);
       if (cursor < initial || cursor > ring || observed < 0 || observed > (std::numeric_limits<Position>::max)())
         return text("head ", h, " begins at row ", cursor, " and saw ", observed, " queries");
+      if (observed > 0 && !rules.facts.observes) return text("head ", h, " saw ", observed, " queries under a policy that watches none");
+      if (rules.by_age() && size > rules.facts.budget + s.unevicted)
+        return text("head ", h, " has ", size, " rows, expected the budget of ", rules.facts.budget, " after an eviction");
+      if (const std::string wrong = together_problem(s, h, first); !wrong.empty()) return wrong;
       if (const std::string wrong = order_problem({s.positions.data() + first, static_cast<std::size_t>(size)}, initial, cursor, s.next);
           !wrong.empty())
         return text("head ", h, ": ", wrong);
@@ -210,6 +219,27 @@ template <KvStorage T> class Snapshots {
       left -= size;
     }
     return first == s.rows() ? std::string() : text(s.rows(), " rows, but the heads have ", first);
+  }
+
+  /// Where a policy does not tell heads apart, all hold the same tokens; where keys are turned, as many, their angles in order.
+  std::string together_problem(const KvSnapshot<T>& s, Index h, Index first) const {
+    const CacheRules& rules = state_.rules;
+    const Index size = head_number(s, h, 0);
+    const bool alike = rules.by_age() || rules.never_evicts();
+    if ((alike || rules.angles()) && size != head_number(s, 0, 0))
+      return text("head ", h, " has ", size, " rows, head 0 ", head_number(s, 0, 0), ": expected as many");
+    if (alike && (head_number(s, h, 1) != head_number(s, 0, 1) ||
+                  !std::equal(s.positions.begin() + first, s.positions.begin() + first + size, s.positions.begin())))
+      return text("head ", h, " holds other tokens than head 0, expected the same");
+    if (!rules.angles()) return {};
+    std::vector<std::pair<Position, Position>> rows;
+    for (Index r = first; r < first + size; ++r)
+      rows.emplace_back(s.positions[static_cast<std::size_t>(r)], s.angles[static_cast<std::size_t>(r)]);
+    std::sort(rows.begin(), rows.end());
+    for (std::size_t r = 1; r < rows.size(); ++r)
+      if (rows[r].second <= rows[r - 1].second)
+        return text("head ", h, ": angle ", rows[r].second, " at position ", rows[r].first, ", expected more than ", rows[r - 1].second);
+    return {};
   }
 
   /// No position twice, none in the future, and in order where the cache relies on it.
@@ -229,6 +259,13 @@ template <KvStorage T> class Snapshots {
     for (const Position p : in_order) {
       if (p < expected || p >= next) return text("position ", p, ", expected ", expected, " .. ", next - 1, ", each once");
       expected = Index(p) + 1;
+    }
+    if (rules.by_age() && rules.facts.traits.reading == Reading::cache) {  // the gap is one, between the initial rows and the newest
+      const Index size = static_cast<Index>(in_order.size());
+      for (Index r = 0; r < size; ++r) {
+        const Index held = in_order[static_cast<std::size_t>(r)], right = r < initial ? rules.first() + r : next - size + r;
+        if (held != right) return text("position ", held, ", expected ", right, ": the first tokens and the newest, without gaps");
+      }
     }
     return {};
   }

@@ -60,7 +60,8 @@ template <class S = float> class Decoder {
   /// Shapes   sessions, tokens [n] · logits [n, vocab_size], row i follows token i of session i
   /// Heap     none, given ws of together_workspace_bytes(sessions, workers); the sessions' own threads and buffers rest
   /// Throws   ShapeError for sessions that are null, given twice or of another decoder, and what decode() of any of them throws, before
-  ///          any of them changes; CapacityError if ws is too small
+  ///          any of them changes; CapacityError if ws is too small. What only the scores of a session's policy can refuse is thrown when
+  ///          all others have read their token: that session is as decode() leaves it, its row of logits not a number
   /// Law      bit for bit what decode() of each session alone gives, and leaves
   template <KvStorage T = S>
   void decode_together(std::type_identity_t<std::span<Session<S, T>* const>> sessions, std::span<const Token> tokens,

@@ -126,23 +126,32 @@ template <class S> struct LayerPass {
 
   /// The next tokens: every weight is read once for all of them, but each is appended, attends and evicts before the next one does.
   template <class Cache> void decode(Cache& cache, MatrixRef<S> hidden) const {
-    decode(hidden, [&](Index) -> Cache& { return cache; });
+    decode(
+        hidden, [&](Index) -> Cache& { return cache; },
+        [](Index, auto&& verbs) {
+          verbs();
+          return true;
+        });
   }
-  /// The same for tokens of several conversations: token t goes into cache_of(t).
-  template <class CacheOf> void decode(MatrixRef<S> hidden, CacheOf&& cache_of) const {
+  /// The same for tokens of several conversations: token t goes into cache_of(t). attempt(t, verbs) calls verbs() and says whether they
+  /// were done: a conversation for which they were not is of no use from there on, the others do not notice.
+  template <class CacheOf, class Attempt> void decode(MatrixRef<S> hidden, CacheOf&& cache_of, Attempt&& attempt) const {
     const Index n = hidden.rows();
     const Workspace::Scope scope(ws);
     const MatrixRef<S> x = normed(hidden);
     MatrixRef<S> q = project(Projection::q, x), k = project(Projection::k, x), v = project(Projection::v, x);
     MatrixRef<S> out = ws.matrix<S>(n, q.cols());
     for (Index t = 0; t < n; ++t) {
-      auto& cache = cache_of(t);
-      const Workspace::Scope token(ws);
-      const Position position = cache.next_position(), angle = cache.query_angle();
-      model.rope.rotate(k.middleRows(t, 1), positions(angle, 1), position + 1);
-      cache.append(k.middleRows(t, 1), v.middleRows(t, 1));
-      look(cache, q.middleRows(t, 1), out.middleRows(t, 1), position, angle, cache.gap(), position + 1, watched_queries(cache, 1));
-      evict(cache);
+      const bool done = attempt(t, [&] {
+        auto& cache = cache_of(t);
+        const Workspace::Scope token(ws);
+        const Position position = cache.next_position(), angle = cache.query_angle();
+        model.rope.rotate(k.middleRows(t, 1), positions(angle, 1), position + 1);
+        cache.append(k.middleRows(t, 1), v.middleRows(t, 1));
+        look(cache, q.middleRows(t, 1), out.middleRows(t, 1), position, angle, cache.gap(), position + 1, watched_queries(cache, 1));
+        evict(cache);
+      });
+      if (!done) out.row(t).setZero();
     }
     finish(hidden, out);
   }

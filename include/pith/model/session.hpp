@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include <pith/model/layer.hpp>
 #include <pith/model/session_adapter.hpp>
 #include <pith/model/session_options.hpp>
+#include <pith/model/session_undo.hpp>
 
 namespace pith::inline v0 {
 
@@ -23,6 +25,8 @@ namespace pith::inline v0 {
 /// Heap     at construction only: prefill, decode, checkpoint and crop allocate nothing
 /// Law      the same logits bit for bit for any number of threads, and for a token decoded alone or in company
 /// Law      crop() restores bit for bit under every policy
+/// Law      a call that throws has not been, but for two that leave only clear(): an exception of somebody's own policy or merge, and a
+///          refusal by the scores of a policy that does not say it overfills (PolicyTraits::overfills), in a later layer of a later prompt
 template <class S, KvStorage T = S>
 requires std::same_as<arithmetic_t<T>, S>
 class Session {
@@ -86,17 +90,17 @@ class Session {
   /// Throws   CapacityError for more than max_prompt tokens or a full Dense cache, ShapeError for a token outside the vocabulary or none
   ConstMatrixRef<S> prefill(std::span<const Token> tokens, const PrefillOptions& options = {}) {
     const Index n = static_cast<Index>(tokens.size());
-    table().gather(tokens, hidden_.middleRows(check_prompt(n, options), n));
-    return read_prompt(n, {}, options);
+    const AppendOptions marks = check_prompt(n, {}, options);
+    table().gather(tokens, hidden_.middleRows(adapter_.prompt_rows(next_position()), n));
+    return read_prompt(n, marks);
   }
   /// The same for embedding rows [tokens, hidden_size], each with its kind (none given: text).
   ConstMatrixRef<S> prefill(ConstMatrixRef<S> embeddings, std::span<const TokenKind> kinds = {}, const PrefillOptions& options = {}) {
     check_shape("Session::prefill", "embeddings", embeddings, any_extent, model_->config.hidden_size);
-    if (!kinds.empty() && static_cast<Index>(kinds.size()) != embeddings.rows())
-      raise<ShapeError>(detail::text("pith::Session::prefill: ", kinds.size(), " kinds for ", embeddings.rows(), " embedding rows"));
     const Index n = embeddings.rows();
-    hidden_.middleRows(check_prompt(n, options), n) = embeddings;
-    return read_prompt(n, kinds, options);
+    const AppendOptions marks = check_prompt(n, kinds, options);
+    hidden_.middleRows(adapter_.prompt_rows(next_position()), n) = embeddings;
+    return read_prompt(n, marks);
   }
 
   /// Feeds the next tokens, 1 .. max_draft + 1 of them: each appends, attends and evicts before the next, so a chunk equals its tokens one
@@ -110,7 +114,7 @@ class Session {
     if (n > max_chunk_)
       raise<CapacityError>(detail::text("pith::Session::decode: ", n, " tokens, expected at most max_draft + 1 = ", max_chunk_,
                                         ": start the session with a larger max_draft, or use prefill()"));
-    check_ready(n, false, false);
+    check_ready(n, {});
     table().gather(tokens, hidden_.topRows(n));
     return read_next(n);
   }
@@ -129,6 +133,12 @@ class Session {
   Index vocab_size() const { return model_->config.vocab_size; }
   Position next_position() const { return caches_.front().next_position(); }
   Index max_chunk() const { return max_chunk_; }  ///< tokens of one decode() and of one journal: max_draft + 1
+  /// Tokens that decode() can take before a layer is full: one that never evicts, or not before the next prompt.
+  Index room() const {
+    Index room = caches_.front().room();
+    for (const Cache& cache : caches_) room = (std::min)(room, cache.room());
+    return room;
+  }
   const DecoderConfig& config() const { return model_->config; }
 
   /// Starts (or restarts) the journal of every layer: crop() can return to before any token decoded from here on.
@@ -156,8 +166,12 @@ class Session {
   /// Evicts so that every layer can take `coming` tokens within its budget: before a turn whose answer should see all of it.
   Index make_room(Index coming) {
     check_whole();
+    for (const Cache& cache : caches_) cache.check_coming(coming);
+    undo_.begin_room(caches_, coming);
+    Attempt attempt(*this);
     Index dropped = 0;
     for (std::size_t layer = 0; layer < caches_.size(); ++layer) dropped += pass(layer).evict(caches_[layer], coming);
+    newest_ = attempt.end();
     return dropped;
   }
 
@@ -221,7 +235,7 @@ class Session {
 
   // Everything below them is compiled with these two. Outside of the class they are not inline: a program that declares the class extern
   // leaves all of it to the source that instantiates it.
-  ConstMatrixRef<S> read_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options);
+  ConstMatrixRef<S> read_prompt(Index n, const AppendOptions& marks);
   ConstMatrixRef<S> read_next(Index n);
 
   ConstMatrixRef<S> read_logits(ConstMatrixRef<S> hidden) {
@@ -238,25 +252,66 @@ class Session {
     if (model_->config.window(layer) > 0)
       raise<UnsupportedError>("pith::Session: a sliding-window layer looks at stream positions: use Reading::stream there");
   }
-  Index check_prompt(Index n, const PrefillOptions& options) {
+  /// What is said of all rows of a prompt of n tokens, those of the adapter's prompt before them, which every layer will take.
+  AppendOptions check_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options) {
     if (n == 0) raise<ShapeError>("pith::Session::prefill: no tokens, expected 1 or more");
     const Index soft = adapter_.prompt_rows(next_position());
     if (n > max_prompt_ - soft)
       raise<CapacityError>(detail::text("pith::Session::prefill: ", n, " tokens, expected at most max_prompt = ", max_prompt_,
                                         soft > 0 ? detail::text(" less the ", soft, " of the adapter's prompt") : std::string(),
                                         ": start the session with a larger max_prompt"));
-    for (const Cache& cache : caches_) cache.check_masses(options.masses, n);
-    check_ready(soft + n, true, options.more);
-    return soft;  // rows of the adapter's prompt, which go before
+    const auto count = [n](std::string_view what, std::size_t found) {
+      if (found != 0 && static_cast<Index>(found) != n)
+        raise<ShapeError>(detail::text("pith::Session::prefill: ", found, " ", what, " for ", n, " tokens"));
+    };
+    count("kinds", kinds.size());
+    count("masses", options.masses.size());
+    AppendOptions marks{.phase = Phase::prefill, .more = options.more, .kinds = kinds, .masses = options.masses};
+    adapter_.mark_prompt(next_position(), marks);
+    check_ready(soft + n, marks);
+    return marks;
   }
   /// Every refusal of every layer, before the first one changes.
-  void check_ready(Index n, bool prompt, bool more) {
+  void check_ready(Index n, const AppendOptions& marks) {
     check_whole();
-    adapter_.check(next_position(), prompt);
-    for (const Cache& cache : caches_) cache.check_room(n, prompt ? landing_for(cache, more) : nullptr);
+    adapter_.check(next_position(), marks.phase == Phase::prefill);
+    for (const Cache& cache : caches_) cache.check_room(n, marks, marks.phase == Phase::prefill ? landing_for(cache, marks.more) : nullptr);
   }
   void check_whole() const {
     if (!whole_) raise<StateError>("pith::Session: an earlier call threw half-way through the layers: clear() first");
+  }
+
+  /// Takes a call back unless it comes to its end(); the buffers of logits still hold what they held then.
+  class Attempt {
+   public:
+    explicit Attempt(Session& session) : session_(session), newest_(session.begin()) {}
+    ~Attempt() {
+      if (!ended_) session_.take_back(newest_);
+    }
+    Attempt(const Attempt&) = delete;
+    Attempt& operator=(const Attempt&) = delete;
+    Index end() {
+      ended_ = true;
+      session_.end();
+      return newest_;
+    }
+
+   private:
+    Session& session_;
+    const Index newest_;
+    bool ended_ = false;
+  };
+  Index begin() {
+    whole_ = false;
+    return std::exchange(newest_, -1);
+  }
+  void end() {
+    undo_.end(caches_);
+    whole_ = true;
+  }
+  void take_back(Index newest) {
+    whole_ = undo_.take_back(caches_);
+    if (whole_) newest_ = newest;
   }
 
   std::shared_ptr<const detail::DecoderModel<S>> model_;
@@ -267,33 +322,32 @@ class Session {
   std::unique_ptr<KvLanding<T>> landing_;
   Matrix<S> hidden_, normed_, logits_;
   Workspace ws_;
+  detail::SessionUndo<Cache, T> undo_;
   Index newest_ = -1;  ///< row of logits_ that follows the newest token; -1: none does
   bool whole_ = true;  ///< no layer is ahead of another
 };
 
 template <class S, KvStorage T>
-requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_prompt(Index n, std::span<const TokenKind> kinds,
-                                                                                       const PrefillOptions& options) {
-  AppendOptions marks{.phase = Phase::prefill, .more = options.more, .kinds = kinds, .masses = options.masses};
-  n += adapter_.lay_prompt(next_position(), hidden_, marks);
+requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_prompt(Index n, const AppendOptions& marks) {
+  n += adapter_.lay_prompt(next_position(), hidden_);
   const Position length = static_cast<Position>(next_position() + n);
-  whole_ = false;
-  newest_ = -1;
+  undo_.begin_prompt(caches_, n);
+  Attempt attempt(*this);
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
-    caches_[layer].reserve(n, landing_for(caches_[layer], options.more));
+    caches_[layer].reserve(n, landing_for(caches_[layer], marks.more));
     pass(layer).prefill(caches_[layer], hidden_.topRows(n), marks, length, layer + 1 == caches_.size());
     pass(layer).evict(caches_[layer]);
   }
-  whole_ = true;
+  attempt.end();
   return read_logits(hidden_.middleRows(n - 1, 1));
 }
 
 template <class S, KvStorage T>
 requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_next(Index n) {
-  whole_ = false;
-  newest_ = -1;
+  undo_.begin_chunk(caches_, n);
+  Attempt attempt(*this);
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) pass(layer).decode(caches_[layer], hidden_.topRows(n));
-  whole_ = true;
+  attempt.end();
   return read_logits(hidden_.topRows(n));
 }
 

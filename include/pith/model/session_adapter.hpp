@@ -49,14 +49,18 @@ template <class S> class SessionAdapter {
 
   /// Rows of the adapter's prompt that go before the next token.
   Index prompt_rows(Position next) const { return next == first() ? prompt_rows() : 0; }
-  /// Lays them into the first rows of hidden; kinds and masses of the rows behind them, where given, become those of all. Returns how many.
-  Index lay_prompt(Position next, MatrixRef<S> hidden, AppendOptions& marks) {
+  /// Lays them into the first rows of hidden and returns how many.
+  Index lay_prompt(Position next, MatrixRef<S> hidden) const {
     const Index soft = prompt_rows(next);
-    if (soft == 0) return soft;
-    hidden.topRows(soft) = run_.adapter->parts().prompt;
+    if (soft > 0) hidden.topRows(soft) = run_.adapter->parts().prompt;
+    return soft;
+  }
+  /// Kinds and masses of the rows behind them, where given, become those of all.
+  void mark_prompt(Position next, AppendOptions& marks) {
+    const Index soft = prompt_rows(next);
+    if (soft == 0) return;
     put_before(soft, TokenKind::text, kinds_, marks.kinds);
     put_before(soft, 1.f, masses_, marks.masses);
-    return soft;
   }
 
   /// Refuses to go on from rows that another adapter made, or from none where a prompt is due.

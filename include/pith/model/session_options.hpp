@@ -62,9 +62,18 @@ std::string snapshot_problem(const SessionSnapshot<S, T>& s, std::uint64_t model
     return text("with logits ", shape_text(s.logits.rows(), s.logits.cols()), ", expected [1, ", vocab_size, "]");
   for (std::size_t layer = 0; layer < caches.size(); ++layer) {
     if (const std::string wrong = caches[layer].problem(s.layers[layer]); !wrong.empty()) return text("with layer ", layer, " ", wrong);
+    const KvSnapshot<T>& held = s.layers[layer];
+    if (held.unevicted != 0)
+      return text("with layer ", layer, " in the middle of a call: ", held.unevicted, " tokens since the last eviction, expected 0");
+    for (std::size_t h = 2; h < held.heads.size(); h += 3)
+      if (held.heads[h] != 0)
+        return text("with layer ", layer, " in the middle of a call: head ", h / 3, " saw ", held.heads[h], " queries, expected 0");
+    if (caches[layer].reindexes() && held.next_angle - caches[layer].first_position() != held.heads[0])
+      return text("with layer ", layer, " at angle ", held.next_angle, ", expected ", caches[layer].first_position() + held.heads[0]);
     if (s.layers[layer].next != s.layers[0].next)
       return text("with layer ", layer, " at position ", s.layers[layer].next, ", layer 0 at ", s.layers[0].next);
   }
+  if (s.logits.rows() > 0 && s.layers[0].next == caches[0].first_position()) return "with logits, but without a token";
   return {};
 }
 
