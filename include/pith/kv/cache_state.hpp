@@ -274,7 +274,10 @@ template <KvStorage T> class CacheState : public Progress {
       landing_ = {};
     }
     const bool can = can_crop(p);
-    if (can) rewind(p);
+    if (can && p != next) {
+      rewind(p);
+      if (rules.angles()) end_journal();  // it keeps a row's turns up to the newest, and has none to go on from
+    }
     end_guard();
     refresh();
     return can;

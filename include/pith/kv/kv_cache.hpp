@@ -55,8 +55,8 @@ class KvCache {
   void guard() { state_.guard(); }
   bool recording() const { return state_.journal.open(); }  ///< a journal is open
   void end_guard() { state_.end_guard(); }
-  /// After a call that threw: returns to before the token at p if the rows are still there, and leaves an open journal open. Says whether
-  /// it did: what was evicted outside of a journal and a guard() is gone.
+  /// After a call that threw: returns to before the token at p if the rows are still there, and leaves an open journal open unless keys
+  /// turn. Says whether it did: what was evicted outside of a journal and a guard() is gone.
   bool take_back(Position p) { return state_.take_back(p); }
 
   /// Makes sure that `tokens` more rows a head find room before the next evict(): at home, or else by moving into the landing.
