@@ -262,3 +262,28 @@ TEST_CASE("sessions, prefixes and files of them without memory", "[failing_alloc
     }
   }
 }
+
+TEST_CASE("writing an adapter without memory leaves the old folder whole", "[failing_allocations]") {
+  const pith_test::TempFolder folder;
+  const auto lora = [](std::uint64_t seed) {
+    return LoraAdapter<float>(pith_test::random_matrix<float>(2, 4, seed), pith_test::random_matrix<float>(3, 2, seed + 1), {.alpha = 3});
+  };
+  const LoraAdapter<float> one = lora(1), two = lora(5);
+  LoraFolderWriter<float> old({.base_model = "old"}), coming({.base_model = "new"});
+  old.add("model.layers.0.self_attn.q_proj", one);
+  coming.add("model.layers.0.self_attn.q_proj", two);
+  old.write(folder.path());
+  const std::string config = folder.read("adapter_config.json"), tensors = folder.read("adapter_model.safetensors");
+  CHECK(fail_each([&] { old.write(folder.path()); }, [&] { coming.write(folder.path()); },
+                  [&] {
+                    if (folder.read("adapter_config.json") != config || folder.read("adapter_model.safetensors") != tensors ||
+                        folder.files() != 2)
+                      FAIL("an old folder is intact, and nothing in it besides");
+                  }) > 50);
+  CHECK(folder.read("adapter_config.json") != config);
+  CHECK(folder.read("adapter_model.safetensors") != tensors);
+  CHECK(fail_each([&] {
+          LoraFolderWriter<float> writer({.base_model = "a model whose name is long enough to be allocated"});
+          writer.add("model.layers.0.self_attn.q_proj", one);
+        }) > 4);
+}
