@@ -59,6 +59,31 @@ TEST_CASE("unknown formats and templates are refused with the list of known ones
   for (const std::string_view name : ChatFormat::names()) CHECK(ChatFormat::named(name).name() == name);
 }
 
+TEST_CASE("a template is recognised by its whole text, with or without a last newline") {
+  const std::vector<detail::ChatTemplate> known{{25, 0x748C8A45D267780F, "gemma2"}};  // FNV-1a of length and bytes
+  const std::string text = "{{ messages[0].content }}";
+  const auto name = [&](const std::string& t) {
+    const detail::ChatStyle* style = detail::find_chat_template(t, known);
+    return style == nullptr ? std::string_view("none") : style->name;
+  };
+  CHECK(name(text) == "gemma2");
+  CHECK(name(text + "\n") == "gemma2");
+  for (const std::string& other :
+       {text + "\n\n", text + " ", " " + text, text.substr(1), std::string("{{ messages[1].content }}"), std::string()})
+    CHECK(name(other) == "none");
+}
+
+TEST_CASE("known templates are distinct and lead to a format") {
+  const auto& all = detail::chat_templates;
+  CHECK(all.size() > 20);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    CAPTURE(all[i].style, all[i].size);
+    CHECK(all[i].size > 0);
+    CHECK(detail::find_chat_style(all[i].style) != nullptr);
+    for (std::size_t j = 0; j < i; ++j) CHECK(all[j].fingerprint != all[i].fingerprint);
+  }
+}
+
 TEST_CASE("a conversation that a format has no place for is refused") {
   CHECK_THROWS_WITH(ChatFormat::named("gemma2").render({{"system", "S"}, {"user", "U"}}), contains("System role not supported"));
   CHECK_THROWS_WITH(ChatFormat::named("llama2").render({{"user", "a"}, {"user", "b"}}), contains("message 1: role 'user'"));

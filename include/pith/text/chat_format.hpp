@@ -40,7 +40,8 @@ class ChatFormat {
       if (style.name == name) return ChatFormat(style);
     raise<UnsupportedError>(detail::text("pith::ChatFormat: no format '", name, "'; there are ", listed()));
   }
-  /// The format of a folder's chat template, recognised by its text.
+  /// The format of a folder's chat template, recognised by its text: the published templates of the formats, unchanged but for a last
+  /// newline.
   ///
   /// Throws   UnsupportedError listing the names, one of which may be given to named()
   static ChatFormat of(const Tokenizer& tokenizer) {

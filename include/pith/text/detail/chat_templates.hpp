@@ -54,18 +54,52 @@ inline const ChatStyle* find_chat_style(std::string_view name) {
   return nullptr;
 }
 
-/// A published chat template by length and fingerprint of its text.
+/// A published chat template by length and fingerprint of its text without a last newline: a template with and without it renders the
+/// same, and files come with either.
 struct ChatTemplate {
   std::size_t size;
   std::uint64_t fingerprint;
   std::string_view style;
 };
-inline constexpr std::array<ChatTemplate, 1> chat_templates = {{{0, 0, "chatml"}}};
 
-inline const ChatStyle* find_chat_template(std::string_view text) {
+/// Each renders every conversation of its style's golden cases as the style does.
+inline constexpr std::array chat_templates = {
+    ChatTemplate{196, 0xF893FAEEA1DA0A3C, "chatml"},            // OpenHermes-2.5-Mistral-7B and many others
+    ChatTemplate{199, 0x8D8669DADE67BF95, "chatml"},            // the same, its newlines spelled \n
+    ChatTemplate{291, 0x17C70A7FE68BFC13, "chatml"},            // dolphin-2.7-mixtral-8x7b
+    ChatTemplate{2630, 0xD7F1FC7E05FF10C7, "chatml"},           // Qwen3-4B-Instruct-2507
+    ChatTemplate{328, 0x53F9592DC497D80E, "qwen2"},             // Qwen2-0.5B-Instruct
+    ChatTemplate{2506, 0x26B022D343A45A7C, "qwen2.5"},          // Qwen2.5-7B-Instruct, Qwen2.5-Coder-1.5B-Instruct
+    ChatTemplate{2508, 0x45A19074217DB604, "qwen2.5"},          // Qwen2.5-0.5B-Instruct, first publication
+    ChatTemplate{4116, 0x753C8414113AA9DA, "qwen3"},            // Qwen3-0.6B
+    ChatTemplate{368, 0xFDE8BC6B06EF6AC5, "smollm2"},           // SmolLM2-135M-Instruct
+    ChatTemplate{3794, 0xFE067F5FB6556763, "smollm3-unsloth"},  // unsloth/SmolLM3-3B
+    ChatTemplate{815, 0x8232672B4ADF7E39, "llama2"},            // Llama-2-7b-chat-hf
+    ChatTemplate{813, 0xF644A04F1877128D, "llama2"},            // Llama-2-7b-chat-hf, the other spelling
+    ChatTemplate{389, 0x1C881AD6766BADC0, "llama3"},            // Meta-Llama-3-8B-Instruct
+    ChatTemplate{4613, 0x15BB6B85DD4B727D, "llama3.1"},         // Llama-3.1-8B-Instruct, Llama-3.3-70B-Instruct
+    ChatTemplate{3826, 0x247190AC72DAC830, "llama3.2"},         // Llama-3.2-3B-Instruct
+    ChatTemplate{470, 0x2C4D042AB4BB3E8C, "mistral-v1-old"},    // Mistral-7B-Instruct-v0.2, first publication
+    ChatTemplate{1057, 0x421B83D7A96AE0B4, "mistral-v1"},       // Mistral-7B-Instruct-v0.2, Mixtral-8x7B-Instruct-v0.1
+    ChatTemplate{3958, 0x98B15903178BD4CC, "mistral-v3"},       // Mistral-Large-Instruct-2407
+    ChatTemplate{3944, 0x8AB60FFA9690C702, "mistral-nemo"},     // Mistral-Nemo-Instruct-2407
+    ChatTemplate{3777, 0x6E1F1DA5108CFFB7, "mistral-nemo"},     // Mistral-Nemo-Instruct-2407, another publication
+    ChatTemplate{423, 0x5077F2E95F67F322, "mistral-v7"},        // Mistral-Large-Instruct-2411
+    ChatTemplate{591, 0xE34605ADADAB5ABC, "gemma2"},            // gemma-2-2b-it
+    ChatTemplate{1531, 0x0AFC8801F3D8A065, "gemma3"},           // gemma-3-270m-it
+    ChatTemplate{430, 0x958596020D2B8151, "phi3"},              // Phi-3.5-mini-instruct
+    ChatTemplate{462, 0x9C7D3C7399B615A8, "phi4"},              // phi-4
+    ChatTemplate{377, 0x97F47F794CE7E1BA, "phi4-first"},        // phi-4, first publication
+    ChatTemplate{1185, 0x0C47EA5AAEF1D953, "granite3.0"},       // granite-3.0-8b-instruct
+    ChatTemplate{4566, 0x0E2BA5B0BEA0610E, "granite3.3"},       // granite-3.3-2b-instruct
+    ChatTemplate{508, 0xC986F2F584C24706, "olmo2"},             // OLMo-2-1124-7B-Instruct
+};
+
+inline const ChatStyle* find_chat_template(std::string_view text, std::span<const ChatTemplate> templates = chat_templates) {
+  if (text.ends_with('\n')) text.remove_suffix(1);
   Fingerprint hash;
   hash.string(text);
-  for (const ChatTemplate& known : chat_templates)
+  for (const ChatTemplate& known : templates)
     if (known.size == text.size() && known.fingerprint == hash.value()) return find_chat_style(known.style);
   return nullptr;
 }
