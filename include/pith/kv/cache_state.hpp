@@ -134,6 +134,7 @@ template <KvStorage T> class CacheState : public Progress {
   }
   /// All that can be refused of a prompt that is reserved in the landing and evicted once, or of tokens that are evicted one by one.
   void check_room(Index tokens, const AppendOptions& options, const KvLanding<T>* landing) const {
+    rules.check_range(next, tokens);
     check_append(tokens, options);
     if (options.phase == Phase::prefill) return check_reserve(tokens, landing);
     if (rules.never_evicts() || rules.prompt_only()) return check_fits(tokens, slab());

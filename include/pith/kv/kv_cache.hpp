@@ -47,6 +47,10 @@ class KvCache {
   void check_room(Index tokens, const AppendOptions& options = {}, const KvLanding<Storage>* landing = nullptr) const {
     state_.check_room(tokens, options, landing);
   }
+  /// The same whatever their marks: what reserve() would refuse if a landing is lent, else of tokens that are evicted one by one.
+  void check_room(Index tokens, const KvLanding<Storage>* landing) const {
+    landing != nullptr ? state_.check_reserve(tokens, landing) : state_.check_room(tokens, {}, landing);
+  }
   /// Whether evict() after a prompt, or while so many tokens are decoded one by one, may still refuse: see PolicyTraits::overfills.
   bool may_refuse_prompt() const { return state_.rules.may_refuse_prompt(); }
   bool may_refuse_next(Index tokens) const { return state_.rules.may_refuse_next(tokens); }
