@@ -616,6 +616,14 @@ void h2o_masked_simulation(Golden& golden) {
   CHECK(seen == layer.tokens());
 }
 
+/// The published cache counts slots: once sinks were dropped, the rows behind them are its sinks. pith's stay the first tokens.
+void promote_sinks(Cache& cache, Index sinks) {
+  KvSnapshot<float> snapshot = cache.snapshot();
+  snapshot.lost_initial = 0;
+  snapshot.heads[1] = sinks;  // where the window begins
+  cache.restore(snapshot);
+}
+
 /// The bookkeeping alone: the key of a token is its id. Operations count rows in order of age.
 void streaming_llm_cache_trace(Golden& golden) {
   const Tensor ops = golden.get("ops"), kept = golden.get("kept_ids");
@@ -640,6 +648,7 @@ void streaming_llm_cache_trace(Golden& golden) {
       const Ids ids = sorted(cache.positions(0));
       const auto first = static_cast<std::size_t>(op[1]), last = std::min(static_cast<std::size_t>(op[2]), ids.size());
       if (first < last) cache.drop(ids[first], ids[last - 1] + 1);
+      promote_sinks(cache, golden.number("start_size"));
     } else {
       FAIL("no such operation");
     }
