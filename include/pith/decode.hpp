@@ -1,6 +1,7 @@
 #pragma once
 
 #include <pith/decode/generate.hpp>
+#include <pith/decode/logit_rules.hpp>
 #include <pith/decode/prompt_lookup.hpp>
 #include <pith/decode/rejection_sampler.hpp>
 #include <pith/decode/sampling.hpp>

@@ -11,6 +11,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
+#include <pith/decode/logit_rules.hpp>
 #include <pith/decode/sampling.hpp>
 #include <pith/decode/token_model.hpp>
 
@@ -20,6 +21,8 @@ struct GenerateOptions {
   Index max_tokens = 256;                   ///< tokens reported at most
   SamplerOptions sampler = {};              ///< how each is chosen
   std::span<const Token> stop_tokens = {};  ///< any of these ends the text: pass all of a model's end-of-sequence tokens
+  LogitRules rules = {};                    ///< what happens to logits before
+  std::span<const Token> text = {};         ///< what the model has read, for the rules: prompt and earlier tokens
 };
 
 enum class StopReason : std::uint8_t { max_tokens, stop_token, callback };
@@ -68,7 +71,7 @@ inline void check_max_tokens(Index max_tokens) {
 ///
 /// Shapes   logits [any, vocab_size()]: what prefill() or decode() returned; the last row chooses the first token
 /// Cost     one decode() of a single token for every token chosen but the first
-/// Heap     the sampler's buffers, before the first token
+/// Heap     the sampler's buffers and, under rules, the text's, before the first token
 /// Throws   StateError if an option is out of range; what Sampler, model and callback throw: the token reported last is pending then
 /// Law      n tokens, then decode(pending) and m tokens, are n + m tokens at once: same tokens, same rng
 template <TokenModel M, std::uniform_random_bit_generator Rng, TokenCallback OnToken>
@@ -77,18 +80,24 @@ GenerateResult generate(M& model, ConstMatrixRef<typename M::Scalar> logits, con
   detail::check_max_tokens(options.max_tokens);
   const auto vocab_size = static_cast<Index>(model.vocab_size());
   Sampler<S> sampler(options.sampler, vocab_size);
+  detail::RuledText so_far(options.rules, vocab_size,
+                           options.text.size() + static_cast<std::size_t>((std::min)(options.max_tokens, Index(1) << 16)));
+  so_far.push(options.text);
+  Vector<S> ruled(so_far.any() ? vocab_size : 0);
   const auto choose = [&](const ConstMatrixRef<S>& rows) {
     check_shape("generate", "logits", rows, any_extent, vocab_size);
     if (rows.rows() == 0) [[unlikely]]
       raise<ShapeError>(detail::text("pith::generate: logits is [0, ", vocab_size, "], expected the row of the last token"));
-    return sampler.sample(rows.row(rows.rows() - 1), rng);
+    return sampler.sample(so_far.apply<S>(rows.row(rows.rows() - 1), ruled), rng);
   };
 
   GenerateResult result;
   if (options.max_tokens == 0) return result;
   Token token = choose(logits);
-  while (detail::goes_on(token, options.stop_tokens, options.max_tokens, result, on_token))
+  while (detail::goes_on(token, options.stop_tokens, options.max_tokens, result, on_token)) {
+    so_far.push(token);
     token = choose(model.decode(std::span<const Token>(&token, 1)));
+  }
   return result;
 }
 
