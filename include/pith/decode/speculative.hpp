@@ -16,6 +16,7 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/decode/generate.hpp>
+#include <pith/decode/logit_rules.hpp>
 #include <pith/decode/rejection_sampler.hpp>
 #include <pith/decode/speculative_options.hpp>
 #include <pith/decode/token_model.hpp>
@@ -28,7 +29,8 @@ namespace pith::inline v0 {
 /// but must have read the same text, and no one else may feed them meanwhile.
 ///
 /// Cost     a step: up to draft_tokens decode() of one token by the draft, one of up to draft_tokens + 1 by the target
-/// Heap     at construction only: a RejectionSampler and a row of the vocabulary; prefill() and step() what the models need
+/// Heap     at construction only: a RejectionSampler and a row of the vocabulary; prefill() and step() what the models need; under rules
+///          the text beyond 4,096 tokens, where it doubles
 /// Throws   ShapeError for two vocabularies, StateError for an option out of range or one model in both places, CapacityError if a model's
 ///          max_chunk() is below draft_tokens + 1; a model without one throws for itself when a step asks too much
 /// Law      as many tokens as without a draft: where the target has little room() left, or refuses guesses with CapacityError, drafts are
@@ -49,7 +51,10 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
         sampler_(options.sampler, static_cast<Index>(target.vocab_size()), options.draft_tokens),
         logits_(static_cast<Index>(target.vocab_size())),
         feed_(static_cast<std::size_t>(options.draft_tokens) + 1),
-        run_(feed_.size()) {}
+        run_(feed_.size()),
+        text_(options.rules, logits_.size(), reserved_text),
+        ruled_(text_.any() ? logits_.size() : 0),
+        ruled_draft_(ruled_.size()) {}
   SpeculativeDecoder(SpeculativeDecoder&&) = default;
   SpeculativeDecoder& operator=(SpeculativeDecoder&&) = default;
 
@@ -65,18 +70,23 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     check_in_step();
     if (pending_ >= 0) read_pending();
     read(*target_, tokens, [&](const ConstMatrixRef<Scalar>& rows) { keep(rows); });
+    text_.push(tokens);
     if (drafting_) asked([&] { read(*draft_, tokens, [](const auto&) {}); });
     note_positions();
   }
 
   /// Begins from here: target and draft have read the same text by themselves (embeddings, a saved session, their own prefill()).
   ///
+  /// `text`: what they have read, for SpeculativeOptions::rules.
+  ///
   /// Shapes   logits [any, vocab_size()] what the target returned; its last row chooses the next token
-  void resume(ConstMatrixRef<Scalar> logits) {
+  void resume(ConstMatrixRef<Scalar> logits, std::span<const Token> text = {}) {
     check_shape("SpeculativeDecoder::resume", "logits", logits, any_extent, logits_.size());
     if (logits.rows() == 0) [[unlikely]]
       raise<ShapeError>("pith::SpeculativeDecoder::resume: logits has no row, expected the one of the last token");
     keep(logits);
+    text_.clear();
+    text_.push(text);
     stepping_ = target_open_ = draft_open_ = false;
     drafting_ = true;
     lag_ = 0;
@@ -122,6 +132,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
 
  private:
   using DraftScalar = typename Draft::Scalar;
+  static constexpr std::size_t reserved_text = 4096;
 
   static const SpeculativeOptions& checked(const Target& target, const Draft& draft, const SpeculativeOptions& options) {
     options.check();
@@ -266,7 +277,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
       raise<StateError>("pith::SpeculativeDecoder::step: nothing has been read: call prefill() or resume() first");
     Dice<Rng> dice(rng, sampler_.greedy() || pending_ < 0);
     if (pending_ < 0) {
-      run_[0] = sampler_.sample(logits_, rng);
+      run_[0] = sampler_.sample(text_.template apply<Scalar>(logits_, ruled_), rng);
       begin();
       chosen_ = 1;
       return dice.keep();
@@ -289,6 +300,19 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
 #endif
     dice.keep();
   }
+
+  /// Tokens that are only guessed: the text is without them afterwards.
+  class Guessed {
+   public:
+    explicit Guessed(detail::RuledText& text) : text_(text), size_(text.size()) {}
+    ~Guessed() { text_.shrink(size_); }
+    Guessed(const Guessed&) = delete;
+    Guessed& operator=(const Guessed&) = delete;
+
+   private:
+    detail::RuledText& text_;
+    std::size_t size_;
+  };
 
   /// Brings a generator back to where it was, if it can be copied, unless what was drawn is kept.
   template <class Rng> class Dice {
@@ -323,12 +347,15 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     const auto& logits = target_->decode(std::span<const Token>(feed_).first(static_cast<std::size_t>(drafted) + 1));
     const ConstMatrixRef<Scalar> rows = logits;
     check_shape("SpeculativeDecoder", "the target's logits", rows, drafted + 1, logits_.size());
+    const Guessed accepting(text_);
+    const auto row = [&](Index i) { return text_.template apply<Scalar>(rows.row(i), ruled_); };
     Index accepted = 0;
     for (; accepted < drafted; ++accepted) {
       const std::size_t i = static_cast<std::size_t>(accepted);
-      if ((run_[i] = sampler_.verify(accepted, rows.row(accepted), rng)) != feed_[i + 1]) break;
+      if ((run_[i] = sampler_.verify(accepted, row(accepted), rng)) != feed_[i + 1]) break;
+      text_.push(run_[i]);
     }
-    if (accepted == drafted) run_[static_cast<std::size_t>(drafted)] = sampler_.sample(rows.row(drafted), rng);
+    if (accepted == drafted) run_[static_cast<std::size_t>(drafted)] = sampler_.sample(row(drafted), rng);
     chosen_ = accepted + 1;
 
     ++stats_.steps;
@@ -345,11 +372,15 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     if (const Index room = room_of(*draft_) - lag_; drafting_ && room < 1) dismiss_draft();
     if (!drafting_) return made;
     most = (std::min)(most, room_of(*draft_) - lag_);
+    const Guessed guesses(text_);
     const auto sees = [&](const ConstMatrixRef<DraftScalar>& rows) {
       check_shape("SpeculativeDecoder", "the draft's logits", rows, any_extent, logits_.size());
-      const ConstVectorRef<DraftScalar> row = rows.row(rows.rows() - 1);
-      if (made == most || no_guess<DraftScalar>(row)) return false;
-      feed_[static_cast<std::size_t>(made) + 1] = sampler_.guess(made, row, rng);
+      const ConstVectorRef<DraftScalar> last = rows.row(rows.rows() - 1);
+      if (made == most || no_guess<DraftScalar>(last)) return false;
+      const ConstVectorRef<DraftScalar> row = text_.template apply<DraftScalar>(last, ruled_draft_);
+      if (text_.any() && no_guess<DraftScalar>(row)) return false;  // all that the draft would say is banned
+      const Token token = feed_[static_cast<std::size_t>(made) + 1] = sampler_.guess(made, row, rng);
+      text_.push(token);
       ++made;
       return made < most;
     };
@@ -376,6 +407,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
       }
     }
     if (reported_ > 0) {
+      text_.push(std::span<const Token>(run_).first(static_cast<std::size_t>(reported_)));
       pending_ = run_[static_cast<std::size_t>(reported_) - 1];
       stats_.tokens += reported_;
       note_positions();
@@ -402,6 +434,9 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
   RejectionSampler<Scalar, DraftScalar> sampler_;
   Vector<Scalar> logits_;                        ///< after a prompt
   std::vector<Token> feed_, run_;                ///< [draft_tokens + 1] the pending token and the guesses; the tokens of a step
+  detail::RuledText text_;                       ///< under rules: all that was read or emitted
+  Vector<Scalar> ruled_;                         ///< a row of the target under the rules
+  Vector<DraftScalar> ruled_draft_;              ///< a row of the draft under the rules
   Index chosen_ = 0, reported_ = 0;              ///< of run_
   Token pending_ = -1, late_ = -1;               ///< late_: the token before it, if the draft has not read that one either
   Index lag_ = 0;                                ///< 1: so it is

@@ -4,6 +4,7 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
+#include <pith/decode/logit_rules.hpp>
 #include <pith/decode/sampling.hpp>
 
 namespace pith::inline v0 {
@@ -14,7 +15,8 @@ struct SpeculativeOptions {
   Index draft_tokens = 4;                   ///< guesses before a pass of the target, at most (γ)
   SamplerOptions sampler = {};              ///< how the target chooses; the draft's guesses are drawn in the same way
   DraftLength length = DraftLength::fixed;  ///< adapted: of 1 .. draft_tokens what pays most at the acceptance seen lately
-  float guess_cost = 0.1f;                  ///< adapted: time of one guess, made and verified, over that of a pass without any (c)
+  LogitRules rules = {};    ///< what happens to the logits of both before; the mask may see a text longer than the final one
+  float guess_cost = 0.1f;  ///< adapted: time of one guess, made and verified, over that of a pass without any (c)
 
   void check() const {
     if (draft_tokens < 1 || draft_tokens > 1'000'000)
