@@ -4,8 +4,6 @@
 #include <array>
 #include <concepts>
 #include <cstddef>
-#include <limits>
-#include <optional>
 #include <random>
 #include <span>
 #include <type_traits>
@@ -19,6 +17,7 @@
 #include <pith/decode/logit_rules.hpp>
 #include <pith/decode/rejection_sampler.hpp>
 #include <pith/decode/speculative_options.hpp>
+#include <pith/decode/speculative_step.hpp>
 #include <pith/decode/token_model.hpp>
 
 namespace pith::inline v0 {
@@ -208,23 +207,11 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
   void undo() {
     chosen_ = reported_ = 0;
     if (stepping_ && pending_ >= 0) {
-      if (target_open_) try_crop(*target_, target_next_);
-      if (draft_open_) try_crop(*draft_, (std::min)(draft_next_, draft_->next_position()));
+      if (target_open_) detail::try_crop(*target_, target_next_);
+      if (draft_open_) detail::try_crop(*draft_, (std::min)(draft_next_, draft_->next_position()));
     }
     stepping_ = target_open_ = draft_open_ = false;
   }
-  /// A model that cannot go back has lost the text: the next call finds it out of step.
-  template <class M> static void try_crop(M& model, Position p) {
-#if PITH_HAS_EXCEPTIONS
-    try {
-      model.crop(p);
-    } catch (...) {
-    }
-#else
-    model.crop(p);
-#endif
-  }
-
   /// What is asked of the draft: one that is full is asked no more, and goes back to where it was.
   template <class Ask> void asked(Ask&& ask) {
 #if PITH_HAS_EXCEPTIONS
@@ -238,18 +225,8 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
 #endif
   }
   void dismiss_draft() {
-    if (draft_open_) try_crop(*draft_, (std::min)(draft_next_, draft_->next_position()));
+    if (draft_open_) detail::try_crop(*draft_, (std::min)(draft_next_, draft_->next_position()));
     draft_open_ = drafting_ = false;
-  }
-
-  template <class M> static Index room_of(const M& model) {
-    if constexpr (requires {
-                    { model.room() } -> std::convertible_to<Index>;
-                  }) {
-      return Index(model.room());
-    } else {
-      return (std::numeric_limits<Index>::max)();
-    }
   }
 
   void begin() {
@@ -275,7 +252,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     check_in_step();
     if (target_next_ < 0) [[unlikely]]
       raise<StateError>("pith::SpeculativeDecoder::step: nothing has been read: call prefill() or resume() first");
-    Dice<Rng> dice(rng, sampler_.greedy() || pending_ < 0);
+    detail::Dice<Rng> dice(rng, sampler_.greedy() || pending_ < 0);
     if (pending_ < 0) {
       run_[0] = sampler_.sample(text_.template apply<Scalar>(logits_, ruled_), rng);
       begin();
@@ -284,7 +261,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     }
     const bool adapted = options_.length == DraftLength::adapted;
     const Index length = adapted ? pace_.length(options_.draft_tokens, double(options_.guess_cost)) : options_.draft_tokens;
-    const Index wanted = (std::min)({length, most - 1, (std::max)(room_of(*target_), Index(1)) - 1});
+    const Index wanted = (std::min)({length, most - 1, (std::max)(detail::room_of(*target_), Index(1)) - 1});
 #if PITH_HAS_EXCEPTIONS
     if (wanted > 0) {
       try {
@@ -301,42 +278,6 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     dice.keep();
   }
 
-  /// Tokens that are only guessed: the text is without them afterwards.
-  class Guessed {
-   public:
-    explicit Guessed(detail::RuledText& text) : text_(text), size_(text.size()) {}
-    ~Guessed() { text_.shrink(size_); }
-    Guessed(const Guessed&) = delete;
-    Guessed& operator=(const Guessed&) = delete;
-
-   private:
-    detail::RuledText& text_;
-    std::size_t size_;
-  };
-
-  /// Brings a generator back to where it was, if it can be copied, unless what was drawn is kept.
-  template <class Rng> class Dice {
-   public:
-    Dice(Rng& rng, bool idle) : rng_(rng) {
-      if constexpr (std::copyable<Rng>) {
-        if (!idle) before_.emplace(rng);
-      }
-    }
-    ~Dice() { throw_again(); }
-    Dice(const Dice&) = delete;
-    Dice& operator=(const Dice&) = delete;
-    void throw_again() {
-      if constexpr (std::copyable<Rng>) {
-        if (before_) rng_ = *before_;
-      }
-    }
-    void keep() { before_.reset(); }
-
-   private:
-    Rng& rng_;
-    std::optional<std::conditional_t<std::copyable<Rng>, Rng, char>> before_;
-  };
-
   /// Has the target verify up to `most` guesses behind the pending token.
   template <std::uniform_random_bit_generator Rng> void verify(Index most, Rng& rng) {
     Trace trace(*this);
@@ -347,7 +288,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     const auto& logits = target_->decode(std::span<const Token>(feed_).first(static_cast<std::size_t>(drafted) + 1));
     const ConstMatrixRef<Scalar> rows = logits;
     check_shape("SpeculativeDecoder", "the target's logits", rows, drafted + 1, logits_.size());
-    const Guessed accepting(text_);
+    const detail::Guessed accepting(text_);
     const auto row = [&](Index i) { return text_.template apply<Scalar>(rows.row(i), ruled_); };
     Index accepted = 0;
     for (; accepted < drafted; ++accepted) {
@@ -369,10 +310,10 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
   /// The draft's guesses into feed_[1 ..]; how many: fewer than `most` if it has none to make.
   template <std::uniform_random_bit_generator Rng> Index guess(Index most, Rng& rng) {
     Index made = 0;
-    if (const Index room = room_of(*draft_) - lag_; drafting_ && room < 1) dismiss_draft();
+    if (const Index room = detail::room_of(*draft_) - lag_; drafting_ && room < 1) dismiss_draft();
     if (!drafting_) return made;
-    most = (std::min)(most, room_of(*draft_) - lag_);
-    const Guessed guesses(text_);
+    most = (std::min)(most, detail::room_of(*draft_) - lag_);
+    const detail::Guessed guesses(text_);
     const auto sees = [&](const ConstMatrixRef<DraftScalar>& rows) {
       check_shape("SpeculativeDecoder", "the draft's logits", rows, any_extent, logits_.size());
       const ConstVectorRef<DraftScalar> last = rows.row(rows.rows() - 1);
