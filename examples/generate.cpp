@@ -1,10 +1,11 @@
-// Text from any Llama-family folder under any cache policy. Bytes in and out for a byte-level model, token ids for others.
+// Text from any Llama-family folder under any cache policy. Folders without a tokenizer.json take and give token ids.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <limits>
-#include <memory>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -13,87 +14,25 @@
 
 #include <pith/io.hpp>
 #include <pith/pith.hpp>
+#include <pith/text.hpp>
 
 #include "support/model_text.hpp"
+#include "support/policy_argument.hpp"
+#include "support/trained_length.hpp"
 
 using namespace pith;
 
 namespace {
 
-constexpr const char* usage = R"(generate [FOLDER] [OPTIONS]
-
-  --policy NAME:ROWS   a policy of the catalogue (policy_shootout --table lists it) at a budget of rows a head       [sinks:4:252]
-           sinks:S:N   the first S tokens and the newest N
-           h2o:H:R     H heavy hitters and the newest R; h2o-cache:H:R: the same at cache positions, for texts beyond the
-                       length that the model was trained on
-  --prompt TEXT        for byte-level models, whose token 0 begins a text
-  --ids 1,2,3          the prompt as token ids, for all others: pith has no tokenizer
+const std::string usage = std::string("generate [FOLDER] [OPTIONS]\n\n") + example::policy_usage + R"(
+  --prompt TEXT        for folders with a tokenizer.json
+  --ids 1,2,3          the prompt as token ids, for all others
   --tokens N           at most                                                                                       [200]
   --temperature T      0: the likeliest token every time                                                             [0.7]
   --top-p P                                                                                                          [0.9]
+  --repetition-penalty R                                                                                             [1]
   --seed N                                                                                                           [1]
   --threads N                                                                                                        [1])";
-
-std::vector<Index> numbers(const std::string& what, const std::string& text, char separator, Index least, Index most) {
-  std::vector<Index> out;
-  for (std::size_t at = 0; at <= text.size();) {
-    const std::size_t end = std::min(text.find(separator, at), text.size());
-    out.push_back(example::number(what, text.substr(at, end - at), least, most));
-    at = end + 1;
-  }
-  return out;
-}
-
-AnyPolicy<float> policy(const std::string& text, const Decoder<float>& decoder) {
-  const std::size_t colon = std::min(text.find(':'), text.size());
-  const std::string name = text.substr(0, colon);
-  std::vector<Index> n{256};
-  if (colon < text.size()) n = numbers("a number of --policy " + text, text.substr(colon + 1), ':', 0, 1'000'000'000);
-  if (name == "sinks" && n.size() == 2) return SinkWindow{.sinks = n[0], .window = n[1]};
-  if (name == "h2o" && n.size() == 2) return HeavyHitter{.heavy = n[0], .recent = n[1]};
-  if (name == "h2o-cache" && n.size() == 2) return AtCachePositions(HeavyHitter{.heavy = n[0], .recent = n[1]});
-  if (n.size() > 1) throw example::UsageError("--policy " + text + ": expected NAME:ROWS, sinks:S:N, h2o:H:R or h2o-cache:H:R");
-  return make_policy(name, n[0], {std::make_shared<const Rope<float>>(decoder.config().rope())});
-}
-
-/// How far the next token looks back at most, as rope turns it: in the text, or among the kept rows at cache positions.
-Position longest_distance(const Session<float>& session) {
-  Position longest = 0;
-  for (const auto& cache : session.caches()) {
-    if (cache.reindexes()) {
-      longest = std::max(longest, cache.query_angle());
-      continue;
-    }
-    for (Index h = 0; h < cache.shape().num_kv_heads; ++h)
-      for (const Position row : cache.positions(h)) longest = std::max(longest, cache.next_position() - cache.gap() - row);
-  }
-  return longest;
-}
-
-/// Says once that the text has left the length the model was trained on, where it does.
-class TrainedLength {
- public:
-  TrainedLength(const Session<float>& session, Index trained, std::string policy)
-      : session_(session), trained_(trained), policy_(std::move(policy)) {}
-  void look() {
-    if (said_ || session_.next_position() < trained_ || longest_distance(session_) < trained_) return;
-    said_ = true;
-    std::fflush(stdout);
-    std::fprintf(stderr,
-                 "\ngenerate: the text leaves the %td positions that the model was trained on, as %s keeps rows at their positions in the "
-                 "text: expect it to fall apart; --policy h2o-cache:%td or sinks:%td, read at cache positions, stay within them\n",
-                 trained_, policy_.c_str(), rows(), rows());
-  }
-
- private:
-  /// What it may hold without reaching the trained length by itself.
-  Index rows() const { return std::min(session_.caches()[0].budget(), std::max<Index>(1, trained_ / 2)); }
-
-  const Session<float>& session_;
-  Index trained_;
-  std::string policy_;
-  bool said_ = false;
-};
 
 void run(example::CommandLine& line) {
   constexpr Index most_tokens = std::numeric_limits<Position>::max() / 2;
@@ -102,43 +41,54 @@ void run(example::CommandLine& line) {
                     text = line.option("--prompt", "Ownership is a set of rules that ");
   const Index tokens = line.option<Index>("--tokens", 200, 1, most_tokens),
               threads = line.option<Index>("--threads", 1, 1, cores);  // more than the machine has only wait for each other
-  const float temperature = line.option("--temperature", 0.7f, 0.f, 100.f), top_p = line.option("--top-p", 0.9f, 0.f, 1.f);
+  const float temperature = line.option("--temperature", 0.7f, 0.f, 100.f), top_p = line.option("--top-p", 0.9f, 0.f, 1.f),
+              penalty = line.option("--repetition-penalty", 1.f, 0.01f, 100.f);
   const auto seed = line.option<std::uint64_t>("--seed", 1, 0, std::numeric_limits<std::uint64_t>::max());
   const auto folder = example::model_folder(line);
   line.done();
 
   const Decoder<float> decoder = load_decoder(folder);
-  const bool bytes = decoder.vocab_size() == 256;
-  std::vector<Token> prompt;
+  std::optional<Tokenizer> tokenizer;
+  if (std::filesystem::exists(folder / "tokenizer.json")) tokenizer = load_tokenizer(folder);
+  std::vector<Token> prompt, stop_tokens = decoder.config().eos_token_id;
+  if (tokenizer) {
+    tokenizer->check_vocabulary(decoder.vocab_size());
+    stop_tokens.assign(tokenizer->stop_tokens().begin(), tokenizer->stop_tokens().end());
+  }
   if (!ids.empty()) {
-    for (const Index id : numbers("an id of --ids", ids, ',', 0, decoder.vocab_size() - 1)) prompt.push_back(static_cast<Token>(id));
-  } else if (bytes) {
-    prompt.push_back(0);
-    for (const char c : text) prompt.push_back(static_cast<unsigned char>(c));
+    for (const Index id : example::numbers("an id of --ids", ids, ',', 0, decoder.vocab_size() - 1))
+      prompt.push_back(static_cast<Token>(id));
+  } else if (tokenizer) {
+    prompt = tokenizer->encode(text);
   } else {
-    throw example::UsageError("the model has " + std::to_string(decoder.vocab_size()) +
-                              " tokens and pith has no tokenizer: give --ids 1,2,3");
+    throw example::UsageError(folder.string() + " has no tokenizer.json: give --ids 1,2,3");
   }
 
   ThreadPool pool(threads);
   auto session =
-      decoder.start(policy(choice, decoder),
+      decoder.start(example::policy_argument(choice, decoder),
                     {.max_prompt = static_cast<Index>(prompt.size()), .max_generated = tokens, .max_draft = 0, .executor = pool});
-  TrainedLength trained(session, decoder.config().max_position_embeddings, choice);
+  example::TrainedLength trained(session, decoder.config().max_position_embeddings, choice);
   std::mt19937_64 rng(seed);
+  std::optional<Detokenizer> words;
+  if (tokenizer && ids.empty()) words.emplace(*tokenizer, true);
   const auto print = [&](Token t) {
-    bytes ? std::printf("%c", char(t)) : std::printf("%d ", t);
+    words ? std::printf("%s", words->add(t).c_str()) : std::printf("%d ", t);
     std::fflush(stdout);
     trained.look();
   };
-  if (ids.empty()) std::printf("%s", text.c_str());
+  if (words) std::printf("%s", text.c_str());
   std::fflush(stdout);
   const auto start = std::chrono::steady_clock::now();
   const auto logits = session.prefill(prompt);
-  const GenerateResult result = generate(
-      session, logits,
-      {.max_tokens = tokens, .sampler = {.temperature = temperature, .top_p = top_p}, .stop_tokens = decoder.config().eos_token_id}, rng,
-      print);
+  const GenerateResult result = generate(session, logits,
+                                         {.max_tokens = tokens,
+                                          .sampler = {.temperature = temperature, .top_p = top_p},
+                                          .stop_tokens = stop_tokens,
+                                          .rules = {.repetition_penalty = penalty},
+                                          .text = prompt},
+                                         rng, print);
+  if (words) std::printf("%s", words->finish().c_str());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::printf("\n\n%td tokens after %zu of prompt, %.0f tokens/s; %s: %td rows a head, %zu bytes of cache\n", result.count, prompt.size(),
               double(result.count) / seconds, choice.c_str(), session.caches()[0].size(0), session.cache_bytes());
@@ -146,4 +96,4 @@ void run(example::CommandLine& line) {
 
 }  // namespace
 
-int main(int argc, char** argv) { return example::run(argc, argv, usage, run); }
+int main(int argc, char** argv) { return example::run(argc, argv, usage.c_str(), run); }
