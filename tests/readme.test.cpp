@@ -6,17 +6,19 @@
 
 #include <pith/io.hpp>
 #include <pith/pith.hpp>
+#include <pith/text.hpp>
 
 int main(int, char** argv) {
   const auto llama = pith::load_decoder(argv[1]);                          // an unconverted Hugging Face folder
+  const auto tokenizer = pith::load_tokenizer(argv[1]);                    // and its tokenizer.json
   auto session = llama.start(pith::SinkWindow{.sinks = 4, .window = 252},  // constant memory, however long the text
                              {.max_prompt = 512});
-  const std::vector<pith::Token> prompt{0, 'O', 'w', 'n', 'e', 'r', 's', 'h', 'i', 'p'};  // your tokenizer's ids
-  const auto logits = session.prefill(prompt);
+  const auto logits = session.prefill(tokenizer.encode("Ownership"));
+  pith::Detokenizer text(tokenizer, /*skip_special=*/true);
   std::mt19937_64 rng(1);
-  pith::generate(session, logits, {.max_tokens = 100, .sampler = {.temperature = 0.7f}, .stop_tokens = llama.config().eos_token_id}, rng,
-                 [](pith::Token token) { std::printf("%c", token); });
-  std::printf("\n%zu bytes of cache\n", session.cache_bytes());
+  pith::generate(session, logits, {.max_tokens = 100, .sampler = {.temperature = 0.7f}, .stop_tokens = tokenizer.stop_tokens()}, rng,
+                 [&](pith::Token token) { std::printf("%s", text.add(token).c_str()); });
+  std::printf("%s\n%zu bytes of cache\n", text.finish().c_str(), session.cache_bytes());
   return 0;
 }
 // --- end
