@@ -31,12 +31,12 @@ struct TokenizerParts {
   PreTokenizer pre_tokenizer;
   Bpe model;
   TokenDecoder decoder;
-  std::vector<AddedToken> added;       // by ascending id
-  AddedTokenSplitter raw, normalized;  // point into `added`
-  std::vector<Token> prefix, suffix;   // of a text with special tokens
-  std::vector<Token> stop_tokens;
-  std::string chat_template;
-  std::vector<std::string> ignored;
+  std::vector<AddedToken> added = {};            // by ascending id
+  AddedTokenSplitter raw = {}, normalized = {};  // point into `added`
+  std::vector<Token> prefix = {}, suffix = {};   // of a text with special tokens
+  std::vector<Token> stop_tokens = {};
+  std::string chat_template = {};
+  std::vector<std::string> ignored = {};
   std::size_t id_limit = 0;
 
   const AddedToken* find_added(Token id) const {
