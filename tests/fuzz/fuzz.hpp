@@ -34,6 +34,7 @@ void run_expression(Bytes);
 void run_policy(Bytes);
 void run_cache(Bytes);
 void run_session(Bytes);
+void run_tokenizer(Bytes);
 
 /// How a call ended.
 enum class Outcome { done, shape, capacity, state, format, unsupported, memory, system };

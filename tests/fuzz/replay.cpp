@@ -43,6 +43,9 @@ constexpr Program programs[] = {
     {"policy", pith_fuzz::run_policy},
     {"cache", pith_fuzz::run_cache},
     {"session", pith_fuzz::run_session},
+#ifdef PITH_HAS_TEXT
+    {"tokenizer", pith_fuzz::run_tokenizer},
+#endif
 };
 
 /// What asks for more memory than a test may have gets std::bad_alloc.

@@ -139,6 +139,42 @@ void add_expressions(Seeds seeds) {
 }
 
 /// Programs of bytes: any are good to begin with.
+// Small tokenizers of each style, with a text and ids.
+void add_tokenizers(Seeds seeds) {
+  const std::string added =
+      R"("added_tokens":[{"id":6,"content":"<s>","single_word":false,"lstrip":false,"rstrip":true,"normalized":false,"special":true},)"
+      R"({"id":7,"content":"ab c","single_word":true,"lstrip":true,"rstrip":false,"normalized":true,"special":false}],)";
+  const std::string vocab = R"("vocab":{"a":0,"b":1,"c":2,"ab":3,"abc":4,"bc":5},"merges":)";
+  const std::string rest =
+      "\n=== tokenizer_config.json\n"
+      R"({"bos_token":"<s>","eos_token":{"content":"b"},"add_bos_token":true,)"
+      R"("added_tokens_decoder":{"8":{"content":"<t>","special":true}},"chat_template":"{{ bos_token }}"})"
+      "\n=== generation_config.json\n"
+      R"({"eos_token_id":[1,2]})"
+      "\n=== text\nabc <s> ab c\nabcabc it's 12345\n=== ids\n" +
+      std::string("\0\1\0\3\0\6\0\4", 8);
+  const auto add = [&](std::string_view middle, std::string_view merges) {
+    seeds.add(R"({"version":"1.0",)" + added + std::string(middle) + R"("model":{"type":"BPE",)" + vocab + std::string(merges) + "}}" +
+              rest);
+  };
+  add(R"("normalizer":{"type":"NFC"},"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":)"
+      R"("(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},)"
+      R"("behavior":"Isolated","invert":false},{"type":"ByteLevel","add_prefix_space":false,"use_regex":false}]},)"
+      R"("post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],)"
+      R"("special_tokens":{"<s>":{"id":"<s>","ids":[6]}}},"decoder":{"type":"ByteLevel"},)",
+      R"(["a b","ab c","b c"])");
+  add(R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Digits","individual_digits":true},{"type":"ByteLevel","add_prefix_space":true}]},)"
+      R"("decoder":{"type":"ByteLevel"},)",
+      R"([["a","b"],["ab","c"]],"ignore_merges":true)");
+  add(R"("normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"a"},{"type":"Replace","pattern":{"String":" "},"content":"b"}]},)"
+      R"("decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"b"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},)"
+      R"({"type":"Strip","content":" ","start":1,"stop":0}]},)",
+      R"(["b c","a bc"],"unk_token":"a","fuse_unk":true,"byte_fallback":true)");
+  add(R"("pre_tokenizer":{"type":"Metaspace","replacement":"c","prepend_scheme":"first","split":true},)"
+      R"("decoder":{"type":"Metaspace","replacement":"c","prepend_scheme":"always"},)",
+      R"([],"unk_token":"b")");
+}
+
 void add_random(Seeds seeds, std::size_t count, std::size_t longest) {
   std::mt19937_64 rng(count);
   for (std::size_t i = 0; i < count; ++i) {
@@ -153,6 +189,7 @@ void add_random(Seeds seeds, std::size_t count, std::size_t longest) {
 void write_seeds(const fs::path& folder) {
   add_safetensors({folder, "safetensors"});
   add_configs({folder, "config"});
+  add_tokenizers({folder, "tokenizer"});
   add_indices({folder, "index"});
   add_adapters({folder, "adapter"});
   add_session_files({folder, "session_file"});
