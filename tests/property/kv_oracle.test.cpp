@@ -170,6 +170,25 @@ TEST_CASE("programs that once failed", "[property]") {
                                               {.verb = Verb::crop, .seed = 1},
                                               {.verb = Verb::append, .count = 2, .prefill = true}}) == "");
   }
+  SECTION("a snapshot between a token decoded and the end of a prompt, of a policy that watches nothing") {
+    c.policy = "chunkkv";
+    CHECK(failure_of(
+              c, Storage::f32,
+              std::vector<KvOperation>{
+                  {.verb = Verb::append, .count = 4}, {.verb = Verb::append, .count = 3, .prefill = true}, {.verb = Verb::restore}}) == "");
+  }
+  SECTION("a snapshot of heads that drop() has left with different numbers of rows") {
+    c.policy = "random-cache";
+    c.rows = 5;
+    c.shape = {2, 2, 32};
+    c.rope = std::make_shared<const Rope<float>>(RopeOptions{.head_dim = 32});
+    for (std::uint64_t back = 0; back < 24; ++back)
+      CHECK(failure_of(c, Storage::f32,
+                       std::vector<KvOperation>{{.verb = Verb::append, .count = 7},
+                                                {.verb = Verb::evict},
+                                                {.verb = Verb::drop, .count = 3, .seed = back},
+                                                {.verb = Verb::restore}}) == "");
+  }
   SECTION("reindex() of heads that differ is refused before any key is turned") {
     c.policy = "random-cache";
     c.shape = {2, 2, 32};

@@ -29,9 +29,10 @@ class KvOracle : public KvBeliefs {
     if (skipped > 0 && s_.facts.traits.reading == pith::Reading::cache) return Refusal::shape;
     if (how.more && how.phase != pith::Phase::prefill) return Refusal::state;
     if (prompt_only() && how.phase == pith::Phase::prefill && open_) return Refusal::state;
+    if (open_ && tokens > s_.options.max_draft + 1 - journaled_) return Refusal::state;
     for (Index h = 0; h < heads(); ++h)
       if (rows(h) + tokens > now_.rooms[static_cast<std::size_t>(h)]) return Refusal::capacity;
-    return open_ && tokens > s_.options.max_draft + 1 - journaled_ ? Refusal::state : Refusal::none;
+    return Refusal::none;
   }
   /// k, v: as given to the cache; plain: the keys before rotation.
   void append(const SeenCache& before, const SeenCache& after, const pith::Matrix<float>& plain, const pith::Matrix<float>& k,
@@ -90,12 +91,11 @@ class KvOracle : public KvBeliefs {
   Refusal refuses_evict(Index coming) const {
     if (coming > 0 && open_) return Refusal::state;
     const Index expected = watching() ? now_.unevicted : 0;
-    return !idle(coming) && now_.seen < expected ? Refusal::state : Refusal::none;
+    return !idle(coming) && (now_.seen < expected || uneven(coming)) ? Refusal::state : Refusal::none;
   }
   void evict(const SeenCache& before, const SeenCache& after, Index coming, Index dropped) {
     const bool may = !idle(coming) && !never_evicts() && (!prompt_only() || (prefilled() && !now_.last.more));
-    const Index budget = s_.facts.budget, limit = budget - std::min(coming, budget);
-    const Index retained = coming == 0 ? s_.facts.retain : std::max(std::min(s_.facts.retain, budget - coming), s_.facts.initial);
+    const Index limit = most_within(coming), retained = to_retain(coming);
     bool any_due = false;
     for (Index h = 0; h < heads(); ++h) any_due = any_due || (may && rows(h) > limit);
     Index left = 0, all_kept = 0, all_allowed = 0;
@@ -204,6 +204,25 @@ class KvOracle : public KvBeliefs {
     bool turned = false;
   };
 
+  Index most_within(Index coming) const { return s_.facts.budget - std::min(coming, s_.facts.budget); }
+  Index to_retain(Index coming) const {
+    return coming == 0 ? s_.facts.retain : std::max(std::min(s_.facts.retain, s_.facts.budget - coming), s_.facts.initial);
+  }
+  /// Heads whose keys are turned must lose as many rows each, and a sliding window may hide more of one head than of another.
+  bool uneven(Index coming) const {
+    const auto leaving = [&](Index h) {
+      const Index n = rows(h);
+      if (n <= most_within(coming)) return Index(0);
+      if (by_h2o()) return n - static_cast<Index>(heavy_hitters(h, to_retain(coming)).size());
+      const Index unseen = std::count_if(held(h).begin(), held(h).end(), [&](const Row& row) {
+        return s_.options.window > 0 && now_.next - row.position >= s_.options.window && row.position != now_.next - 1;
+      });
+      return std::min(std::max(n - to_retain(coming), unseen), n - 1);
+    };
+    for (Index h = 1; angles() && h < heads(); ++h)
+      if (rows(h) == rows(0) && leaving(h) != leaving(0)) return true;
+    return false;
+  }
   bool prompt_only() const { return s_.facts.traits.prompt_only; }
   bool never_evicts() const { return s_.facts.eviction == pith::detail::Eviction::never; }
   bool prefilled() const { return now_.last.phase == pith::Phase::prefill; }

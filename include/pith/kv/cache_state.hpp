@@ -175,7 +175,7 @@ template <KvStorage T> class CacheState : public Progress {
                          mark_of(options.kinds, t, TokenKind::text), mark_of(options.masses, t, S(1)));
       }
       if (rules.facts.stats > 0) stats(h, state.size, tokens).setZero();
-      if (forgets) state.observed = unevicted;  // tokens before this prompt, whose attention nobody asks for
+      if (forgets && rules.facts.observes) state.observed = unevicted;  // tokens before this prompt, whose attention nobody asks for
       state.size += tokens;
       if (journal.open()) state.live = (std::max)(state.live, state.size);
     }

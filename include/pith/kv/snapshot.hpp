@@ -226,7 +226,7 @@ template <KvStorage T> class Snapshots {
     const CacheRules& rules = state_.rules;
     const Index size = head_number(s, h, 0);
     const bool alike = rules.by_age() || rules.never_evicts();
-    if ((alike || rules.angles()) && size != head_number(s, 0, 0))
+    if (alike && size != head_number(s, 0, 0))
       return text("head ", h, " has ", size, " rows, head 0 ", head_number(s, 0, 0), ": expected as many");
     if (alike && (head_number(s, h, 1) != head_number(s, 0, 1) ||
                   !std::equal(s.positions.begin() + first, s.positions.begin() + first + size, s.positions.begin())))

@@ -68,8 +68,9 @@ std::string snapshot_problem(const SessionSnapshot<S, T>& s, std::uint64_t model
     for (std::size_t h = 2; h < held.heads.size(); h += 3)
       if (held.heads[h] != 0)
         return text("with layer ", layer, " in the middle of a call: head ", h / 3, " saw ", held.heads[h], " queries, expected 0");
-    if (caches[layer].reindexes() && held.next_angle - caches[layer].first_position() != held.heads[0])
-      return text("with layer ", layer, " at angle ", held.next_angle, ", expected ", caches[layer].first_position() + held.heads[0]);
+    for (std::size_t h = 0; caches[layer].reindexes() && h < held.heads.size(); h += 3)  // no gap in any head
+      if (held.next_angle - caches[layer].first_position() != held.heads[h])
+        return text("with layer ", layer, " at angle ", held.next_angle, ", expected ", caches[layer].first_position() + held.heads[h]);
     if (s.layers[layer].next != s.layers[0].next)
       return text("with layer ", layer, " at position ", s.layers[layer].next, ", layer 0 at ", s.layers[0].next);
   }
