@@ -11,8 +11,10 @@
 #include "support/catch.hpp"
 #include "support/markov_model.hpp"
 
-using namespace pith;
-using namespace pith_test;
+using pith::ConstVectorRef, pith::Index, pith::LogitMask, pith::LogitRules, pith::PromptLookup, pith::SamplerOptions,
+    pith::SpeculativeDecoder;
+using pith::StateError, pith::Token, pith::Vector;
+using pith_test::contains, pith_test::MarkovModel, pith_test::three_token_chain, pith_test::three_token_chain_of_two;
 
 namespace {
 
@@ -26,21 +28,21 @@ const auto strict = [](auto logits, std::span<const Token> text) {
   if (n % 2 != 0) logits[2] = banned;
 };
 
-Text prompt() { return {0, 1, 0}; }
+Text ruled_prompt() { return {0, 1, 0}; }
 
 Text plain_text(const LogitRules& rules, const SamplerOptions& sampler, Index tokens, std::mt19937_64& rng) {
   MarkovModel<float> model(three_token_chain_of_two());
-  const Text read = prompt();
-  return generate(model, model.prefill(read), {.max_tokens = tokens, .sampler = sampler, .rules = rules, .text = read}, rng);
+  const Text read = ruled_prompt();
+  return pith::generate(model, model.prefill(read), {.max_tokens = tokens, .sampler = sampler, .rules = rules, .text = read}, rng);
 }
 
 template <class Draft>
 Text speculated_text(Draft draft, const LogitRules& rules, const SamplerOptions& sampler, Index tokens, std::mt19937_64& rng) {
   MarkovModel<float> target(three_token_chain_of_two());
   SpeculativeDecoder spec(target, draft, {.draft_tokens = 3, .sampler = sampler, .rules = rules});
-  spec.prefill(prompt());
+  spec.prefill(ruled_prompt());
   Text out;
-  generate(spec, {.max_tokens = tokens}, rng, [&](Token t) { out.push_back(t); });
+  pith::generate(spec, {.max_tokens = tokens}, rng, [&](Token t) { out.push_back(t); });
   return out;
 }
 
@@ -48,7 +50,7 @@ Text speculated_text(Draft draft, const LogitRules& rules, const SamplerOptions&
 
 TEST_CASE("a repetition penalty divides positive logits of the text's tokens and multiplies negative ones, once each") {
   const LogitRules rules{.repetition_penalty = 2};
-  detail::RuledText text(rules, 4, 2);
+  pith::detail::RuledText text(rules, 4, 2);
   text.push(Text{0, 1, 1, 0, 3});
   Vector<float> logits(4), scratch(4);
   logits << 2.f, -1.f, .5f, 0.f;
@@ -66,7 +68,7 @@ TEST_CASE("a repetition penalty divides positive logits of the text's tokens and
 }
 
 TEST_CASE("without rules logits are passed on as they are") {
-  detail::RuledText text(LogitRules{}, 3, 8);
+  pith::detail::RuledText text(LogitRules{}, 3, 8);
   text.push(Text{0, 1});
   CHECK(text.size() == 0);
   Vector<float> logits = Vector<float>::Ones(3), scratch;
@@ -78,7 +80,7 @@ TEST_CASE("a mask bans tokens by the text so far") {
   for (const float temperature : {0.f, 1.f}) {
     const Text text = plain_text({.mask = strict}, {.temperature = temperature}, 200, rng);
     REQUIRE(text.size() == 200);
-    Text all = prompt();
+    Text all = ruled_prompt();
     for (const Token t : text) {
       const std::size_t n = all.size();
       CHECK(!(all[n - 1] == all[n - 2] && t == all[n - 1]));
@@ -92,9 +94,9 @@ TEST_CASE("a mask sees models of double if it takes their logits, and is refused
   MarkovModel<double> model(three_token_chain<double>());
   std::mt19937_64 rng(1);
   const Text read{0};
-  CHECK(generate(model, model.prefill(read), {.max_tokens = 20, .rules = {.mask = strict}, .text = read}, rng).size() == 20);
+  CHECK(pith::generate(model, model.prefill(read), {.max_tokens = 20, .rules = {.mask = strict}, .text = read}, rng).size() == 20);
   const auto narrow = [](std::span<float>, std::span<const Token>) {};
-  CHECK_THROWS_AS(generate(model, model.prefill(read), {.rules = {.mask = narrow}}, rng), StateError);
+  CHECK_THROWS_AS(pith::generate(model, model.prefill(read), {.rules = {.mask = narrow}}, rng), StateError);
 }
 
 TEST_CASE("a penalty that makes no sense, and a mask that leaves nothing, are refused") {
@@ -143,9 +145,9 @@ TEST_CASE("rules see all that was read and said, turn after turn") {
   auto watch = [&](auto, std::span<const Token> text) { last.assign(text.begin(), text.end()); };
   MarkovModel<float> target(three_token_chain_of_two()), draft(three_token_chain());
   SpeculativeDecoder spec(target, draft, {.draft_tokens = 1, .sampler = {.temperature = 0}, .rules = {.mask = watch}});
-  spec.prefill(prompt());
-  Text all = prompt();
-  const auto say = [&](Index tokens) { generate(spec, {.max_tokens = tokens}, rng, [&](Token t) { all.push_back(t); }); };
+  spec.prefill(ruled_prompt());
+  Text all = ruled_prompt();
+  const auto say = [&](Index tokens) { pith::generate(spec, {.max_tokens = tokens}, rng, [&](Token t) { all.push_back(t); }); };
   say(4);
   spec.prefill(Text{2, 2});
   all.insert(all.end(), {2, 2});
