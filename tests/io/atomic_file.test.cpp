@@ -23,7 +23,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-auto contains(const std::string& part) { return Catch::Matchers::Contains(part); }
+using pith_test::contains;
 
 void write(const fs::path& path, const std::string& text) {
   AtomicFile file(path);

@@ -28,7 +28,7 @@ using pith_test::TempFolder;
 
 namespace {
 
-auto contains(const std::string& part) { return Catch::Matchers::Contains(part); }
+using pith_test::contains;
 
 /// A file of that many zero bytes after `text`, most of which the disk does not hold.
 void sparse(const std::filesystem::path& path, const std::string& text, std::uintmax_t bytes) {
