@@ -1,5 +1,3 @@
-#include <catch2/catch.hpp>
-
 #include <cstddef>
 #include <filesystem>
 #include <new>
@@ -16,6 +14,7 @@
 
 #include "io/temp_folder.hpp"
 #include "support/alloc_counter.hpp"
+#include "support/catch.hpp"
 
 using namespace pith;
 using pith_test::TempFolder;

@@ -1,5 +1,3 @@
-#include <catch2/catch.hpp>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -21,6 +19,7 @@
 
 #include "io/temp_folder.hpp"
 #include "support/alloc_counter.hpp"
+#include "support/catch.hpp"
 
 using namespace pith;
 using pith::detail::Json, pith::detail::JsonDocument, pith::detail::JsonLimits, pith::detail::parse_json;

@@ -1,5 +1,3 @@
-#include <catch2/catch.hpp>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +13,7 @@
 
 #include "io/temp_folder.hpp"
 #include "io/tiny_adapter.hpp"
+#include "support/catch.hpp"
 
 using namespace pith;
 using pith::detail::ModuleNumbers, pith::detail::NameIndex, pith::detail::max_pattern_steps;
