@@ -17,7 +17,7 @@ using namespace pith;
 
 namespace {
 
-constexpr AttentionShape grouped{4, 2, 8};
+constexpr AttentionShape four_over_two{4, 2, 8};
 constexpr Index group = 2;
 constexpr Index width = 16;
 constexpr double inf = std::numeric_limits<double>::infinity();
@@ -143,7 +143,7 @@ template <class P, class F> void check_turns(const P& policy, F&& expected, bool
     for (const bool gaps : {false, true})
       for (const std::vector<Index>& pieces : {std::vector<Index>{24}, {17, 7}, {23, 1}, {3, 3, 9, 2, 7}, std::vector<Index>(24, 1)}) {
         INFO(pieces.size() << " pieces, " << (gaps ? "gaps, " : "") << (evicts_each ? "evict() after each" : "one evict()"));
-        KvCache<P> cache(grouped, policy, {.max_chunk = 40, .max_generated = 40});
+        KvCache<P> cache(four_over_two, policy, {.max_chunk = 40, .max_generated = 40});
         Position next = 0;
         for (Index turn = 0; turn < 3; ++turn) {
           std::vector<Position> prompt, answer;
@@ -198,7 +198,7 @@ TEST_CASE("observed attention divides by the queries of its prompt that could se
 }
 
 TEST_CASE("attention that a piece of a prompt owes is asked for, also of a short last piece", "[kv]") {
-  KvCache cache(grouped, SnapKv{.keep = 12, .window = 8}, {.max_chunk = 24});
+  KvCache cache(four_over_two, SnapKv{.keep = 12, .window = 8}, {.max_chunk = 24});
   std::vector<Position> tokens(24);
   std::iota(tokens.begin(), tokens.end(), 0);
   const std::span<const Position> all(tokens);
@@ -210,7 +210,7 @@ TEST_CASE("attention that a piece of a prompt owes is asked for, also of a short
 
 TEST_CASE("Scissorhands counts marks of this half of the history and of the one before", "[kv]") {
   const Scissorhands policy{.keep = 19, .history = 10, .recent = 2};
-  KvCache cache(grouped, policy, {.max_chunk = 20});
+  KvCache cache(four_over_two, policy, {.max_chunk = 20});
   std::vector<Position> tokens(20);
   std::iota(tokens.begin(), tokens.end(), 0);
   feed(cache, tokens, {});
@@ -408,7 +408,7 @@ TEST_CASE("every policy of the catalogue keeps at most its budget, from one row 
         if (entry.name == "dense") continue;
         INFO(entry.name << ", " << rows << " rows, " << tokens << " tokens");
         const AnyPolicy<float> policy = make_policy(entry.name, rows, model);
-        KvCache<AnyPolicy<float>> cache(grouped, policy, {.max_chunk = tokens, .max_generated = 8});
+        KvCache<AnyPolicy<float>> cache(four_over_two, policy, {.max_chunk = tokens, .max_generated = 8});
         REQUIRE(cache.budget() == rows);
         for (int turn = 0; turn < 2; ++turn) {
           const Matrix<float> k = pith_test::random_matrix<float>(tokens, width, rng()),
