@@ -12,18 +12,18 @@ using pith_test::contains;
 
 namespace {
 
-constexpr AttentionShape shape{4, 2, 8};
+constexpr AttentionShape checked_shape{4, 2, 8};
 constexpr Index huge = std::numeric_limits<Index>::max();
 constexpr double no_number = std::numeric_limits<double>::quiet_NaN();
 
 template <class P> void refused(const P& policy, const std::string& message) {
   INFO(message);
-  CHECK_THROWS_WITH(KvCache<P>(shape, policy), contains(message));
-  CHECK_THROWS_WITH((KvCache<AnyPolicy<float>>(shape, policy)), contains(message));
+  CHECK_THROWS_WITH(KvCache<P>(checked_shape, policy), contains(message));
+  CHECK_THROWS_WITH((KvCache<AnyPolicy<float>>(checked_shape, policy)), contains(message));
 }
 template <class P> void accepted(const P& policy) {
-  CHECK_NOTHROW(KvCache<P>(shape, policy));
-  CHECK_NOTHROW(KvCache<AnyPolicy<float>>(shape, policy));
+  CHECK_NOTHROW(KvCache<P>(checked_shape, policy));
+  CHECK_NOTHROW(KvCache<AnyPolicy<float>>(checked_shape, policy));
 }
 
 std::shared_ptr<const Rope<float>> rope(Index head_dim, RopeType type = RopeType::none) {
@@ -95,7 +95,7 @@ TEST_CASE("policies that need something of the model refuse another model's", "[
   refused(Expected{.rope = rope(8), .future = 0}, "future is 0");
   refused(Expected{.rope = rope(8), .future = huge}, "future is");
   refused(Expected{.rope = rope(8), .epsilon = std::numeric_limits<float>::infinity()}, "epsilon is inf");
-  CHECK_THROWS_AS(KvCache<Expected>(shape, {.rope = rope(8, RopeType::dynamic)}), UnsupportedError);
+  CHECK_THROWS_AS(KvCache<Expected>(checked_shape, {.rope = rope(8, RopeType::dynamic)}), UnsupportedError);
   accepted(Expected{.rope = rope(8), .keep = 5});
 
   using Critical = CriticalValues<SnapKv, float>;
@@ -157,18 +157,18 @@ TEST_CASE("wrappers check what is inside, and refuse pairs that undo each other"
 TEST_CASE("a wrapper of a policy chosen at run time asks for what that one asks for", "[kv]") {
   const AnyPolicy<float> snap = SnapKv{.keep = 8, .window = 4}, keys = KeyDiff{.keep = 9, .bite = 3},
                          lists = CrossSelf{.heavy = 4, .recent = 4};
-  const detail::PolicyFacts watching = detail::policy_facts<float>(Protect(snap, {.sinks = 1}), shape);
+  const detail::PolicyFacts watching = detail::policy_facts<float>(Protect(snap, {.sinks = 1}), checked_shape);
   CHECK(watching.observes);
   CHECK(!watching.admits);
   CHECK(!watching.combines);
   CHECK(watching.traits.prompt_only);
   CHECK(watching.traits.watches == 4);
-  const detail::PolicyFacts reading = detail::policy_facts<float>(PromptOnly(keys), shape);
+  const detail::PolicyFacts reading = detail::policy_facts<float>(PromptOnly(keys), checked_shape);
   CHECK(!reading.observes);
   CHECK(reading.traits.reads_rows);
   CHECK(reading.retain == 7);
-  CHECK(detail::policy_facts<float>(Protect(lists, {}), shape).traits.needs_log_sum);
-  CHECK(detail::policy_facts<float>(Adaptive(snap), shape).combines);
+  CHECK(detail::policy_facts<float>(Protect(lists, {}), checked_shape).traits.needs_log_sum);
+  CHECK(detail::policy_facts<float>(Adaptive(snap), checked_shape).combines);
 }
 
 TEST_CASE("a policy of your own is checked as well, before anything else is asked of it", "[kv]") {

@@ -18,9 +18,9 @@ using namespace pith;
 namespace {
 
 constexpr AttentionShape four_over_two{4, 2, 8};
-constexpr Index group = 2;
-constexpr Index width = 16;
-constexpr double inf = std::numeric_limits<double>::infinity();
+constexpr Index heads_a_row = 2;
+constexpr Index layer_width = 16;
+constexpr double endless = std::numeric_limits<double>::infinity();
 
 /// A number in 0 .. 1, always the same for the same arguments.
 double drawn(std::initializer_list<Index> of) {
@@ -40,18 +40,18 @@ template <class Cache> void feed(Cache& cache, std::span<const Position> positio
   const Index n = static_cast<Index>(positions.size());
   std::vector<TokenKind> kinds;
   for (const Position p : positions) kinds.push_back(kind_of(p));
-  const Matrix<float> row = Matrix<float>::Ones(n, width);
+  const Matrix<float> row = Matrix<float>::Ones(n, layer_width);
   cache.append(row, row, {.phase = how.phase, .more = how.more, .kinds = kinds, .positions = positions});
   if (!cache.watching()) return;
   for (Index h = 0; h < 2; ++h) {
-    Matrix<float> weights(n * group, cache.size(h));
-    Vector<float> log_sum(n * group);
+    Matrix<float> weights(n * heads_a_row, cache.size(h));
+    Vector<float> log_sum(n * heads_a_row);
     for (Index q = 0; q < n; ++q)
-      for (Index g = 0; g < group; ++g) {
+      for (Index g = 0; g < heads_a_row; ++g) {
         const Index asks = positions[static_cast<std::size_t>(q)];
-        log_sum[q * group + g] = static_cast<float>(log_sum_of(h, g, asks));
+        log_sum[q * heads_a_row + g] = static_cast<float>(log_sum_of(h, g, asks));
         for (Index r = 0; r < cache.size(h); ++r)
-          weights(q * group + g, r) = static_cast<float>(weight_of(h, g, asks, cache.positions(h)[static_cast<std::size_t>(r)]));
+          weights(q * heads_a_row + g, r) = static_cast<float>(weight_of(h, g, asks, cache.positions(h)[static_cast<std::size_t>(r)]));
       }
     cache.observe({.kv_head = h, .weights = weights, .log_sum = log_sums ? ConstVectorRef<float>(log_sum) : ConstVectorRef<float>()});
   }
@@ -84,14 +84,15 @@ std::set<Position> snapkv(const SnapKv& policy, Index h, const std::set<Position
   const Index candidates = std::max<Index>(0, static_cast<Index>(order.size()) - policy.window);
   std::vector<double> sums;
   for (Index r = 0; r < candidates; ++r) {
-    std::vector<double> of_head(group, 0.0);
+    std::vector<double> of_head(heads_a_row, 0.0);
     for (const Position q : window)
-      for (Index g = 0; g < group; ++g) of_head[static_cast<std::size_t>(g)] += weight_of(h, g, q, order[static_cast<std::size_t>(r)]);
+      for (Index g = 0; g < heads_a_row; ++g)
+        of_head[static_cast<std::size_t>(g)] += weight_of(h, g, q, order[static_cast<std::size_t>(r)]);
     sums.push_back(policy.group == SnapKv::Group::mean ? of_head[0] + of_head[1] : std::max(of_head[0], of_head[1]));
   }
   Scores scores;
   for (Index r = 0; r < static_cast<Index>(order.size()); ++r) {
-    double score = r < candidates ? 0 : inf;
+    double score = r < candidates ? 0 : endless;
     for (Index near_by = r - policy.kernel / 2; r < candidates && near_by <= r + policy.kernel / 2; ++near_by)
       if (near_by >= 0 && near_by < candidates) score += sums[static_cast<std::size_t>(near_by)];
     scores[order[static_cast<std::size_t>(r)]] = score;
@@ -110,7 +111,7 @@ std::set<Position> cross_self(const CrossSelf& policy, Index h, const std::set<P
     }
     double sums[2] = {};
     for (const Position q : last_of(queries, policy.recent))
-      for (Index g = 0; g < group; ++g)
+      for (Index g = 0; g < heads_a_row; ++g)
         sums[kind_of(q) == kind_of(p) ? 0 : 1] += weight_of(h, g, q, p) / (1 + policy.n * std::exp(-log_sum_of(h, g, q)));
     self[p] = sums[0];
     cross[p] = sums[1];
@@ -129,9 +130,9 @@ std::set<Position> observed(const ObservedAttention& policy, Index h, const std:
     Index could_see = 0;
     for (const Position q : queries) {
       could_see += q >= p;
-      for (Index g = 0; g < group; ++g) sum += weight_of(h, g, q, p);
+      for (Index g = 0; g < heads_a_row; ++g) sum += weight_of(h, g, q, p);
     }
-    scores[p] = p == queries.back() ? inf : sum / static_cast<double>(could_see);  // the newest token stays
+    scores[p] = p == queries.back() ? endless : sum / static_cast<double>(could_see);  // the newest token stays
   }
   return best(scores, policy.keep);
 }
@@ -202,7 +203,7 @@ TEST_CASE("attention that a piece of a prompt owes is asked for, also of a short
   std::vector<Position> tokens(24);
   std::iota(tokens.begin(), tokens.end(), 0);
   const std::span<const Position> all(tokens);
-  const Matrix<float> row = Matrix<float>::Ones(7, width);
+  const Matrix<float> row = Matrix<float>::Ones(7, layer_width);
   feed(cache, all.first(17), {.phase = Phase::prefill, .more = true});
   cache.append(row, row, {.phase = Phase::prefill});
   CHECK_THROWS_AS(cache.evict(), StateError);
@@ -218,9 +219,9 @@ TEST_CASE("Scissorhands counts marks of this half of the history and of the one 
   for (Index h = 0; h < 2; ++h) {
     Scores marks;
     for (Index p = 0; p < 20; ++p) {
-      marks[static_cast<Position>(p)] = p >= 18 ? inf : 0;
+      marks[static_cast<Position>(p)] = p >= 18 ? endless : 0;
       for (Index q = 10; q < 20; ++q)  // halves of 5 queries: 10 .. 14 and 15 .. 19
-        for (Index g = 0; g < group; ++g) marks[static_cast<Position>(p)] += weight_of(h, g, q, p) * double(q + 1) > 1;
+        for (Index g = 0; g < heads_a_row; ++g) marks[static_cast<Position>(p)] += weight_of(h, g, q, p) * double(q + 1) > 1;
     }
     expected[h] = best(marks, 10);
   }
@@ -322,7 +323,7 @@ namespace {
 Scores lagkv(const LagKv& policy, const Matrix<double>& keys, const Matrix<double>& values) {
   const Index n = keys.rows(), initial = std::min(policy.sinks, n), parts = (n - initial) / policy.lag;
   Scores scores;
-  for (Index r = 0; r < n; ++r) scores[static_cast<Position>(r)] = r < initial ? inf : parts < 2 ? double(r) : 1;
+  for (Index r = 0; r < n; ++r) scores[static_cast<Position>(r)] = r < initial ? endless : parts < 2 ? double(r) : 1;
   for (Index p = 0; p + 1 < parts; ++p) {
     const Index first = initial + p * policy.lag;
     std::vector<double> spread(static_cast<std::size_t>(policy.lag), 0.0);
@@ -351,7 +352,7 @@ Scores lagkv(const LagKv& policy, const Matrix<double>& keys, const Matrix<doubl
       scores[static_cast<Position>(first) + static_cast<Position>(r)] = static_cast<double>(below) / static_cast<double>(policy.lag);
     }
   }
-  scores[static_cast<Position>(n - 1)] = inf;  // the newest token stays
+  scores[static_cast<Position>(n - 1)] = endless;  // the newest token stays
   return scores;
 }
 
@@ -411,14 +412,14 @@ TEST_CASE("every policy of the catalogue keeps at most its budget, from one row 
         KvCache<AnyPolicy<float>> cache(four_over_two, policy, {.max_chunk = tokens, .max_generated = 8});
         REQUIRE(cache.budget() == rows);
         for (int turn = 0; turn < 2; ++turn) {
-          const Matrix<float> k = pith_test::random_matrix<float>(tokens, width, rng()),
-                              v = pith_test::random_matrix<float>(tokens, width, rng());
+          const Matrix<float> k = pith_test::random_matrix<float>(tokens, layer_width, rng()),
+                              v = pith_test::random_matrix<float>(tokens, layer_width, rng());
           std::vector<TokenKind> kinds(static_cast<std::size_t>(tokens), TokenKind::image);  // text has a prior to every budget
           cache.append(k, v, {.phase = Phase::prefill, .kinds = kinds});
           for (Index h = 0; h < 2 && cache.watching(); ++h) {
-            const Matrix<float> weights = pith_test::random_matrix<float>(tokens * group, cache.size(h), rng()).cwiseAbs();
-            const Matrix<float> queries = pith_test::random_matrix<float>(tokens * group, 8, rng());
-            const Vector<float> log_sum = Vector<float>::Ones(tokens * group);
+            const Matrix<float> weights = pith_test::random_matrix<float>(tokens * heads_a_row, cache.size(h), rng()).cwiseAbs();
+            const Matrix<float> queries = pith_test::random_matrix<float>(tokens * heads_a_row, 8, rng());
+            const Vector<float> log_sum = Vector<float>::Ones(tokens * heads_a_row);
             cache.observe({.kv_head = h, .weights = weights, .log_sum = log_sum, .queries = queries});
           }
           cache.evict();
