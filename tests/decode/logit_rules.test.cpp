@@ -22,7 +22,7 @@ using Text = std::vector<Token>;
 constexpr float banned = -std::numeric_limits<float>::infinity();
 
 // A rule of the text alone: no token three times in a row, and token 2 only behind an even number of tokens.
-const auto strict = [](auto logits, std::span<const Token> text) {
+const auto house_rules = [](auto logits, std::span<const Token> text) {
   const std::size_t n = text.size();
   if (n >= 2 && text[n - 1] == text[n - 2]) logits[static_cast<std::size_t>(text[n - 1])] = banned;
   if (n % 2 != 0) logits[2] = banned;
@@ -78,7 +78,7 @@ TEST_CASE("without rules logits are passed on as they are") {
 TEST_CASE("a mask bans tokens by the text so far") {
   std::mt19937_64 rng(1);
   for (const float temperature : {0.f, 1.f}) {
-    const Text text = plain_text({.mask = strict}, {.temperature = temperature}, 200, rng);
+    const Text text = plain_text({.mask = house_rules}, {.temperature = temperature}, 200, rng);
     REQUIRE(text.size() == 200);
     Text all = ruled_prompt();
     for (const Token t : text) {
@@ -94,7 +94,7 @@ TEST_CASE("a mask sees models of double if it takes their logits, and is refused
   MarkovModel<double> model(three_token_chain<double>());
   std::mt19937_64 rng(1);
   const Text read{0};
-  CHECK(pith::generate(model, model.prefill(read), {.max_tokens = 20, .rules = {.mask = strict}, .text = read}, rng).size() == 20);
+  CHECK(pith::generate(model, model.prefill(read), {.max_tokens = 20, .rules = {.mask = house_rules}, .text = read}, rng).size() == 20);
   const auto narrow = [](std::span<float>, std::span<const Token>) {};
   CHECK_THROWS_AS(pith::generate(model, model.prefill(read), {.rules = {.mask = narrow}}, rng), StateError);
 }
@@ -112,7 +112,7 @@ TEST_CASE("a penalty that makes no sense, and a mask that leaves nothing, are re
 TEST_CASE("speculation under rules gives the text of the target alone: greedy, to the token") {
   std::mt19937_64 rng(1);
   for (const float penalty : {1.f, 1.3f, .7f}) {
-    for (const LogitMask& mask : {LogitMask(), LogitMask(strict)}) {
+    for (const LogitMask& mask : {LogitMask(), LogitMask(house_rules)}) {
       const LogitRules rules{.repetition_penalty = penalty, .mask = mask};
       const Text alone = plain_text(rules, {.temperature = 0}, 150, rng);
       CHECK(speculated_text(MarkovModel<float>(three_token_chain()), rules, {.temperature = 0}, 150, rng) == alone);
@@ -122,7 +122,7 @@ TEST_CASE("speculation under rules gives the text of the target alone: greedy, t
 }
 
 TEST_CASE("speculation under rules gives the text of the target alone: sampled, in distribution") {
-  const LogitRules rules{.repetition_penalty = 1.5f, .mask = strict};
+  const LogitRules rules{.repetition_penalty = 1.5f, .mask = house_rules};
   constexpr int runs = 20'000;
   std::array<double, 27> alone{}, together{};  // of the first three tokens
   std::mt19937_64 rng(17);
