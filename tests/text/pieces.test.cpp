@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <initializer_list>
 #include <random>
 #include <string>
 #include <string_view>
@@ -160,7 +161,7 @@ TEST_CASE("words merge as by looking for the best pair each time, short or long"
     for (const auto& [left, right] : merges) file.merges.push_back(left + " " + right);
     const detail::Bpe bpe(file, false, "tokenizer.json");
     detail::Bpe::Scratch scratch;
-    for (const std::size_t size : {0, 1, 2, 5, 31, 32, 33, 34, 90}) {
+    for (const std::size_t size : std::initializer_list<std::size_t>{0, 1, 2, 5, 31, 32, 33, 34, 90}) {
       std::string word;
       for (std::size_t i = 0; i < size; ++i) word.push_back(static_cast<char>('a' + rng() % 3));
       std::vector<Token> ids;
