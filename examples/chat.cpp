@@ -142,8 +142,9 @@ void converse(Session<float>& session, Conversation& conversation, const Tokeniz
     const auto end = std::chrono::steady_clock::now();
     const auto seconds = [](auto d) { return std::max(1e-9, std::chrono::duration<double>(d).count()); };
     std::fprintf(stderr, "\n[%zu tokens read in %.1f s, %td said at %.1f tokens/s, %zu bytes of cache%s]\n", turn.size(),
-                 seconds(first.value_or(end) - begin), result.count, double(result.count) / seconds(end - first.value_or(begin)),
-                 session.cache_bytes(), interrupted ? ", interrupted" : "");
+                 seconds(first.value_or(end) - begin), result.count,
+                 double(std::max<Index>(0, result.count - 1)) / seconds(end - first.value_or(begin)), session.cache_bytes(),
+                 interrupted ? ", interrupted" : "");
   }
   std::printf("\n");
 }

@@ -93,3 +93,16 @@ TEST_CASE("a conversation that a format has no place for is refused") {
     CHECK_NOTHROW(format.render(std::vector<Message>{}));
   }
 }
+
+TEST_CASE("messages that are not UTF-8 are written with U+FFFD in place of what is none") {
+  for (const std::string_view name : ChatFormat::names()) {
+    ChatFormat format = ChatFormat::named(name);
+    format.date = "\xFF";
+    for (const char* bytes : {"\xFF", "a\xE4\xBD", " \xF0\x9F ", "\xED\xA0\x80"}) {
+      const RenderedChat chat = format.render({{"user", bytes}});
+      CHECK(detail::valid_utf8(chat.text) == chat.text.size());
+    }
+  }
+  CHECK(ChatFormat::named("gemma3").render({{"user", " a\xE4\xBD "}}, false).text ==
+        "<bos><start_of_turn>user\na\xEF\xBF\xBD<end_of_turn>\n");
+}

@@ -16,6 +16,7 @@
 #include <pith/text/chat_message.hpp>
 #include <pith/text/detail/chat_styles.hpp>
 #include <pith/text/detail/chat_templates.hpp>
+#include <pith/text/detail/utf8.hpp>
 #include <pith/text/tokenizer.hpp>
 
 namespace pith::inline v0 {
@@ -71,15 +72,22 @@ class ChatFormat {
   bool thinking = true;  ///< qwen3 and smollm3: let the model reason before it answers
 
   /// The conversation as text, with where the messages' own words stand in it. The text holds the format's special tokens, so it is
-  /// encoded with add_special = false.
+  /// encoded with add_special = false. Bytes of a message that are no UTF-8 count as U+FFFD, as in Tokenizer::encode().
   ///
   /// Throws   FormatError if the format has no place for a message; StateError if it needs a date
   RenderedChat render(std::span<const Message> messages, bool add_generation_prompt = true) const {
     if (style_->needs_date && date.empty())
       raise<StateError>(
           detail::text("pith::ChatFormat ", name(), ": the system text names the day: set `date`, such as \"", style_->date, "\""));
+    std::vector<Message> mended;
+    const auto broken = [](std::string_view s) { return detail::valid_utf8(s) != s.size(); };
+    if (std::any_of(messages.begin(), messages.end(), [&](const Message& m) { return broken(m.role) || broken(m.content); })) {
+      for (const Message& m : messages) mended.push_back({whole(m.role), whole(m.content)});
+      messages = mended;
+    }
+    const std::string day = whole(date);
     detail::ChatWriter out;
-    style_->write(out, {name(), messages, add_generation_prompt, date, thinking});
+    style_->write(out, {name(), messages, add_generation_prompt, day, thinking});
     return out.take();
   }
   RenderedChat render(std::initializer_list<Message> messages, bool add_generation_prompt = true) const {
@@ -106,6 +114,11 @@ class ChatFormat {
 
  private:
   explicit ChatFormat(const detail::ChatStyle& style) : date(style.needs_date ? "" : style.date), style_(&style) {}
+  static std::string whole(std::string_view s) {
+    std::string out;
+    detail::append_utf8(out, s);
+    return out;
+  }
   static std::string listed() {
     std::string out;
     for (const detail::ChatStyle& style : detail::chat_styles) out.append(out.empty() ? "" : ", ").append(style.name);
