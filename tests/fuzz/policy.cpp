@@ -205,7 +205,7 @@ void check(const Cache& cache, const pith_test::KvStream<float>& stream, bool as
     for (std::size_t r = 0; as_given && r < positions.size(); ++r) {
       const auto p = static_cast<std::size_t>(positions[r]);
       demand(p < stream.keys.size(), "a row is a token's");
-      demand(pith_test::same_bits(cache.keys(h).row(static_cast<Index>(r)), stream.keys[p].middleCols(h * d, d)) &&
+      demand(pith_test::same_bits(cache.keys(h, cache.reading()).row(static_cast<Index>(r)), stream.keys[p].middleCols(h * d, d)) &&
                  pith_test::same_bits(cache.values(h).row(static_cast<Index>(r)), stream.values[p].middleCols(h * d, d)),
              "a row is what was appended");
     }
