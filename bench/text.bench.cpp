@@ -50,53 +50,31 @@ struct Kind {
   std::string text() const { return "/kind:" + kind; }
 };
 
-void rates(benchmark::State& state, const Samples& ours, const Samples& reading, std::size_t bytes) {
-  state.counters["MB/s"] = static_cast<double>(bytes) / ours.median() * 1e-6;
-  state.counters["of_read"] = reading.median() / ours.median();
-}
+enum class Way { encode, decode };
 
-void encode(benchmark::State& state, Kind c) {
+// Times one way through `text`, which must come back whole.
+void time_text(benchmark::State& state, const Kind& c, const std::string& text, Way way) {
   const Tokenizer tokenizer = load_tokenizer(kind_folder(c.kind));
-  const std::string text = english();
-  if (tokenizer.decode(tokenizer.encode(text, {.add_special = false})) != text) return state.SkipWithError("wrong result");
-  Samples ours, reading;
-  for (auto _ : state) {
-    const double seconds = seconds_of([&] { keep(tokenizer.encode(text)); });
-    state.SetIterationTime(seconds);
-    ours.add(seconds);
-    reading.add(seconds_of([&] { keep(std::accumulate(text.begin(), text.end(), 0u)); }));
-  }
-  rates(state, ours, reading, text.size());
-}
-
-void decode(benchmark::State& state, Kind c) {
-  const Tokenizer tokenizer = load_tokenizer(kind_folder(c.kind));
-  const std::string text = english();
   const std::vector<Token> ids = tokenizer.encode(text, {.add_special = false});
   if (tokenizer.decode(ids) != text) return state.SkipWithError("wrong result");
   Samples ours, reading;
   for (auto _ : state) {
-    const double seconds = seconds_of([&] { keep(tokenizer.decode(ids)); });
+    const double seconds =
+        way == Way::encode ? seconds_of([&] { keep(tokenizer.encode(text)); }) : seconds_of([&] { keep(tokenizer.decode(ids)); });
     state.SetIterationTime(seconds);
     ours.add(seconds);
     reading.add(seconds_of([&] { keep(std::accumulate(text.begin(), text.end(), 0u)); }));
   }
-  rates(state, ours, reading, text.size());
+  state.counters["MB/s"] = static_cast<double>(text.size()) / ours.median() * 1e-6;
+  state.counters["of_read"] = reading.median() / ours.median();
 }
 
+void encode(benchmark::State& state, Kind c) { time_text(state, c, english(), Way::encode); }
+void decode(benchmark::State& state, Kind c) { time_text(state, c, english(), Way::decode); }
 void words(benchmark::State& state, Kind c) {
-  const Tokenizer tokenizer = load_tokenizer(kind_folder(c.kind));
   std::string text;
   while (text.size() < 1'000'000) text += "the";
-  if (tokenizer.decode(tokenizer.encode(text, {.add_special = false})) != text) return state.SkipWithError("wrong result");
-  Samples ours, reading;
-  for (auto _ : state) {
-    const double seconds = seconds_of([&] { keep(tokenizer.encode(text)); });
-    state.SetIterationTime(seconds);
-    ours.add(seconds);
-    reading.add(seconds_of([&] { keep(std::accumulate(text.begin(), text.end(), 0u)); }));
-  }
-  rates(state, ours, reading, text.size());
+  time_text(state, c, text, Way::encode);
 }
 
 struct Size {
