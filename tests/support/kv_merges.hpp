@@ -15,7 +15,8 @@
 namespace pith_test {
 
 /// What an eviction must have made of the rows it kept, in double and the simplest way: each row that left goes to the kept one of largest
-/// cosine. What it did make of them is then believed, as it was rounded.
+/// cosine. What it did make of them is then believed, as it was rounded. Where a rounding of cosines could turn a decision, the decision is
+/// believed too.
 class KvMerges {
  public:
   using Index = pith::Index;
@@ -35,10 +36,13 @@ class KvMerges {
         match(static_cast<Index>(h), gone[h][e], rows[h][e], cosines[h][static_cast<Index>(e)]);
       matched.push_back({rows[h], cosines[h], b_.rows(static_cast<Index>(h))});
     }
-    pith::LayerMatches<double> layer(matched);
-    b_.s_.merge.gate(layer, b_.now_.gate);
-    for (std::size_t h = 0; h < heads; ++h)
-      for (std::size_t c = 0; c < b_.now_.held[h].size(); ++c) update(static_cast<Index>(h), c, gone[h], rows[h], cosines[h]);
+    gate(matched, rows, cosines);
+    for (std::size_t h = 0; h < heads; ++h) {
+      double merged = 0;
+      for (const KvBeliefs::Row& row : gone[h]) merged += row.mass;
+      if (close_) believe(static_cast<Index>(h), merged);
+      for (std::size_t c = 0; !close_ && c < b_.now_.held[h].size(); ++c) update(static_cast<Index>(h), c, gone[h], rows[h], cosines[h]);
+    }
   }
 
  private:
@@ -53,16 +57,71 @@ class KvMerges {
   Numbers key(Index h, pith::Position p) const { return row_in(before_, &SeenCache::Head::keys, h, p); }
   Numbers value(Index h, pith::Position p) const { return row_in(before_, &SeenCache::Head::values, h, p); }
 
-  void match(Index h, const KvBeliefs::Row& row, std::int32_t& to, double& cosine) const {
+  void match(Index h, const KvBeliefs::Row& row, std::int32_t& to, double& cosine) {
     if (b_.s_.options.window > 0 && b_.now_.next - row.position >= b_.s_.options.window) return;
     const Numbers k = key(h, row.position);
+    double second = cosine;
     for (std::size_t c = 0; c < b_.held(h).size(); ++c) {
       const Numbers other = key(h, b_.held(h)[c].position);
       const double norms = k.norm() * other.norm(), here = norms == 0 ? 0 : k.row(0).dot(other.row(0)) / norms;
+      second = std::max(second, std::min(cosine, here));
       if (!(here > cosine)) continue;
       cosine = here;
       to = static_cast<std::int32_t>(c);
     }
+    close_ |= cosine - second <= rounding();
+  }
+
+  /// What a cosine in float may be away from the one in double.
+  double rounding() const { return (8 + double(b_.dim())) * std::numeric_limits<float>::epsilon(); }
+
+  /// The gate's decisions, and whether other roundings of the cosines would have given others.
+  void gate(std::vector<pith::LayerMatches<double>::Head>& matched, std::vector<std::vector<std::int32_t>>& rows,
+            std::vector<pith::Vector<double>>& cosines) {
+    const auto decide = [&](pith::Vector<double>& memory) {
+      pith::LayerMatches<double> layer(matched);
+      b_.s_.merge.gate(layer, memory);
+    };
+    const auto nearest = rows;
+    auto memory = b_.now_.gate;
+    decide(memory);
+    const auto decided = rows;
+    for (const double sign : {1.0, -1.0}) {
+      double step = sign * rounding();
+      for (auto& of_head : cosines)
+        for (double& cosine : of_head) cosine += std::exchange(step, -step);
+      for (std::size_t h = 0; h < rows.size(); ++h) std::copy(nearest[h].begin(), nearest[h].end(), rows[h].begin());
+      auto other = b_.now_.gate;
+      decide(other);
+      close_ |= rows != decided;
+      step = -sign * rounding();
+      for (auto& of_head : cosines)
+        for (double& cosine : of_head) cosine += std::exchange(step, -step);
+    }
+    for (std::size_t h = 0; h < rows.size(); ++h) std::copy(decided[h].begin(), decided[h].end(), rows[h].begin());
+    b_.now_.gate = memory;
+  }
+
+  /// What became of a head's rows, into which rows of these many tokens may have been merged.
+  void believe(Index h, double merged) {
+    double old_mass = 0, new_mass = 0;
+    for (KvBeliefs::Row& row : b_.held(h)) {
+      const auto& of_head = after_.heads[static_cast<std::size_t>(h)];
+      const auto at = std::find(of_head.positions.begin(), of_head.positions.end(), row.position) - of_head.positions.begin();
+      old_mass += row.mass;
+      if (!of_head.masses.empty()) row.mass = double(of_head.masses[static_cast<std::size_t>(at)]);
+      new_mass += row.mass;
+      KvBeliefs::Blend blend{.plain = {},
+                             .key = row_in(after_, &SeenCache::Head::keys, h, row.position).cast<float>(),
+                             .value = row_in(after_, &SeenCache::Head::values, h, row.position).cast<float>()};
+      if (blend.key.cast<double>() == key(h, row.position) && blend.value.cast<double>() == value(h, row.position)) continue;
+      if (b_.angles()) {
+        blend.plain = turned_back(blend.key, row.angle);
+        row.slack = 2 * KvBeliefs::turn_error(row.angle);
+      }
+      row.blend = std::make_shared<const KvBeliefs::Blend>(std::move(blend));
+    }
+    demand(new_mass >= old_mass && new_mass <= old_mass + merged, "a row stands for more tokens only for those that left");
   }
 
   void update(Index h, std::size_t c, const std::vector<KvBeliefs::Row>& gone, const std::vector<std::int32_t>& to,
@@ -132,6 +191,7 @@ class KvMerges {
   KvBeliefs& b_;
   const SeenCache& before_;
   const SeenCache& after_;
+  bool close_ = false;  ///< a rounding could have turned a decision
 };
 
 }  // namespace pith_test

@@ -167,8 +167,9 @@ template <class T> class KvReplay {
   void append(const KvOperation& operation) {
     const Index tokens = operation.count, width = cache_.shape().num_kv_heads * cache_.shape().head_dim;
     pith::Matrix<float> plain(tokens, width), v(tokens, width);
+    const auto where = static_cast<std::uint64_t>(operation.seed == 0 ? 0 : oracle_.next());  // seed 0: the same rows again, for ties
     for (Index i = 0; i < plain.size(); ++i) {
-      const std::uint64_t bits = drawn(operation.seed, static_cast<std::uint64_t>(i));
+      const std::uint64_t bits = drawn(operation.seed, static_cast<std::uint64_t>(i), where);
       plain.data()[i] = static_cast<float>(static_cast<std::int32_t>(bits)) * 0x1p-31f;
       v.data()[i] = static_cast<float>(static_cast<std::int32_t>(bits >> 32)) * 0x1p-30f;
     }
