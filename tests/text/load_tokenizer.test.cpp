@@ -63,6 +63,16 @@ TEST_CASE("added tokens that only tokenizer_config.json names are added") {
   CHECK(t.encode("a<more>") == Ids{'a', 300});
 }
 
+TEST_CASE("a key of a later version in an added token changes nothing, whatever stands under it") {
+  const std::string json = byte_level_json();
+  for (const char* later :
+       {R"("later":{"id":[1,{"content":"no"}],"special":{}})", R"("later":[[],{"id":1},"a",true,null,2])", R"("later":{})"}) {
+    const std::string with = detail::replaced(json, R"({"id":261,)", "{" + std::string(later) + R"(,"id":261,)");
+    REQUIRE(with != json);
+    CHECK(tokenizer_of(with).encode("a<end>b") == Ids{'a', 261, 'b'});
+  }
+}
+
 TEST_CASE("what a folder lacks or a tokenizer asks for beyond reach is named") {
   const TempFolder empty;
   CHECK_THROWS_AS(load_tokenizer(empty.path()), FormatError);

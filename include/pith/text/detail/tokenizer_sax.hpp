@@ -49,6 +49,8 @@ class TokenizerSax {
         refuse_id(value);
       case Place::added:
         refuse(text("added_tokens[", added.size(), "] is text, expected an object"));
+      case Place::ignored:
+        return true;
       case Place::rest:
         break;
     }
@@ -74,7 +76,8 @@ class TokenizerSax {
       seen_ = 0;
       return open(Place::added_entry, '\0');
     }
-    return unexpected("an object");
+    unexpected("an object");
+    return open(Place::ignored, '\0');
   }
   bool end_object() {
     if (here() == Place::added_entry && seen_ != seen_all)
@@ -92,7 +95,8 @@ class TokenizerSax {
       parts_ = 0;
       return open(Place::merge, '\0');
     }
-    return unexpected("a list");
+    unexpected("a list");
+    return open(Place::ignored, '\0');
   }
   bool end_array() {
     if (here() == Place::merge && parts_ != 2)
@@ -105,7 +109,8 @@ class TokenizerSax {
   }
 
  private:
-  enum class Place : std::uint8_t { rest, vocab, merges, merge, added, added_entry };
+  // ignored: a list or an object under a key of a later version.
+  enum class Place : std::uint8_t { rest, vocab, merges, merge, added, added_entry, ignored };
   static constexpr std::size_t deepest = 64;
   static constexpr std::uint32_t largest_id = 1u << 24;  // tables are as long as the largest id
   static constexpr std::size_t added_bytes = 1 << 20;
@@ -141,7 +146,7 @@ class TokenizerSax {
       if (top()) model_ = key_ == "model" && bracket == '{';
       rest += bracket;
       separated_ = true;
-    } else if (place != Place::merge && place != Place::added_entry) {
+    } else if (place == Place::vocab || place == Place::merges || place == Place::added) {
       bool& seen = place == Place::vocab ? has_vocab : place == Place::merges ? has_merges : has_added_;
       if (seen) refuse(text("key ", in_quotes(key_), " is given twice"));
       seen = true;
@@ -168,6 +173,7 @@ class TokenizerSax {
         refuse(text("added_tokens[", added.size(), "] is ", found, ", expected an object"));
       case Place::added_entry:
         return wrong_added(found);
+      case Place::ignored:
       case Place::rest:
         return true;
     }
