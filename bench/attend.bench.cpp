@@ -15,8 +15,8 @@
 
 #include <pith/attention.hpp>
 #include <pith/core.hpp>
+#include <pith/kv/detail/slab.hpp>
 #include <pith/kv/policy.hpp>
-#include <pith/kv/storage.hpp>
 
 #include "support/cold.hpp"
 #include "support/measure.hpp"

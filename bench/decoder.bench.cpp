@@ -121,8 +121,8 @@ struct Reference {
 /// LoRA of this rank on every projection of a decoder, with B = 0.
 ModelAdapter<float> lora_of(const Decoder<float>& decoder, Index rank) {
   const AdapterTarget target = decoder.adapter_target();
-  AdapterParts<float> parts{.layers = std::vector<LayerOverlay<float>>(static_cast<std::size_t>(target.num_layers))};
-  for (LayerOverlay<float>& layer : parts.layers)
+  AdapterParts<float> parts{.layers = std::vector<LayerAdapter<float>>(static_cast<std::size_t>(target.num_layers))};
+  for (LayerAdapter<float>& layer : parts.layers)
     for (std::size_t p = 0; p < num_projections; ++p) {
       const Index in = target.in(Projection(p)), out = target.out(Projection(p));
       layer.projections[p].terms.push_back(LowRankTerm<float>::of(

@@ -1,6 +1,6 @@
 // What a cache costs beside attention, for every policy of the catalogue; against gathering what stays into new tensors.
 //
-// append+evict      a token in one layer at its budget; where rows leave in bites, from bite to bite
+// append+evict      a token in one layer at its budget; where rows leave in bites, from rows_per_eviction to rows_per_eviction
 // evict_prompt_x2   one eviction of a prompt of twice the budget, by policies that evict only then
 // of_attention      that time over the attention of one token over the same rows (of the prompt: all of it), measured in between
 // us                the median of that time, which a mean over few iterations is not
@@ -105,8 +105,8 @@ class Layer {
 
   /// Tokens measured together: whole bites, and enough to see the clock where no attention has to be shown in between.
   Index together() const {
-    const Index bite = facts_.budget - facts_.retain + 1;
-    return facts_.observes ? bite : std::max(bite, most_together);
+    const Index rows_per_eviction = facts_.budget - facts_.retain + 1;
+    return facts_.observes ? rows_per_eviction : std::max(rows_per_eviction, most_together);
   }
 
   /// Seconds for so many tokens, together() at most.

@@ -5,7 +5,7 @@
 // of_prefill        that time over the attention of the whole prompt to itself (measured on 64 of its queries); goal for `prompt`: below 1
 // of_attention      that time over the attention of one token over the same rows
 // rel_err           of the attention output of other queries over what is left, against all rows in double: what the strategy loses. Keys
-//                   lie around few centres, as those of images do, and values with them; `counted`: with multiplicity
+//                   lie around few centres, as those of images do, and values with them; `counted`: with keep_masses
 #include <benchmark/benchmark.h>
 
 #include <cmath>
@@ -34,7 +34,7 @@ struct Case {
   std::string strategy;
   bool counted;
   std::string text() const { return "/" + strategy + (counted ? "/counted" : "") + "/rows:" + std::to_string(rows); }
-  KvCacheOptions options(Index chunk) const { return {.max_chunk = chunk, .max_draft = 0, .multiplicity = counted}; }
+  KvCacheOptions options(Index chunk) const { return {.max_chunk = chunk, .max_draft = 0, .keep_masses = counted}; }
 };
 
 /// Rows around `centres` places, some of them far more often than others.

@@ -246,7 +246,7 @@ void add_images() {
              [=, map = TokenMap<float>(image.tokens), ws = std::make_shared<Workspace>(bytes)](const Pixels<float>& p,
                                                                                                Matrix<float>& out) mutable {
                match_bipartite(p.keys, {.r = image.tokens - image.rows}, map, *ws);
-               map.merge(p.hidden, out, SizeWeighted{}, *ws);
+               map.merge(p.hidden, out, MassWeighted{}, *ws);
              });
   }
   const Image image{576, 1024, 1024, 59};

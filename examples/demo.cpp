@@ -30,7 +30,7 @@ struct Contender {
 std::vector<Contender> contenders(Index rows) {
   return {{"window", rows, Window{rows}},
           {"sinks + window", rows, SinkWindow{.sinks = 4, .window = rows - 4}},
-          {"sinks + window at stream positions", rows, SinkWindow{.sinks = 4, .window = rows - 4, .reading = Reading::stream}, true},
+          {"sinks + window at text positions", rows, SinkWindow{.sinks = 4, .window = rows - 4, .positions = RopePositions::text}, true},
           {"heavy hitters", rows, HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2}, true},
           {"heavy hitters at cache positions", rows, AtCachePositions(HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2})}};
 }

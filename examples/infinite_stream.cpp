@@ -57,8 +57,9 @@ void stream_and_prompt(example::CommandLine& line) {
   std::printf("\nA prompt of %td tokens through %td rows a head, %td layers:\n", prompt, bounded.caches()[0].budget(),
               decoder.config().num_hidden_layers);
   std::printf("%24s %14zu bytes\n", "dense, all layers", dense.cache_bytes());
-  std::printf("%24s %14zu bytes = %.2f layers of the prompt\n", "all that was allocated", bounded.cache_bytes() + bounded.landing_bytes(),
-              double(bounded.cache_bytes() + bounded.landing_bytes()) / (row * double(prompt)));
+  std::printf("%24s %14zu bytes = %.2f layers of the prompt\n", "all that was allocated",
+              bounded.cache_bytes() + bounded.prompt_buffer_bytes(),
+              double(bounded.cache_bytes() + bounded.prompt_buffer_bytes()) / (row * double(prompt)));
   std::printf("%24s %14zu bytes\n", "of it held afterwards", bounded.cache_bytes());
 }
 

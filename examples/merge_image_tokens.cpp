@@ -45,7 +45,7 @@ const Selection selections[] = {
      [](Index rows) -> AnyPolicy<float> {
        return Protect(PromptOnly(HeavyHitter{.heavy = rows - 4, .recent = 4}), {.kind = TokenKind::text});
      }},
-    {"CSP", [](Index rows) -> AnyPolicy<float> { return CrossSelf{.heavy = rows - rows / 2, .recent = rows / 2}; }},
+    {"CSP", [](Index rows) -> AnyPolicy<float> { return Csp{.heavy = rows - rows / 2, .recent = rows / 2}; }},
     {"random, all text", [](Index rows) -> AnyPolicy<float> { return Protect(PromptOnly(Random{rows}), {.kind = TokenKind::text}); }},
 };
 
@@ -116,7 +116,7 @@ struct MergedImage {
       match_bipartite(rows, {.r = rows.rows() - target}, map, ws);
       Matrix<float> fewer(map.rows(), rows.cols());
       Vector<float> after(map.rows());
-      map.merge(rows, fewer, SizeWeighted{}, ws, {masses, after});
+      map.merge(rows, fewer, MassWeighted{}, ws, {masses, after});
       map.follow(row_of);
       rows = std::move(fewer);
       masses = std::move(after);
@@ -154,28 +154,28 @@ void tables(Model& model) {
   std::printf("  %-17s %-15s %7s %8s %5s %5s %5s %7s %8s %7s\n", "", "", "rows", "of rows", "", "", "", "", "", "quest.");
   print_line("full cache", "", full, full);
   for (const int percent : {50, 20, 10, 5}) {
-    const Index keep = rows_of_ratio(model.patches(), percent / 100.);
+    const Index keep = rows_at_keep_ratio(model.patches(), percent / 100.);
     progress.clear();
     std::printf("\n  %d %% of the image, %td rows a head\n", percent, keep);
     for (const Selection& selection : selections)
       for (const MergeEntry<float>& entry : merge_catalogue()) {
         SessionOptions counted = options;
-        counted.multiplicity = entry.name == "size-weighted";
+        counted.keep_masses = entry.name == "size-weighted";
         const auto start = [&](Index prompt) {
           return model.decoder.start(selection.make(prompt - model.patches() + keep), counted, entry.make());
         };
         print(selection.name, std::string(entry.name), run(model, start, plain), full);
       }
-    for (const bool multiplicity : {false, true}) {
+    for (const bool keep_masses : {false, true}) {
       SessionOptions counted = options;
-      counted.multiplicity = multiplicity;
+      counted.keep_masses = keep_masses;
       const auto start = [&](Index) { return model.decoder.start(Dense{}, counted); };
       const auto image = [&](std::size_t s) {
         MergedImage merged(model.images[s], keep);
-        if (!multiplicity) merged.masses.resize(0);
+        if (!keep_masses) merged.masses.resize(0);
         return merged;
       };
-      print("ToMe, then full", multiplicity ? "with masses" : "", run(model, start, image), full);
+      print("ToMe, then full", keep_masses ? "with masses" : "", run(model, start, image), full);
     }
   }
 }
@@ -190,7 +190,7 @@ struct Picture {
 /// One head of one layer after text prior at a fifth of the image's rows: what its picture is drawn from.
 void write_picture(const Model& model, const std::filesystem::path& folder, Picture& out) {
   const std::size_t scene = 0, layer = model.decoder.weights().layers.size() - 1;
-  const Index head = 0, keep = rows_of_ratio(model.patches(), .2);
+  const Index head = 0, keep = rows_at_keep_ratio(model.patches(), .2);
   const double min_similarity = .5;  // below, a patch is dropped
   const MediaRows<float> media{.rows = model.images[scene]};
   const SplicedPrompt<float> prompt = example::scene_prompt(model.decoder, model.scenes[scene], media);

@@ -1,5 +1,5 @@
 // An evicting cache in your own attention loop, with nothing of pith but the cache: append, look, observe, evict. Twice: heavy hitters at
-// stream positions, where a query looks at every row alike; sinks + window at cache positions, where the sinks need a second query.
+// text positions, where a query looks at every row alike; sinks + window at cache positions, where the sinks need a second query.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -90,7 +90,7 @@ void sinks_at_cache_positions() {
     for (Index h = 0; h < shape.num_kv_heads; ++h) {
       const Matrix<float> queries = rotated(rope, q, h, token);
       const Matrix<float> q_sinks = rotated(rope, q, h, token - cache.gap());  // to the sinks the window is next to them
-      const Rows keys = cache.keys(h, Reading::cache), values = cache.values(h);
+      const Rows keys = cache.keys(h, RopePositions::cache), values = cache.values(h);
       out.middleCols(h * 128, 128) =
           your_attention(queries, keys, values, weights, q_sinks, cache.sinks()).reshaped<Eigen::RowMajor>(1, 128);
       without.middleCols(h * 128, 128) = your_attention(queries, keys, values, weights).reshaped<Eigen::RowMajor>(1, 128);

@@ -54,8 +54,8 @@ void readme_merging(const pith::Decoder<float>& llama, const std::vector<pith::T
   // A cache in your own loop; any policy with any strategy, counted or not.
   pith::KvCache cache{pith::AttentionShape{.num_heads = 32, .num_kv_heads = 8, .head_dim = 64},
                       pith::HeavyHitter{.heavy = 512, .recent = 512},
-                      {.multiplicity = true},
-                      pith::SizeWeighted{}};
+                      {.keep_masses = true},
+                      pith::MassWeighted{}};
   // A session that keeps all text and merges what else its prompt evicts: LOOK-M.
   const pith::Protect policy(pith::PromptOnly(pith::HeavyHitter{.heavy = 200, .recent = 56}), {.kind = pith::TokenKind::text});
   auto session = llama.start(policy, {}, pith::Pivotal{});

@@ -34,7 +34,7 @@ template <pith::KvStorage T> void begin_at(pith::Session<float, T>& session, Ind
   pith::KvSnapshot<T> filled = written.snapshot(), empty = caches[0].snapshot();
   filled.layout = empty.layout;
   filled.next = static_cast<Position>(context);
-  filled.next_angle = static_cast<Position>(caches[0].reindexes() ? rows : context);
+  filled.next_rope_position = static_cast<Position>(caches[0].reindexes() ? rows : context);
   if (caches[0].reindexes()) filled.angles = filled.positions;
   for (std::size_t h = 0; h < static_cast<std::size_t>(heads); ++h) filled.heads[3 * h + 1] = empty.heads[3 * h + 1];
   const auto first = static_cast<Position>(empty.heads[1]);  // those at the beginning of the text stay, by age

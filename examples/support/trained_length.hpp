@@ -14,7 +14,7 @@ inline pith::Position longest_distance(const pith::Session<float>& session) {
   pith::Position longest = 0;
   for (const auto& cache : session.caches()) {
     if (cache.reindexes()) {
-      longest = std::max(longest, cache.query_angle());
+      longest = std::max(longest, cache.query_position());
       continue;
     }
     for (pith::Index h = 0; h < cache.shape().num_kv_heads; ++h)

@@ -1,12 +1,13 @@
 #pragma once
 
-#include <pith/nn/activation.hpp>
-#include <pith/nn/embedding.hpp>
-#include <pith/nn/feed_forward.hpp>
-#include <pith/nn/int8.hpp>
-#include <pith/nn/linear.hpp>
-#include <pith/nn/linear_op.hpp>
-#include <pith/nn/matmul.hpp>
-#include <pith/nn/norm.hpp>
-#include <pith/nn/packed.hpp>
-#include <pith/nn/softmax.hpp>
+// The layers of a network without attention, for inference.
+#include <pith/nn/activation.hpp>    // SiLU, GELU, ReLU, tanh
+#include <pith/nn/embedding.hpp>     // a table of token embeddings
+#include <pith/nn/feed_forward.hpp>  // MLP and SwiGLU
+#include <pith/nn/int8.hpp>          // linear layers with weights of eight bits
+#include <pith/nn/linear.hpp>        // y = x Wᵀ + b, over your matrix, its own, or packed panels
+#include <pith/nn/linear_op.hpp>     // what a linear layer is: the concept all others take
+#include <pith/nn/matmul.hpp>        // y = x Wᵀ
+#include <pith/nn/norm.hpp>          // RMSNorm, LayerNorm
+#include <pith/nn/packed.hpp>        // weights as panels, in 32 or 16 bits
+#include <pith/nn/softmax.hpp>       // softmax and softmax_n (a weight for attending to nothing)

@@ -1,21 +1,23 @@
 #pragma once
 
-// Not combine.hpp, nor decompose.hpp, which needs Eigen's decompositions: include them by name.
-#include <pith/peft/adalora.hpp>
-#include <pith/peft/bottleneck.hpp>
-#include <pith/peft/dora.hpp>
-#include <pith/peft/dylora.hpp>
-#include <pith/peft/fused_lora.hpp>
-#include <pith/peft/gradients.hpp>
-#include <pith/peft/increlora.hpp>
-#include <pith/peft/incremental_allocator.hpp>
-#include <pith/peft/lora.hpp>
-#include <pith/peft/lora_embedding.hpp>
-#include <pith/peft/lora_init.hpp>
-#include <pith/peft/low_rank.hpp>
-#include <pith/peft/model_adapter.hpp>
-#include <pith/peft/multi_lora.hpp>
-#include <pith/peft/overlay.hpp>
-#include <pith/peft/prompt.hpp>
-#include <pith/peft/rank_allocator.hpp>
-#include <pith/peft/train.hpp>
+// Adapters: LoRA and its relatives, in inference and training.
+// combine.hpp (sums and concatenations of adapters) and decompose.hpp (the SVD of a weight) need more of Eigen: include them by name.
+#include <pith/peft/adalora.hpp>                // AdaLoRA: triplets that can be pruned
+#include <pith/peft/dora.hpp>                   // DoRA: magnitude and direction
+#include <pith/peft/dylora.hpp>                 // DyLoRA: one adapter for every rank
+#include <pith/peft/fused_lora.hpp>             // LoRA on a fused query-key-value projection
+#include <pith/peft/gradients.hpp>              // gradients of an adapter
+#include <pith/peft/houlsby_adapter.hpp>        // bottleneck adapters: Houlsby, Pfeiffer, parallel
+#include <pith/peft/increlora.hpp>              // IncreLoRA: ranks that grow
+#include <pith/peft/incremental_allocator.hpp>  // IncreLoRA: which module grows
+#include <pith/peft/linear_adapter.hpp>         // what an adapter changes in one projection of a model
+#include <pith/peft/lora.hpp>                   // LoRA around a linear layer: h = W₀x + scale · B A x
+#include <pith/peft/lora_embedding.hpp>         // LoRA on a table of embeddings
+#include <pith/peft/lora_init.hpp>              // how A and B begin
+#include <pith/peft/low_rank.hpp>               // y += ((x Aᵀ) ∘ gain) Bᵀ: what all of them compute
+#include <pith/peft/model_adapter.hpp>          // what an adapter changes in a whole model
+#include <pith/peft/multi_lora.hpp>             // many adapters in one batch
+#include <pith/peft/prefix_tuning.hpp>          // prefix tuning: the network that is trained
+#include <pith/peft/prompt_tuning.hpp>          // learned rows before the text
+#include <pith/peft/rank_allocator.hpp>         // AdaLoRA: which triplets are pruned
+#include <pith/peft/train.hpp>                  // backward passes and AdamW

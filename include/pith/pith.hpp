@@ -1,12 +1,12 @@
 #pragma once
 
-// Everything but io/: that needs nlohmann-json, see <pith/io.hpp>.
-#include <pith/attention.hpp>
-#include <pith/core.hpp>
-#include <pith/decode.hpp>
-#include <pith/kv.hpp>
-#include <pith/merge.hpp>
-#include <pith/model.hpp>
-#include <pith/nn.hpp>
-#include <pith/peft.hpp>
-#include <pith/version.hpp>
+// All of pith but pith::io and pith::text, which need other libraries: <pith/io.hpp>, <pith/text.hpp>.
+#include <pith/attention.hpp>  // attention over cached rows
+#include <pith/core.hpp>       // types, views, errors, memory, threads
+#include <pith/decode.hpp>     // sampling and speculative decoding
+#include <pith/kv.hpp>         // the KV cache and its eviction policies
+#include <pith/merge.hpp>      // token merging
+#include <pith/model.hpp>      // a Llama-like decoder and its conversations
+#include <pith/nn.hpp>         // layers
+#include <pith/peft.hpp>       // LoRA and its relatives
+#include <pith/version.hpp>    // PITH_VERSION

@@ -3,8 +3,8 @@
 #include <limits>
 #include <vector>
 
-#include <pith/attention/attend_kernel.hpp>
-#include <pith/attention/score_columns.hpp>
+#include <pith/attention/detail/attend_kernel.hpp>
+#include <pith/attention/detail/score_columns.hpp>
 
 #include "support/catch.hpp"
 #include "support/near.hpp"

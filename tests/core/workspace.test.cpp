@@ -140,7 +140,7 @@ TEST_CASE("sizes that no memory could hold are refused, not wrapped") {
   CHECK_THROWS_AS(matmul_workspace_bytes<float>(1, 1, huge), CapacityError);
   CHECK_THROWS_AS(low_rank_workspace_bytes<float>(1, huge), CapacityError);
   CHECK_THROWS_AS(low_rank_workspace_bytes<float>(1, half, half), CapacityError);
-  CHECK_THROWS_AS(overlay_workspace_bytes<float>(1, huge), CapacityError);
+  CHECK_THROWS_AS(linear_adapter_workspace_bytes<float>(1, huge), CapacityError);
   CHECK_THROWS_AS(multi_lora_workspace_bytes<float>(half, half, 1, 1, 1), CapacityError);
   CHECK_THROWS_AS(multi_lora_workspace_bytes<float>(1, 1, 1, huge, 1), CapacityError);
   CHECK_THROWS_AS(attend_workspace_bytes<float>({1, 1, 64}, huge), CapacityError);
@@ -158,6 +158,6 @@ TEST_CASE("sizes that no memory could hold are refused, not wrapped") {
   CHECK_THROWS_AS(cluster_workspace_bytes<float>(huge), CapacityError);
   const Linear<float> layer(Matrix<float>::Zero(4, 3));
   CHECK_THROWS_AS(layer.workspace_bytes(1, huge), CapacityError);
-  const BottleneckAdapter<float> block({Linear<float>(Matrix<float>::Zero(2, 3)), Linear<float>(Matrix<float>::Zero(3, 2))});
+  const HoulsbyAdapter<float> block({Linear<float>(Matrix<float>::Zero(2, 3)), Linear<float>(Matrix<float>::Zero(3, 2))});
   CHECK_THROWS_AS(block.workspace_bytes(huge), CapacityError);
 }

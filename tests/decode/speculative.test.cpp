@@ -20,6 +20,7 @@
 namespace {
 
 using pith::DraftLength;
+using pith::GenerateLimits;
 using pith::Index;
 using pith::Matrix;
 using pith::Position;
@@ -27,7 +28,6 @@ using pith::RejectionSampler;
 using pith::SpeculativeDecoder;
 using pith::SpeculativeOptions;
 using pith::StopReason;
-using pith::TextLimits;
 using pith::Token;
 using pith::Vector;
 using pith_test::contains;

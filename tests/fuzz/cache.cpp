@@ -35,7 +35,7 @@ KvCase drawn_case(Reader& in) {
   c.merge = sizes >= 128 ? "drop" : merges[in.byte() % merges.size()].name;
   c.shape = {4, (sizes & 1) != 0 ? 2 : 1, 4};
   c.options = {.max_chunk = 1 + (sizes >> 3 & 7), .max_draft = sizes >> 5 & 3, .max_tokens = 24, .max_generated = 12};
-  c.options.multiplicity = in.below(4) == 0;
+  c.options.keep_masses = in.below(4) == 0;
   c.rope = rope();
   return c;
 }
@@ -59,18 +59,18 @@ void replay(Reader& in) {
   pith_test::KvReplay<float>(c).run(program);
 }
 
-/// A cache and the landing that is lent to it.
+/// A cache and the prompt buffer that is lent to it.
 template <pith::KvStorage T> struct CacheSide {
   using Cache = pith::KvCache<pith::AnyPolicy<float>, pith::AnyMerge<float>, T>;
   Cache cache;
-  pith::KvLanding<T> landing;
+  pith::KvPromptBuffer<T> prompt_buffer;
   std::optional<pith::KvSnapshot<T>> kept;
 
   explicit CacheSide(const KvCase& c)
       : cache(c.shape, pith_test::policy_of(c), c.options, pith::make_merge<float>(c.merge)),
-        landing(
+        prompt_buffer(
             c.shape, c.rows + 16,
-            {.stats = 4, .reads_rows = true, .combines = true, .angles = true, .multiplicity = c.options.multiplicity, .merges = true}) {}
+            {.stats = 4, .reads_rows = true, .combines = true, .angles = true, .keep_masses = c.options.keep_masses, .merges = true}) {}
   bool same(const CacheSide& twin) const { return same_cache(cache, twin.cache); }
 };
 
@@ -144,8 +144,8 @@ template <pith::KvStorage T> class CacheCalls {
         const Index tokens = in_.number();
         const bool lent = in_.flag();
         return sides_.call([&](Twin& s) {
-          s.cache.check_room(tokens, lent ? &s.landing : nullptr);
-          s.cache.reserve(tokens, lent ? &s.landing : nullptr);
+          s.cache.check_room(tokens, lent ? &s.prompt_buffer : nullptr);
+          s.cache.reserve(tokens, lent ? &s.prompt_buffer : nullptr);
           return none();
         });
       }

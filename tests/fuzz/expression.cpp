@@ -1,7 +1,7 @@
 // An expression of an adapter config and a module's name, a line each: it is refused, or says what a plain matcher says.
 #include <bitset>
 
-#include <pith/io/pattern.hpp>
+#include <pith/io/detail/pattern.hpp>
 
 #include "fuzz/fuzz.hpp"
 

@@ -49,8 +49,8 @@ pith::SnapKv snap(Reader& in) {
           .pool = in.flag() ? pith::SnapKv::Pool::average : pith::SnapKv::Pool::largest,
           .group = in.flag() ? pith::SnapKv::Group::mean : pith::SnapKv::Group::largest};
 }
-pith::CrossSelf cross(Reader& in) {
-  pith::CrossSelf policy{.heavy = in.number(), .recent = in.number()};
+pith::Csp cross(Reader& in) {
+  pith::Csp policy{.heavy = in.number(), .recent = in.number()};
   policy.protects = in.number();
   policy.cross_ratio = in.real();
   policy.n = in.real();
@@ -89,7 +89,7 @@ Any any_policy(Reader& in, const pith::AttentionShape& shape) {
       return Window{in.number()};
     case 2: {
       const Index sinks = in.number(), window = in.number();
-      return SinkWindow{.sinks = sinks, .window = window, .reading = in.flag() ? Reading::cache : Reading::stream};
+      return SinkWindow{.sinks = sinks, .window = window, .positions = in.flag() ? RopePositions::cache : RopePositions::text};
     }
     case 3:
       return heavy(in);
@@ -109,7 +109,7 @@ Any any_policy(Reader& in, const pith::AttentionShape& shape) {
       return KeyNorm{in.number()};
     case 10: {
       const Index keep = in.number();
-      return KeyDiff{.keep = keep, .bite = in.number()};
+      return KeyDiff{.keep = keep, .rows_per_eviction = in.number()};
     }
     case 11: {
       const Index keep = in.number(), sinks = in.number();
@@ -152,7 +152,7 @@ Any any_policy(Reader& in, const pith::AttentionShape& shape) {
       return Adaptive(inner, adaptive(in));
     }
     case 25: {
-      const CrossSelf inner = cross(in);
+      const Csp inner = cross(in);
       return Adaptive(inner, adaptive(in));
     }
     case 26: {
@@ -205,7 +205,7 @@ void check(const Cache& cache, const pith_test::KvStream<float>& stream, bool as
     for (std::size_t r = 0; as_given && r < positions.size(); ++r) {
       const auto p = static_cast<std::size_t>(positions[r]);
       demand(p < stream.keys.size(), "a row is a token's");
-      demand(pith_test::same_bits(cache.keys(h, cache.reading()).row(static_cast<Index>(r)), stream.keys[p].middleCols(h * d, d)) &&
+      demand(pith_test::same_bits(cache.keys(h, cache.rope_positions()).row(static_cast<Index>(r)), stream.keys[p].middleCols(h * d, d)) &&
                  pith_test::same_bits(cache.values(h).row(static_cast<Index>(r)), stream.values[p].middleCols(h * d, d)),
              "a row is what was appended");
     }
@@ -247,7 +247,7 @@ void run_policy(Bytes bytes) {
   if (in.below(32) == 0) options.max_generated = in.number();
   if (in.below(32) == 0) options.max_chunk = in.number();
   if (in.below(32) == 0) options.max_draft = in.number();
-  options.multiplicity = in.below(4) == 0;
+  options.keep_masses = in.below(4) == 0;
   const auto merges = pith::merge_catalogue<float>();
   const std::size_t merge = in.below(2) == 0 ? 0 : in.byte() % merges.size();
 
@@ -256,7 +256,7 @@ void run_policy(Bytes bytes) {
   attempt([&] {
     const Any policy = any_policy(in, shape);
     const pith::detail::PolicyFacts facts = policy.facts(shape);
-    as_given = merge == 0 && !(facts.traits.reading == pith::Reading::cache && facts.eviction == pith::detail::Eviction::by_score);
+    as_given = merge == 0 && !(facts.traits.positions == pith::RopePositions::cache && facts.eviction == pith::detail::Eviction::by_score);
     cache.emplace(shape, policy, options, merges[merge].make());
   });
   if (cache) stream_tokens(*cache, in, as_given);

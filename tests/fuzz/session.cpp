@@ -238,7 +238,7 @@ void run_session(Bytes bytes) {
                      .max_generated = std::array<Index, 4>{12, 6, 2, 40}[static_cast<std::size_t>(sizes >> 4 & 3)],
                      .max_draft = std::array<Index, 4>{4, 2, 0, 8}[static_cast<std::size_t>(sizes >> 6 & 3)]};
   const std::uint8_t rest = in.byte();
-  setting.options.multiplicity = (rest & 3) == 0;
+  setting.options.keep_masses = (rest & 3) == 0;
   if ((rest >> 2 & 3) == 3) setting.options.prefix = frozen();
   if (rest > 250) setting.options.max_tokens = in.number();
   if (rest > 252) setting.options.max_generated = in.number();

@@ -17,8 +17,8 @@ template <class X> bool same_list(const std::vector<X>& a, const std::vector<X>&
 }
 
 template <pith::KvStorage T> bool same_snapshot(const pith::KvSnapshot<T>& a, const pith::KvSnapshot<T>& b) {
-  return a.layout == b.layout && a.next == b.next && a.next_angle == b.next_angle && a.unevicted == b.unevicted && a.prefill == b.prefill &&
-         a.more == b.more && a.heads == b.heads && same_list(a.keys, b.keys) && same_list(a.values, b.values) &&
+  return a.layout == b.layout && a.next == b.next && a.next_rope_position == b.next_rope_position && a.unevicted == b.unevicted &&
+         a.prefill == b.prefill && a.more == b.more && a.heads == b.heads && same_list(a.keys, b.keys) && same_list(a.values, b.values) &&
          a.positions == b.positions && a.angles == b.angles && a.kinds == b.kinds && pith_test::same_bits(a.stats, b.stats) &&
          pith_test::same_bits(a.memory, b.memory) && same_list(a.masses, b.masses) && same_list(a.gate, b.gate);
 }
@@ -43,7 +43,7 @@ template <pith::KvStorage T> void damage(pith::KvSnapshot<T>& s, Reader& in) {
       s.next = static_cast<pith::Position>(value);
       break;
     case 1:
-      s.next_angle = static_cast<pith::Position>(value);
+      s.next_rope_position = static_cast<pith::Position>(value);
       break;
     case 2:
       s.unevicted = value;

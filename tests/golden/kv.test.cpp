@@ -19,7 +19,7 @@
 #include <vector>
 
 #include <pith/io.hpp>
-#include <pith/kv/codec.hpp>
+#include <pith/kv/kivi.hpp>
 #include <pith/pith.hpp>
 
 #include "golden/support/golden_file.hpp"
@@ -153,7 +153,7 @@ std::vector<Vector<float>> scores_of(const Cache& cache, ConstMatrixRef<float> m
   Index rows = 0;
   for (Index h = 0; h < heads; ++h) rows += cache.size(h);
   Vector<float> scratch(rows);
-  std::vector<detail::Candidate<float>> race(static_cast<std::size_t>(rows));
+  std::vector<RankedRow<float>> candidates(static_cast<std::size_t>(rows));
   for (Index h = 0; h < heads; ++h) {
     scores.emplace_back(cache.size(h));
     cache.policy().score({.kv_head = h,
@@ -162,11 +162,11 @@ std::vector<Vector<float>> scores_of(const Cache& cache, ConstMatrixRef<float> m
                           .positions = cache.positions(h),
                           .kinds = cache.kinds(h),
                           .stats = cache.stats(h),
-                          .keys = cache.keys(h, cache.reading()),
+                          .keys = cache.keys(h, cache.rope_positions()),
                           .values = cache.values(h),
                           .memory = memory.rows() == 0 ? ConstVectorRef<float>() : ConstVectorRef<float>(memory.row(h)),
                           .scratch = scratch.data(),
-                          .race = race.data()},
+                          .candidates = candidates.data()},
                          scores.back());
   }
   for (Index h = 0; h < heads; ++h)
@@ -176,7 +176,7 @@ std::vector<Vector<float>> scores_of(const Cache& cache, ConstMatrixRef<float> m
                         .stats = cache.stats(h).data(),
                         .scores = scores[static_cast<std::size_t>(h)].data()});
   LayerScores<float> layer(cache.shape(), 0, cache.next_position(), cache.budget(), stats, cache.stats(0).outerStride(), together,
-                           race.data());
+                           candidates.data());
   cache.policy().combine(layer);
   return scores;
 }
@@ -303,12 +303,12 @@ void csp_select(Golden& golden) {
   for (const auto& config : golden.json("configs")) {
     const std::string name = "c" + std::to_string(i++);
     INFO(name);
-    CrossSelf policy{.heavy = config.at("heavy").get<Index>(),
-                     .recent = config.at("recent_queries").get<Index>(),
-                     .protects = config.at("recent_keys").get<Index>(),
-                     .cross_ratio = config.at("cross_ratio").get<double>(),
-                     .n = golden.real("n_softmax"),
-                     .picks = CrossSelf::Picks::both};
+    Csp policy{.heavy = config.at("heavy").get<Index>(),
+               .recent = config.at("recent_queries").get<Index>(),
+               .protects = config.at("recent_keys").get<Index>(),
+               .cross_ratio = config.at("cross_ratio").get<double>(),
+               .n = golden.real("n_softmax"),
+               .picks = Csp::Picks::both};
     Cache both = read_prompt(layer, policy, kinds);
     check_stats(both, 0, golden.get(name + "_self_score"), 1, score_bound);
     check_stats(both, 1, golden.get(name + "_cross_score"), 1, score_bound);
@@ -329,7 +329,7 @@ void csp_select(Golden& golden) {
       CHECK(sorted(stored) == listed(twice.id_row({h})));
     }
     check_evicted_to_mask(both, golden.get(name + "_intersection_mask"));
-    policy.picks = CrossSelf::Picks::either;
+    policy.picks = Csp::Picks::either;
     Cache either = read_prompt(layer, policy, kinds);
     check_evicted_to_mask(either, golden.get(name + "_union_mask"));
   }
@@ -372,7 +372,7 @@ class Presses {
       : golden_(golden),
         layer_(layer_of(golden)),
         rope_(std::make_shared<const Rope<float>>(rope_of(golden, layer_.shape.head_dim))),
-        keep_(rows_kept(layer_.tokens(), golden.real("compression_ratio"))) {
+        keep_(rows_at_compression(layer_.tokens(), golden.real("compression_ratio"))) {
     CHECK(keep_ == golden.number("n_kept"));
     const Ids angles = positions_from(0, layer_.tokens());
     rope_->rotate(layer_.q, angles);
@@ -418,7 +418,7 @@ class Presses {
   }
   void streaming() {
     const Index sinks = golden_.number("streaming_n_sink");
-    Cache cache = read_prompt(layer_, SinkWindow{.sinks = sinks, .window = keep_ - sinks, .reading = Reading::stream});
+    Cache cache = read_prompt(layer_, SinkWindow{.sinks = sinks, .window = keep_ - sinks, .positions = RopePositions::text});
     check_evicted(cache, golden_.get("streaming_kept"));
   }
   void chunkkv_knorm() {
@@ -516,7 +516,7 @@ template <class Check> void replay(Golden& golden, const Layer& layer, AnyPolicy
   for (std::size_t call = 0; call < chunks.size(); ++call) {
     INFO(prefix << "call " << call);
     const Index n = chunks[call];
-    const Ids angles = positions_from(cache.query_angle(), n), near = positions_from(cache.query_angle() - cache.gap(), n);
+    const Ids angles = positions_from(cache.query_position(), n), near = positions_from(cache.query_position() - cache.gap(), n);
     Matrix<float> q = layer.q.middleRows(first, n), q_sinks = q, k = layer.k.middleRows(first, n);
     rope.rotate(q, angles);
     rope.rotate(q_sinks, near);
@@ -631,7 +631,7 @@ void streaming_llm_cache_trace(Golden& golden) {
   const nlohmann::json codes = golden.json("op_codes");
   Index tokens = 1;
   for (Index i = 0; i < ops.extent(0); ++i) tokens += ops.id_row({i})[1];
-  Cache cache({1, 1, 1}, SinkWindow{golden.number("start_size"), golden.number("recent_size"), Reading::stream}, {.max_chunk = tokens});
+  Cache cache({1, 1, 1}, SinkWindow{golden.number("start_size"), golden.number("recent_size"), RopePositions::text}, {.max_chunk = tokens});
   for (Index i = 0; i < ops.extent(0); ++i) {
     const auto op = ops.id_row({i});
     const std::string what = codes.at(std::to_string(op[0])).get<std::string>();
@@ -692,7 +692,7 @@ void key_rerotation(Golden& golden) {
       rope.rotate(rotated, {&to, 1});
       CHECK(distance(turned.row(0), expected) < out_bound);
       CHECK(distance(rotated.row(0), afresh) < out_bound);
-      CHECK(distance(cache.keys(h, cache.reading()).row(row_at(cache, h, ids[slot])), expected) < out_bound);
+      CHECK(distance(cache.keys(h, cache.rope_positions()).row(row_at(cache, h, ids[slot])), expected) < out_bound);
     }
   }
 }

@@ -546,8 +546,7 @@ template <class S, class Act> void bottleneck_case(Golden& golden, const std::st
     return LayerNorm<S>(vector<S>(golden, at + name + ".weight"), vector<S>(golden, at + name + ".bias"), S(eps));
   };
   const double own_eps = config.at("adapter_ln_eps");
-  BottleneckWeights<S> weights{linear<S>(golden, at + "down.weight", at + "down.bias"),
-                               linear<S>(golden, at + "up.weight", at + "up.bias")};
+  HoulsbyWeights<S> weights{linear<S>(golden, at + "down.weight", at + "down.bias"), linear<S>(golden, at + "up.weight", at + "up.bias")};
   weights.scale = config.at("scaling").is_string() ? vector<S>(golden, at + "scaling")
                                                    : Vector<S>::Constant(1, S(config.at("scaling").get<double>())).eval();
   if (config.at("use_gating")) {
@@ -558,22 +557,22 @@ template <class S, class Act> void bottleneck_case(Golden& golden, const std::st
   weights.after = norm_of("norm_after", own_eps);
   CHECK(weights.before.has_value() == config.at("ln_before"));
   CHECK(weights.after.has_value() == config.at("ln_after"));
-  const BottleneckOptions options{
+  const HoulsbyOptions options{
       .parallel = config.at("is_parallel"),
       .norm_before = config.at("original_ln_before"),
       .norm_after = config.at("original_ln_after"),
-      .skip = config.at("residual_before_ln") ? BottleneckSkip::hidden : BottleneckSkip::input,
+      .skip = config.at("residual_before_ln") ? HoulsbySkip::hidden : HoulsbySkip::input,
       .own_norm_over_skip = config.at("adapter_residual_before_ln"),
   };
-  const std::map<std::string, BottleneckOptions> presets{{"seq_bn", BottleneckOptions::pfeiffer()},
-                                                         {"par_bn", BottleneckOptions::parallel_block()},
-                                                         {"adapter_plus", BottleneckOptions::adapter_plus()}};
+  const std::map<std::string, HoulsbyOptions> presets{{"seq_bn", HoulsbyOptions::pfeiffer()},
+                                                      {"par_bn", HoulsbyOptions::parallel_block()},
+                                                      {"adapter_plus", HoulsbyOptions::adapter_plus()}};
   if (const auto preset = presets.find(config.at("preset")); preset != presets.end()) CHECK(preset->second == options);
 
-  const BottleneckAdapter<S, Act> adapter(weights, options);
+  const HoulsbyAdapter<S, Act> adapter(weights, options);
   CHECK(adapter.size() == config.at("d"));
   CHECK(adapter.bottleneck() == config.at("bottleneck"));
-  CHECK(bottleneck_size(adapter.size(), config.at("reduction_factor")) == adapter.bottleneck());
+  CHECK(houlsby_size(adapter.size(), config.at("reduction_factor")) == adapter.bottleneck());
   const std::optional<LayerNorm<S>> norm = norm_of("ln", config.at("model_ln_eps"));
   CHECK(norm.has_value() == config.at("model_layer_norm"));
   const Matrix<S> hidden = matrix<S>(golden, at + "hidden"), residual = matrix<S>(golden, at + "residual_input");

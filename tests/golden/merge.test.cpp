@@ -144,8 +144,8 @@ void check_merged(Golden& golden, const std::string& name, Index head, const Evi
 void lookm_merge(Golden& golden) {
   const Tensor k = golden.get("k"), v = golden.get("v"), scores = golden.get("score");
   const Index heads = k.extent(0), tokens = k.extent(1), recent = golden.number("recent_size"), sinks = golden.number("sinks");
-  CHECK(golden.number("hh_size") == rows_of_ratio(tokens, golden.real("hh_ratio")));
-  CHECK(recent == rows_of_ratio(tokens, golden.real("recent_ratio")));
+  CHECK(golden.number("hh_size") == rows_at_keep_ratio(tokens, golden.real("hh_ratio")));
+  CHECK(recent == rows_at_keep_ratio(tokens, golden.real("recent_ratio")));
   const Tensor keep = golden.get("keep_idx"), leave = golden.get("evict_idx"), mask = golden.get("keep_mask");
   const Tensor match = golden.get("match"), cosines = golden.get("match_sim");
   std::vector<Eviction> all;
@@ -298,8 +298,8 @@ void lookm_text_prior_merge(Golden& golden) {
   const Tensor mask = golden.get("keep_mask");
   const Index heads = k.extent(0), tokens = k.extent(1), recent = golden.number("recent_size");
   const std::vector<Token> modality = golden.ids("modality"), gate = golden.ids("gate");
-  CHECK(golden.number("hh_size") == rows_of_ratio(tokens, golden.real("hh_ratio")));
-  CHECK(recent == rows_of_ratio(tokens, golden.real("recent_ratio")));
+  CHECK(golden.number("hh_size") == rows_at_keep_ratio(tokens, golden.real("hh_ratio")));
+  CHECK(recent == rows_at_keep_ratio(tokens, golden.real("recent_ratio")));
   // Where the images are, and what the released code adds to scores: with low bits lost, and so for policies to do without.
   const std::vector<Token> places = golden.ids("image_position"), starts = golden.ids("image_start");
   const Index a_image = golden.number("tokens_per_image");
@@ -398,11 +398,11 @@ void csp_select(Golden& golden) {
   const Index heads = q.extent(0), tokens = q.extent(1), recent = golden.number("recent_size"), newest = golden.number("kv_recent_size");
   const std::vector<TokenKind> kinds = kinds_by(golden.ids("modality"));
   CHECK(newest == static_cast<Index>(std::floor(double(recent) * golden.real("kv_recent_bias"))));  // above 1 in some data sets
-  const CrossSelf policy{.heavy = golden.number("hh_size"),
-                         .recent = recent,
-                         .protects = newest,
-                         .cross_ratio = golden.real("cross_ratio"),
-                         .n = golden.real("softmax_n")};
+  const Csp policy{.heavy = golden.number("hh_size"),
+                   .recent = recent,
+                   .protects = newest,
+                   .cross_ratio = golden.real("cross_ratio"),
+                   .n = golden.real("softmax_n")};
   CHECK(self.width() == golden.number("k_self"));
   CHECK(cross.width() == golden.number("k_cross"));
   MergingCache cache({heads, heads, q.width()}, policy, {.max_chunk = tokens});
@@ -455,8 +455,8 @@ void d2o_merge(Golden& golden) {
   const Tensor k0 = golden.get("k0"), v0 = golden.get("v0"), score0 = golden.get("score0");
   const Tensor new_k = golden.get("new_k"), new_v = golden.get("new_v"), new_score = golden.get("new_score");
   const Index heads = k0.extent(0), first = golden.number("prefill_plus_one"), sinks = golden.number("sinks");
-  const HeavyHitter scores{.heavy = rows_of_ratio(first, golden.real("hh_ratio")),
-                           .recent = rows_of_ratio(first, golden.real("recent_ratio"))};
+  const HeavyHitter scores{.heavy = rows_at_keep_ratio(first, golden.real("hh_ratio")),
+                           .recent = rows_at_keep_ratio(first, golden.real("recent_ratio"))};
   CHECK(scores.heavy == golden.number("hh_size"));
   CHECK(scores.recent == golden.number("recent_size"));
   const auto seen = std::make_shared<SeenMatches>();
@@ -565,7 +565,7 @@ void tome_case(Golden& golden, const std::string& name) {
     const Matrix<float> mean = merged(map, rows, Averaged{});
     check_rows(mean, golden.get(name + ".mean"), {b});
     Vector<float> sizes(map.rows());
-    check_rows(merged(map, rows, SizeWeighted{}, {{}, sizes}), golden.get(name + ".wavg"), {b});
+    check_rows(merged(map, rows, MassWeighted{}, {{}, sizes}), golden.get(name + ".wavg"), {b});
     check_rows(sizes, golden.get(name + ".size"), {b});
     Matrix<float> members = Matrix<float>::Zero(map.rows(), map.tokens());
     for (Index t = 0; t < map.tokens(); ++t) members(map.row_of()[static_cast<std::size_t>(t)], t) = 1;
@@ -590,7 +590,7 @@ void tome_chain(Golden& golden) {
       const TokenMap<float> map =
           bipartite(metric, {.r = r.get<Index>(), .protect = config.at("class_token").get<bool>() ? 1 : 0, .order = RowOrder::published});
       Vector<float> after(map.rows());
-      rows = merged(map, rows, SizeWeighted{}, {sizes, after});
+      rows = merged(map, rows, MassWeighted{}, {sizes, after});
       sizes = after;
       ++layer;
       check_rows(rows, golden.get("chain.x" + std::to_string(layer)), {b});
@@ -715,7 +715,7 @@ void prumerge(Golden& golden) {
   REQUIRE(!config.at("adaptive").get<bool>());
   REQUIRE(config.at("scale").get<std::string>() == "C^-0.5");
   const Matrix<float> x = plain(golden, "pm.x"), k = plain(golden, "pm.k"), q = plain(golden, "pm.q");
-  const Index patches = int_of(config, "patches"), count = rows_of_ratio(patches, config.at("ratio").get<double>());
+  const Index patches = int_of(config, "patches"), count = rows_at_keep_ratio(patches, config.at("ratio").get<double>());
   CHECK(count == int_of(config, "kept"));
   Vector<float> attention(patches);
   Workspace room(Workspace::bytes_for<float>(k.rows()));
@@ -732,7 +732,7 @@ void prumerge(Golden& golden) {
 void divprune(Golden& golden) {
   const auto config = golden.json("div");
   const Matrix<float> x = plain(golden, "div.x");
-  Ids picked(static_cast<std::size_t>(rows_of_ratio(x.rows(), config.at("ratio").get<double>(), Rounding::nearest)));
+  Ids picked(static_cast<std::size_t>(rows_at_keep_ratio(x.rows(), config.at("ratio").get<double>(), Rounding::nearest)));
   CHECK(static_cast<Index>(picked.size()) == int_of(config, "selected"));
   Workspace ws(diverse_workspace_bytes<float>(x.rows(), x.cols()));
   pick_diverse<float>(x, picked, ws);

@@ -66,8 +66,8 @@ template <class S> class Overlays {
   }
   Matrix<S> forward(const AnyLinear<S>& base, const std::string& module, const Matrix<S>& x, bool adapted) {
     Matrix<S> y(x.rows(), base.out());
-    Workspace ws(base.workspace_bytes(x.rows()) + overlay_workspace_bytes<S>(x.rows()));
-    LinearOverlay<S> overlay;
+    Workspace ws(base.workspace_bytes(x.rows()) + linear_adapter_workspace_bytes<S>(x.rows()));
+    LinearAdapter<S> overlay;
     if (adapted && folder_.contains(module)) {
       overlay = make_overlay(folder_, module, base);
       unused_.erase(module);

@@ -89,11 +89,11 @@ TEST_CASE("an adapter for each row, and a bottleneck, allocate nothing", "[hot_p
     CHECK(scope.count() == 0);
   }
 
-  BottleneckWeights<float> weights{Linear<float>(random_matrix<float>(64, adapted_in, 3)),
-                                   Linear<float>(random_matrix<float>(adapted_in, 64, 4))};
+  HoulsbyWeights<float> weights{Linear<float>(random_matrix<float>(64, adapted_in, 3)),
+                                Linear<float>(random_matrix<float>(adapted_in, 64, 4))};
   weights.gate = random_vector<float>(adapted_in, 5);
   weights.before = weights.after = LayerNorm<float>(Vector<float>::Ones(adapted_in), Vector<float>::Zero(adapted_in));
-  const BottleneckAdapter<float> block(weights, BottleneckOptions::pfeiffer());
+  const HoulsbyAdapter<float> block(weights, HoulsbyOptions::pfeiffer());
   const LayerNorm<float> norm = *weights.after;
   Matrix<float> out(12, adapted_in);
   Workspace ws(block.workspace_bytes(12));

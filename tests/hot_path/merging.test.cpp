@@ -38,8 +38,8 @@ TEST_CASE("merging tokens allocates nothing, in workspaces of exactly the size t
     quiet("match_bipartite", token_match_workspace_bytes<float>(tokens, dim, workers),
           [&](Workspace& ws) { match_bipartite(x, {.r = 100, .protect = 1, .order = RowOrder::published}, map, ws); });
     quiet("TokenMap", TokenMap<float>::workspace_bytes(tokens), [&](Workspace& ws) {
-      map.merge(x, out.topRows(map.rows()), SizeWeighted{}, ws, {mass, after.head(map.rows())});
-      map.merge(x, out.topRows(map.rows()), SizeWeighted{}, ws, {mass, {}});
+      map.merge(x, out.topRows(map.rows()), MassWeighted{}, ws, {mass, after.head(map.rows())});
+      map.merge(x, out.topRows(map.rows()), MassWeighted{}, ws, {mass, {}});
       map.unmerge(out.topRows(map.rows()), back);
       map.follow(where);
       log_masses<float>(mass, logs);

@@ -77,7 +77,7 @@ TEST_CASE("prefill, decode, checkpoint and crop allocate nothing", "[hot_path]")
                 session.clear();
               }) == 0);
       };
-      const SessionOptions options{.max_prompt = 200, .max_generated = 400, .multiplicity = turn % 3 == 0, .executor = executor};
+      const SessionOptions options{.max_prompt = 200, .max_generated = 400, .keep_masses = turn % 3 == 0, .executor = executor};
       run(decoder.start(policy, options, merging.make()));
       if (entry.name != "h2o-cache") {  // turns keys, which only unrounded rows survive
         run(decoder.start<bfloat16>(policy, options, merging.make()));

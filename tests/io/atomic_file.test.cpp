@@ -6,8 +6,8 @@
 #include <system_error>
 #include <vector>
 
-#include <pith/io/atomic_file.hpp>
-#include <pith/io/json.hpp>
+#include <pith/io/detail/atomic_file.hpp>
+#include <pith/io/detail/json.hpp>
 #include <pith/io/peft_folder.hpp>
 #include <pith/io/peft_writer.hpp>
 #include <pith/peft/lora.hpp>

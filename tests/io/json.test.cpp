@@ -13,7 +13,7 @@
 
 #include <pith/io/checkpoint_files.hpp>
 #include <pith/io/config_json.hpp>
-#include <pith/io/json.hpp>
+#include <pith/io/detail/json.hpp>
 #include <pith/io/peft_config.hpp>
 #include <pith/io/safetensors.hpp>
 

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include <pith/io/module_numbers.hpp>
-#include <pith/io/name_index.hpp>
+#include <pith/io/detail/module_numbers.hpp>
+#include <pith/io/detail/name_index.hpp>
 #include <pith/io/peft_config.hpp>
 #include <pith/io/peft_folder.hpp>
 

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include <pith/io/pattern.hpp>
+#include <pith/io/detail/pattern.hpp>
 
 #include "support/catch.hpp"
 

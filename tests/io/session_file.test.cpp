@@ -46,7 +46,7 @@ TEMPLATE_TEST_CASE("under every policy a loaded session goes on as the saved one
     const MergeEntry<float>& merging = merge_catalogue()[turn++ % merge_catalogue().size()];
     INFO(entry.name << ", " << merging.name);
     const AnyPolicy<float> policy = entry.make(12, {std::make_shared<const Rope<float>>(talk.config.rope()), o_proj});
-    const SessionOptions options{.max_prompt = 40, .max_generated = 60, .multiplicity = turn % 2 == 0};
+    const SessionOptions options{.max_prompt = 40, .max_generated = 60, .keep_masses = turn % 2 == 0};
     auto saved = talk.decoder.start<TestType>(policy, options, merging.make());
     saved.prefill(talk.all.first(40));
     for (std::size_t t = 40; t < 57; ++t) saved.decode(talk.tokens[t]);
@@ -151,8 +151,8 @@ TEST_CASE("numbers no session could have come to are refused", "[io]") {
   refused("of model 1", [](Whole& s, Layer&) { s.fingerprint = 1; });
   refused("of 1 layers", [](Whole& s, Layer&) { s.layers.pop_back(); });
   refused("logits [1, 3]", [](Whole& s, Layer&) { s.logits.resize(1, 3); });
-  refused("position 25, expected 26", [](Whole&, Layer& l) { l.next = l.next_angle = 32; });
-  refused("position 30, expected", [](Whole&, Layer& l) { l.next = l.next_angle = 30; });
+  refused("position 25, expected 26", [](Whole&, Layer& l) { l.next = l.next_rope_position = 32; });
+  refused("position 30, expected", [](Whole&, Layer& l) { l.next = l.next_rope_position = 30; });
   refused("next position -1", [](Whole&, Layer& l) { l.next = -1; });
   refused("5 numbers of heads", [](Whole&, Layer& l) { l.heads.pop_back(); });
   refused("-1 rows", [](Whole&, Layer& l) { l.heads[0] = -1; });
@@ -198,7 +198,7 @@ TEST_CASE("numbers no session could have come to are refused", "[io]") {
   unseen.layers[0].unevicted = 6;  // no attention was seen of them: the next token could not be evicted
   CHECK_THAT(watched.problem(unseen), contains("6 tokens since the last eviction, expected 0"));
   unseen = watched.snapshot();
-  unseen.layers[1].next = unseen.layers[1].next_angle = 32;
+  unseen.layers[1].next = unseen.layers[1].next_rope_position = 32;
   CHECK_THAT(watched.problem(unseen), contains("with layer 1 at position 32, layer 0 at 30"));
   unseen = watched.snapshot();
   unseen.layers[1].heads[3] = 11;
@@ -214,7 +214,7 @@ TEST_CASE("numbers no session could have come to are refused", "[io]") {
   std::swap(angles.layers[1].angles[2], angles.layers[1].angles[7]);
   CHECK_THAT(turning.problem(angles), contains("head 0: angle"));
   angles = turning.snapshot();
-  ++angles.layers[1].next_angle;
+  ++angles.layers[1].next_rope_position;
   CHECK_THAT(turning.problem(angles), contains("with layer 1 at angle 13, expected 12"));
 
   auto fresh = talk.decoder.start(Dense{});
@@ -244,9 +244,9 @@ TEST_CASE("one cache of somebody's own loop is saved and loaded, keys that turne
   }
   save_cache(saved, file.path);
   load_cache(loaded, file.path);
-  CHECK(loaded.query_angle() == saved.query_angle());
+  CHECK(loaded.query_position() == saved.query_position());
   for (Index h = 0; h < 2; ++h) {
-    CHECK(same_bits(loaded.keys(h, loaded.reading()), saved.keys(h, saved.reading())));
+    CHECK(same_bits(loaded.keys(h, loaded.rope_positions()), saved.keys(h, saved.rope_positions())));
     CHECK(std::equal(saved.positions(h).begin(), saved.positions(h).end(), loaded.positions(h).begin()));
   }
   KvCache other(shape, KeyNorm{.keep = 9});

@@ -32,7 +32,7 @@ TEST_CASE("every policy of the catalogue keeps the laws", "[kv]") {
         continue;
       }
       pith_test::policy_laws<AnyPolicy<float>, float>(policy, shape, 3);
-      if (facts.traits.reading == Reading::stream) pith_test::policy_laws<AnyPolicy<float>, bfloat16>(policy, shape, 4);
+      if (facts.traits.positions == RopePositions::text) pith_test::policy_laws<AnyPolicy<float>, bfloat16>(policy, shape, 4);
     }
 }
 
@@ -41,7 +41,7 @@ TEST_CASE("a prompt in pieces keeps the rows of the whole under wrappers and eve
   const auto o_proj = model_of(shape).o_proj;
   const SnapKv snap{.keep = 12, .window = 8, .kernel = 3};
   const SnapKv by_head{.keep = 12, .window = 5, .kernel = 3, .pool = SnapKv::Pool::largest, .group = SnapKv::Group::largest};
-  const CrossSelf lists{.heavy = 6, .recent = 7, .protects = 2};
+  const Csp lists{.heavy = 6, .recent = 7, .protects = 2};
   pith_test::prompt_laws(snap, shape, 7);
   pith_test::prompt_laws(by_head, shape, 8);
   pith_test::prompt_laws(Adaptive(snap, {.floor = 0.5}), shape, 9);
@@ -49,7 +49,7 @@ TEST_CASE("a prompt in pieces keeps the rows of the whole under wrappers and eve
   pith_test::prompt_laws(Chunkwise(snap, 3), shape, 11);
   pith_test::prompt_laws(Protect(lists, {.sinks = 1}), shape, 12);
   pith_test::prompt_laws(lists, shape, 13);
-  pith_test::prompt_laws(CrossSelf{.heavy = 2, .recent = 9, .picks = CrossSelf::Picks::both}, shape, 14);
+  pith_test::prompt_laws(Csp{.heavy = 2, .recent = 9, .picks = Csp::Picks::both}, shape, 14);
   pith_test::prompt_laws(PromptOnly(Tova{9}), shape, 15);
   pith_test::prompt_laws(PromptOnly(Scissorhands{.keep = 14, .history = 9, .recent = 3}), shape, 16);
   pith_test::prompt_laws(CriticalValues<Adaptive<SnapKv>, float>(Adaptive(snap), o_proj), shape, 17);

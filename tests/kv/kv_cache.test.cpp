@@ -137,12 +137,12 @@ TEST_CASE("policies and options that make no sense are refused", "[kv]") {
 }
 
 TEST_CASE("a chunk longer than the budget lands, and comes home evicted", "[kv]") {
-  KvLanding<float> landing(small, 60, {.stats = 1});
+  KvPromptBuffer<float> prompt_buffer(small, 60, {.stats = 1});
   KvCache cache(small, HeavyHitter{.heavy = 5, .recent = 3}, {.max_chunk = 1, .max_draft = 8});
   KvCache roomy(small, HeavyHitter{.heavy = 5, .recent = 3}, {.max_chunk = 50});
   KvStream<float> a(small, 9), b(small, 9);
   for (const Index tokens : {40, 1, 1, 1, 50, 1}) {
-    cache.reserve(tokens, &landing);
+    cache.reserve(tokens, &prompt_buffer);
     // The same rows in another order: the same sums up to rounding.
     CHECK((a.step(cache, tokens) - b.step(roomy, tokens)).cwiseAbs().maxCoeff() < 60 * 1.2e-7f * 8);
     for (Index h = 0; h < 2; ++h) {
@@ -153,21 +153,21 @@ TEST_CASE("a chunk longer than the budget lands, and comes home evicted", "[kv]"
       CHECK(ours == theirs);
     }
   }
-  CHECK(cache.bytes() < landing.bytes());
-  CHECK_THROWS_AS(cache.reserve(60, &landing), CapacityError);
+  CHECK(cache.bytes() < prompt_buffer.bytes());
+  CHECK_THROWS_AS(cache.reserve(60, &prompt_buffer), CapacityError);
   CHECK_THROWS_AS(cache.reserve(2), CapacityError);
-  KvLanding<float> other(AttentionShape{4, 4, 8}, 60, {.stats = 1}), without_stats(small, 60);
+  KvPromptBuffer<float> other(AttentionShape{4, 4, 8}, 60, {.stats = 1}), without_stats(small, 60);
   CHECK_THROWS_AS(cache.reserve(20, &other), ShapeError);
   CHECK_THROWS_AS(cache.reserve(20, &without_stats), ShapeError);
-  cache.reserve(20, &landing);
+  cache.reserve(20, &prompt_buffer);
   CHECK_THROWS_AS(cache.clone(), StateError);
   CHECK_THROWS_AS(cache.checkpoint(), StateError);
   a.step(cache, 20);
   cache.checkpoint();
-  CHECK_THROWS_AS(cache.reserve(9, &landing), StateError);
+  CHECK_THROWS_AS(cache.reserve(9, &prompt_buffer), StateError);
 
   KvCache greedy(small, KeepsAll{4});
-  greedy.reserve(20, &landing);
+  greedy.reserve(20, &prompt_buffer);
   const Matrix<float> rows = Matrix<float>::Ones(20, small_width);
   greedy.append(rows, rows);
   CHECK_THROWS_AS(greedy.evict(), CapacityError);
@@ -214,50 +214,50 @@ TEST_CASE("a row is out of a sliding window's sight when the token to come is a 
   CHECK(held(4) == std::vector<Position>{2, 3, 4});
 }
 
-TEST_CASE("a landing holds one cache's rows at a time", "[kv]") {
-  KvLanding<float> landing(small, 60);
+TEST_CASE("a prompt buffer holds one cache's rows at a time", "[kv]") {
+  KvPromptBuffer<float> prompt_buffer(small, 60);
   KvCache one(small, Window{4}), other(small, Window{4});
   const Matrix<float> ones = Matrix<float>::Ones(20, small_width), twos = Matrix<float>::Constant(20, small_width, 2);
-  one.reserve(20, &landing);
+  one.reserve(20, &prompt_buffer);
   one.append(ones, ones);
-  CHECK_THROWS_AS(other.reserve(20, &landing), StateError);
-  CHECK_THROWS_WITH(other.reserve(20, &landing), contains("the landing holds the rows of another cache"));
+  CHECK_THROWS_AS(other.reserve(20, &prompt_buffer), StateError);
+  CHECK_THROWS_WITH(other.reserve(20, &prompt_buffer), contains("the prompt buffer holds the rows of another cache"));
   CHECK(other.size(0) == 0);
-  KvCache moved = std::move(one);  // and its rows in the landing
-  CHECK_THROWS_AS(other.reserve(20, &landing), StateError);
+  KvCache moved = std::move(one);  // and its rows in the prompt buffer
+  CHECK_THROWS_AS(other.reserve(20, &prompt_buffer), StateError);
   moved.evict();
   CHECK(moved.keys(0) == ones.topLeftCorner(4, 8));
-  other.reserve(20, &landing);
+  other.reserve(20, &prompt_buffer);
   other.append(twos, twos);
   other.clear();  // gives it back as well
   {
     KvCache brief(small, Window{4});
-    brief.reserve(20, &landing);
+    brief.reserve(20, &prompt_buffer);
   }
-  moved.reserve(20, &landing);
+  moved.reserve(20, &prompt_buffer);
   moved.append(twos, twos);
   moved.evict();
   CHECK(moved.keys(1) == twos.topLeftCorner(4, 8));
   KvCache last(small, Window{4});
-  KvLanding<float> brief(small, 60);
+  KvPromptBuffer<float> brief(small, 60);
   last.reserve(20, &brief);
-  brief = KvLanding<float>(small, 60);  // the lease of one that is gone ends without it
-  CHECK_THROWS_AS(KvLanding<float>(small, 0), ShapeError);
-  CHECK_THROWS_AS(KvLanding<float>(small, -5), ShapeError);
-  CHECK_THROWS_AS(KvLanding<float>(small, std::numeric_limits<Index>::max()), ShapeError);
-  CHECK_THROWS_AS(KvLanding<float>(small, 8, {.stats = -1}), ShapeError);
-  CHECK_THROWS_AS(KvLanding<float>(small, 8, {.stats = std::numeric_limits<Index>::max()}), CapacityError);
-  CHECK_THROWS_AS(KvLanding<float>(AttentionShape{3, 2, 8}, 8), ShapeError);
+  brief = KvPromptBuffer<float>(small, 60);  // the lease of one that is gone ends without it
+  CHECK_THROWS_AS(KvPromptBuffer<float>(small, 0), ShapeError);
+  CHECK_THROWS_AS(KvPromptBuffer<float>(small, -5), ShapeError);
+  CHECK_THROWS_AS(KvPromptBuffer<float>(small, std::numeric_limits<Index>::max()), ShapeError);
+  CHECK_THROWS_AS(KvPromptBuffer<float>(small, 8, {.stats = -1}), ShapeError);
+  CHECK_THROWS_AS(KvPromptBuffer<float>(small, 8, {.stats = std::numeric_limits<Index>::max()}), CapacityError);
+  CHECK_THROWS_AS(KvPromptBuffer<float>(AttentionShape{3, 2, 8}, 8), ShapeError);
 }
 
-TEST_CASE("a landing may keep more of a row than its cache does", "[kv]") {
-  KvLanding<float> landing(small, 60,
-                           {.stats = 3, .reads_rows = true, .combines = true, .angles = true, .multiplicity = true, .merges = true});
+TEST_CASE("a prompt buffer may keep more of a row than its cache does", "[kv]") {
+  KvPromptBuffer<float> prompt_buffer(
+      small, 60, {.stats = 3, .reads_rows = true, .combines = true, .angles = true, .keep_masses = true, .merges = true});
   const auto same = [&](auto policy) {
     KvCache away(small, policy, {.max_chunk = 1}), home(small, policy, {.max_chunk = 20});
     KvStream<float> a(small, 7), b(small, 7);
     for (int turn = 0; turn < 2; ++turn) {
-      away.reserve(20, &landing);
+      away.reserve(20, &prompt_buffer);
       CHECK(away.masses(0).size() == 0);
       CHECK(away.view().runs[0].log_mass == nullptr);
       CHECK(away.stats(0).rows() == home.stats(0).rows());
@@ -306,12 +306,12 @@ TEST_CASE("arguments that no cache can take are refused", "[kv]") {
   KvStream<float> stream(small, 3);
   for (int i = 0; i < 6; ++i) stream.step(cache, 1);
   const auto before = cache.clone();
-  KvLanding<float> landing(small, 60, {.stats = 1});
+  KvPromptBuffer<float> prompt_buffer(small, 60, {.stats = 1});
   CHECK_THROWS_AS(cache.reserve(most), CapacityError);
-  CHECK_THROWS_AS(cache.reserve(most, &landing), CapacityError);
+  CHECK_THROWS_AS(cache.reserve(most, &prompt_buffer), CapacityError);
   CHECK_THROWS_AS(cache.reserve(-1), ShapeError);
   CHECK_THROWS_AS(cache.check_room(most), CapacityError);
-  CHECK_THROWS_AS(cache.check_room(most, &landing), CapacityError);
+  CHECK_THROWS_AS(cache.check_room(most, &prompt_buffer), CapacityError);
   CHECK_THROWS_AS(cache.check_room(-1), ShapeError);
   const Matrix<float> row = stream.random(1, small_width);
   const std::vector<TokenKind> kinds{static_cast<TokenKind>(200)};
@@ -356,7 +356,7 @@ TEST_CASE("observe() checks all that a policy may read, and says what is wrong w
     CHECK_THROWS_AS(prompt.observe({.weights = weights}), ShapeError);
     CHECK_THROWS_WITH(prompt.observe({.weights = weights}), contains(what));
   };
-  refuses(CrossSelf{.heavy = 2, .recent = 2}, "the policy reads log_sum");
+  refuses(Csp{.heavy = 2, .recent = 2}, "the policy reads log_sum");
   refuses(AsksQueries{}, "the policy reads the queries");
 }
 
@@ -368,18 +368,18 @@ TEST_CASE("keys at cache positions are handed out only to those who say so", "[k
   CHECK_THROWS_AS(sinks.keys(0), StateError);
   CHECK_THROWS_WITH(sinks.keys(0), contains("look at the first sinks() rows with queries rotated at position - gap()"));
   CHECK_THROWS_AS(sinks.copy_keys(0, out), StateError);
-  CHECK(sinks.reading() == Reading::cache);
-  sinks.copy_keys(0, out, Reading::cache);
-  CHECK(sinks.keys(0, Reading::cache) == out);
+  CHECK(sinks.rope_positions() == RopePositions::cache);
+  sinks.copy_keys(0, out, RopePositions::cache);
+  CHECK(sinks.keys(0, RopePositions::cache) == out);
   CHECK(sinks.sinks() == 0);
   for (int i = 0; i < 6; ++i) stream.step(sinks, 1);
   CHECK(sinks.sinks() == 2);
   KvCache turned(small, AtCachePositions(HeavyHitter{.heavy = 2, .recent = 2}));
   CHECK_THROWS_WITH(turned.keys(0), contains("call reindex() after evict()"));
-  CHECK(turned.keys(0, Reading::cache).rows() == 0);
-  KvCache text(small, SinkWindow{.sinks = 2, .window = 4, .reading = Reading::stream});
+  CHECK(turned.keys(0, RopePositions::cache).rows() == 0);
+  KvCache text(small, SinkWindow{.sinks = 2, .window = 4, .positions = RopePositions::text});
   CHECK(text.keys(0).rows() == 0);
-  CHECK_THROWS_WITH(text.keys(0, Reading::cache), contains("read at stream positions"));
+  CHECK_THROWS_WITH(text.keys(0, RopePositions::cache), contains("policy is at text positions"));
 }
 
 TEST_CASE("what is appended with gaps in its positions is cropped bit for bit", "[kv]") {
@@ -404,7 +404,7 @@ TEST_CASE("sinks at cache positions: the gap is what the window has left behind"
   for (int i = 0; i < 3; ++i) stream.step(cache, 1);
   CHECK(cache.gap() == 3);  // the next query sits at 6 in the cache, at 9 in the text
   CHECK(cache.view().runs[1].sinks == 2);
-  KvCache text(small, SinkWindow{.sinks = 2, .window = 4, .reading = Reading::stream});
+  KvCache text(small, SinkWindow{.sinks = 2, .window = 4, .positions = RopePositions::text});
   KvStream<float> again(small, 6);
   for (int i = 0; i < 9; ++i) again.step(text, 1);
   CHECK(text.gap() == 0);

@@ -53,7 +53,7 @@ TEST_CASE("crop() gives back what a policy remembers of a head", "[kv]") {
 
 TEST_CASE("snapshots are equal when every number is, and only then", "[kv]") {
   const AttentionShape shape{2, 1, 4};
-  KvCache cache(shape, AtCachePositions(Unusual{.rows = 4}), {.max_draft = 2, .multiplicity = true}, MovingThreshold(Weighted{}));
+  KvCache cache(shape, AtCachePositions(Unusual{.rows = 4}), {.max_draft = 2, .keep_masses = true}, MovingThreshold(Weighted{}));
   KvStream<float> stream(shape, 3);
   for (int i = 0; i < 9; ++i) stream.step(cache, 1);
   const auto one = cache.snapshot();
@@ -65,7 +65,7 @@ TEST_CASE("snapshots are equal when every number is, and only then", "[kv]") {
   };
   CHECK(differs([](auto& s) { s.layout += " "; }));
   CHECK(differs([](auto& s) { ++s.next; }));
-  CHECK(differs([](auto& s) { ++s.next_angle; }));
+  CHECK(differs([](auto& s) { ++s.next_rope_position; }));
   CHECK(differs([](auto& s) { ++s.unevicted; }));
   CHECK(differs([](auto& s) { ++s.lost_initial; }));
   CHECK(differs([](auto& s) { s.prefill = !s.prefill; }));

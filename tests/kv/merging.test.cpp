@@ -69,7 +69,7 @@ TEST_CASE("evicted rows are merged into the kept rows nearest by key, values alo
       {Pivotal{}, rows({1.5, .25, 1.5, 1.5, .125, 1.75, 3, .5})},
       {Weighted{}, rows({1.928778, .477918, 1.935931, 1.950238, .223607, 1.447214, 2, .894427})},
       {Normalized{}, rows({1.99133, .495665, 1.994956, 2.002207, .243223, 1.513554, 2.054217, .972891})},
-      {SizeWeighted{}, rows({2, .5, 2, 2, .25, 1.5, 2, 1})},
+      {MassWeighted{}, rows({2, .5, 2, 2, .25, 1.5, 2, 1})},
       {Gated(Averaged{}, .95), rows({1.5, .25, 2, 3, 0, 2, 4, 0})},
       {Drop{}, rows({1, 0, 1, 1, 0, 2, 4, 0})},
   };
@@ -91,7 +91,7 @@ TEST_CASE("tokens that repeat each other can be merged without a trace when rows
   KvStream<double> stream(shape, 5);
   const Matrix<double> different = stream.random(4, 16), values = stream.random(4, 16);
   KvCache<Dense, Drop, double> dense(shape, {}, {.max_tokens = 40});
-  KvCache<Window, SizeWeighted, double> counted(shape, {6}, {.multiplicity = true}), blind(shape, {6}, {});
+  KvCache<Window, MassWeighted, double> counted(shape, {6}, {.keep_masses = true}), blind(shape, {6}, {});
   // A logarithm is a float near log(10): weights move by a few of its roundings, outputs by as much of a value.
   const double slack = 4 * std::log(10.0) * std::numeric_limits<float>::epsilon() * values.cwiseAbs().maxCoeff();
   for (Index t = 0; t < 40; ++t) {
@@ -107,7 +107,7 @@ TEST_CASE("tokens that repeat each other can be merged without a trace when rows
   }
 }
 
-TEMPLATE_TEST_CASE("a prompt in a landing is merged as it is at home", "[kv]", float, bfloat16, Q8) {
+TEMPLATE_TEST_CASE("a prompt in a prompt buffer is merged as it is at home", "[kv]", float, bfloat16, Q8) {
   const AttentionShape shape{4, 2, 32};
   for (const PolicyEntry<float>& entry : policy_catalogue()) {
     if (entry.name == "dense" || entry.needs_rope || entry.needs_o_proj) continue;
@@ -115,16 +115,16 @@ TEMPLATE_TEST_CASE("a prompt in a landing is merged as it is at home", "[kv]", f
       INFO(entry.name << ", " << merging.name);
       using Cache = KvCache<AnyPolicy<float>, AnyMerge<float>, TestType>;
       const AnyPolicy<float> policy = entry.make(8, {});
-      Cache home(shape, policy, {.max_chunk = 40, .multiplicity = true}, merging.make());
-      Cache away(shape, policy, {.max_chunk = 1, .multiplicity = true}, merging.make());
+      Cache home(shape, policy, {.max_chunk = 40, .keep_masses = true}, merging.make());
+      Cache away(shape, policy, {.max_chunk = 1, .keep_masses = true}, merging.make());
       const detail::PolicyFacts facts = policy.facts(shape);
-      KvLanding<TestType> landing(
+      KvPromptBuffer<TestType> prompt_buffer(
           shape, 50,
-          {.stats = facts.stats, .reads_rows = true, .combines = facts.combines, .angles = true, .multiplicity = true, .merges = true});
+          {.stats = facts.stats, .reads_rows = true, .combines = facts.combines, .angles = true, .keep_masses = true, .merges = true});
       KvStream<float> stream(shape, 9);
       for (int turn = 0; turn < 2; ++turn) {
         const Matrix<float> q = stream.random(30, 128), k = stream.random(30, 64), v = stream.random(30, 64);
-        away.reserve(30, &landing);
+        away.reserve(30, &prompt_buffer);
         CHECK(near(stream.feed(away, q, k, v, Phase::prefill), stream.feed(home, q, k, v, Phase::prefill), 1e-4));
       }
       for (Index h = 0; h < 2; ++h) {

@@ -1,6 +1,9 @@
 #include <pith/kv/any_policy.hpp>
-#include <pith/kv/attention_policies.hpp>
-#include <pith/kv/window.hpp>
+#include <pith/kv/policies/heavy_hitter.hpp>
+#include <pith/kv/policies/scissorhands.hpp>
+#include <pith/kv/policies/sink_window.hpp>
+#include <pith/kv/policies/tova.hpp>
+#include <pith/kv/policies/window.hpp>
 
 #include "laws/policy_laws.hpp"
 #include "support/catch.hpp"
@@ -51,7 +54,7 @@ TEST_CASE("policies keep the laws", "[kv]") {  // rounded rows: in catalogue.tes
   SECTION("window") { pith_test::policy_laws<Window>({.window = 9}); }
   SECTION("window of one") { pith_test::policy_laws<Window>({.window = 1}); }
   SECTION("sinks at cache positions") { pith_test::policy_laws<SinkWindow>({.sinks = 3, .window = 8}); }
-  SECTION("sinks at stream positions") { pith_test::policy_laws<SinkWindow>({.sinks = 2, .window = 5, .reading = Reading::stream}); }
+  SECTION("sinks at text positions") { pith_test::policy_laws<SinkWindow>({.sinks = 2, .window = 5, .positions = RopePositions::text}); }
   SECTION("heavy hitters") { pith_test::policy_laws<HeavyHitter>({.heavy = 6, .recent = 7}); }
   SECTION("heavy hitters without a window") { pith_test::policy_laws<HeavyHitter>({.heavy = 6, .recent = 0}); }
   SECTION("every option of a scorer") { pith_test::policy_laws<Bites>({}); }

@@ -65,15 +65,15 @@ TEST_CASE("policies refuse numbers that make no sense", "[kv]") {
   refused(SnapKv{.keep = 8, .window = 4, .kernel = 4}, "kernel is 4, expected an odd number");
   refused(SnapKv{.keep = 8, .window = 4, .kernel = -1}, "kernel is -1");
   refused(SnapKv{.keep = 8, .window = 4, .kernel = huge}, "kernel is");
-  refused(CrossSelf{.heavy = 4, .recent = 0}, "pith::CrossSelf: recent is 0");
-  refused(CrossSelf{.heavy = 4, .recent = 4, .protects = 9}, "protects is 9, expected -1 .. 8");
-  refused(CrossSelf{.heavy = 4, .recent = 4, .cross_ratio = no_number}, "cross_ratio is nan, expected 0 .. 1");
-  refused(CrossSelf{.heavy = 4, .recent = 4, .cross_ratio = 1.5}, "cross_ratio is 1.5");
-  refused(CrossSelf{.heavy = 4, .recent = 4, .n = -1}, "n is -1");
-  refused(CrossSelf{.heavy = huge, .recent = 4}, "heavy is");
+  refused(Csp{.heavy = 4, .recent = 0}, "pith::Csp: recent is 0");
+  refused(Csp{.heavy = 4, .recent = 4, .protects = 9}, "protects is 9, expected -1 .. 8");
+  refused(Csp{.heavy = 4, .recent = 4, .cross_ratio = no_number}, "cross_ratio is nan, expected 0 .. 1");
+  refused(Csp{.heavy = 4, .recent = 4, .cross_ratio = 1.5}, "cross_ratio is 1.5");
+  refused(Csp{.heavy = 4, .recent = 4, .n = -1}, "n is -1");
+  refused(Csp{.heavy = huge, .recent = 4}, "heavy is");
   refused(KeyNorm{.keep = 0}, "pith::KeyNorm: keep is 0");
-  refused(KeyDiff{.keep = 8, .bite = 9}, "pith::KeyDiff: bite is 9, expected 1 .. 8");
-  refused(KeyDiff{.keep = 8, .bite = 0}, "bite is 0");
+  refused(KeyDiff{.keep = 8, .rows_per_eviction = 9}, "pith::KeyDiff: rows_per_eviction is 9, expected 1 .. 8");
+  refused(KeyDiff{.keep = 8, .rows_per_eviction = 0}, "rows_per_eviction is 0");
   refused(Cur{.keep = 4}, "pith::Cur: sinks is 4, expected 0 .. 3");
   refused(Cur{.keep = 8, .sinks = -1}, "sinks is -1");
   refused(Cur{.keep = 8, .block = 0}, "block is 0");
@@ -83,7 +83,7 @@ TEST_CASE("policies refuse numbers that make no sense", "[kv]") {
   refused(Random{.keep = 0}, "pith::Random: keep is 0");
   accepted(SnapKv{.keep = 8, .window = 8, .kernel = 1});
   accepted(HeavyHitter{.heavy = 0, .recent = 1});
-  accepted(CrossSelf{.heavy = 0, .recent = 1, .protects = 0, .cross_ratio = 1});
+  accepted(Csp{.heavy = 0, .recent = 1, .protects = 0, .cross_ratio = 1});
   accepted(LagKv{.keep = 1, .sinks = 0, .lag = 1});
 }
 
@@ -116,7 +116,7 @@ TEST_CASE("policies that need something of the model refuse another model's", "[
 TEST_CASE("wrappers check what is inside, and refuse pairs that undo each other", "[kv]") {
   const SnapKv snap{.keep = 8, .window = 4}, wrong{.keep = 8, .window = 9};
   const KeyNorm keys{.keep = 8};
-  const CrossSelf lists{.heavy = 4, .recent = 4};
+  const Csp lists{.heavy = 4, .recent = 4};
   refused(PromptOnly(wrong), "window is 9");
   refused(Protect(wrong, {}), "window is 9");
   refused(Adaptive(wrong), "window is 9");
@@ -136,11 +136,11 @@ TEST_CASE("wrappers check what is inside, and refuse pairs that undo each other"
   refused(Adaptive(Chunkwise(keys, 2)), "pith::Adaptive: around a policy that decides itself which rows stay");
   refused(Adaptive<Adaptive<SnapKv>>(Adaptive(snap)), "decides itself");
   refused(Adaptive(lists), "decides itself");
-  refused(CriticalValues<CrossSelf, float>(lists, projection(32)), "there is no score to weigh");
+  refused(CriticalValues<Csp, float>(lists, projection(32)), "there is no score to weigh");
   refused(AtCachePositions(lists), "heads may keep different numbers of rows");
   refused(AtCachePositions(Protect(lists, {.sinks = 1})), "heads may keep different numbers of rows");
   refused(AtCachePositions(Adaptive(snap)), "heads may keep different numbers of rows");
-  refused(AtCachePositions(ExpectedAttention<float>{.rope = rope(8)}), "rotated at stream positions");
+  refused(AtCachePositions(ExpectedAttention<float>{.rope = rope(8)}), "rotated at text positions");
   accepted(CriticalValues<Adaptive<SnapKv>, float>(Adaptive(snap), projection(32)));
   accepted(Adaptive(Tova{.keep = 8}));
   accepted(AtCachePositions(Chunkwise(keys, 2)));
@@ -155,8 +155,8 @@ TEST_CASE("wrappers check what is inside, and refuse pairs that undo each other"
 }
 
 TEST_CASE("a wrapper of a policy chosen at run time asks for what that one asks for", "[kv]") {
-  const AnyPolicy<float> snap = SnapKv{.keep = 8, .window = 4}, keys = KeyDiff{.keep = 9, .bite = 3},
-                         lists = CrossSelf{.heavy = 4, .recent = 4};
+  const AnyPolicy<float> snap = SnapKv{.keep = 8, .window = 4}, keys = KeyDiff{.keep = 9, .rows_per_eviction = 3},
+                         lists = Csp{.heavy = 4, .recent = 4};
   const detail::PolicyFacts watching = detail::policy_facts<float>(Protect(snap, {.sinks = 1}), checked_shape);
   CHECK(watching.observes);
   CHECK(!watching.admits);

@@ -100,7 +100,7 @@ std::set<Position> snapkv(const SnapKv& policy, Index h, const std::set<Position
   return best(scores, policy.keep);
 }
 
-std::set<Position> cross_self(const CrossSelf& policy, Index h, const std::set<Position>& rows, const std::vector<Position>& queries) {
+std::set<Position> cross_self(const Csp& policy, Index h, const std::set<Position>& rows, const std::vector<Position>& queries) {
   Scores self, cross;
   std::set<Position> kept;
   const Index newest = policy.protects < 0 ? policy.recent : policy.protects;
@@ -187,8 +187,7 @@ TEST_CASE("wrappers of SnapKV count the same queries, however the prompt is cut"
 }
 
 TEST_CASE("CSP keeps both lists of the last queries of its prompt, however the prompt is cut", "[kv]") {
-  for (const CrossSelf& policy :
-       {CrossSelf{.heavy = 6, .recent = 8}, CrossSelf{.heavy = 5, .recent = 6, .protects = 3, .cross_ratio = 0.3}})
+  for (const Csp& policy : {Csp{.heavy = 6, .recent = 8}, Csp{.heavy = 5, .recent = 6, .protects = 3, .cross_ratio = 0.3}})
     check_turns(
         policy, [&](Index h, const auto& rows, const auto& queries) { return cross_self(policy, h, rows, queries); }, true);
 }
@@ -295,8 +294,8 @@ TEST_CASE("the best of all heads: of equals the newer, of the same token the low
   std::vector<LayerScores<float>::Head> heads;
   for (int h = 0; h < 2; ++h)
     heads.push_back({.size = 3, .positions = positions[h].data(), .kinds = kinds.data(), .scores = scores[h].data()});
-  std::vector<detail::Candidate<float>> race(6);
-  const LayerScores<float> layer({2, 2, 4}, 0, 4, 2, 0, 6, heads, race.data());
+  std::vector<RankedRow<float>> candidates(6);
+  const LayerScores<float> layer({2, 2, 4}, 0, 4, 2, 0, 6, heads, candidates.data());
   const std::vector<std::pair<Index, Position>> order{{0, 2}, {0, 3}, {1, 3}, {1, 2}, {0, 1}, {1, 1}};
   for (std::size_t count = 0; count <= order.size(); ++count) {
     std::set<std::pair<Index, Position>> taken;

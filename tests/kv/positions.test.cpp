@@ -25,7 +25,7 @@ template <class Cache>
 void feed(Cache& cache, const Rope<float>& rope, const Matrix<float>& q, const Matrix<float>& k, const Matrix<float>& v) {
   Matrix<float> turned = k, query = q, out(q.rows(), q.cols());
   std::vector<Position> at;
-  for (Index t = 0; t < k.rows(); ++t) at.push_back(static_cast<Position>(cache.query_angle() + t));
+  for (Index t = 0; t < k.rows(); ++t) at.push_back(static_cast<Position>(cache.query_position() + t));
   rope.rotate(turned, at);
   rope.rotate(query, at);
   cache.append(turned, v);
@@ -49,7 +49,7 @@ TEST_CASE("reindex() closes every gap, and thousands of turns later keys are whe
   };
   step(20);
   for (int i = 0; i < 4000; ++i) step(1);
-  CHECK(cache.query_angle() == 16);
+  CHECK(cache.query_position() == 16);
   CHECK(cache.next_position() == 4020);
   for (Index h = 0; h < 2; ++h) {
     std::vector<Position> ages(cache.positions(h).begin(), cache.positions(h).end());
@@ -61,7 +61,7 @@ TEST_CASE("reindex() closes every gap, and thousands of turns later keys are whe
       rope.rotate(fresh, std::span(&rank, 1));
       // A turn rounds each number twice; a row is turned once for every row that leaves before it.
       const double turns = double(4020 - p) + 2;
-      CHECK((cache.keys(h, Reading::cache).row(r) - fresh).norm() <= turns * 2 * 6e-8 * fresh.norm());
+      CHECK((cache.keys(h, RopePositions::cache).row(r) - fresh).norm() <= turns * 2 * 6e-8 * fresh.norm());
     }
   }
 }
@@ -86,7 +86,7 @@ TEST_CASE("inside a journal keys are turned as outside, and crop() gives them ba
     Position accepted = 0;
     for (int i = 0; i < 4; ++i) {
       step(cache, stream, sizes[i]);
-      CHECK(cache.query_angle() == 10);
+      CHECK(cache.query_position() == 10);
       if (i >= kept) continue;
       step(plain, other, sizes[i]);
       accepted += static_cast<Position>(sizes[i]);
@@ -134,9 +134,9 @@ TEST_CASE("gaps of many evictions are closed at once: angles are ranks, keys wha
     cache.append(k, k);
     cache.evict();
   }
-  CHECK(cache.query_angle() == 40);
+  CHECK(cache.query_position() == 40);
   cache.reindex(rope);
-  CHECK(cache.query_angle() == 6);
+  CHECK(cache.query_position() == 6);
   const auto snapshot = cache.snapshot();
   for (Index h = 0; h < 2; ++h)
     for (Index r = 0; r < 6; ++r) {
@@ -144,7 +144,7 @@ TEST_CASE("gaps of many evictions are closed at once: angles are ranks, keys wha
       const Position p = positions[static_cast<std::size_t>(r)];
       const Position rank = static_cast<Position>(std::count_if(positions.begin(), positions.end(), [&](Position o) { return o < p; }));
       CHECK(snapshot.angles[static_cast<std::size_t>(h * 6 + r)] == rank);
-      const Matrix<float> key = cache.keys(h, Reading::cache).row(r);
+      const Matrix<float> key = cache.keys(h, RopePositions::cache).row(r);
       for (Index i = 0; i < 8; ++i) {  // the pair i, i + 8 turned by rank * 10000^(-2i/16), in double
         const double a = double(plain[static_cast<std::size_t>(p)](0, h * 16 + i)),
                      b = double(plain[static_cast<std::size_t>(p)](0, h * 16 + i + 8)),
@@ -158,13 +158,13 @@ TEST_CASE("gaps of many evictions are closed at once: angles are ranks, keys wha
 TEST_CASE("turned keys come back under merges and at every place of a journal", "[kv]") {
   const Rope<float> rope({.head_dim = 16});
   for (const Index to : {0, 1, 2, 3, 4, 5, 6}) {
-    KvCache cache(heads, AtCachePositions(HeavyHitter{.heavy = 5, .recent = 3}), {.max_chunk = 2, .max_draft = 8, .multiplicity = true},
-                  SizeWeighted{});
+    KvCache cache(heads, AtCachePositions(HeavyHitter{.heavy = 5, .recent = 3}), {.max_chunk = 2, .max_draft = 8, .keep_masses = true},
+                  MassWeighted{});
     KvStream<float> stream(heads, 13);
     const auto step = [&](Index n) { feed(cache, rope, stream.random(n, 64), stream.random(n, row_width), stream.random(n, row_width)); };
     for (int i = 0; i < 25; ++i) step(1);
     cache.checkpoint();
-    std::vector<KvCache<AtCachePositions<HeavyHitter>, SizeWeighted>> before;
+    std::vector<KvCache<AtCachePositions<HeavyHitter>, MassWeighted>> before;
     for (const Index n : {1, 2, 1, 1, 2, 1, 1}) {
       before.push_back(cache.clone());
       step(n);
@@ -224,7 +224,7 @@ TEST_CASE("drop() takes tokens out of every head", "[kv]") {
     CHECK(cache.size(0) == 5);
   }
   SECTION("a ring goes on in order of age") {
-    KvCache cache(heads, SinkWindow{.sinks = 2, .window = 6, .reading = Reading::stream}, {.max_chunk = 1});
+    KvCache cache(heads, SinkWindow{.sinks = 2, .window = 6, .positions = RopePositions::text}, {.max_chunk = 1});
     KvStream<float> stream(heads, 8);
     for (int i = 0; i < 21; ++i) stream.step(cache, 1);
     cache.drop(16, 18);
@@ -240,14 +240,14 @@ TEST_CASE("drop() takes tokens out of every head", "[kv]") {
       std::sort(positions.begin(), positions.end());
       return positions;
     };
-    KvCache cache(heads, SinkWindow{.sinks = 2, .window = 6, .reading = Reading::stream}, {.max_chunk = 1, .max_draft = 3});
+    KvCache cache(heads, SinkWindow{.sinks = 2, .window = 6, .positions = RopePositions::text}, {.max_chunk = 1, .max_draft = 3});
     KvStream<float> stream(heads, 8);
     for (int i = 0; i < 21; ++i) stream.step(cache, 1);
     CHECK(cache.drop(0, 1) == 2);
     for (int i = 0; i < 3; ++i) stream.step(cache, 1);
     CHECK(held(cache) == std::vector<Position>{1, 17, 18, 19, 20, 21, 22, 23});
     auto copy = cache.clone();
-    KvCache restored = KvCache(heads, SinkWindow{.sinks = 2, .window = 6, .reading = Reading::stream});
+    KvCache restored = KvCache(heads, SinkWindow{.sinks = 2, .window = 6, .positions = RopePositions::text});
     restored.restore(cache.snapshot());
     cache.checkpoint();
     stream.step(cache, 1);
@@ -265,7 +265,7 @@ TEST_CASE("drop() takes tokens out of every head", "[kv]") {
     CHECK(held(cache) == std::vector<Position>{0, 1, 6, 7, 8, 9, 10, 11});
   }
   SECTION("a sink taken out before all have come") {
-    KvCache cache(heads, SinkWindow{.sinks = 3, .window = 3, .reading = Reading::stream}, {.max_chunk = 1});
+    KvCache cache(heads, SinkWindow{.sinks = 3, .window = 3, .positions = RopePositions::text}, {.max_chunk = 1});
     KvStream<float> stream(heads, 8);
     for (int i = 0; i < 2; ++i) stream.step(cache, 1);
     cache.drop(0, 1);

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include <pith/core/random.hpp>
-#include <pith/kv/select.hpp>
+#include <pith/kv/detail/select.hpp>
 
 #include "support/catch.hpp"
 
@@ -56,10 +56,10 @@ TEMPLATE_TEST_CASE("victims are the lowest scores, older first among equals, NaN
     std::iota(positions.begin(), positions.end(), 5);
     std::shuffle(positions.begin(), positions.end(), rng);
     for (S& s : score) s = rng() % 3 != 0 ? odd[rng() % odd.size()] : normal<S>(rng);
-    std::vector<detail::Candidate<S>> race(n);
+    std::vector<RankedRow<S>> candidates(n);
     for (Index count = 0; count <= static_cast<Index>(n); count += count < 2 ? 1 : 1 + static_cast<Index>(rng() % 5)) {
       std::vector<std::int32_t> victims(n);
-      detail::choose_victims<S>(score, positions, count, race.data(), victims.data());
+      detail::choose_victims<S>(score, positions, count, candidates.data(), victims.data());
       victims.resize(static_cast<std::size_t>(count));
       INFO("round " << round << ", " << n << " rows, " << count << " leave");
       REQUIRE(victims == naive_victims(score, positions, count));

@@ -148,7 +148,7 @@ TEST_CASE("cosines of 1 make every weighted rule the average", "[merge]") {
   Group<double> group(8, 20, 6, 31);
   group.cosine.setOnes();
   const Group<double> expected = group.merged(Averaged{});
-  for (const auto& ours : {group.merged(Weighted{}), group.merged(Normalized{}), group.merged(SizeWeighted{})}) {
+  for (const auto& ours : {group.merged(Weighted{}), group.merged(Normalized{}), group.merged(MassWeighted{})}) {
     CHECK(near(ours.kept_keys, expected.kept_keys, 1e-14));
     CHECK(near(ours.kept_values, expected.kept_values, 1e-14));
   }
@@ -174,7 +174,7 @@ TEST_CASE("convex rules stay within what they mix, and a negative cosine subtrac
   within(Averaged{});
   within(Pivotal{});
   within(Normalized{});
-  within(SizeWeighted{});
+  within(MassWeighted{});
   within(ValuesOnly{});
 
   Matrix<double> one(1, 2), against(1, 2);
@@ -208,7 +208,7 @@ TEST_CASE("the order of evicted rows changes rounding at most, that of kept rows
   check(Pivotal{});
   check(Weighted{});
   check(Normalized{});
-  check(SizeWeighted{});
+  check(MassWeighted{});
 }
 
 TEST_CASE("scales of keys change no match, a rotation of all keys neither match nor weight, and values follow keys", "[merge]") {
@@ -252,13 +252,13 @@ TEST_CASE("sizes add up, and two merges by size are the mean of all tokens", "[m
   group.kept_mass = Vector<double>::Ones(6);
   group.mass = Vector<double>::Ones(10);
   Vector<double> sum = group.kept_values.colwise().sum() + group.values.colwise().sum();
-  group.merge(SizeWeighted{});
+  group.merge(MassWeighted{});
   CHECK(group.kept_mass.sum() == 16);
   Group<double> again(group.kept_keys.topRows(2), group.kept_values.topRows(2), group.kept_keys.bottomRows(4),
                       group.kept_values.bottomRows(4));
   again.kept_mass = group.kept_mass.head(2);
   again.mass = group.kept_mass.tail(4);
-  again.merge(SizeWeighted{});
+  again.merge(MassWeighted{});
   CHECK(again.kept_mass.sum() == 16);
   CHECK(near((again.kept_values.transpose() * again.kept_mass).eval(), sum, 1e-13));
 }
@@ -281,7 +281,7 @@ TEST_CASE("merge_rows: what disagrees is refused before anything changes", "[mer
   group.mass = Vector<float>::Ones(2);
   CHECK_THROWS_WITH(group.merge(Averaged{}), contains("2 masses of evicted rows, expected 6"));
   group.mass = Vector<float>::Zero(6);
-  CHECK_THROWS_WITH(group.merge(SizeWeighted{}), contains("not above 0"));
+  CHECK_THROWS_WITH(group.merge(MassWeighted{}), contains("not above 0"));
   group.mass = {};
   group.values.conservativeResize(6, 7);
   CHECK_THROWS_AS(group.merge(Averaged{}), ShapeError);

@@ -93,12 +93,12 @@ TEST_CASE("masses of a token map add up, asked for or not", "[merge]") {
   before << 1, 2, 3, 1, 5, 4;
   Workspace ws(TokenMap<double>::workspace_bytes(6));
   Matrix<double> out(3, 5), unasked(3, 5), plain(3, 5);
-  map.merge(x, out, SizeWeighted{}, ws, {before, after});
+  map.merge(x, out, MassWeighted{}, ws, {before, after});
   CHECK(after == (Vector<double>(3) << 1, 9, 5).finished());
   CHECK(near(out.row(1), ((2 * x.row(1) + 3 * x.row(2) + 4 * x.row(5)) / 9).eval(), 1e-14));
-  map.merge(x, unasked, SizeWeighted{}, ws, {before, {}});
+  map.merge(x, unasked, MassWeighted{}, ws, {before, {}});
   CHECK(same_bits(unasked, out));
-  map.merge(x, plain, SizeWeighted{}, ws, {{}, counted});
+  map.merge(x, plain, MassWeighted{}, ws, {{}, counted});
   CHECK(counted == (Vector<double>(3) << 1, 3, 1).finished());
   CHECK(near(plain, merged_by(map, x, Averaged{}), 1e-14));
 }

@@ -98,15 +98,15 @@ TEST_CASE("the best rows: ties take the lowest, what is not a number comes last"
 }
 
 TEST_CASE("rows that a ratio keeps", "[merge]") {
-  CHECK(rows_of_ratio(576, 1) == 576);
-  CHECK(rows_of_ratio(100, .29) == 28);  // of a double product
-  CHECK(rows_of_ratio(100, .29, Rounding::nearest) == 29);
-  CHECK(rows_of_ratio(5, .5, Rounding::nearest) == 2);
-  CHECK(rows_of_ratio(7, .5, Rounding::nearest) == 4);
-  CHECK(rows_of_ratio(7, 0) == 0);
+  CHECK(rows_at_keep_ratio(576, 1) == 576);
+  CHECK(rows_at_keep_ratio(100, .29) == 28);  // of a double product
+  CHECK(rows_at_keep_ratio(100, .29, Rounding::nearest) == 29);
+  CHECK(rows_at_keep_ratio(5, .5, Rounding::nearest) == 2);
+  CHECK(rows_at_keep_ratio(7, .5, Rounding::nearest) == 4);
+  CHECK(rows_at_keep_ratio(7, 0) == 0);
   for (const double wrong : {-.1, 1.01, no_number, std::numeric_limits<double>::infinity()})
-    CHECK_THROWS_WITH(rows_of_ratio(10, wrong), contains("expected a ratio in 0 .. 1"));
-  CHECK_THROWS_AS(rows_of_ratio(-1, .5), ShapeError);
+    CHECK_THROWS_WITH(rows_at_keep_ratio(10, wrong), contains("expected a ratio in 0 .. 1"));
+  CHECK_THROWS_AS(rows_at_keep_ratio(-1, .5), ShapeError);
 }
 
 TEST_CASE("diverse rows are those of plain loops, each once, more beginning with fewer", "[merge]") {

@@ -26,12 +26,12 @@ namespace {
 struct Adapted {
   using Scalar = float;
   AnyLinear<float> base;
-  LinearOverlay<float> overlay;
+  LinearAdapter<float> overlay;
   Index in() const { return base.in(); }
   Index out() const { return base.out(); }
   void forward(ConstMatrixRef<float> x, MatrixRef<float> y, Workspace& ws) const { forward_overlaid(base, &overlay, x, y, ws); }
   std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
-    return base.workspace_bytes(tokens, workers) + overlay_workspace_bytes<float>(tokens, workers);
+    return base.workspace_bytes(tokens, workers) + linear_adapter_workspace_bytes<float>(tokens, workers);
   }
 };
 
@@ -219,7 +219,7 @@ TEST_CASE("a soft prompt goes before the first token", "[model]") {
     session.clear();
     CHECK(same_bits(Matrix<float>(session.prefill(tokens)), first));
   }
-  auto weighed = decoder.start(Dense{}, {.multiplicity = true}), expected = decoder.start(Dense{}, {.multiplicity = true});
+  auto weighed = decoder.start(Dense{}, {.keep_masses = true}), expected = decoder.start(Dense{}, {.keep_masses = true});
   weighed.use(&adapter);  // masses of the rows behind it; the prompt's own stand for themselves
   std::vector<float> masses{2, 1, 3, 1, 1, 4, 1, 1}, all(5, 1.f);
   all.insert(all.end(), masses.begin(), masses.end());

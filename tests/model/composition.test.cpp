@@ -49,7 +49,7 @@ class PlainDecoder {
   }
 
  private:
-  static Matrix<double> with(const AnyLinear<float>& base, const LinearOverlay<float>* overlay) {
+  static Matrix<double> with(const AnyLinear<float>& base, const LinearAdapter<float>* overlay) {
     Matrix<float> weight(base.out(), base.in());
     base.copy_weight(0, weight);
     Matrix<double> out = weight.cast<double>();
@@ -154,7 +154,7 @@ TEMPLATE_TEST_CASE("every adapter, policy, merge and storage compose, with specu
         INFO(policy << ", " << entry.name << (adapted ? ", adapted" : ""));
         const auto start = [&] {
           auto session =
-              decoder.start<TestType>(make_policy(policy, 10), {.max_prompt = 40, .max_tokens = 80, .multiplicity = counted}, entry.make());
+              decoder.start<TestType>(make_policy(policy, 10), {.max_prompt = 40, .max_tokens = 80, .keep_masses = counted}, entry.make());
           if (adapted) session.use(&adapter);
           return session;
         };

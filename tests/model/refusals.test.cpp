@@ -47,7 +47,7 @@ struct TurnsUneven {
   Index rows = 6;
   Position from = 0;
   Index budget() const { return rows; }
-  PolicyTraits traits() const { return {.reading = Reading::cache, .overfills = true}; }
+  PolicyTraits traits() const { return {.positions = RopePositions::cache, .overfills = true}; }
   template <class S> void score(const KvRows<S>& rows_of_head, VectorRef<S> score) const {
     for (Index r = 0; r < score.size(); ++r) score[r] = static_cast<S>(rows_of_head.positions[static_cast<std::size_t>(r)]);
     if (rows_of_head.kv_head == 1 && rows_of_head.next > from) score.setConstant(std::numeric_limits<S>::infinity());
@@ -91,7 +91,8 @@ TEST_CASE("a chunk whose tokens find no room, as only scores can tell, is taken 
     for (const bool journal : {false, true})
       for (const bool merges : {false, true}) {
         CAPTURE(journal, merges);
-        if (journal && first.traits().reading == Reading::cache && first.facts({4, 2, 8}).eviction == detail::Eviction::by_score) continue;
+        if (journal && first.traits().positions == RopePositions::cache && first.facts({4, 2, 8}).eviction == detail::Eviction::by_score)
+          continue;
         const Policies policies{first, Hoards{.rows = 6}};
         const SessionOptions options{.max_prompt = 8};
         const AnyMerge<float> merge = merges ? AnyMerge<float>(merge_catalogue()[1].make()) : AnyMerge<float>();
@@ -125,7 +126,7 @@ TEST_CASE("a chunk whose tokens find no room, as only scores can tell, is taken 
 
 TEST_CASE("a prompt inside a journal is refused before any layer reads it", "[model]") {
   const std::vector<std::pair<const char*, AnyPolicy<float>>> later_layers{
-      {"prompt-only", PromptOnly(HeavyHitter{.heavy = 3, .recent = 3})}, {"landing", HeavyHitter{.heavy = 3, .recent = 3}}};
+      {"prompt-only", PromptOnly(HeavyHitter{.heavy = 3, .recent = 3})}, {"prompt buffer", HeavyHitter{.heavy = 3, .recent = 3}}};
   for (const auto& [name, later] : later_layers) {
     INFO(name);
     const Policies policies{Dense{}, later};
@@ -204,7 +205,7 @@ TEST_CASE("a policy that fills its home in a later layer: what it says of itself
 }
 
 TEST_CASE("what a policy needs of the model is asked when a session starts", "[model]") {
-  CHECK_THROWS_AS(decoder().start(AtCachePositions(CrossSelf{.heavy = 4, .recent = 4})), ShapeError);
+  CHECK_THROWS_AS(decoder().start(AtCachePositions(Csp{.heavy = 4, .recent = 4})), ShapeError);
   const auto rope = [](DecoderConfig config) { return std::make_shared<const Rope<float>>(config.rope()); };
   DecoderConfig wider = pith_test::tiny_config(), dynamic = pith_test::tiny_config();
   wider.head_dim = 16;

@@ -20,7 +20,7 @@ const std::vector<std::pair<const char*, AnyPolicy<float>>>& policies() {
       {"dense", Dense{}},
       {"window", Window{9}},
       {"sinks + window", SinkWindow{.sinks = 3, .window = 6}},
-      {"sinks + window at stream positions", SinkWindow{.sinks = 3, .window = 6, .reading = Reading::stream}},
+      {"sinks + window at text positions", SinkWindow{.sinks = 3, .window = 6, .positions = RopePositions::text}},
       {"heavy hitters", HeavyHitter{.heavy = 5, .recent = 5}}};
   return all;
 }
@@ -134,7 +134,7 @@ TEST_CASE("cache positions are refused under dynamic rope", "[model]") {
   config.rope_scaling = {.type = RopeType::dynamic, .factor = 2};
   const Decoder<float> decoder = pith_test::random_decoder<float>(config);
   CHECK_THROWS_AS(decoder.start(SinkWindow{.sinks = 1, .window = 4}), UnsupportedError);
-  CHECK_NOTHROW(decoder.start(SinkWindow{.sinks = 1, .window = 4, .reading = Reading::stream}));
+  CHECK_NOTHROW(decoder.start(SinkWindow{.sinks = 1, .window = 4, .positions = RopePositions::text}));
 }
 
 TEST_CASE("sinks at cache positions read as if what lies between had never been", "[model]") {
@@ -174,6 +174,7 @@ TEST_CASE("only one layer ever holds a long prompt", "[model]") {
   auto bounded = decoder.start(HeavyHitter{.heavy = 16, .recent = 16}, options);
   bounded.prefill(pith_test::random_tokens(4000, 50));
   for (const auto& cache : bounded.caches()) CHECK(cache.size(0) == 32);
-  CHECK(bounded.cache_bytes() + bounded.landing_bytes() < dense.cache_bytes() * 10 / 25);  // 1 of 4 layers, with scores beside the rows
+  CHECK(bounded.cache_bytes() + bounded.prompt_buffer_bytes() <
+        dense.cache_bytes() * 10 / 25);  // 1 of 4 layers, with scores beside the rows
   CHECK(bounded.cache_bytes() < dense.cache_bytes() / 50);
 }

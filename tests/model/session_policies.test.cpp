@@ -39,7 +39,7 @@ TEMPLATE_TEST_CASE("under every policy, merging or not, a token's bits do not de
     const MergeEntry<float>& merging = merge_catalogue()[turn++ % merge_catalogue().size()];
     INFO(entry.name << ", " << merging.name);
     const AnyPolicy<float> policy = model.policy(entry, 12);
-    const SessionOptions options{.max_prompt = 40, .max_generated = 100, .multiplicity = turn % 2 == 0};
+    const SessionOptions options{.max_prompt = 40, .max_generated = 100, .keep_masses = turn % 2 == 0};
     if (entry.name == "h2o-cache" && !std::is_same_v<TestType, float>) {
       CHECK_THROWS_WITH(model.decoder.template start<TestType>(policy, options), contains("do not survive"));
       continue;
@@ -105,7 +105,7 @@ TEST_CASE("a session refuses a policy that its model cannot serve before anythin
   const auto other = std::make_shared<const Rope<float>>(RopeOptions{.head_dim = head_dim + 2});
   const auto narrow = std::make_shared<const Matrix<float>>(Matrix<float>::Ones(model.config.hidden_size, columns - 1));
   refused(SnapKv{.keep = 8}, "window is 32, expected 1 .. 8");
-  refused(AtCachePositions(CrossSelf{.heavy = 4, .recent = 4}), "heads may keep different numbers of rows");
+  refused(AtCachePositions(Csp{.heavy = 4, .recent = 4}), "heads may keep different numbers of rows");
   refused(Chunkwise(Adaptive(SnapKv{.keep = 8, .window = 4}), 2), "decides itself");
   refused(ExpectedAttention<float>{}, "rope is null");
   refused(ExpectedAttention<float>{.rope = other}, "the rope turns heads of");
@@ -125,7 +125,7 @@ TEST_CASE("heavy hitters at cache positions read as if what lies between had nev
   const std::vector<Token> tokens = pith_test::random_tokens(60, 50);
   auto stream = decoder.start(AtCachePositions(HeavyHitter{.heavy = 0, .recent = 9}));
   for (std::size_t i = 0; i < 59; ++i) stream.decode(tokens[i]);
-  CHECK(stream.caches()[0].query_angle() == 9);
+  CHECK(stream.caches()[0].query_position() == 9);
   auto alone = decoder.start();
   const Matrix<double> expected = alone.prefill(std::span(tokens).last(10));
   CHECK((stream.decode(tokens[59]) - expected).cwiseAbs().maxCoeff() < 1e-11);

@@ -109,7 +109,7 @@ TEST_CASE("rows that stand for several tokens are read as if these were all ther
   // Tokens that repeat each other: one row of mass 3 at a single position, against a cache that is given its row three times.
   const AttentionShape shape{2, 1, 8};
   const Matrix<double> k = random_matrix<double>(2, 8, 1), v = random_matrix<double>(2, 8, 2), q = random_matrix<double>(1, 16, 3);
-  KvCache<Dense, Drop, double> counted(shape, {}, {.multiplicity = true}), repeated(shape);
+  KvCache<Dense, Drop, double> counted(shape, {}, {.keep_masses = true}), repeated(shape);
   const std::vector<float> masses{3, 1};
   counted.append(k, v, {.masses = masses});
   for (const Index row : {0, 0, 0, 1}) repeated.append(k.row(row), v.row(row));
@@ -120,7 +120,7 @@ TEST_CASE("rows that stand for several tokens are read as if these were all ther
     return out;
   };
   CHECK((read(counted) - read(repeated)).cwiseAbs().maxCoeff() <= 1e-7 * v.cwiseAbs().maxCoeff());  // the logarithm is a float
-  CHECK_THROWS_WITH(repeated.append(k, v, {.masses = masses}), contains("construct with multiplicity"));
+  CHECK_THROWS_WITH(repeated.append(k, v, {.masses = masses}), contains("construct with keep_masses"));
   const std::vector<float> less{3, .5f}, one{3}, unknown{3, std::numeric_limits<float>::quiet_NaN()};
   CHECK_THROWS_WITH(counted.append(k, v, {.masses = less}), contains("mass 0.500000, expected 1 .. 16777216 tokens"));
   CHECK_THROWS_AS(counted.append(k, v, {.masses = unknown}), ShapeError);

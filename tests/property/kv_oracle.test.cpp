@@ -136,15 +136,15 @@ TEST_CASE("caches do what an oracle that keeps every row expects of random progr
                  .max_tokens = 60,
                  .max_generated = below(30),
                  .window = below(4) == 0 ? 1 + below(20) : 0,
-                 .multiplicity = below(3) == 0};
+                 .keep_masses = below(3) == 0};
     const bool turns_keys = c.policy.ends_with("-cache");  // which only what is not rounded survives
     const Storage storage = turns_keys ? Storage::f32 : static_cast<Storage>(turn / policies.size() / 3 % 4);
     std::vector<KvOperation> program = random_program(rng, length, pith_test::policy_of(c).facts(c.shape).observes);
     if (failure_of(c, storage, program).empty()) continue;
     program = pith_test::shrunk(program, [&](const auto& fewer) { return !failure_of(c, storage, fewer).empty(); });
     FAIL("PITH_ORACLE_SEED=" << seed << ", program " << turn << ": " << failure_of(c, storage, program) << "\n"
-                             << c.policy << " of " << c.rows << " rows, " << c.merge << (c.options.multiplicity ? " with" : " without")
-                             << " multiplicity, " << storage_names[static_cast<std::size_t>(storage)] << ", " << c.shape.num_heads
+                             << c.policy << " of " << c.rows << " rows, " << c.merge << (c.options.keep_masses ? " with" : " without")
+                             << " keep_masses, " << storage_names[static_cast<std::size_t>(storage)] << ", " << c.shape.num_heads
                              << " heads over " << c.shape.num_kv_heads << ", max_chunk " << c.options.max_chunk << ", max_draft "
                              << c.options.max_draft << ", max_generated " << c.options.max_generated << ", window " << c.options.window
                              << lines(program));

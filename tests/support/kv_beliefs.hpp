@@ -11,7 +11,7 @@
 #include <vector>
 
 #include <pith/attention/rope.hpp>
-#include <pith/kv/cache_rules.hpp>
+#include <pith/kv/detail/cache_rules.hpp>
 #include <pith/kv/policy.hpp>
 
 #include "seen_cache.hpp"
@@ -26,7 +26,9 @@ class KvBeliefs {
 
   explicit KvBeliefs(KvSetting setting) : s_(std::move(setting)) {}
 
-  bool angles() const { return s_.facts.traits.reading == pith::Reading::cache && s_.facts.eviction == pith::detail::Eviction::by_score; }
+  bool angles() const {
+    return s_.facts.traits.positions == pith::RopePositions::cache && s_.facts.eviction == pith::detail::Eviction::by_score;
+  }
   Index rows(Index h) const { return static_cast<Index>(held(h).size()); }
 
  protected:

@@ -17,7 +17,7 @@ class KvOracle : public KvBeliefs {
   explicit KvOracle(KvSetting setting) : KvBeliefs(std::move(setting)) { clear(); }
 
   Position next() const { return now_.next; }
-  Position next_angle() const { return now_.angle; }
+  Position next_rope_position() const { return now_.angle; }
   Index unobserved() const { return now_.unobserved; }
   /// Where crop() can return to, or next().
   Position begin(std::size_t choice) const {
@@ -26,7 +26,7 @@ class KvOracle : public KvBeliefs {
   }
 
   Refusal refuses_append(Index tokens, Index skipped, const pith::AppendOptions& how) const {
-    if (skipped > 0 && s_.facts.traits.reading == pith::Reading::cache) return Refusal::shape;
+    if (skipped > 0 && s_.facts.traits.positions == pith::RopePositions::cache) return Refusal::shape;
     if (how.more && how.phase != pith::Phase::prefill) return Refusal::state;
     if (prompt_only() && how.phase == pith::Phase::prefill && open_) return Refusal::state;
     if (open_ && tokens > s_.options.max_draft + 1 - journaled_) return Refusal::state;
@@ -122,7 +122,8 @@ class KvOracle : public KvBeliefs {
   }
 
   Refusal refuses_drop() const {
-    const bool ring_at_cache = s_.facts.eviction == pith::detail::Eviction::by_age && s_.facts.traits.reading == pith::Reading::cache;
+    const bool ring_at_cache =
+        s_.facts.eviction == pith::detail::Eviction::by_age && s_.facts.traits.positions == pith::RopePositions::cache;
     return open_ || ring_at_cache ? Refusal::state : Refusal::none;
   }
   void drop(Position first, Position last, Index dropped) {
@@ -190,8 +191,8 @@ class KvOracle : public KvBeliefs {
   /// Whether the cache is seen to hold exactly the rows believed held, as they were appended.
   void check(const SeenCache& seen) const {
     demand(seen.next == now_.next && seen.angle == (angles() ? now_.angle : now_.next),
-           "next_position() and query_angle() follow the tokens");
-    const bool shifted = s_.facts.eviction == pith::detail::Eviction::by_age && s_.facts.traits.reading == pith::Reading::cache;
+           "next_position() and query_position() follow the tokens");
+    const bool shifted = s_.facts.eviction == pith::detail::Eviction::by_age && s_.facts.traits.positions == pith::RopePositions::cache;
     demand(seen.gap == (shifted ? now_.next - static_cast<Position>(rows(0)) : 0), "gap() is what lies between sinks and window");
     for (Index h = 0; h < heads(); ++h) check_head(h, seen.heads[static_cast<std::size_t>(h)]);
   }

@@ -78,7 +78,7 @@ template <class F> Refusal refusal_of(F&& call) {
 /// The policies of the catalogue and two more readings of them.
 inline pith::AnyPolicy<float> policy_of(const KvCase& c) {
   if (c.policy == "sinks-stream")
-    return pith::SinkWindow{.sinks = c.rows / 2, .window = c.rows - c.rows / 2, .reading = pith::Reading::stream};
+    return pith::SinkWindow{.sinks = c.rows / 2, .window = c.rows - c.rows / 2, .positions = pith::RopePositions::text};
   if (c.policy == "random-cache") return pith::AtCachePositions(pith::Random{c.rows});
   const auto o_proj = std::make_shared<pith::Matrix<float>>(random_matrix<float>(5, c.shape.num_heads * c.shape.head_dim, 3));
   return pith::make_policy(c.policy, c.rows, {c.rope, o_proj});
@@ -178,7 +178,7 @@ template <class T> class KvReplay {
     for (Index t = 0; t < tokens; ++t) {
       kinds.push_back(static_cast<pith::TokenKind>(drawn(operation.seed, 7, static_cast<std::uint64_t>(t)) % 4));
       positions.push_back(static_cast<pith::Position>(oracle_.next() + operation.skipped + t));
-      angles.push_back(static_cast<pith::Position>(oracle_.next_angle() + t));
+      angles.push_back(static_cast<pith::Position>(oracle_.next_rope_position() + t));
     }
     pith::Matrix<float> k = plain;
     if (oracle_.angles()) rope_->rotate(k, angles);

@@ -73,7 +73,7 @@ template <class T> class KvStream {
 /// The rows of one head, widened, whatever they are stored as.
 template <class Cache> pith::Matrix<typename Cache::Scalar> keys_of(const Cache& cache, pith::Index h) {
   pith::Matrix<typename Cache::Scalar> rows(cache.size(h), cache.shape().head_dim);
-  cache.copy_keys(h, rows, cache.reading());
+  cache.copy_keys(h, rows, cache.rope_positions());
   return rows;
 }
 template <class Cache> pith::Matrix<typename Cache::Scalar> values_of(const Cache& cache, pith::Index h) {

@@ -10,7 +10,7 @@ namespace pith_test {
 /// The first thing that two snapshots do not share, bit for bit; empty: nothing.
 template <pith::KvStorage T> std::string difference(const pith::KvSnapshot<T>& a, const pith::KvSnapshot<T>& b) {
   if (a.layout != b.layout) return "layout";
-  if (a.next != b.next || a.next_angle != b.next_angle || a.unevicted != b.unevicted) return "positions";
+  if (a.next != b.next || a.next_rope_position != b.next_rope_position || a.unevicted != b.unevicted) return "positions";
   if (a.prefill != b.prefill || a.more != b.more) return "phase";
   if (a.heads != b.heads) return "heads";
   if (a.keys != b.keys || a.values != b.values) return "rows";

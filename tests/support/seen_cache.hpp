@@ -7,7 +7,7 @@
 #include <vector>
 
 #include <pith/attention/rope.hpp>
-#include <pith/kv/cache_rules.hpp>
+#include <pith/kv/detail/cache_rules.hpp>
 #include <pith/kv/policy.hpp>
 #include <pith/merge/any_merge.hpp>
 
@@ -63,7 +63,7 @@ struct KvSetting {
 };
 
 template <class Cache> SeenCache snapshot_of(const Cache& cache) {
-  SeenCache seen{.heads = {}, .next = cache.next_position(), .angle = cache.query_angle(), .gap = cache.gap()};
+  SeenCache seen{.heads = {}, .next = cache.next_position(), .angle = cache.query_position(), .gap = cache.gap()};
   const auto numbers = [](const pith::Matrix<float>& m) { return std::vector<float>(m.data(), m.data() + m.size()); };
   for (pith::Index h = 0; h < cache.shape().num_kv_heads; ++h) {
     const pith::ConstVectorRef<float> masses = cache.masses(h);

@@ -34,7 +34,7 @@ template <class S> pith::ModelAdapter<S> thorough_adapter(const pith::Decoder<S>
   const AdapterTarget t = decoder.adapter_target();
   AdapterParts<S> parts = random_adapter<S>(decoder, 3, seed).parts();
   const auto vector = [&](Index n) { return Vector<S>(random_matrix<S>(n, 1, ++seed).col(0)); };
-  LayerOverlay<S>& first = parts.layers.front();
+  LayerAdapter<S>& first = parts.layers.front();
   first[Projection::q].out_scale = vector(t.q);
   first[Projection::k].bias = vector(t.kv);
   first[Projection::up] = {.replacement = AnyLinear<S>(Linear<S>(random_matrix<S>(t.intermediate, t.hidden, ++seed, 0.3)))};

@@ -6,7 +6,7 @@
 #include <limits>
 #include <type_traits>
 
-#include <pith/attention/attend_tile.hpp>
+#include <pith/attention/detail/attend_tile.hpp>
 #include <pith/attention/kv_view.hpp>
 #include <pith/attention/shape.hpp>
 #include <pith/core/check.hpp>
@@ -14,7 +14,7 @@
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 template <class S> struct AttendOptions {
   Position first_query = -1;       ///< position of the first query; -1: the queries are the newest tokens, view.next - tokens + i
@@ -153,4 +153,4 @@ void attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, const KvVie
   });
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

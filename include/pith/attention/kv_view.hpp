@@ -7,7 +7,7 @@
 #include <pith/attention/shape.hpp>
 #include <pith/core/types.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Numbers that keys and values may be stored as, one after the other; 16-bit ones are widened where they are used.
 template <class T>
@@ -46,4 +46,4 @@ template <class T> struct KvView {
   std::span<const KvRun<T>> runs;  ///< [num_kv_heads][1 or 2]: the runs of head 0, then of head 1, …; the last of a head are its own rows
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -11,7 +11,7 @@
 #include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// One byte of a row in blocks of up to 32 numbers that share a 16-bit scale: what pointers and strides of such rows count in.
 ///
@@ -86,4 +86,4 @@ inline void q8_decode(const std::byte* row, Index n, float* out) {
   }
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

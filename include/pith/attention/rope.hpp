@@ -14,7 +14,7 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// How a model stretches its angles beyond the length it was trained on.
 enum class RopeType {
@@ -231,4 +231,4 @@ template <class S> void Rope<S>::turn(const MatrixRef<S>& x, std::span<const Pos
   }
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -5,7 +5,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// How many heads an attention layer has: multi-head, grouped-query (GQA) and multi-query (MQA) alike.
 ///
@@ -31,4 +31,4 @@ struct AttentionShape {
   friend bool operator==(const AttentionShape&, const AttentionShape&) = default;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

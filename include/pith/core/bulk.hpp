@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 #endif
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 struct FreeBulk {
   std::align_val_t alignment{};
@@ -30,4 +30,4 @@ inline Bulk allocate_bulk(std::size_t bytes) {
   return memory;
 }
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

@@ -28,7 +28,7 @@
 #define PITH_HAS_EXCEPTIONS 0
 #endif
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Operands whose shapes do not belong together.
 struct ShapeError : std::invalid_argument {
@@ -118,4 +118,4 @@ inline Index checked_product(std::string_view where, Index a, Index b) {
 }
 }  // namespace detail
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

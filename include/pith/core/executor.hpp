@@ -13,7 +13,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Runs f(0) … f(n-1) once each, on any threads, and returns when all have. Kernels call e(e.size(), f): index i is worker i.
 /// An executor of one's own never meets an exception: ExecutorRef, through which kernels reach it, keeps what f throws until the region has
@@ -203,4 +203,4 @@ class ThreadPool {
   std::vector<std::thread> workers_;  // last: its threads read everything above
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

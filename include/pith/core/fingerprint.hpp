@@ -8,7 +8,7 @@
 
 #include <pith/core/types.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// FNV-1a, 64 bit: the same number on every machine.
 class Fingerprint {
@@ -31,4 +31,4 @@ class Fingerprint {
   std::uint64_t hash_ = 0xCBF29CE484222325u;
 };
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

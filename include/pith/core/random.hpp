@@ -9,7 +9,7 @@
 
 #include <pith/core/types.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 namespace detail {
 /// 64 bits from any generator, most significant draw first: the same bits on every platform.
@@ -43,4 +43,4 @@ template <std::floating_point S, std::uniform_random_bit_generator Rng> S normal
   return static_cast<S>(std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * v));
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

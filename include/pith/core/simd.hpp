@@ -14,7 +14,7 @@
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // packets as template arguments of Eigen's functions: alignment is not lost there
 #endif
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// The widest packet of S this build has: the one place that touches Eigen's packet internals. A packet of one number where
 /// vectorisation is off. Every lane of every elementwise function gives the bits that any other lane would.
@@ -265,7 +265,7 @@ template <class S, class F> void map_packets(const S* a, const S* b, S* out, Ind
   if (i < n) V::store_part(out + i, n - i, f(V::load_part(a + i, n - i, S(0)), V::load_part(b + i, n - i, S(0))));
 }
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop

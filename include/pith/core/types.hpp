@@ -15,7 +15,7 @@
 
 static_assert(EIGEN_VERSION_AT_LEAST(3, 4, 0), "pith needs Eigen 3.4 or newer");
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 using Eigen::bfloat16;
 using Eigen::half;
@@ -48,4 +48,4 @@ template <> struct Arithmetic<std::int8_t> { using type = float; };
 /// The scalar that numbers stored as T are computed in: float for bfloat16, half and 8-bit integers.
 template <class T> using arithmetic_t = typename detail::Arithmetic<T>::type;
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -10,7 +10,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 namespace detail {
 
@@ -210,4 +210,4 @@ template <detail::RowMajorTensor3 T> auto head(T& t, Index h) {
   }
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

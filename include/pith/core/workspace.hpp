@@ -12,7 +12,7 @@
 #include <pith/core/executor.hpp>
 #include <pith/core/view.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// What a kernel needs besides its operands: scratch memory and the threads to use.
 ///
@@ -113,4 +113,4 @@ inline Share share(Index n, Index worker, Index workers) {
 }
 }  // namespace detail
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -15,7 +15,7 @@
 #include <pith/decode/sampling.hpp>
 #include <pith/decode/token_model.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 struct GenerateOptions {
   Index max_tokens = 256;                   ///< tokens reported at most
@@ -111,7 +111,7 @@ std::vector<Token> generate(M& model, ConstMatrixRef<typename M::Scalar> logits,
 
 template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder;
 
-struct TextLimits {
+struct GenerateLimits {
   Index max_tokens = 256;                   ///< tokens reported at most
   std::span<const Token> stop_tokens = {};  ///< any of these ends the text
 };
@@ -121,7 +121,7 @@ struct TextLimits {
 ///
 /// Throws   StateError if an option is out of range; what the models and the callback throw: the token reported last is pending then
 template <TokenModel Target, TokenModel Draft, std::uniform_random_bit_generator Rng, TokenCallback OnToken>
-GenerateResult generate(SpeculativeDecoder<Target, Draft>& decoder, const TextLimits& limits, Rng& rng, OnToken&& on_token) {
+GenerateResult generate(SpeculativeDecoder<Target, Draft>& decoder, const GenerateLimits& limits, Rng& rng, OnToken&& on_token) {
   detail::check_max_tokens(limits.max_tokens);
   GenerateResult result;
   result.pending = decoder.pending();
@@ -133,4 +133,4 @@ GenerateResult generate(SpeculativeDecoder<Target, Draft>& decoder, const TextLi
   return result;
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

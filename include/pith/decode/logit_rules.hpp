@@ -13,7 +13,7 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Changes the logits of the next token before one is chosen: bans, biases, the grammar of another library. Refers to a callable
 /// void(std::span<S> logits, std::span<const Token> text), which must outlive it; -inf bans a token.
@@ -134,4 +134,4 @@ class RuledText {
 
 }  // namespace detail
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -13,7 +13,7 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 struct PromptLookupOptions {
   Index ngram = 3;      ///< tokens that must agree: as many as this if they occurred before, else fewer …
@@ -234,4 +234,4 @@ inline void PromptLookupOptions::check() const {
   if (max_draft < 0 || max_draft > (1 << 20)) refuse("max_draft", max_draft, "0 .. 1048576");
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -12,7 +12,7 @@
 #include <pith/core/view.hpp>
 #include <pith/decode/sampling.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Turns guesses of a draft into tokens of a target: the rule that makes speculation lossless.
 ///
@@ -83,4 +83,4 @@ template <std::floating_point S = float, std::floating_point D = S> class Reject
   std::vector<Token> guessed_;  ///< [guesses]
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

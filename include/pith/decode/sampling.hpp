@@ -15,7 +15,7 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// How a token is chosen from logits. The filters apply from top to bottom, each to what the one above left, as in Hugging Face.
 struct SamplerOptions {
@@ -193,4 +193,4 @@ template <std::floating_point S = float> class Sampler {
   std::vector<Candidate> candidates_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

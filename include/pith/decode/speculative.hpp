@@ -13,14 +13,14 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
+#include <pith/decode/detail/speculative_step.hpp>
 #include <pith/decode/generate.hpp>
 #include <pith/decode/logit_rules.hpp>
 #include <pith/decode/rejection_sampler.hpp>
 #include <pith/decode/speculative_options.hpp>
-#include <pith/decode/speculative_step.hpp>
 #include <pith/decode/token_model.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Decodes with a cheap draft that guesses and a target that verifies all guesses in one pass over its weights.
 ///
@@ -388,4 +388,4 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
   SpeculativeStats stats_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

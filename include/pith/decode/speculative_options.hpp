@@ -7,7 +7,7 @@
 #include <pith/decode/logit_rules.hpp>
 #include <pith/decode/sampling.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 enum class DraftLength : std::uint8_t { fixed, adapted };
 
@@ -69,4 +69,4 @@ class DraftPace {
 
 }  // namespace detail
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

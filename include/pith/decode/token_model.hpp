@@ -7,7 +7,7 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// One conversation with anything that guesses the next token: all that decoding knows of a model.
 ///
@@ -36,4 +36,4 @@ template <class S> bool no_guess(const ConstVectorRef<S>& logits) {
   return true;
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

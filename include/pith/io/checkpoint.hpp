@@ -16,16 +16,16 @@
 #include <pith/attention/rope.hpp>
 #include <pith/core/check.hpp>
 #include <pith/io/checkpoint_files.hpp>
-#include <pith/io/checkpoint_plan.hpp>
 #include <pith/io/config_json.hpp>
+#include <pith/io/detail/checkpoint_plan.hpp>
+#include <pith/io/detail/other_formats.hpp>
+#include <pith/io/detail/weight_reader.hpp>
 #include <pith/io/generation_config.hpp>
-#include <pith/io/other_formats.hpp>
-#include <pith/io/weight_reader.hpp>
 #include <pith/model/config.hpp>
 #include <pith/model/decoder.hpp>
 #include <pith/model/weights.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// How far a load has come. Called before each tensor, and once more when all are there.
 struct LoadProgress {
@@ -128,4 +128,4 @@ template <class S = float> Decoder<S> load_decoder(const std::filesystem::path& 
   return Decoder<S>(std::move(checkpoint.config), std::move(checkpoint.weights));
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -11,12 +11,12 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
-#include <pith/io/json.hpp>
-#include <pith/io/other_formats.hpp>
+#include <pith/io/detail/json.hpp>
+#include <pith/io/detail/other_formats.hpp>
+#include <pith/io/detail/text.hpp>
 #include <pith/io/safetensors.hpp>
-#include <pith/io/text.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// The tensors of a Hugging Face folder, mapped: model.safetensors, or the shards that model.safetensors.index.json names. Where both are
 /// there the single file counts, as in transformers.
@@ -115,4 +115,4 @@ class CheckpointFiles {
   std::vector<std::string> ignored_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

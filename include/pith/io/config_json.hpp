@@ -10,12 +10,12 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
-#include <pith/io/json.hpp>
-#include <pith/io/json_fields.hpp>
-#include <pith/io/text.hpp>
+#include <pith/io/detail/json.hpp>
+#include <pith/io/detail/json_fields.hpp>
+#include <pith/io/detail/text.hpp>
 #include <pith/model/config.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// A config.json of the llama, mistral or qwen2 family, as transformers 4 or 5 writes it, with the family's defaults filled in.
 ///
@@ -231,8 +231,8 @@ inline DecoderConfig parse_config(std::string_view json, std::string_view name, 
 }
 
 inline DecoderConfig read_config(const std::filesystem::path& path, std::vector<std::string>* ignored) {
-  const FileBytes file = FileBytes::read(path, max_config_bytes);
+  const detail::FileBytes file = detail::FileBytes::read(path, max_config_bytes);
   return parse_config(file.text(), file.name(), ignored);
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -9,7 +9,7 @@
 
 #include <pith/core/types.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 static_assert(std::endian::native == std::endian::little, "pith reads files in place: little-endian machines only");
 
@@ -85,4 +85,4 @@ constexpr bool is_floating(DType dtype) {
   return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

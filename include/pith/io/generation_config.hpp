@@ -10,12 +10,12 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/io/config_json.hpp>
-#include <pith/io/json.hpp>
-#include <pith/io/json_fields.hpp>
-#include <pith/io/text.hpp>
+#include <pith/io/detail/json.hpp>
+#include <pith/io/detail/json_fields.hpp>
+#include <pith/io/detail/text.hpp>
 #include <pith/model/config.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Puts the stop tokens of the folder's generation_config.json in place of config.json's, as transformers does when it generates:
 /// Llama 3 Instruct has 128001 in one and [128001, 128009] in the other. A file that is missing or names none changes nothing.
@@ -47,4 +47,4 @@ inline void use_generation_config(const std::filesystem::path& folder, DecoderCo
   config.eos_token_id = std::move(tokens);
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -7,7 +7,7 @@
 #include <pith/io/safetensors.hpp>
 #include <pith/nn/linear.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// One linear layer out of a safetensors file: `weight` [out, in] and, if there is one, `bias` [out]; a projector, say.
 ///
@@ -29,4 +29,4 @@ template <class S = float> Linear<S> load_linear(const std::filesystem::path& pa
   return Linear<S>(file.template load_matrix<S>(weight_name), std::move(bias));
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -13,27 +13,26 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
+#include <pith/io/detail/text.hpp>
 #include <pith/io/peft_config.hpp>
 #include <pith/io/peft_folder.hpp>
-#include <pith/io/text.hpp>
 #include <pith/kv/prefix.hpp>
 #include <pith/kv/prefix_tuning.hpp>
-#include <pith/kv/storage.hpp>
 #include <pith/model/decoder.hpp>
 #include <pith/model/weights.hpp>
 #include <pith/nn/embedding.hpp>
 #include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
+#include <pith/peft/linear_adapter.hpp>
 #include <pith/peft/model_adapter.hpp>
-#include <pith/peft/overlay.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// What a module of a PEFT folder changes in this projection.
 ///
 /// Cost     a copy of its numbers; for DoRA one pass over the base's weight
 /// Throws   FormatError if the two do not fit; UnsupportedError where numbers of the base are needed that it does not show
-template <class S> LinearOverlay<S> make_overlay(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base);
+template <class S> LinearAdapter<S> make_overlay(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base);
 
 /// Binds a PEFT folder to a decoder: LoRA, rsLoRA, DoRA, AdaLoRA with all they bring along, or prompt tuning.
 ///
@@ -127,7 +126,7 @@ template <class S> class AdapterBinder {
  private:
   bool found(const std::string& module) { return folder_.contains(module) && bound_.insert(module).second; }
 
-  void projection(const std::string& module, const AnyLinear<S>& base, LinearOverlay<S>& to) {
+  void projection(const std::string& module, const AnyLinear<S>& base, LinearAdapter<S>& to) {
     const PeftConfig& config = folder_.config();
     const bool there = found(module), wanted = config.targets.said && config.targets.match(module, steps_);
     const bool bias_wanted = config.bias == PeftBias::all || (config.bias == PeftBias::lora_only && wanted);
@@ -203,14 +202,14 @@ template <class S> class AdapterBinder {
 
 }  // namespace detail
 
-template <class S> LinearOverlay<S> make_overlay(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base) {
+template <class S> LinearAdapter<S> make_overlay(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base) {
   PeftModule<S> tensors = folder.load<S>(module);
   const auto check = [&](std::string_view what, Index out, Index in) {
     if (out != base.out() || in != base.in())
       folder.refuse(detail::text(what, " module ", detail::in_quotes(module), " as ", detail::shape_text(out, in), ", expected ",
                                  detail::shape_text(base.out(), base.in()), " by the decoder"));
   };
-  LinearOverlay<S> out;
+  LinearAdapter<S> out;
   const bool along = tensors.base_weight.size() > 0;
   const Vector<S> old_bias =
       tensors.bias.size() > 0 || tensors.magnitude.size() > 0 || tensors.weight.size() > 0 || along ? Vector<S>(base.bias()) : Vector<S>();
@@ -269,4 +268,4 @@ template <KvStorage T> KvPrefix load_prefix(const PeftFolder& folder, const Deco
   return prefix_tuning<T>(rows, shape, layers);
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -15,15 +15,15 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
-#include <pith/io/json.hpp>
-#include <pith/io/json_fields.hpp>
-#include <pith/io/module_numbers.hpp>
-#include <pith/io/peft_keys.hpp>
-#include <pith/io/peft_names.hpp>
-#include <pith/io/peft_targets.hpp>
-#include <pith/io/text.hpp>
+#include <pith/io/detail/json.hpp>
+#include <pith/io/detail/json_fields.hpp>
+#include <pith/io/detail/module_numbers.hpp>
+#include <pith/io/detail/peft_keys.hpp>
+#include <pith/io/detail/peft_names.hpp>
+#include <pith/io/detail/peft_targets.hpp>
+#include <pith/io/detail/text.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Which biases of the base an adapter was trained with, and replaces.
 enum class PeftBias : std::uint8_t { none, all, lora_only };
@@ -254,8 +254,8 @@ inline PeftConfig parse_peft_config(std::string_view json, std::string_view name
 }
 
 inline PeftConfig read_peft_config(const std::filesystem::path& path) {
-  const FileBytes file = FileBytes::read(path, max_peft_config_bytes);
+  const detail::FileBytes file = detail::FileBytes::read(path, max_peft_config_bytes);
   return parse_peft_config(file.text(), file.name());
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -16,14 +16,14 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
-#include <pith/io/other_formats.hpp>
+#include <pith/io/detail/other_formats.hpp>
+#include <pith/io/detail/peft_names.hpp>
+#include <pith/io/detail/tensor_values.hpp>
+#include <pith/io/detail/text.hpp>
 #include <pith/io/peft_config.hpp>
-#include <pith/io/peft_names.hpp>
 #include <pith/io/safetensors.hpp>
-#include <pith/io/tensor_values.hpp>
-#include <pith/io/text.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// The numbers of one module of a PEFT folder: y = x Wᵀ + ((x downᵀ) ∘ gain) upᵀ, and what else was trained of it.
 template <class S = float> struct PeftModule {
@@ -285,4 +285,4 @@ class PeftFolder {
   std::size_t steps_left_ = detail::max_pattern_steps;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -15,13 +15,13 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
-#include <pith/io/atomic_file.hpp>
-#include <pith/io/peft_names.hpp>
+#include <pith/io/detail/atomic_file.hpp>
+#include <pith/io/detail/peft_names.hpp>
+#include <pith/io/detail/text.hpp>
 #include <pith/io/safetensors_writer.hpp>
-#include <pith/io/text.hpp>
 #include <pith/peft/low_rank.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// What a LoRA folder says of itself besides its numbers.
 struct PeftWriterOptions {
@@ -37,7 +37,7 @@ struct PeftWriterOptions {
 ///   writer.write("my-lora");
 ///
 /// Any LowRankAdapter can be added. PEFT knows one scale for all components of a module: where gains differ, as AdaLoRA's do, they go into
-/// B; where they are equal they become lora_alpha. Ranks and alphas that differ between modules become patterns of whole paths.
+/// B; where they are equal they become lora_alpha. RowCompaction and alphas that differ between modules become patterns of whole paths.
 ///
 /// Heap     a copy of the numbers
 /// Throws   FormatError for a name that is no module's or is given twice, rank 0, numbers that are not finite, options that are not UTF-8,
@@ -76,10 +76,10 @@ template <class S = float> class LoraFolderWriter {
     }
     const std::string json = config(biased);
     const NewFolder made(folder);
-    AtomicFile tensor_file(folder / "adapter_model.safetensors"), config_file(folder / "adapter_config.json");
+    detail::AtomicFile tensor_file(folder / "adapter_model.safetensors"), config_file(folder / "adapter_config.json");
     tensors.write(tensor_file);
     config_file.write(std::as_bytes(std::span(json.data(), json.size())));
-    AtomicFile::commit(tensor_file, config_file);
+    detail::AtomicFile::commit(tensor_file, config_file);
   }
 
  private:
@@ -193,4 +193,4 @@ template <class S = float> class LoraFolderWriter {
   std::map<std::string, Module> modules_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

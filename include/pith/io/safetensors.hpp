@@ -18,14 +18,14 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
+#include <pith/io/detail/file_bytes.hpp>
+#include <pith/io/detail/safetensors_header.hpp>
+#include <pith/io/detail/tensor_values.hpp>
+#include <pith/io/detail/text.hpp>
 #include <pith/io/dtype.hpp>
-#include <pith/io/file_bytes.hpp>
-#include <pith/io/safetensors_header.hpp>
 #include <pith/io/tensor_info.hpp>
-#include <pith/io/tensor_values.hpp>
-#include <pith/io/text.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// A safetensors file: named tensors over bytes that are mapped or in memory. Copies share the bytes.
 ///
@@ -34,17 +34,18 @@ namespace pith::inline v0 {
 class Safetensors {
  public:
   /// Throws   FormatError naming file, tensor, what was expected and found
-  static Safetensors map(const std::filesystem::path& path) { return Safetensors(FileBytes::map(path)); }
-  static Safetensors read(const std::filesystem::path& path) { return Safetensors(FileBytes::read(path)); }
+  static Safetensors map(const std::filesystem::path& path) { return Safetensors(detail::FileBytes::map(path)); }
+  static Safetensors read(const std::filesystem::path& path) { return Safetensors(detail::FileBytes::read(path)); }
   static Safetensors parse(std::vector<std::byte> bytes, std::string name = "memory") {
-    return Safetensors(FileBytes::own(std::move(bytes), std::move(name)));
+    return Safetensors(detail::FileBytes::own(std::move(bytes), std::move(name)));
   }
   static Safetensors parse(std::span<const std::byte> bytes, std::string name = "memory") {
     return parse(std::vector<std::byte>(bytes.begin(), bytes.end()), std::move(name));
   }
 
-  explicit Safetensors(FileBytes file)
-      : file_(std::move(file)), header_(std::make_shared<const SafetensorsHeader>(detail::read_header(file_.bytes(), file_.name()))) {}
+  explicit Safetensors(detail::FileBytes file)
+      : file_(std::move(file)),
+        header_(std::make_shared<const detail::SafetensorsHeader>(detail::read_header(file_.bytes(), file_.name()))) {}
 
   const std::string& name() const { return file_.name(); }  ///< the file, for messages
   std::size_t size() const { return file_.size(); }         ///< bytes of the whole file
@@ -166,8 +167,8 @@ class Safetensors {
                      nearest == nullptr ? std::string() : detail::text("; the nearest is ", detail::in_quotes(nearest->name))));
   }
 
-  FileBytes file_;
-  std::shared_ptr<const SafetensorsHeader> header_;
+  detail::FileBytes file_;
+  std::shared_ptr<const detail::SafetensorsHeader> header_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

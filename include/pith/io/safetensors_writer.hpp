@@ -14,12 +14,12 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
-#include <pith/io/atomic_file.hpp>
+#include <pith/io/detail/atomic_file.hpp>
+#include <pith/io/detail/text.hpp>
 #include <pith/io/dtype.hpp>
 #include <pith/io/tensor_info.hpp>
-#include <pith/io/text.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Collects tensors and writes them as one safetensors file, whole or not at all.
 ///
@@ -69,12 +69,12 @@ class SafetensorsWriter {
 
   /// Writes the file beside its name and renames it over what was there.
   void write(const std::filesystem::path& path) const {
-    AtomicFile file(path);
+    detail::AtomicFile file(path);
     write(file);
     file.commit();
   }
   /// Writes into a file that the caller commits.
-  void write(AtomicFile& file) const {
+  void write(detail::AtomicFile& file) const {
     const std::vector<const Entry*> order = ordered();
     file.write(header(order));
     for (const Entry* entry : order) file.write(entry->bytes());
@@ -170,4 +170,4 @@ class SafetensorsWriter {
   std::map<std::string, std::string> metadata_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

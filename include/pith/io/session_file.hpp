@@ -20,7 +20,7 @@
 #include <pith/kv/snapshot.hpp>
 #include <pith/model/session.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Writes all that a session knows into a safetensors file: rows as they are stored, positions, what policies keep, and the logits after
 /// the newest token. Not what it is made of: model, adapter, policies and prefix are named, by fingerprint and layout, and must be there at
@@ -55,7 +55,7 @@ template <KvStorage T> void write_cache(SafetensorsWriter& writer, const std::st
     writer.add(prefix + name, dtype, {rows, rows == 0 ? 0 : n / rows},
                std::as_bytes(std::span(values.data(), static_cast<std::size_t>(n))));
   };
-  const std::array<std::int64_t, 6> progress{s.next, s.next_angle, s.unevicted, s.prefill, s.more, s.lost_initial};
+  const std::array<std::int64_t, 6> progress{s.next, s.next_rope_position, s.unevicted, s.prefill, s.more, s.lost_initial};
   writer.metadata(prefix + "layout", s.layout);
   add("progress", DType::i64, std::span(progress).first(s.lost_initial == 0 ? 5 : 6), 1);
   add("heads", DType::i64, s.heads, static_cast<Index>(s.heads.size()) / 3);
@@ -85,7 +85,7 @@ class SnapshotReader {
     using Unit = StoredUnit<T>;
     return {.layout = text_of(prefix + "layout"),
             .next = static_cast<Position>(progress[0]),
-            .next_angle = static_cast<Position>(progress[1]),
+            .next_rope_position = static_cast<Position>(progress[1]),
             .unevicted = static_cast<Index>(progress[2]),
             .lost_initial = static_cast<Index>(progress.size() == 6 ? progress[5] : 0),
             .prefill = progress[3] != 0,
@@ -196,4 +196,4 @@ template <class P, class M, KvStorage T> void load_cache(KvCache<P, M, T>& cache
   cache.restore(s);
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -8,7 +8,7 @@
 #include <pith/core/types.hpp>
 #include <pith/io/dtype.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// One tensor of a safetensors file, as its header describes it.
 struct TensorInfo {
@@ -31,4 +31,4 @@ inline constexpr std::size_t max_header_memory = std::size_t{42} << 20;     ///<
 inline constexpr std::size_t max_tensor_name_bytes = 4096;
 inline constexpr std::size_t max_tensor_rank = 64;
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -5,9 +5,11 @@
 #include <type_traits>
 #include <utility>
 
+#include <pith/kv/detail/policy_facts.hpp>
+#include <pith/kv/policies/dense.hpp>
 #include <pith/kv/policy.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Any policy behind one type: for choosing at run time, and a different one per layer. Copies share the immutable policy.
 ///
@@ -83,4 +85,4 @@ template <class S = float> class AnyPolicy {
   std::shared_ptr<const Held> held_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -8,16 +8,30 @@
 
 #include <pith/core/check.hpp>
 #include <pith/kv/any_policy.hpp>
-#include <pith/kv/attention_policies.hpp>
-#include <pith/kv/budget.hpp>
-#include <pith/kv/critical_values.hpp>
-#include <pith/kv/cross_self.hpp>
-#include <pith/kv/expected_attention.hpp>
-#include <pith/kv/key_policies.hpp>
-#include <pith/kv/protect.hpp>
-#include <pith/kv/window.hpp>
+#include <pith/kv/policies/adaptive.hpp>
+#include <pith/kv/policies/at_cache_positions.hpp>
+#include <pith/kv/policies/chunkwise.hpp>
+#include <pith/kv/policies/critical_values.hpp>
+#include <pith/kv/policies/csp.hpp>
+#include <pith/kv/policies/cur.hpp>
+#include <pith/kv/policies/dense.hpp>
+#include <pith/kv/policies/expected_attention.hpp>
+#include <pith/kv/policies/heavy_hitter.hpp>
+#include <pith/kv/policies/key_diff.hpp>
+#include <pith/kv/policies/key_norm.hpp>
+#include <pith/kv/policies/lagkv.hpp>
+#include <pith/kv/policies/observed_attention.hpp>
+#include <pith/kv/policies/prompt_only.hpp>
+#include <pith/kv/policies/protect.hpp>
+#include <pith/kv/policies/pyramid.hpp>
+#include <pith/kv/policies/random.hpp>
+#include <pith/kv/policies/scissorhands.hpp>
+#include <pith/kv/policies/sink_window.hpp>
+#include <pith/kv/policies/snapkv.hpp>
+#include <pith/kv/policies/tova.hpp>
+#include <pith/kv/policies/window.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// What some policies need of the model besides what passes through the cache.
 template <class S = float> struct PolicyModel {
@@ -71,7 +85,7 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
       {"csp", "what text looks at in text, images in images, and each in the other", window_weights, once, "2412.04652",
        [](Index rows, Model) -> AnyPolicy<S> {
          const Index recent = (std::max<Index>)(1, rows / 4);
-         return CrossSelf{.heavy = rows - recent, .recent = recent};
+         return Csp{.heavy = rows - recent, .recent = recent};
        }},
       {"text-prior", "all text, and heavy hitters of the rest (LOOK-M)", weights, once, "2406.18139",
        [](Index rows, Model) -> AnyPolicy<S> {
@@ -89,8 +103,8 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
        false, true},
       {"knorm", "small keys", keys, "a norm per row appended, one look at each score", "2406.11430",
        [](Index rows, Model) -> AnyPolicy<S> { return KeyNorm{rows}; }},
-      {"keydiff", "keys unlike the average, in bites of a quarter", keys, "two sweeps of the keys every bite", "2504.15364",
-       [](Index rows, Model) -> AnyPolicy<S> { return KeyDiff{.keep = rows, .bite = (std::max<Index>)(1, rows / 4)}; }},
+      {"keydiff", "keys unlike the average, in bites of a quarter", keys, "two sweeps of the keys every rows_per_eviction", "2504.15364",
+       [](Index rows, Model) -> AnyPolicy<S> { return KeyDiff{.keep = rows, .rows_per_eviction = (std::max<Index>)(1, rows / 4)}; }},
       {"lagkv", "tokens that spread more than those after them", rows_read, once, "2504.04704",
        [](Index rows, Model) -> AnyPolicy<S> {
          return LagKv{.keep = rows, .sinks = detail::usual_sinks(rows), .lag = std::clamp<Index>(rows / 4, 2, 128)};
@@ -123,4 +137,4 @@ template <class S = float> AnyPolicy<S> make_policy(std::string_view name, Index
   raise<UnsupportedError>(detail::text("pith::make_policy: no policy '", name, "': ", known));
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -10,14 +10,18 @@
 #include <pith/attention/kv_view.hpp>
 #include <pith/attention/rope.hpp>
 #include <pith/core/check.hpp>
-#include <pith/kv/cache_rules.hpp>
-#include <pith/kv/cache_state.hpp>
+#include <pith/kv/detail/cache_rules.hpp>
+#include <pith/kv/detail/cache_state.hpp>
+#include <pith/kv/detail/policy_facts.hpp>
+#include <pith/kv/detail/selection.hpp>
+#include <pith/kv/detail/snapshots.hpp>
+#include <pith/kv/options.hpp>
+#include <pith/kv/policies/dense.hpp>
 #include <pith/kv/policy.hpp>
-#include <pith/kv/selection.hpp>
+#include <pith/kv/prompt_buffer.hpp>
 #include <pith/kv/snapshot.hpp>
-#include <pith/kv/storage.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// The keys and values of ONE attention layer under an eviction policy. A model holds one per layer.
 ///
@@ -40,16 +44,16 @@ class KvCache {
         merge_(std::move(merge)),
         state_({shape, options, detail::policy_facts<Scalar>(policy_, shape), detail::merge_facts<Scalar>(merge_)}) {}
 
-  /// All that reserve() and append() would refuse of so many tokens with these marks: of a prompt, which is reserved in the landing and
-  /// evicted once, or of tokens that are evicted one by one. For a model to ask every layer before the first one changes.
+  /// All that reserve() and append() would refuse of so many tokens with these marks: of a prompt, which is reserved in the prompt buffer
+  /// and evicted once, or of tokens that are evicted one by one. For a model to ask every layer before the first one changes.
   ///
   /// Throws   what reserve() and append() throw; what only scores can tell is left to evict(), see take_back()
-  void check_room(Index tokens, const AppendOptions& options = {}, const KvLanding<Storage>* landing = nullptr) const {
-    state_.check_room(tokens, options, landing);
+  void check_room(Index tokens, const AppendOptions& options = {}, const KvPromptBuffer<Storage>* prompt_buffer = nullptr) const {
+    state_.check_room(tokens, options, prompt_buffer);
   }
-  /// The same whatever their marks: what reserve() would refuse if a landing is lent, else of tokens that are evicted one by one.
-  void check_room(Index tokens, const KvLanding<Storage>* landing) const {
-    landing != nullptr ? state_.check_reserve(tokens, landing) : state_.check_room(tokens, {}, landing);
+  /// The same whatever their marks: what reserve() would refuse if a prompt buffer is lent, else of tokens that are evicted one by one.
+  void check_room(Index tokens, const KvPromptBuffer<Storage>* prompt_buffer) const {
+    prompt_buffer != nullptr ? state_.check_reserve(tokens, prompt_buffer) : state_.check_room(tokens, {}, prompt_buffer);
   }
   /// Whether evict() after a prompt, or while so many tokens are decoded one by one, may still refuse: see PolicyTraits::overfills.
   bool may_refuse_prompt() const { return state_.rules.may_refuse_prompt(); }
@@ -63,10 +67,10 @@ class KvCache {
   /// turn. Says whether it did: what was evicted outside of a journal and a guard() is gone.
   bool take_back(Position p) { return state_.take_back(p); }
 
-  /// Makes sure that `tokens` more rows a head find room before the next evict(): at home, or else by moving into the landing.
+  /// Makes sure that `tokens` more rows a head find room before the next evict(): at home, or else by moving into the prompt buffer.
   ///
   /// Throws   CapacityError if neither has room, StateError inside a journal
-  void reserve(Index tokens, KvLanding<Storage>* landing = nullptr) { state_.reserve(tokens, landing); }
+  void reserve(Index tokens, KvPromptBuffer<Storage>* prompt_buffer = nullptr) { state_.reserve(tokens, prompt_buffer); }
 
   /// Adds tokens: k and v [tokens, num_kv_heads*head_dim], already rotated if they are to be.
   ///
@@ -192,9 +196,9 @@ class KvCache {
 
   /// All that the cache holds, as plain numbers. clone() is the faster copy; this one can leave the process.
   ///
-  /// Throws   StateError in the middle of a prompt in a landing, or inside a journal
+  /// Throws   StateError in the middle of a prompt in a prompt buffer, or inside a journal
   KvSnapshot<Storage> snapshot() const {
-    if (state_.landed()) state_.rules.raise_mid_prompt("snapshot()");
+    if (state_.in_prompt_buffer()) state_.rules.raise_mid_prompt("snapshot()");
     if (state_.journal.open()) raise<StateError>("pith::KvCache: snapshot() inside a journal: crop() to end it first");
     return detail::Snapshots<Storage>(state_).take();
   }
@@ -215,31 +219,32 @@ class KvCache {
   /// Throws   StateError in the middle of a prompt, for tokens that are nearer than in the text (cache positions), and behind a learned
   /// prefix
   KvPrefixLayer<Storage> freeze() const {
-    if (state_.landed() || state_.unevicted > 0) state_.rules.raise_mid_prompt("freeze()");
-    if (gap() > 0 || query_angle() != next_position())
-      raise<StateError>("pith::KvCache: freeze() with tokens nearer than in the text: use Reading::stream for what is to be a prefix");
+    if (state_.in_prompt_buffer() || state_.unevicted > 0) state_.rules.raise_mid_prompt("freeze()");
+    if (gap() > 0 || query_position() != next_position())
+      raise<StateError>("pith::KvCache: freeze() with tokens nearer than in the text: use RopePositions::text for what is to be a prefix");
     return detail::frozen(view());
   }
 
   /// [size(kv_head), head_dim] in storage order, contiguous, not a copy; valid until the next verb.
   ///
-  /// `reading` says where your loop takes distances from, and must be the policy's (reading()): keys that are read at cache positions mean
-  /// nothing to queries at stream positions. At cache positions a loop of your own
+  /// `positions` says where your loop rotates its queries, and must be the policy's rope_positions(): keys at cache positions mean nothing
+  /// to queries at text positions. At cache positions a loop of your own
   ///   - under sinks + window looks at the first sinks() rows with queries rotated at position - gap(), at the others as ever
   ///     (examples/your_own_loop.cpp);
-  ///   - under AtCachePositions rotates queries and keys at query_angle() and calls reindex() after evict().
+  ///   - under AtCachePositions rotates queries and keys at query_position() and calls reindex() after evict().
   ///
-  /// Throws   StateError for another reading than the policy's
-  Eigen::Map<const Matrix<Storage>> keys(Index kv_head, Reading reading = Reading::stream) const requires PlainStorage<Storage> {
-    state_.rules.check_reading(reading);
+  /// Throws   StateError for other positions than the policy's
+  Eigen::Map<const Matrix<Storage>> keys(Index kv_head,
+                                         RopePositions positions = RopePositions::text) const requires PlainStorage<Storage> {
+    state_.rules.check_rope_positions(positions);
     return {slab(kv_head).keys(kv_head), size(kv_head), shape().head_dim};
   }
   Eigen::Map<const Matrix<Storage>> values(Index kv_head) const requires PlainStorage<Storage> {
     return {slab(kv_head).values(kv_head), size(kv_head), shape().head_dim};
   }
   /// The same of any storage, copied and widened: out [size(kv_head), head_dim].
-  void copy_keys(Index kv_head, MatrixRef<Scalar> out, Reading reading = Reading::stream) const {
-    state_.rules.check_reading(reading);
+  void copy_keys(Index kv_head, MatrixRef<Scalar> out, RopePositions positions = RopePositions::text) const {
+    state_.rules.check_rope_positions(positions);
     copy_rows("KvCache::copy_keys", slab(kv_head).keys(kv_head), size(kv_head), out);
   }
   void copy_values(Index kv_head, MatrixRef<Scalar> out) const {
@@ -265,7 +270,9 @@ class KvCache {
   const Policy& policy() const { return policy_; }
   Index budget() const { return state_.rules.facts.budget; }
   bool prompt_only() const { return state_.rules.prompt_only(); }
-  Reading reading() const { return state_.rules.facts.traits.reading; }  ///< where queries find their distances: what keys() takes
+  RopePositions positions() const {
+    return state_.rules.facts.traits.positions;
+  }  ///< where queries find their distances: what keys() takes
   /// Rows of a head; heads may differ.
   Index size(Index kv_head) const {
     state_.rules.check_head(kv_head);
@@ -278,8 +285,8 @@ class KvCache {
   Position first_position() const { return state_.rules.first(); }  ///< of the first token: behind a prefix not 0
   Position next_position() const { return state_.next; }
   /// Where the next token's query and key are rotated: next_position(), or behind the rows that reindex() has numbered.
-  Position query_angle() const { return reindexes() ? state_.next_angle : state_.next; }
-  /// Cache reading: how much nearer the sinks are than in the text. They are read by queries rotated at position - gap()
+  Position query_position() const { return reindexes() ? state_.next_rope_position : state_.next; }
+  /// At cache positions: how much nearer the sinks are than in the text. They are read by queries rotated at position - gap()
   /// (AttendOptions::q_sinks).
   Position gap() const { return state_.gap(); }
   /// Rows at the front of every head that are read by those queries; 0 while there is no gap.
@@ -307,4 +314,4 @@ class KvCache {
   detail::CacheState<Storage> state_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

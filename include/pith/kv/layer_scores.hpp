@@ -4,10 +4,10 @@
 #include <span>
 
 #include <pith/core/view.hpp>
+#include <pith/kv/detail/select.hpp>
 #include <pith/kv/policy.hpp>
-#include <pith/kv/select.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// The scores of all kv heads of a layer at once, for policies whose heads decide together. combine() may rewrite every number:
 /// +inf stays even beyond the budget, -inf goes.
@@ -23,9 +23,9 @@ template <class S> class LayerScores {
     Index count = 0;  ///< for combine() to use as it likes
   };
 
-  /// `race` holds the rows of all heads.
+  /// `candidates` holds the rows of all heads.
   LayerScores(const AttentionShape& shape, Position first, Position next, Index retain, Index stats, Index stats_stride,
-              std::span<Head> heads, detail::Candidate<S>* race)
+              std::span<Head> heads, RankedRow<S>* candidates)
       : shape_(shape),
         first_(first),
         next_(next),
@@ -33,7 +33,7 @@ template <class S> class LayerScores {
         stats_(stats),
         stats_stride_(stats_stride),
         heads_(heads),
-        race_(race) {}
+        candidates_(candidates) {}
 
   Index num_heads() const { return static_cast<Index>(heads_.size()); }
   Index retain() const { return retain_; }  ///< rows a head should keep
@@ -48,7 +48,7 @@ template <class S> class LayerScores {
             .kinds = {rows.kinds, n},
             .stats = {rows.stats, stats_, rows.size, stats_stride_},
             .first = first_,
-            .race = race_};
+            .candidates = candidates_};
   }
   Index& count(Index h) { return heads_[static_cast<std::size_t>(h)].count; }  ///< a number for combine() to use, 0 at first
   VectorRef<S> scores(Index h) const { return {head(h).scores, head(h).size}; }
@@ -59,13 +59,13 @@ template <class S> class LayerScores {
     for (Index h = 0; h < num_heads(); offset += size(h++))
       for (Index r = 0; r < size(h); ++r)
         if (head(h).scores[r] != -std::numeric_limits<S>::infinity())
-          race_[n++] = {detail::ordered(head(h).scores[r]), head(h).positions[r], static_cast<std::int32_t>(offset + r)};
+          candidates_[n++] = {detail::ordered(head(h).scores[r]), head(h).positions[r], static_cast<std::int32_t>(offset + r)};
     count = std::clamp(count, Index(0), n);
     // Only rows of different heads tie; there the lower head's stays, wherever its rows lie.
     const auto better = [](const auto& a, const auto& b) { return b < a || (!(a < b) && a.row < b.row); };
-    if (count > 0 && count < n) std::nth_element(race_, race_ + count, race_ + n, better);
+    if (count > 0 && count < n) std::nth_element(candidates_, candidates_ + count, candidates_ + n, better);
     for (Index i = 0; i < count; ++i) {
-      Index h = 0, row = race_[i].row;
+      Index h = 0, row = candidates_[i].row;
       while (row >= size(h)) row -= size(h++);
       take(h, row);
     }
@@ -78,7 +78,7 @@ template <class S> class LayerScores {
   Position first_, next_;
   Index retain_, stats_, stats_stride_;
   std::span<Head> heads_;
-  detail::Candidate<S>* race_;
+  RankedRow<S>* candidates_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -10,36 +10,36 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
-#include <pith/kv/policy_checks.hpp>
-#include <pith/kv/select.hpp>
+#include <pith/kv/detail/policy_checks.hpp>
+#include <pith/kv/detail/select.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 inline constexpr Index unlimited = (std::numeric_limits<Index>::max)();    ///< the budget of a policy that never evicts
 inline constexpr Index all_queries = (std::numeric_limits<Index>::max)();  ///< PolicyTraits::watches: every query of a prompt
 
-/// Where a query finds its distances after rows have left.
-enum class Reading : std::uint8_t {
-  stream,  ///< a token keeps its place in the text: gaps stay gaps, distances may exceed the trained length
-  cache,   ///< rows count as neighbours once what lay between them is gone: distances never exceed the cache
+/// Which positions queries and keys are rotated at, once rows have left.
+enum class RopePositions : std::uint8_t {
+  text,   ///< a token keeps its place in the text: gaps stay gaps, distances may exceed the trained length
+  cache,  ///< rows count as neighbours once what lay between them is gone: distances never exceed the cache
 };
 
 template <class S> class LayerScores;  // layer_scores.hpp
 
 /// One kv head as a policy sees it: all it may look at, nothing it may change. Stored numbers come widened to the arithmetic type.
 template <class S> struct KvRows {
-  Index kv_head;                         ///< for per-head data a policy carries
-  AttentionShape shape;                  ///< of the layer
-  Position next;                         ///< position of the token to come; ages and "newest" are relative to it
-  std::span<const Position> positions;   ///< [rows] rows are in no particular order unless traits().ordered
-  std::span<const TokenKind> kinds;      ///< [rows] text, image, …
-  ConstMatrixRef<S> stats;               ///< [stats(shape), rows] what observe() and admit() left
-  Position first = 0;                    ///< position of the first token: not 0 behind a shared prefix
-  ConstMatrixRef<S> keys = {};           ///< [rows, head_dim] as stored; in admit(), and in score() if traits().reads_rows
-  ConstMatrixRef<S> values = {};         ///< [rows, head_dim] as stored; in admit(), and in score() if traits().reads_rows
-  ConstVectorRef<S> memory = {};         ///< [memory(shape)] what observe() left of the head as a whole
-  S* scratch = nullptr;                  ///< [rows] for score() to use as it likes
-  detail::Candidate<S>* race = nullptr;  ///< [rows] for best_rows()
+  Index kv_head;                        ///< for per-head data a policy carries
+  AttentionShape shape;                 ///< of the layer
+  Position next;                        ///< position of the token to come; ages and "newest" are relative to it
+  std::span<const Position> positions;  ///< [rows] rows are in no particular order unless traits().ordered
+  std::span<const TokenKind> kinds;     ///< [rows] text, image, …
+  ConstMatrixRef<S> stats;              ///< [stats(shape), rows] what observe() and admit() left
+  Position first = 0;                   ///< position of the first token: not 0 behind a shared prefix
+  ConstMatrixRef<S> keys = {};          ///< [rows, head_dim] as stored; in admit(), and in score() if traits().reads_rows
+  ConstMatrixRef<S> values = {};        ///< [rows, head_dim] as stored; in admit(), and in score() if traits().reads_rows
+  ConstVectorRef<S> memory = {};        ///< [memory(shape)] what observe() left of the head as a whole
+  S* scratch = nullptr;                 ///< [rows] for score() to use as it likes
+  RankedRow<S>* candidates = nullptr;   ///< [rows] for best_rows()
   Index size() const { return static_cast<Index>(positions.size()); }
 };
 
@@ -68,18 +68,18 @@ template <class S> AttentionBlock<S> last_queries(const AttentionBlock<S>& seen,
 
 /// What a policy asks of the cache and the kernel.
 struct PolicyTraits {
-  bool prompt_only = false;           ///< evicts when a prompt ends, never while decoding
-  bool ragged = false;                ///< heads share their rows: combine() may leave one head more than another (prompt_only)
-  bool ordered = false;               ///< score() reads neighbours: rows arrive in ascending position
-  bool keeps_newest = true;           ///< the cache protects the newest row, whatever its score
-  bool reads_rows = false;            ///< score() looks at keys and values; admit() sees those of the fresh rows in any case
-  Reading reading = Reading::stream;  ///< cache: policies by age move no key, others are turned by KvCache::reindex()
-  Index watches = all_queries;        ///< observe() is shown so many of the last queries of every piece of a prompt (QueryWindow)
-  bool needs_log_sum = false;         ///< observe() reads AttentionBlock::log_sum
-  bool needs_queries = false;         ///< observe() reads AttentionBlock::queries, as rotated at stream positions
-  bool uneven = false;                ///< score() drops rows by -inf: one head may keep fewer than another
-  bool decides = false;               ///< leaves only +inf and -inf in the end: no score that a wrapper could share out or average
-  bool overfills = false;  ///< may score more rows +inf than budget(): a later prompt costs a Session a copy of its rows, to return to
+  bool prompt_only = false;                       ///< evicts when a prompt ends, never while decoding
+  bool ragged = false;                            ///< heads share their rows: combine() may leave one head more than another (prompt_only)
+  bool ordered = false;                           ///< score() reads neighbours: rows arrive in ascending position
+  bool keeps_newest = true;                       ///< the cache protects the newest row, whatever its score
+  bool reads_rows = false;                        ///< score() looks at keys and values; admit() sees those of the fresh rows in any case
+  RopePositions positions = RopePositions::text;  ///< cache: policies by age move no key, others are turned by KvCache::reindex()
+  Index watches = all_queries;  ///< observe() is shown so many of the last queries of every piece of a prompt (QueryWindow)
+  bool needs_log_sum = false;   ///< observe() reads AttentionBlock::log_sum
+  bool needs_queries = false;   ///< observe() reads AttentionBlock::queries, as rotated at text positions
+  bool uneven = false;          ///< score() drops rows by -inf: one head may keep fewer than another
+  bool decides = false;         ///< leaves only +inf and -inf in the end: no score that a wrapper could share out or average
+  bool overfills = false;       ///< may score more rows +inf than budget(): a later prompt costs a Session a copy of its rows, to return to
 };
 
 template <class P>
@@ -132,20 +132,16 @@ concept CombiningPolicy = ScoringPolicy<P, S> && requires(const P p, LayerScores
   p.combine(layer);
 };
 
-/// Keeps every row; a full cache refuses the next token.
-///
-/// Keeps    everything, up to KvCacheOptions::max_tokens
-/// Needs    nothing
-/// Cost     nothing per step; attention and memory grow with the text
-struct Dense {
-  static constexpr Index budget() { return unlimited; }
-};
+/// Keeps every row and has no budget: Dense.
+template <class P>
+concept NeverEvicts = CachePolicy<P> && P::budget()
+== unlimited;
 
 /// What KvCache accepts; never a stats() that nobody fills.
 template <class P, class S>
 concept WholePolicy = CachePolicy<P> &&
-    (std::same_as<P, Dense> || AgePolicy<P> || ScoringPolicy<P, S>)&&(!HasStats<P> || ObservingPolicy<P, S> || AdmittingPolicy<P, S> ||
-                                                                      RememberingPolicy<P, S>);
+    (NeverEvicts<P> || AgePolicy<P> || ScoringPolicy<P, S>)&&(!HasStats<P> || ObservingPolicy<P, S> || AdmittingPolicy<P, S> ||
+                                                              RememberingPolicy<P, S>);
 
 /// Watches attention in one of the two ways.
 template <class P, class S>
@@ -180,105 +176,11 @@ template <class S, class F> void best_rows(const KvRows<S>& rows, const ConstVec
   Index n = 0;
   for (Index r = 0; r < rows.size(); ++r)
     if (score[r] != -std::numeric_limits<S>::infinity())
-      rows.race[n++] = {detail::ordered(score[r]), rows.positions[static_cast<std::size_t>(r)], static_cast<std::int32_t>(r)};
+      rows.candidates[n++] = {detail::ordered(score[r]), rows.positions[static_cast<std::size_t>(r)], static_cast<std::int32_t>(r)};
   count = std::clamp(count, Index(0), n);
   if (count > 0 && count < n)
-    std::nth_element(rows.race, rows.race + count, rows.race + n, [](const auto& a, const auto& b) { return b < a; });
-  for (Index i = 0; i < count; ++i) take(Index(rows.race[i].row));
+    std::nth_element(rows.candidates, rows.candidates + count, rows.candidates + n, [](const auto& a, const auto& b) { return b < a; });
+  for (Index i = 0; i < count; ++i) take(Index(rows.candidates[i].row));
 }
 
-namespace detail {
-
-enum class Eviction : std::uint8_t { never, by_age, by_score };
-
-/// Everything a cache asks of a policy that does not change, asked once, after the policy's check().
-struct PolicyFacts {
-  Eviction eviction = Eviction::never;
-  Index budget = unlimited, retain = unlimited, initial = 0, stats = 0;
-  Index memory = 0;
-  PolicyTraits traits;
-  bool observes = false, admits = false, combines = false;
-};
-
-template <class P> Index retain_of(const P& policy) {
-  if constexpr (requires { policy.retain(); }) {
-    return policy.retain();
-  } else {
-    return policy.budget();
-  }
-}
-template <class P> PolicyTraits traits_of(const P& policy) {
-  if constexpr (requires { policy.traits(); }) {
-    return policy.traits();
-  } else {
-    return {};
-  }
-}
-
-// What it does of what it has members for: around a policy chosen at run time a wrapper has every member, and says what is inside.
-template <class S, class P> bool observes(const P& policy) {
-  if constexpr (requires { policy.observes(); }) {
-    return WatchingPolicy<P, S> && policy.observes();
-  } else {
-    return WatchingPolicy<P, S>;
-  }
-}
-template <class S, class P> bool admits(const P& policy) {
-  if constexpr (requires { policy.admits(); }) {
-    return AdmittingPolicy<P, S> && policy.admits();
-  } else {
-    return AdmittingPolicy<P, S>;
-  }
-}
-template <class S, class P> bool combines(const P& policy) {
-  if constexpr (requires { policy.combines(); }) {
-    return CombiningPolicy<P, S> && policy.combines();
-  } else {
-    return CombiningPolicy<P, S>;
-  }
-}
-
-template <class S, class P> PolicyFacts policy_facts(const P& policy, const AttentionShape& shape) {
-  if constexpr (requires { policy.facts(shape); }) return policy.facts(shape);  // AnyPolicy: its answers are those of what it holds
-  shape.check("KvCache");
-  if constexpr (requires { policy.check(shape); }) policy.check(shape);
-  PolicyFacts facts;
-  facts.budget = policy.budget();
-  if constexpr (AgePolicy<P>) {
-    facts.eviction = Eviction::by_age;
-    facts.initial = policy.initial();
-  } else if constexpr (ScoringPolicy<P, S>) {
-    facts.eviction = Eviction::by_score;
-  }
-  facts.retain = retain_of(policy);
-  facts.traits = traits_of(policy);
-  if constexpr (HasStats<P>) facts.stats = policy.stats(shape);
-  if constexpr (RememberingPolicy<P, S>) facts.memory = policy.memory(shape);
-  facts.observes = observes<S>(policy);
-  facts.admits = admits<S>(policy);
-  facts.combines = combines<S>(policy);
-  return facts;
-}
-
-inline void check_policy(const PolicyFacts& facts) {
-  const auto refuse = [](const std::string& what) { raise<ShapeError>("pith::KvCache: " + what); };
-  if (facts.budget < 1) refuse(text("the policy's budget() is ", facts.budget, ", expected at least 1 row"));
-  if (facts.retain < 1 || facts.retain > facts.budget)
-    refuse(text("the policy's retain() is ", facts.retain, ", expected 1 .. budget() = ", facts.budget));
-  if (facts.eviction == Eviction::by_age && (facts.initial < 0 || facts.initial >= facts.retain))
-    refuse(text("the policy keeps ", facts.initial, " initial tokens of ", facts.retain,
-                " rows: at least one row must be left for the newest token; raise the window"));
-  if (facts.memory < 0) refuse(text("the policy's memory() is ", facts.memory, ", expected 0 or more numbers a head"));
-  if (facts.stats < 0) refuse(text("the policy's stats() is ", facts.stats, ", expected 0 or more numbers a row"));
-  if (facts.traits.ragged && !(facts.traits.prompt_only && facts.combines))
-    refuse("traits().ragged is for prompt-only policies that combine() the scores of all heads");
-  if (facts.traits.watches < 0) refuse(text("the policy's traits().watches is ", facts.traits.watches, ", expected 0 or more queries"));
-  if (facts.traits.reading == Reading::cache && (facts.traits.ragged || facts.traits.uneven))
-    refuse("heads that keep different numbers of rows cannot be read at cache positions; use Reading::stream");
-  if (facts.traits.reading == Reading::cache && facts.eviction == Eviction::never)
-    refuse("a policy that never evicts has no cache positions; use Reading::stream");
-}
-
-}  // namespace detail
-
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

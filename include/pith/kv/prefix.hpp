@@ -15,7 +15,7 @@
 #include <pith/core/fingerprint.hpp>
 #include <pith/core/types.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// The rows of one layer, head by head.
 template <KvStorage T> struct KvPrefixLayer {
@@ -175,4 +175,4 @@ template <KvStorage T> KvPrefixLayer<T> frozen(const KvView<T>& view) {
 
 }  // namespace detail
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

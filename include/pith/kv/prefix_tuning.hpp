@@ -8,10 +8,10 @@
 #include <pith/attention/shape.hpp>
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
+#include <pith/kv/detail/slab.hpp>
 #include <pith/kv/prefix.hpp>
-#include <pith/kv/storage.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// A learned prefix: keys and values of virtual tokens before every text, in every layer. They are visible to every query, have no position
 /// and are not rotated; the first token of the text is at position `virtual tokens`.
@@ -45,4 +45,4 @@ KvPrefix prefix_tuning(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> emb
   return KvPrefix(shape, static_cast<Position>(tokens), std::move(made));
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -6,7 +6,7 @@
 #include <pith/core/view.hpp>
 #include <pith/kv/policy.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// The last `window` queries of a prompt, for a policy that sums what they looked at: exact however the prompt is cut into pieces.
 ///
@@ -48,4 +48,4 @@ template <class S> class QueryWindow {
   VectorRef<S> memory_;  ///< how many queries the sums hold, and the row behind the newest of them in two digits
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <concepts>
-#include <utility>
+#include <string_view>
 
+#include <pith/core/check.hpp>
+#include <pith/kv/detail/policy_facts.hpp>
 #include <pith/kv/policy.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 // Constructors of wrappers take exactly a P, nothing that converts to it: one around an AnyPolicy, into which every policy converts, would
 // otherwise have to know whether it converts itself before it is complete.
@@ -54,44 +56,15 @@ template <class P> struct WrappedPolicy {
   void combine(LayerScores<S>& layer) const { inner.combine(layer); }
 };
 
-/// P, read at cache positions: what is kept counts as neighbours, so distances never exceed the cache and a stream may run past the trained
-/// length. Keys are turned when a gap closes (KvCache::reindex()); a Session does it after every eviction.
-///
-///   AtCachePositions(HeavyHitter{.heavy = 64, .recent = 64})   // H2O's streaming form
-///
-/// Cost     a turn of each key behind the row that left
-template <class P> struct AtCachePositions : WrappedPolicy<P> {
-  explicit AtCachePositions(std::same_as<P> auto policy) : WrappedPolicy<P>{std::move(policy)} {}
-  /// Throws   ShapeError around heads that keep different numbers of rows, and around a policy that undoes the rotation of queries
-  void check(const AttentionShape& shape) const {
-    WrappedPolicy<P>::check(shape);
-    const PolicyTraits inside = WrappedPolicy<P>::traits();
-    if (inside.ragged || inside.uneven)
-      raise<ShapeError>(
-          "pith::AtCachePositions: around a policy whose heads may keep different numbers of rows: use it at stream positions");
-    if (inside.needs_queries)
-      raise<ShapeError>("pith::AtCachePositions: around a policy that looks at queries as rotated at stream positions: use it there");
-  }
-  PolicyTraits traits() const {
-    PolicyTraits traits = WrappedPolicy<P>::traits();
-    traits.reading = Reading::cache;
-    return traits;
-  }
-};
+namespace detail {
 
-template <class P> AtCachePositions(P) -> AtCachePositions<P>;
+/// Throws   ShapeError around a policy whose decision a wrapper would undo
+inline void check_undecided(std::string_view wrapper, const PolicyTraits& inside) {
+  if (inside.decides)
+    raise<ShapeError>(text("pith::", wrapper, ": around a policy that decides itself which rows stay (Adaptive, Chunkwise, Csp): it ",
+                           "leaves no scores to share out or average; put one of the two around a policy that scores"));
+}
 
-/// Evicts with P when a prompt ends, and never while decoding.
-///
-///   PromptOnly(HeavyHitter{.heavy = 256, .recent = 256})
-template <class P> struct PromptOnly : WrappedPolicy<P> {
-  explicit PromptOnly(std::same_as<P> auto policy) : WrappedPolicy<P>{std::move(policy)} {}
-  PolicyTraits traits() const {
-    PolicyTraits traits = WrappedPolicy<P>::traits();
-    traits.prompt_only = true;
-    return traits;
-  }
-};
-template <class P> PromptOnly(P) -> PromptOnly<P>;
+}  // namespace detail
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

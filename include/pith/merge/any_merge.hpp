@@ -6,9 +6,9 @@
 #include <utility>
 
 #include <pith/merge/gates.hpp>
-#include <pith/merge/strategies.hpp>
+#include <pith/merge/merge_rule.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 namespace detail {
 
@@ -68,4 +68,4 @@ template <class S = float> class AnyMerge {
   std::shared_ptr<const Held> held_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

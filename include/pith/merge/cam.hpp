@@ -7,7 +7,7 @@
 #include <pith/core/random.hpp>
 #include <pith/core/view.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// How the value of a row that leaves is spread over those behind it.
 struct CamSpread {
@@ -67,4 +67,4 @@ template <class S, std::uniform_random_bit_generator Rng> bool cam_merges(S rati
   return cam_merges(ratio, canonical<S>(rng));
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -6,10 +6,16 @@
 
 #include <pith/core/check.hpp>
 #include <pith/merge/any_merge.hpp>
+#include <pith/merge/averaged.hpp>
 #include <pith/merge/gates.hpp>
-#include <pith/merge/strategies.hpp>
+#include <pith/merge/mass_weighted.hpp>
+#include <pith/merge/merge_rule.hpp>
+#include <pith/merge/normalized.hpp>
+#include <pith/merge/pivotal.hpp>
+#include <pith/merge/values_only.hpp>
+#include <pith/merge/weighted.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// A merge strategy by name.
 template <class S = float> struct MergeEntry {
@@ -26,8 +32,8 @@ template <class S = float> std::span<const MergeEntry<S>> merge_catalogue() {
       {"pivotal", "half way from x to that mean", "2406.18139", []() -> AnyMerge<S> { return Pivotal{}; }},
       {"weighted", "(x + Σ s e) / (1 + n)", "2406.18139", []() -> AnyMerge<S> { return Weighted{}; }},
       {"normalized", "(x + Σ w e) / (1 + Σ w), w = (1 + s) / 2", "", []() -> AnyMerge<S> { return Normalized{}; }},
-      {"size-weighted", "the mean of all tokens that the rows stand for; meant for `multiplicity`", "2210.09461",
-       []() -> AnyMerge<S> { return SizeWeighted{}; }},
+      {"size-weighted", "the mean of all tokens that the rows stand for; meant for `keep_masses`", "2210.09461",
+       []() -> AnyMerge<S> { return MassWeighted{}; }},
       {"values-only", "keys as they are, values by s and by share of norm", "", []() -> AnyMerge<S> { return ValuesOnly{}; }},
       {"d2o", "weighted, where similarity reaches a moving threshold", "2406.13035",
        []() -> AnyMerge<S> { return MovingThreshold(Weighted{}); }},
@@ -47,4 +53,4 @@ template <class S = float> AnyMerge<S> make_merge(std::string_view name) {
   raise<UnsupportedError>(detail::text("pith::make_merge: no strategy '", name, "': ", known));
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -15,7 +15,7 @@
 #include <pith/merge/token_map.hpp>
 #include <pith/merge/top_rows.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// How many clusters there are, and how dense a place is.
 struct ClusterOptions {
@@ -97,4 +97,4 @@ void match_clusters(std::type_identity_t<ConstMatrixRef<S>> rows, const ClusterO
   map.place({centres, static_cast<std::size_t>(options.clusters)});
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

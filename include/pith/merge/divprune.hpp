@@ -12,7 +12,7 @@
 #include <pith/merge/similarity.hpp>
 #include <pith/merge/top_rows.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// What pick_diverse() takes from its workspace: all similarities, since any two rows may have to be compared.
 template <class S> std::size_t diverse_workspace_bytes(Index rows, Index dim, Index workers = 1) {
@@ -27,9 +27,8 @@ template <class S> std::size_t diverse_workspace_bytes(Index rows, Index dim, In
 /// No row is picked twice, be it equal to one already picked. Of equal distances the lowest row; rows in which numbers are missing come
 /// last.
 ///
-/// Shapes   rows [n, dim] · picked [any number up to n], in the order of picking: rows_of_ratio(n, ratio, Rounding::nearest) as published
-/// Cost     2·n²·dim flops, and n looks for each pick
-/// Heap     none, given ws of diverse_workspace_bytes<S>(n, dim, workers)
+/// Shapes   rows [n, dim] · picked [any number up to n], in the order of picking: rows_at_keep_ratio(n, ratio, Rounding::nearest) as
+/// published Cost     2·n²·dim flops, and n looks for each pick Heap     none, given ws of diverse_workspace_bytes<S>(n, dim, workers)
 /// Throws   ShapeError if there are fewer rows than are to be picked, CapacityError if ws is too small
 /// Law      more picks begin with those that fewer would be
 /// Paper    DivPrune: arXiv:2503.02175
@@ -67,4 +66,4 @@ template <class S> void pick_diverse(ConstMatrixRef<S> rows, std::span<std::int3
   }
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

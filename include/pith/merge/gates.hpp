@@ -10,9 +10,9 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
-#include <pith/merge/strategies.hpp>
+#include <pith/merge/merge_rule.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// The rows that leave one layer and where each is about to go, for gates: the heads of a layer may decide together.
 template <class S> class LayerMatches {
@@ -204,4 +204,4 @@ template <class M> struct MovingThreshold : WrappedRule<M> {
   }
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -11,7 +11,7 @@
 #include <pith/core/workspace.hpp>
 #include <pith/merge/top_rows.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// The image among the tokens of a prompt, and how many of its tokens are kept.
 struct ImageTokens {
@@ -59,4 +59,4 @@ void keep_image_tokens(ConstMatrixRef<S> attention, const ImageTokens& image, st
   std::iota(kept.begin() + image.first + image.keep, kept.end(), static_cast<std::int32_t>(image.first + image.count));
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -8,9 +8,9 @@
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
-#include <pith/merge/strategies.hpp>
+#include <pith/merge/merge_rule.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Rows that leave, and where each of them goes: what nearest_rows() found.
 template <class S> struct MergeMatch {
@@ -112,4 +112,4 @@ void merge_rows(MergedRows<S> kept, const std::type_identity_t<LeavingRows<S>>& 
   detail::mix_rows<S>(kept, evicted, match, rule, ws);
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

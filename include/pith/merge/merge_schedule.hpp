@@ -10,7 +10,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// How many tokens ToMe merges away in each layer.
 struct MergeSchedule {
@@ -53,4 +53,4 @@ struct MergeSchedule {
   }
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -15,7 +15,7 @@
 #include <pith/merge/top_rows.hpp>
 #include <pith/nn/softmax.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// What the class token of a vision encoder makes of its patches: its softmax weights over all tokens, without the one it gives itself.
 ///
@@ -152,4 +152,4 @@ void prumerge(const ImagePatches<S>& image, std::span<const std::int32_t> kept, 
   }
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

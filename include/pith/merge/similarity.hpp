@@ -14,7 +14,7 @@
 #include <pith/core/workspace.hpp>
 #include <pith/nn/matmul.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 namespace detail {
 
@@ -270,4 +270,4 @@ void similarity_matrix(ConstMatrixRef<S> rows, std::type_identity_t<ConstMatrixR
   });
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -11,9 +11,9 @@
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/merge/merge_rows.hpp>
-#include <pith/merge/strategies.hpp>
+#include <pith/merge/merge_rule.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// How the rows lie after a merge.
 enum class RowOrder {
@@ -216,4 +216,4 @@ template <class S> class TokenMap {
   std::vector<S> cosine_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -13,7 +13,7 @@
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 namespace detail {
 
@@ -60,11 +60,11 @@ enum class Rounding { down, nearest };
 /// How many of so many rows a ratio keeps; a half is rounded to the even neighbour.
 ///
 /// Throws   ShapeError if the ratio is not in 0 .. 1 or there are fewer than no rows
-inline Index rows_of_ratio(Index rows, double ratio, Rounding rounding = Rounding::down) {
+inline Index rows_at_keep_ratio(Index rows, double ratio, Rounding rounding = Rounding::down) {
   if (!(ratio >= 0 && ratio <= 1) || rows < 0)
-    raise<ShapeError>(detail::text("pith::rows_of_ratio: ", ratio, " of ", rows, " rows, expected a ratio in 0 .. 1 of 0 or more"));
+    raise<ShapeError>(detail::text("pith::rows_at_keep_ratio: ", ratio, " of ", rows, " rows, expected a ratio in 0 .. 1 of 0 or more"));
   const double kept = static_cast<double>(rows) * ratio;
   return (std::min)(rows, static_cast<Index>(rounding == Rounding::down ? std::floor(kept) : std::nearbyint(kept)));
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -9,12 +9,12 @@
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
+#include <pith/merge/merge_rule.hpp>
 #include <pith/merge/similarity.hpp>
-#include <pith/merge/strategies.hpp>
 #include <pith/merge/token_map.hpp>
 #include <pith/merge/top_rows.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// VisionZip: which tokens stay as they are, and how many take in the rest.
 struct VisionZipOptions {
@@ -96,4 +96,4 @@ void match_visionzip(std::type_identity_t<ConstMatrixRef<S>> attention, std::typ
   map.place({order, static_cast<std::size_t>(1 + options.dominant + targets)});
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -11,7 +11,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// The shape and constants of a Llama, Mistral or Qwen2 decoder, under the names config.json uses.
 ///
@@ -117,4 +117,4 @@ inline void DecoderConfig::check() const {
     if (eos < 0) raise<ShapeError>(text("pith::DecoderConfig: eos_token_id is ", eos, ", expected a token, or an empty list"));
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -11,12 +11,12 @@
 #include <pith/kv/any_policy.hpp>
 #include <pith/kv/kv_cache.hpp>
 #include <pith/model/config.hpp>
-#include <pith/model/layer.hpp>
+#include <pith/model/detail/decode_together.hpp>
+#include <pith/model/detail/layer_pass.hpp>
 #include <pith/model/session.hpp>
-#include <pith/model/together.hpp>
 #include <pith/model/weights.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// A Llama-family decoder: configuration and weights, immutable and shareable. Conversations are sessions.
 ///
@@ -111,4 +111,4 @@ template <class S = float> class Decoder {
   std::shared_ptr<const detail::DecoderModel<S>> model_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -13,12 +13,13 @@
 #include <pith/core/executor.hpp>
 #include <pith/kv/any_policy.hpp>
 #include <pith/kv/kv_cache.hpp>
-#include <pith/model/layer.hpp>
-#include <pith/model/session_adapter.hpp>
+#include <pith/model/detail/head.hpp>
+#include <pith/model/detail/layer_pass.hpp>
+#include <pith/model/detail/session_attachment.hpp>
+#include <pith/model/detail/session_undo.hpp>
 #include <pith/model/session_options.hpp>
-#include <pith/model/session_undo.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// One conversation: the caches of all layers, and every buffer it will ever need.
 ///
@@ -47,15 +48,15 @@ class Session {
     if (static_cast<Index>(per_layer.size()) != config.num_hidden_layers)
       raise<ShapeError>(detail::text("pith::Decoder::start: ", per_layer.size(), " policies for ", config.num_hidden_layers, " layers"));
     const AttentionShape shape = config.attention();
-    Index home = 0, landing = 0;
-    KvLandingOptions needs{.multiplicity = options.multiplicity, .merges = merge.facts().merges, .executor = options.executor};
+    Index home = 0, prompt_buffer = 0;
+    KvPromptBufferOptions needs{.keep_masses = options.keep_masses, .merges = merge.facts().merges, .executor = options.executor};
     caches_.reserve(per_layer.size());
     for (std::size_t layer = 0; layer < per_layer.size(); ++layer) {
       const detail::PolicyFacts facts = per_layer[layer].facts(shape);
-      if (facts.traits.reading == Reading::cache && config.rope_scaling.type == RopeType::dynamic)
+      if (facts.traits.positions == RopePositions::cache && config.rope_scaling.type == RopeType::dynamic)
         raise<UnsupportedError>(
-            "pith::Session: cache positions under dynamic rope: its angles change with the length; use Reading::stream");
-      const bool turns = facts.traits.reading == Reading::cache && facts.eviction == detail::Eviction::by_score;
+            "pith::Session: cache positions under dynamic rope: its angles change with the length; use RopePositions::text");
+      const bool turns = facts.traits.positions == RopePositions::cache && facts.eviction == detail::Eviction::by_score;
       if (turns) check_turns(static_cast<Index>(layer));
       needs.angles = needs.angles || turns;
       caches_.emplace_back(shape, per_layer[layer],
@@ -64,23 +65,23 @@ class Session {
                                           .max_tokens = options.max_tokens,
                                           .max_generated = options.max_generated,
                                           .window = config.window(static_cast<Index>(layer)),
-                                          .multiplicity = options.multiplicity,
+                                          .keep_masses = options.keep_masses,
                                           .executor = options.executor,
                                           .prefix = options.prefix,
                                           .layer = static_cast<Index>(layer)},
                            merge);
       home = (std::max)(home, caches_.back().capacity());
-      if (facts.budget != unlimited && options.max_prompt > 1) landing = (std::max)(landing, facts.budget + options.max_prompt);
+      if (facts.budget != unlimited && options.max_prompt > 1) prompt_buffer = (std::max)(prompt_buffer, facts.budget + options.max_prompt);
       needs.stats = (std::max)(needs.stats, facts.stats);
       needs.reads_rows = needs.reads_rows || facts.traits.reads_rows || facts.admits;
       needs.combines = needs.combines || facts.combines;
     }
-    if (landing > 0) landing_ = std::make_unique<KvLanding<T>>(shape, landing, needs);
+    if (prompt_buffer > 0) prompt_buffer_ = std::make_unique<KvPromptBuffer<T>>(shape, prompt_buffer, needs);
     const Index tile = (std::max)((std::min)(detail::prefill_tile, max_prompt_), max_chunk_);
     hidden_.resize((std::max)(max_prompt_, max_chunk_), config.hidden_size);
     normed_.resize(max_chunk_, config.hidden_size);
     logits_.resize(max_chunk_, config.vocab_size);
-    rows_ = options.prefix.rows() + (std::max)(home, landing);
+    rows_ = options.prefix.rows() + (std::max)(home, prompt_buffer);
     ws_ = Workspace(detail::layer_workspace_bytes<S>(*model_, tile, rows_, options.executor.size()), options.executor);
   }
 
@@ -219,9 +220,9 @@ class Session {
     return bytes;
   }
   /// What was allocated for the one prompt that may be longer than the budget; the layers use it in turn.
-  std::size_t landing_bytes() const { return landing_ ? landing_->bytes() : 0; }
+  std::size_t prompt_buffer_bytes() const { return prompt_buffer_ ? prompt_buffer_->bytes() : 0; }
   std::size_t bytes() const {
-    return cache_bytes() + landing_bytes() + ws_.bytes() +
+    return cache_bytes() + prompt_buffer_bytes() + ws_.bytes() +
            static_cast<std::size_t>(hidden_.size() + normed_.size() + logits_.size()) * sizeof(S);
   }
 
@@ -231,7 +232,7 @@ class Session {
   const Embedding<S>& table() const { return detail::table_of(*model_, adapter_.get()); }
 
   /// A prompt-only policy keeps every piece of a prompt at home until the last one.
-  KvLanding<T>* landing_for(const Cache& cache, bool more) { return more && cache.prompt_only() ? nullptr : landing_.get(); }
+  KvPromptBuffer<T>* landing_for(const Cache& cache, bool more) { return more && cache.prompt_only() ? nullptr : prompt_buffer_.get(); }
 
   // Everything below them is compiled with these two. Outside of the class they are not inline: a program that declares the class extern
   // leaves all of it to the source that instantiates it.
@@ -250,7 +251,7 @@ class Session {
       raise<UnsupportedError>(
           "pith::Session: this policy turns keys again and again at cache positions, which rounded rows do not survive");
     if (model_->config.window(layer) > 0)
-      raise<UnsupportedError>("pith::Session: a sliding-window layer looks at stream positions: use Reading::stream there");
+      raise<UnsupportedError>("pith::Session: a sliding-window layer looks at text positions: use RopePositions::text there");
   }
   /// What is said of all rows of a prompt of n tokens, those of the adapter's prompt before them, which every layer will take.
   AppendOptions check_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options) {
@@ -316,10 +317,10 @@ class Session {
 
   std::shared_ptr<const detail::DecoderModel<S>> model_;
   Index max_prompt_, max_chunk_;
-  detail::SessionAdapter<S> adapter_;
+  detail::SessionAttachment<S> adapter_;
   Index rows_ = 0;  ///< the most that a head of a layer may hold, its prefix included
   std::vector<Cache> caches_;
-  std::unique_ptr<KvLanding<T>> landing_;
+  std::unique_ptr<KvPromptBuffer<T>> prompt_buffer_;
   Matrix<S> hidden_, normed_, logits_;
   Workspace ws_;
   detail::SessionUndo<Cache, T> undo_;
@@ -351,4 +352,4 @@ requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_
   return read_logits(hidden_.topRows(n));
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -13,14 +13,14 @@
 #include <pith/kv/prefix.hpp>
 #include <pith/kv/snapshot.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 struct SessionOptions {
   Index max_prompt = 512;         ///< tokens of one prefill()
   Index max_tokens = 4096;        ///< rows of a Dense cache: the longest text it can hold
   Index max_generated = 512;      ///< tokens decoded after a prompt under a prompt-only policy
   Index max_draft = 8;            ///< decode() takes, and a checkpoint takes back, one token more than this; 0: one token, no checkpoints
-  bool multiplicity = false;      ///< merged rows count as the tokens they stand for (KvCacheOptions::multiplicity)
+  bool keep_masses = false;       ///< merged rows count as the tokens they stand for (KvCacheOptions::keep_masses)
   KvPrefix prefix = {};           ///< what every layer begins with: a session's freeze(), or a learned prefix
   ExecutorRef executor = serial;  ///< threads to use; must outlive the session
 
@@ -69,8 +69,9 @@ std::string snapshot_problem(const SessionSnapshot<S, T>& s, std::uint64_t model
       if (held.heads[h] != 0)
         return text("with layer ", layer, " in the middle of a call: head ", h / 3, " saw ", held.heads[h], " queries, expected 0");
     for (std::size_t h = 0; caches[layer].reindexes() && h < held.heads.size(); h += 3)  // no gap in any head
-      if (held.next_angle - caches[layer].first_position() != held.heads[h])
-        return text("with layer ", layer, " at angle ", held.next_angle, ", expected ", caches[layer].first_position() + held.heads[h]);
+      if (held.next_rope_position - caches[layer].first_position() != held.heads[h])
+        return text("with layer ", layer, " at angle ", held.next_rope_position, ", expected ",
+                    caches[layer].first_position() + held.heads[h]);
     if (s.layers[layer].next != s.layers[0].next)
       return text("with layer ", layer, " at position ", s.layers[layer].next, ", layer 0 at ", s.layers[0].next);
   }
@@ -80,4 +81,4 @@ std::string snapshot_problem(const SessionSnapshot<S, T>& s, std::uint64_t model
 
 }  // namespace detail
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -14,7 +14,7 @@
 #include <pith/core/view.hpp>
 #include <pith/nn/embedding.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// An image, or anything else that is not text, as rows of embeddings: what a prompt has placeholders for.
 template <class S = float> struct MediaRows {
@@ -128,4 +128,4 @@ SplicedPrompt<S> splice(const Embedding<S>& table, std::span<const Token> tokens
   return out;
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

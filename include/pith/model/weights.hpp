@@ -12,7 +12,7 @@
 #include <pith/nn/linear.hpp>
 #include <pith/peft/model_adapter.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// One block of a decoder. Names are the checkpoint's: post_attention_layernorm is the norm before the feed-forward part.
 template <class S = float> struct LayerWeights {
@@ -108,4 +108,4 @@ template <class S> std::size_t DecoderWeights<S>::bytes() const {
   return sum;
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

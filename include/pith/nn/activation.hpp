@@ -8,7 +8,7 @@
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// A function of one number. Optional: `template <class S> packets(p)`, the same function of a packet, bit for bit;
 /// derivative(z), for training.
@@ -128,4 +128,4 @@ void silu_mul(ConstMatrixRef<S> gate, std::type_identity_t<ConstMatrixRef<S>> up
                         [](detail::packet_t<S> g, detail::packet_t<S> u) { return detail::Simd<S>::mul(detail::silu<S>(g), u); });
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -13,7 +13,7 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// What an embedding table may be stored as.
 template <class T>
@@ -131,4 +131,4 @@ void prepend(const Soft& soft_rows, std::type_identity_t<ConstMatrixRef<S>> toke
   out.topRows(soft.rows()) = soft;
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

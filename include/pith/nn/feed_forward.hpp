@@ -11,7 +11,7 @@
 #include <pith/nn/activation.hpp>
 #include <pith/nn/linear.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 namespace detail {
 
@@ -143,4 +143,4 @@ class SwiGlu {
   Down down_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

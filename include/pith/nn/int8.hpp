@@ -12,12 +12,12 @@
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
+#include <pith/nn/detail/panel_kernel.hpp>
 #include <pith/nn/linear_op.hpp>
 #include <pith/nn/matmul.hpp>
 #include <pith/nn/packed.hpp>
-#include <pith/nn/panel_kernel.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 namespace detail {
 
@@ -172,4 +172,4 @@ class Int8Linear {
   Vector<float> bias_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -14,7 +14,7 @@
 #include <pith/nn/matmul.hpp>
 #include <pith/nn/packed.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 namespace detail {
 /// Enough for forward and for backward, whose depth is out.
@@ -242,4 +242,4 @@ template <class L>
 requires LinearOp<L> AnyLinear(L, std::shared_ptr<const void>)
 ->AnyLinear<typename L::Scalar>;
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

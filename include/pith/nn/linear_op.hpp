@@ -9,7 +9,7 @@
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// A projection: y = x Wᵀ + bias. Optional members: backward(dy, dx, ws), workspace_bytes(tokens, workers), bytes().
 template <class L>
@@ -80,4 +80,4 @@ template <class T> void copy_rows(std::string_view where, ConstMatrixRef<T> weig
 
 }  // namespace detail
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -7,10 +7,10 @@
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
+#include <pith/nn/detail/panel_kernel.hpp>
 #include <pith/nn/packed.hpp>
-#include <pith/nn/panel_kernel.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// y = x Wᵀ + bias over packed panels.
 ///
@@ -229,4 +229,4 @@ void matmul_transposed(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> x, 
   detail::product(detail::Product<arithmetic_t<T>>{x, {}, y}, detail::MappedColumns<T>{w}, ws);
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -8,7 +8,7 @@
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 namespace detail {
 
@@ -129,4 +129,4 @@ template <class S = float> class LayerNorm {
   S eps_ = S(1e-5);
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -12,7 +12,7 @@
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 namespace detail {
 
@@ -103,4 +103,4 @@ template <class T> class PackedWeight {
 
 template <detail::EigenDense D> PackedWeight(const D&) -> PackedWeight<typename detail::expression_t<D>::Scalar>;
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -9,7 +9,7 @@
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 namespace detail {
 
@@ -88,4 +88,4 @@ template <class D> Matrix<typename D::Scalar> softmax_rows(const Eigen::MatrixBa
   return out;
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

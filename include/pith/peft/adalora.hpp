@@ -9,13 +9,13 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
-#include <pith/peft/factors.hpp>
-#include <pith/peft/fresh.hpp>
+#include <pith/peft/detail/factors.hpp>
+#include <pith/peft/detail/fresh.hpp>
 #include <pith/peft/gradients.hpp>
 #include <pith/peft/lora_init.hpp>
 #include <pith/peft/low_rank.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 struct AdaLoraOptions {
   double alpha = 8;         ///< 0 or less: the initial rank
@@ -132,4 +132,4 @@ S orthogonality(ConstMatrixRef<S> components, std::type_identity_t<MatrixRef<S>>
   return norm;
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

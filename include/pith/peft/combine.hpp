@@ -14,7 +14,7 @@
 #include <pith/core/view.hpp>
 #include <pith/peft/lora.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// An adapter and how much of it goes into a combination; its own scale is taken into account besides.
 template <class S> struct WeightedLora {
@@ -169,4 +169,4 @@ template <class S> LoraAdapter<S> combine_factors(std::span<const WeightedLora<S
   return combine_factors(terms, options, unused);
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

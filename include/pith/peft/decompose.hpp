@@ -16,7 +16,7 @@
 #include <pith/peft/lora.hpp>
 
 // The one header that needs more of Eigen than its core: no umbrella includes it.
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// An adapter taken out of a weight, and what is left: residual + scale · B A is the weight again. The adapter is of use on that residual
 /// only.
@@ -148,4 +148,4 @@ template <class S> LoraAdapter<S> combine_svd(std::span<const WeightedLora<S>> t
   return combine_svd(terms, options, unused);
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

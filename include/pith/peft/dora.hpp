@@ -10,12 +10,12 @@
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/nn/linear.hpp>
-#include <pith/peft/dense.hpp>
-#include <pith/peft/fresh.hpp>
+#include <pith/peft/detail/dense.hpp>
+#include <pith/peft/detail/fresh.hpp>
 #include <pith/peft/lora.hpp>
 #include <pith/peft/low_rank.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Norm of each row of W + B diag(gain) A: what DoRA divides by, and the magnitude it starts from.
 ///
@@ -167,4 +167,4 @@ class DoraLinear {
 template <DenseLinear Base, LowRankAdapter Adapter> DoraLinear(Base, Adapter) -> DoraLinear<Base, Adapter>;
 template <DenseLinear Base, LowRankAdapter Adapter, class M> DoraLinear(Base, Adapter, const M&) -> DoraLinear<Base, Adapter>;
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -5,12 +5,12 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
-#include <pith/peft/factors.hpp>
+#include <pith/peft/detail/factors.hpp>
 #include <pith/peft/gradients.hpp>
 #include <pith/peft/lora.hpp>
 #include <pith/peft/low_rank.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// One adapter for every rank up to its own: ΔW = alpha/b · B[:, :b] A[:b], the first b components.
 ///
@@ -72,4 +72,4 @@ template <class S = float> class DyLoraAdapter {
 template <detail::EigenDense A, class B> DyLoraAdapter(const A&, const B&) -> DyLoraAdapter<detail::scalar_t<A>>;
 template <detail::EigenDense A, class B> DyLoraAdapter(const A&, const B&, const LoraOptions&) -> DyLoraAdapter<detail::scalar_t<A>>;
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -8,7 +8,7 @@
 #include <pith/core/view.hpp>
 #include <pith/peft/lora.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// loralib's adapter of a fused projection (query, key and value in one weight), on some of its equal blocks of outputs: block j of those
 /// enabled has rows j·rank … of A and j·out/blocks … of B.
@@ -37,4 +37,4 @@ LoraAdapter<S> fused_lora(ConstMatrixRef<S> down, std::type_identity_t<ConstMatr
   return adapter;
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -4,7 +4,7 @@
 #include <pith/core/view.hpp>
 #include <pith/peft/low_rank.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// dL/d of what an adapter trains; its each_parameter() goes through them by name. What it has not stays 0.
 template <class S> struct LowRankGradients {
@@ -58,4 +58,4 @@ template <class S> MatrixRef<S> as_row(Vector<S>& v) { return {v.data(), 1, v.si
 template <class S> ConstMatrixRef<S> as_row(const Vector<S>& v) { return {v.data(), 1, v.size()}; }
 }  // namespace detail
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -9,12 +9,12 @@
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
 #include <pith/peft/adalora.hpp>
-#include <pith/peft/fresh.hpp>
+#include <pith/peft/detail/fresh.hpp>
 #include <pith/peft/gradients.hpp>
 #include <pith/peft/lora_init.hpp>
 #include <pith/peft/low_rank.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 struct IncreLoraOptions {
   double alpha = 8;           ///< 0 or less: the initial rank
@@ -185,4 +185,4 @@ IncreLoraAdapter<S> fresh_increlora(Index in, Index out, Index rank, const Incre
   return IncreLoraAdapter<S>(f.down, Vector<S>::Zero(rank).eval(), f.up, options);
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

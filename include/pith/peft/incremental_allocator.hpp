@@ -14,7 +14,7 @@
 #include <pith/peft/increlora.hpp>
 #include <pith/peft/rank_allocator.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 struct IncrementalOptions {
   Index target_total = -1;  ///< components of all modules in the end; has to be given
@@ -143,4 +143,4 @@ template <class S = float> class IncrementalAllocator {
   double threshold_ = std::numeric_limits<double>::quiet_NaN();
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

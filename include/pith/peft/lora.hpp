@@ -11,13 +11,13 @@
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/nn/linear.hpp>
-#include <pith/peft/dense.hpp>
-#include <pith/peft/factors.hpp>
-#include <pith/peft/fresh.hpp>
+#include <pith/peft/detail/dense.hpp>
+#include <pith/peft/detail/factors.hpp>
+#include <pith/peft/detail/fresh.hpp>
 #include <pith/peft/gradients.hpp>
 #include <pith/peft/low_rank.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 struct LoraOptions {
   double alpha = 8;     ///< the scale is alpha / rank
@@ -185,4 +185,4 @@ class LoraLinear {
   Adapter adapter_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -9,7 +9,7 @@
 #include <pith/nn/embedding.hpp>
 #include <pith/peft/lora.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// LoRA on a table of embeddings: a token's row plus scale · B A[:, token].
 ///
@@ -63,4 +63,4 @@ template <class S = float> class LoraEmbedding {
   S scale_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

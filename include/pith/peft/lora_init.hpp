@@ -8,7 +8,7 @@
 #include <pith/core/view.hpp>
 #include <pith/peft/lora.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// What a fresh adapter starts from. B = 0, so the layer starts as its base, unless said otherwise.
 enum class LoraStart {
@@ -114,4 +114,4 @@ LoraAdapter<S> fresh_lora(Index in, Index out, Index rank, const LoraOptions& op
   return LoraAdapter<S>(f.down, f.up, options);
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -12,7 +12,7 @@
 #include <pith/nn/linear_op.hpp>
 #include <pith/nn/matmul.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// What LoRA and its relatives add to a layer: ΔW = B diag(gain) A in rank components, each a row of both factors.
 ///
@@ -223,4 +223,4 @@ void add_low_rank(ConstMatrixRef<typename A::Scalar> x, const A& adapter, Matrix
   }
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

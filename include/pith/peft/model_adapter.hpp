@@ -17,9 +17,9 @@
 #include <pith/nn/embedding.hpp>
 #include <pith/nn/linear.hpp>
 #include <pith/nn/norm.hpp>
-#include <pith/peft/overlay.hpp>
+#include <pith/peft/linear_adapter.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// The projections of a decoder layer, in the order a token meets them.
 enum class Projection : std::uint8_t { q, k, v, o, gate, up, down };
@@ -44,17 +44,17 @@ struct AdapterTarget {
 };
 
 /// What an adapter changes in one layer. A norm of no features leaves the base's.
-template <class S = float> struct LayerOverlay {
-  std::array<LinearOverlay<S>, num_projections> projections = {};
+template <class S = float> struct LayerAdapter {
+  std::array<LinearAdapter<S>, num_projections> projections = {};
   RmsNorm<S> input_layernorm = {}, post_attention_layernorm = {};
-  LinearOverlay<S>& operator[](Projection p) { return projections[static_cast<std::size_t>(p)]; }
-  const LinearOverlay<S>& operator[](Projection p) const { return projections[static_cast<std::size_t>(p)]; }
+  LinearAdapter<S>& operator[](Projection p) { return projections[static_cast<std::size_t>(p)]; }
+  const LinearAdapter<S>& operator[](Projection p) const { return projections[static_cast<std::size_t>(p)]; }
 };
 
 /// All that an adapter changes in a decoder; what is empty stays the base's.
 template <class S = float> struct AdapterParts {
-  std::vector<LayerOverlay<S>> layers = {};  ///< [layers], or none at all
-  LinearOverlay<S> lm_head = {};
+  std::vector<LayerAdapter<S>> layers = {};  ///< [layers], or none at all
+  LinearAdapter<S> lm_head = {};
   Embedding<S> embed_tokens = {};
   RmsNorm<S> norm = {};
   Matrix<S> prompt = {};  ///< [rows, hidden] soft prompt, before the first token
@@ -82,12 +82,12 @@ template <class S = float> class ModelAdapter {
   std::size_t bytes() const;
 
   /// What it does to a projection; nullptr: nothing.
-  const LinearOverlay<S>* projection(Index layer, Projection p) const {
+  const LinearAdapter<S>* projection(Index layer, Projection p) const {
     if (parts_.layers.empty()) return nullptr;
-    const LinearOverlay<S>& overlay = parts_.layers[static_cast<std::size_t>(layer)][p];
+    const LinearAdapter<S>& overlay = parts_.layers[static_cast<std::size_t>(layer)][p];
     return overlay.empty() ? nullptr : &overlay;
   }
-  const LinearOverlay<S>* lm_head() const { return parts_.lm_head.empty() ? nullptr : &parts_.lm_head; }
+  const LinearAdapter<S>* lm_head() const { return parts_.lm_head.empty() ? nullptr : &parts_.lm_head; }
 
  private:
   /// visit(name, overlay, out, in) for every projection and the head.
@@ -111,7 +111,7 @@ template <class S = float> class ModelAdapter {
     if (!parts_.layers.empty() && static_cast<Index>(parts_.layers.size()) != target_.num_layers)
       raise<ShapeError>(
           detail::text("pith::ModelAdapter: ", parts_.layers.size(), " layers, expected ", target_.num_layers, ", or none at all"));
-    for_each_overlay([](const std::string& name, const LinearOverlay<S>& overlay, Index out, Index in) {
+    for_each_overlay([](const std::string& name, const LinearAdapter<S>& overlay, Index out, Index in) {
       overlay.check("ModelAdapter: " + name, out, in);
     });
     for_each_norm([&](const std::string& name, const RmsNorm<S>& norm) {
@@ -128,7 +128,7 @@ template <class S = float> class ModelAdapter {
       f.number(m.cols());
       f.bytes(std::as_bytes(std::span(m.data(), static_cast<std::size_t>(m.size()))));
     };
-    for_each_overlay([&](const std::string&, const LinearOverlay<S>& overlay, Index out, Index in) {
+    for_each_overlay([&](const std::string&, const LinearAdapter<S>& overlay, Index out, Index in) {
       f.number(overlay.terms.size());
       for (const LowRankTerm<S>& term : overlay.terms) numbers(term.down_rows), numbers(term.up_rows), numbers(term.gains);
       numbers(overlay.out_scale);
@@ -161,9 +161,9 @@ template <class S = float> class ModelAdapter {
 
 template <class S> std::size_t ModelAdapter<S>::bytes() const {
   std::size_t sum = parts_.embed_tokens.bytes() + static_cast<std::size_t>(parts_.prompt.size()) * sizeof(S);
-  for_each_overlay([&](const std::string&, const LinearOverlay<S>& overlay, Index, Index) { sum += overlay.bytes(); });
+  for_each_overlay([&](const std::string&, const LinearAdapter<S>& overlay, Index, Index) { sum += overlay.bytes(); });
   for_each_norm([&](const std::string&, const RmsNorm<S>& norm) { sum += norm.bytes(); });
   return sum;
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -13,12 +13,12 @@
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/nn/linear_op.hpp>
-#include <pith/peft/dense.hpp>
-#include <pith/peft/fresh.hpp>
+#include <pith/peft/detail/dense.hpp>
+#include <pith/peft/detail/fresh.hpp>
 #include <pith/peft/lora.hpp>
 #include <pith/peft/low_rank.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Any adapter of S, by its numbers, which must outlive this.
 template <class S = float> class LowRankView {
@@ -230,4 +230,4 @@ class MultiLoraLinear {
   std::vector<Index> active_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

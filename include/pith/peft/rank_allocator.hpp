@@ -13,7 +13,7 @@
 #include <pith/peft/adalora.hpp>
 #include <pith/peft/gradients.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Sensitivity |p · g| smoothed over steps, and how much it moves about: Ī ← β₁ Ī + (1 − β₁) I, U ← β₂ U + (1 − β₂) |I − Ī|.
 struct ImportanceOptions {
@@ -189,4 +189,4 @@ template <class S = float> class RankAllocator {
   bool masked_ = false;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

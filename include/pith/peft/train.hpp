@@ -21,7 +21,7 @@
 #include <pith/peft/gradients.hpp>
 #include <pith/peft/lora.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// What a frozen layer has for gradients: none.
 struct NoGradients {
@@ -248,4 +248,4 @@ template <class S = float> class AdamW {
   std::map<std::string, State, ByText> states_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -19,7 +19,7 @@
 #include <pith/text/detail/utf8.hpp>
 #include <pith/text/tokenizer.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 struct ChatOptions {
   bool add_generation_prompt = true;  ///< ends where the assistant's answer begins
@@ -127,4 +127,4 @@ class ChatFormat {
   const detail::ChatStyle* style_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

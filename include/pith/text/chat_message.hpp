@@ -5,7 +5,7 @@
 
 #include <pith/text/text_range.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// One turn of a conversation.
 struct Message {
@@ -19,4 +19,4 @@ struct RenderedChat {
   std::vector<TextRange> contents;  ///< where the messages' own words stand; the rest is the format's
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

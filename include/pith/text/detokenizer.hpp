@@ -7,7 +7,7 @@
 #include <pith/text/detail/token_decoder.hpp>
 #include <pith/text/tokenizer.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Text from tokens as a model makes them: what is final comes at once, halves of a character wait for the rest.
 ///
@@ -42,4 +42,4 @@ class Detokenizer {
   detail::TextStream stream_;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

@@ -2,11 +2,11 @@
 
 #include <cstddef>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 /// Bytes [begin, end) of a text.
 struct TextRange {
   std::size_t begin = 0, end = 0;
 };
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

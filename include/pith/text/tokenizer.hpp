@@ -16,7 +16,7 @@
 #include <pith/text/detail/tokenizer_parts.hpp>
 #include <pith/text/text_range.hpp>
 
-namespace pith::inline v0 {
+namespace pith { inline namespace v0 {
 
 struct EncodeOptions {
   bool add_special = true;    ///< adds what the folder puts around a text, such as <s>; not for text that holds it already, as chats do
@@ -115,4 +115,4 @@ inline std::string Tokenizer::decode(std::span<const Token> ids, const DecodeOpt
   return out;
 }
 
-}  // namespace pith::inline v0
+}}  // namespace pith::v0

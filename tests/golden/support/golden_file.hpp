@@ -13,7 +13,7 @@
 #include <vector>
 
 #include <pith/core/types.hpp>
-#include <pith/io/json.hpp>
+#include <pith/io/detail/json.hpp>
 #include <pith/io/safetensors.hpp>
 
 #include "golden/support/golden_folder.hpp"

@@ -63,7 +63,7 @@ inline pith::Matrix<float> by_age(const MergingCache& cache, pith::Index h, bool
   const std::vector<pith::Index> rows = rows_by_age(cache, h);
   pith::Matrix<float> out(cache.size(h), cache.shape().head_dim);
   for (std::size_t i = 0; i < rows.size(); ++i)
-    out.row(static_cast<pith::Index>(i)) = keys ? cache.keys(h, cache.reading()).row(rows[i]) : cache.values(h).row(rows[i]);
+    out.row(static_cast<pith::Index>(i)) = keys ? cache.keys(h, cache.rope_positions()).row(rows[i]) : cache.values(h).row(rows[i]);
   return out;
 }
 

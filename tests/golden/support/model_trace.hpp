@@ -80,7 +80,7 @@ inline void check_rows(const pith::Decoder<float>& decoder, const pith::Session<
     const std::vector<pith::Position> positions = kept_by(kept, call, 0, h);
     for (std::size_t r = 0; r < positions.size(); ++r) {
       const Index row = row_at(cache, h, positions[r]);
-      pith::Matrix<float> key = cache.keys(h, cache.reading()).row(row);
+      pith::Matrix<float> key = cache.keys(h, cache.rope_positions()).row(row);
       const pith::Position back = -positions[r];
       rope.rotate_by(key, std::span(&back, 1));
       CHECK(distance(key.row(0).head(k.width()), k.row({h, static_cast<Index>(r)})) < trace_bound);

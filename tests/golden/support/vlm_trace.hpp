@@ -42,14 +42,14 @@ inline VlmRun vlm_run(Golden& trace, Index tokens, Index images) {
   using namespace pith;
   if (!trace.says("kind") || images == 0) return {};
   const std::string kind = trace.word("kind");
-  const HeavyHitter scores{.heavy = rows_of_ratio(tokens, trace.real("hh_ratio")),
-                           .recent = rows_of_ratio(tokens, trace.real("recent_ratio"))};
+  const HeavyHitter scores{.heavy = rows_at_keep_ratio(tokens, trace.real("hh_ratio")),
+                           .recent = rows_at_keep_ratio(tokens, trace.real("recent_ratio"))};
   if (kind == "csp") {
     const double bias = trace.real("kv_recent_bias");
-    return {CrossSelf{.heavy = scores.heavy,
-                      .recent = scores.recent,
-                      .protects = static_cast<Index>(std::floor(double(scores.recent) * bias)),
-                      .cross_ratio = trace.real("cross_ratio")}};
+    return {Csp{.heavy = scores.heavy,
+                .recent = scores.recent,
+                .protects = static_cast<Index>(std::floor(double(scores.recent) * bias)),
+                .cross_ratio = trace.real("cross_ratio")}};
   }
   const std::string rule = kind.starts_with("text_") ? kind.substr(5) : kind;
   const std::map<std::string, AnyMerge<float>> rules{
@@ -113,7 +113,7 @@ inline void replay_vlm(const std::filesystem::path& image_path, Golden& trace) {
   const Index tokens = prompt.embeddings.rows();
   const VlmRun run = vlm_run(trace, tokens, static_cast<Index>(images));
   SessionOptions options = room_for(static_cast<std::size_t>(tokens));
-  options.multiplicity = trace.says("kind") && trace.word("kind") == "csp";  // some rows are stored twice
+  options.keep_masses = trace.says("kind") && trace.word("kind") == "csp";  // some rows are stored twice
   auto session = decoder.start(run.policy, options, run.merge);
   const Tensor logits = trace.get("logits");
   const auto check = [&](ConstMatrixRef<float> row, Index call) {
@@ -121,7 +121,7 @@ inline void replay_vlm(const std::filesystem::path& image_path, Golden& trace) {
     CHECK(distance(row.row(0), logits.row({call})) < vlm_logits_bound);
   };
   check(session.prefill(prompt.embeddings, prompt.kinds), 0);
-  if (trace.has("kept")) check_vlm_cache(session, trace, options.multiplicity);
+  if (trace.has("kept")) check_vlm_cache(session, trace, options.keep_masses);
   for (std::size_t i = 0; i < fed.size(); ++i) check(session.decode(fed[i]), static_cast<Index>(i) + 1);
 }
 

@@ -14,7 +14,7 @@
 #include <pith/text/detail/unicode.hpp>
 #include <pith/text/detail/vocabulary.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// A token that is cut out of the text before the model sees it.
 struct AddedToken {
@@ -171,4 +171,4 @@ class AddedTokenSplitter {
   StringMatcher matcher_;
 };
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

@@ -16,7 +16,7 @@
 #include <pith/text/detail/utf8.hpp>
 #include <pith/text/detail/vocabulary.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// What a file says of a BPE model, before any of it is believed.
 struct BpeFile {
@@ -297,4 +297,4 @@ class Bpe {
   std::array<std::uint32_t, 256> fallback_{};  // <0x00> .. <0xFF>, if the model has them
 };
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

@@ -9,7 +9,7 @@
 
 #include <pith/text/detail/utf8.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// GPT-2's names of bytes: printable Latin-1 stands for itself, the other 68 bytes are U+0100, U+0101, … in order.
 class ByteMap {
@@ -55,4 +55,4 @@ class ByteMap {
   std::array<std::int16_t, 0x144> bytes_{};
 };
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

@@ -8,7 +8,7 @@
 #include <pith/core/check.hpp>
 #include <pith/text/detail/chat_writer.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// What a style renders: a conversation, and what its format leaves open.
 struct ChatInput {
@@ -294,4 +294,4 @@ inline void write_glm4(ChatWriter& out, const ChatInput& in) {
   if (in.add_generation_prompt) out.markup("<|assistant|>\n");
 }
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

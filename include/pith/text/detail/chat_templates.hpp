@@ -9,7 +9,7 @@
 #include <pith/core/fingerprint.hpp>
 #include <pith/text/detail/chat_styles.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// A published chat format.
 struct ChatStyle {
@@ -104,4 +104,4 @@ inline const ChatStyle* find_chat_template(std::string_view text, std::span<cons
   return nullptr;
 }
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

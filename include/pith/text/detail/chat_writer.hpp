@@ -12,7 +12,7 @@
 #include <pith/text/detail/unicode.hpp>
 #include <pith/text/detail/utf8.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// Builds a RenderedChat from the format's words and the messages'.
 class ChatWriter {
@@ -49,4 +49,4 @@ inline std::string_view trimmed_right(std::string_view s) {
 inline std::string_view without_leading_newlines(std::string_view s) { return s.substr(std::min(s.size(), s.find_first_not_of('\n'))); }
 inline std::string_view without_trailing_newlines(std::string_view s) { return s.substr(0, s.find_last_not_of('\n') + 1); }
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

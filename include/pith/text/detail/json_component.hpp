@@ -6,11 +6,11 @@
 #include <utility>
 
 #include <pith/core/check.hpp>
-#include <pith/io/json.hpp>
-#include <pith/io/text.hpp>
+#include <pith/io/detail/json.hpp>
+#include <pith/io/detail/text.hpp>
 #include <pith/text/detail/utf8.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// One component of tokenizer.json and where it stands.
 class Component {
@@ -85,4 +85,4 @@ class Component {
   std::string path_;
 };
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

@@ -8,7 +8,7 @@
 #include <pith/text/detail/unicode.hpp>
 #include <pith/text/detail/utf8.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// What happens to text before it is cut into words: NFC, a prefix, replacements, in the order of the file.
 class Normalizer {
@@ -44,4 +44,4 @@ class Normalizer {
   std::vector<Step> steps_;
 };
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

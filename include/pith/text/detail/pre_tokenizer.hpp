@@ -12,7 +12,7 @@
 #include <pith/text/detail/unicode.hpp>
 #include <pith/text/detail/utf8.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// Whether text gets a leading space.
 enum class PrependScheme : std::uint8_t { always, first, never };
@@ -92,4 +92,4 @@ class PreTokenizer {
   std::vector<Step> steps_;
 };
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

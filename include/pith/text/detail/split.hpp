@@ -8,7 +8,7 @@
 
 #include <pith/text/detail/unicode.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// The patterns that byte-level tokenizers cut text into words with. A folder spells one out; it is recognised by its text and
 /// scanned by hand below, in one pass and without a regex engine.
@@ -191,4 +191,4 @@ class SplitScanner {
   const CharClasses& classes_;
 };
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

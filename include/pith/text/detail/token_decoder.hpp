@@ -14,7 +14,7 @@
 #include <pith/text/detail/pre_tokenizer.hpp>
 #include <pith/text/detail/utf8.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// How tokens become text.
 struct TokenDecoder {
@@ -145,4 +145,4 @@ class TextStream {
   bool first_ = true, fused_ = false;
 };
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

@@ -14,13 +14,13 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
-#include <pith/io/json.hpp>
-#include <pith/io/text.hpp>
+#include <pith/io/detail/json.hpp>
+#include <pith/io/detail/text.hpp>
 #include <pith/text/detail/json_component.hpp>
 #include <pith/text/detail/tokenizer_parts.hpp>
 #include <pith/text/detail/tokenizer_sax.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 inline Normalizer normalizer_of(const Component& all) {
   std::vector<Normalizer::Step> steps;
@@ -260,4 +260,4 @@ inline TokenizerParts read_tokenizer_json(std::string_view json, const std::stri
   return parts;
 }
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

@@ -16,7 +16,7 @@
 #include <pith/text/detail/pre_tokenizer.hpp>
 #include <pith/text/detail/token_decoder.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// Memory of one encode().
 struct EncodeScratch {
@@ -84,4 +84,4 @@ struct TokenizerParts {
   }
 };
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

@@ -10,13 +10,13 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
-#include <pith/io/json_text.hpp>
-#include <pith/io/text.hpp>
+#include <pith/io/detail/json_text.hpp>
+#include <pith/io/detail/text.hpp>
 #include <pith/text/detail/added_tokens.hpp>
 #include <pith/text/detail/bpe.hpp>
 #include <pith/text/detail/utf8.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// Reads tokenizer.json as it streams by: the long lists (vocabulary, merges, added tokens) go straight into arrays, and what is left,
 /// a few hundred bytes, is written out again as JSON without them. So a file costs its tables and no tree.
@@ -256,4 +256,4 @@ class TokenizerSax {
   std::size_t added_size_ = 0;
 };
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

@@ -11,7 +11,7 @@
 
 #include <pith/text/detail/utf8.hpp>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// What split patterns ask of a character, as bits. Categories are utf8proc's; white space is Unicode's White_Space.
 namespace char_class {
@@ -115,4 +115,4 @@ inline std::string nfc(std::string_view s) {
   return out;
 }
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// U+FFFD, which stands for bytes that are no character.
 inline constexpr std::string_view replacement_character = "\xEF\xBF\xBD";
@@ -111,4 +111,4 @@ inline std::string replaced(std::string_view s, std::string_view from, std::stri
   return out.append(s);
 }
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

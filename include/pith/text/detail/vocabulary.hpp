@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-namespace pith::inline v0::detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 inline constexpr std::uint32_t no_id = 0xFFFFFFFF;
 
@@ -138,4 +138,4 @@ class MergeTable {
   std::vector<Slot> slots_ = std::vector<Slot>(2);
 };
 
-}  // namespace pith::inline v0::detail
+}}}  // namespace pith::v0::detail

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include <pith/attention/detail/attend_kernel.hpp>
+#include <pith/attention/kv_view.hpp>
+#include <pith/core/types.hpp>
+
+namespace pith { inline namespace v0 { namespace detail {
+
+struct VisibilityLimits {
+  Index window;  ///< distances must be less; 0: any
+  Position gap;  ///< how much nearer a run's sinks are than their positions say
+};
+
+/// Queries of a tile that see something of a block of rows.
+struct QueryRange {
+  std::uint8_t begin = 0, end = 0;
+};
+
+/// Who sees what of the rows row .. row + count - 1 of a run; query t of the tile sits at position first + t.
+///
+/// One look at the block's oldest and newest position answers for nearly every query; only the rest looks at single rows.
+template <class T> class VisibleRows {
+ public:
+  VisibleRows(const KvRun<T>& run, Index row, Index count, Position first, const VisibilityLimits& limits)
+      : run_(run), row_(row), count_(count), first_(first), limits_(limits) {
+    if (run.positions == nullptr) return;
+    Position low = run.positions[row], high = low;
+    for (Index i = 1; i < count; ++i) {
+      low = (std::min)(low, run.positions[row + i]);
+      high = (std::max)(high, run.positions[row + i]);
+    }
+    oldest_ = low;
+    newest_ = high;
+    uneven_ = limits.window > 0 && row < run.sinks;
+  }
+
+  QueryRange queries_that_see(Index queries) const {
+    Index begin = 0, end = queries;
+    while (begin < end && nothing(begin)) ++begin;
+    while (end > begin && nothing(end - 1)) --end;
+    return {static_cast<std::uint8_t>(begin), static_cast<std::uint8_t>(end)};
+  }
+
+  /// Marks the rows that a query must not see; false: there are none.
+  bool hidden(Index query, bool (&rows)[attention_block]) const {
+    if (everything(query)) return false;
+    for (Index i = 0; i < count_; ++i) {
+      const Index distance = first_ + query - run_.positions[row_ + i];
+      const Index measured = row_ + i < run_.sinks ? distance - limits_.gap : distance;
+      rows[i] = distance < 0 || (limits_.window > 0 && measured >= limits_.window);
+    }
+    return true;
+  }
+
+ private:
+  bool nothing(Index query) const {
+    if (run_.positions == nullptr) return false;
+    const Index position = first_ + query;
+    return oldest_ > position || (limits_.window > 0 && !uneven_ && position - newest_ >= limits_.window);
+  }
+  bool everything(Index query) const {
+    if (run_.positions == nullptr) return true;
+    const Index position = first_ + query;
+    return newest_ <= position && (limits_.window == 0 || (!uneven_ && position - oldest_ < limits_.window));
+  }
+
+  const KvRun<T>& run_;
+  Index row_, count_, first_;
+  VisibilityLimits limits_;
+  Index oldest_ = 0, newest_ = 0;
+  bool uneven_ = false;  ///< distances of the block's rows are measured in two ways
+};
+
+}}}  // namespace pith::v0::detail

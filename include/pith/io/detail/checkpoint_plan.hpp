@@ -1,0 +1,230 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/fingerprint.hpp>
+#include <pith/io/checkpoint_files.hpp>
+#include <pith/io/detail/text.hpp>
+#include <pith/io/dtype.hpp>
+#include <pith/io/tensor_info.hpp>
+#include <pith/model/config.hpp>
+
+namespace pith { inline namespace v0 { namespace detail {
+
+/// Tables of rotary angles that older writers saved: the config says the same.
+inline bool is_rope_table(std::string_view tensor) {
+  return tensor.ends_with(".rotary_emb.inv_freq") || tensor.ends_with(".rotary_emb.cos_cached") ||
+         tensor.ends_with(".rotary_emb.sin_cached");
+}
+
+/// Which tensors of the files a config asks for, found and checked before any is read. Sets vocab_size where the config left it out.
+class CheckpointPlan {
+ public:
+  using Place = CheckpointFiles::Place;
+
+  CheckpointPlan(const CheckpointFiles& files, DecoderConfig& config) : files_(files) {
+    refuse_quantised();
+    refuse_other_names();
+    if (config.vocab_size == 0)  // a missing or misshapen table is refused below
+      if (const Place table = files.find(embedding); table && table.tensor->shape.size() == 2 && table.tensor->shape[0] <= max_config_size)
+        config.vocab_size = table.tensor->shape[0];
+    const Index hidden = config.hidden_size, inner = config.intermediate_size;
+    const Index q = config.num_attention_heads * config.head_dim, kv = config.num_key_value_heads * config.head_dim;
+    const bool qwen2 = config.model_type == "qwen2";
+    const Promise qkv =
+        qwen2 ? Promise{"every qwen2 model has q, k and v biases"} : Promise{config.attention_bias ? "attention_bias is true" : nullptr};
+    const Promise o{config.attention_bias ? "attention_bias is true" : nullptr}, mlp{config.mlp_bias ? "mlp_bias is true" : nullptr};
+
+    want(embedding, {config.vocab_size, hidden});
+    for (Index l = 0; l < config.num_hidden_layers; ++l) {
+      const std::string prefix = text("model.layers.", l, ".");
+      want(prefix + "input_layernorm.weight", {hidden});
+      projection(prefix + "self_attn.q_proj", q, hidden, qkv);
+      projection(prefix + "self_attn.k_proj", kv, hidden, qkv);
+      projection(prefix + "self_attn.v_proj", kv, hidden, qkv);
+      projection(prefix + "self_attn.o_proj", hidden, q, o);
+      want(prefix + "post_attention_layernorm.weight", {hidden});
+      projection(prefix + "mlp.gate_proj", inner, hidden, mlp);
+      projection(prefix + "mlp.up_proj", inner, hidden, mlp);
+      projection(prefix + "mlp.down_proj", hidden, inner, mlp);
+    }
+    want("model.norm.weight", {hidden});
+    if (!config.tie_word_embeddings) {
+      if (!files.find(head)) missing(head, "; tie_word_embeddings is false, so the head must be there");
+      want(head, {config.vocab_size, hidden});
+    }
+    list_ignored(config);
+  }
+
+  static constexpr const char* embedding = "model.embed_tokens.weight";
+  static constexpr const char* head = "lm_head.weight";
+
+  const std::map<std::string, Place, std::less<>>& tensors() const { return tensors_; }
+  Place find(const std::string& name) const {
+    const auto at = tensors_.find(name);
+    return at == tensors_.end() ? Place{} : at->second;
+  }
+  /// Tensors without a place, by name, and promises of the config that the files do not keep.
+  const std::vector<std::string>& ignored() const { return ignored_; }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  struct Promise {
+    const char* reason;  ///< why a bias must be there; nullptr: it need not
+  };
+
+  [[noreturn]] void missing(const std::string& name, std::string_view why) const {
+    raise<FormatError>(text("pith: ", in_quotes(files_.folder().string()), ": tensor ", in_quotes(name), " is missing", why));
+  }
+
+  void want(const std::string& name, std::vector<Index> shape) {
+    const Place place = files_.find(name);
+    if (!place) missing(name, "; the config asks for it");
+    const TensorInfo& tensor = *place.tensor;
+    if (!is_floating(tensor.dtype))
+      raise<UnsupportedError>(text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(name), " is ", dtype_name(tensor.dtype),
+                                   ": quantised weights are not supported; F64, F32, F16 and BF16 are"));
+    if (tensor.shape != shape)
+      raise<FormatError>(text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(name), " is ", shape_list(tensor.shape),
+                              ", expected ", shape_list(shape), " by the config"));
+    bytes_ += tensor.bytes();
+    tensors_.emplace(name, place);
+  }
+
+  void projection(const std::string& name, Index out, Index in, Promise bias) {
+    want(name + ".weight", {out, in});
+    if (files_.find(name + ".bias")) {
+      if (bias.reason == nullptr) unpromised_.push_back(name + ".bias");
+      return want(name + ".bias", {out});
+    }
+    if (bias.reason != nullptr) missing(name + ".bias", text("; ", bias.reason));
+  }
+
+  /// Checkpoints of GPTQ, AWQ, bitsandbytes and compressed-tensors hold float tensors too: their names give them away.
+  void refuse_quantised() const {
+    constexpr std::string_view marks[] = {".qweight",       ".qzeros",        ".scales",          ".g_idx",
+                                          ".SCB",           ".absmax",        ".quant_map",       ".weight_scale",
+                                          ".weight_packed", ".weight_format", ".weight_scale_inv"};
+    for (const Safetensors& file : files_.files())
+      for (const TensorInfo& tensor : file.tensors()) {
+        const std::string_view name = tensor.name;
+        const bool quantised = name.find(".quant_state.") != std::string_view::npos ||
+                               std::any_of(std::begin(marks), std::end(marks), [&](std::string_view mark) { return name.ends_with(mark); });
+        if (quantised)
+          raise<UnsupportedError>(text("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name),
+                                       " belongs to a quantised checkpoint, which is not supported; use the F32, F16 or BF16 one"));
+      }
+  }
+
+  /// Tensors under the names of another program, or of a wrapper that was saved along.
+  void refuse_other_names() const {
+    constexpr struct {
+      std::string_view table, what;
+    } others[] = {
+        {"embed_tokens.weight", "those of a bare model without a head (LlamaModel and its like): save the …ForCausalLM that it belongs to"},
+        {"tok_embeddings.weight", "those of Meta's and Mistral's own releases: use the same model in the layout of transformers"},
+        {"token_embd.weight", "those of llama.cpp: use the folder that its file was made from"},
+        {"transformer.wte.weight", "those of GPT-2 and its like: use the same model in the layout of transformers"},
+        {"language_model.model.embed_tokens.weight", "those of a vision-language model, which is not supported"},
+        {"model.language_model.embed_tokens.weight", "those of a vision-language model, which is not supported"},
+        {"base_model.model.model.embed_tokens.weight", "those within a PEFT wrapper: merge_and_unload() before the model is saved"},
+        {"_orig_mod.model.embed_tokens.weight", "those of a compiled module: save the module that was compiled"},
+        {"module.model.embed_tokens.weight", "those within DataParallel: save its module"},
+    };
+    if (files_.find(embedding)) return;
+    for (const auto& other : others)
+      if (const Place place = files_.find(other.table))
+        raise<UnsupportedError>(text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(other.table), ", expected ",
+                                     in_quotes(embedding), ": the names are ", other.what));
+  }
+
+  /// The layer of model.layers.<layer>.…, or -1.
+  static Index layer_of(std::string_view name) {
+    constexpr std::string_view layers = "model.layers.";
+    if (!name.starts_with(layers)) return -1;
+    Index layer = 0;
+    std::size_t at = layers.size();
+    for (; at < name.size() && name[at] >= '0' && name[at] <= '9' && layer < max_config_layers; ++at) layer = 10 * layer + (name[at] - '0');
+    return at > layers.size() && at < name.size() && name[at] == '.' ? layer : -1;
+  }
+
+  /// What would change the numbers of a module that is computed.
+  [[noreturn]] void refuse_leftover(const Safetensors& file, std::string_view name, const DecoderConfig& config) const {
+    const auto has = [&](std::string_view part) { return name.find(part) != std::string_view::npos; };
+    const char* what = has(".lora_") || has(".base_layer.")    ? "; it is of an adapter: merge that with PEFT before the model is saved"
+                       : has("experts.") || has("mlp.gate.")   ? "; it is of a mixture of experts, which is not supported"
+                       : has("q_norm.") || has("k_norm.")      ? "; normed queries and keys are not supported"
+                       : has("layernorm") || has("layer_norm") ? "; norms at other places than a llama's are not supported"
+                                                               : "";
+    raise<UnsupportedError>(text("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " has no place in a ", config.model_type,
+                                 " decoder, but lies in a module that it computes with", what));
+  }
+
+  /// A tied config may hide that what was trained is another head; beside a head of its own, a model may have been trained with both.
+  void refuse_classifier(const Safetensors& file, std::string_view name) const {
+    const bool classifies = name.starts_with("score.") || name.starts_with("classifier.") || name.starts_with("qa_outputs.");
+    if (classifies && !files_.find(head))
+      raise<UnsupportedError>(text("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " is the head of a classifier, and ",
+                                   in_quotes(head), " is not there: classifiers and reward models are not supported"));
+  }
+
+  void list_ignored(const DecoderConfig& config) {
+    for (const Safetensors& file : files_.files())
+      for (const TensorInfo& tensor : file.tensors()) {
+        const std::string_view name = tensor.name;
+        if (tensors_.contains(name) || is_rope_table(name)) continue;
+        const Index layer = layer_of(name);
+        const bool computed = (layer >= 0 && layer < config.num_hidden_layers) || name.starts_with("model.norm.") ||
+                              name.starts_with("model.embed_tokens.") || (name.starts_with("lm_head.") && name != head);
+        if (computed) refuse_leftover(file, name, config);
+        refuse_classifier(file, name);
+        ignored_.emplace_back(name);
+      }
+    if (!unpromised_.empty())
+      ignored_.push_back(text("config.json: that it promises no ", unpromised_.front(), ", because the files hold it",
+                              unpromised_.size() > 1 ? text(" and ", unpromised_.size() - 1, " more such biases") : "", ": used"));
+    std::sort(ignored_.begin(), ignored_.end());
+  }
+
+  const CheckpointFiles& files_;
+  std::map<std::string, Place, std::less<>> tensors_;
+  std::vector<std::string> ignored_, unpromised_;
+  std::size_t bytes_ = 0;
+};
+
+/// Of everything that decides what a cached row means. Sharding, tensor order and spelling of the config make no difference.
+/// `rounded`: what the weights became after reading; empty: nothing.
+inline std::uint64_t fingerprint(const DecoderConfig& c, const CheckpointPlan& plan, std::string_view rounded = {}) {
+  Fingerprint f;
+  if (!rounded.empty()) f.string(rounded);
+  f.string(c.model_type);
+  for (const Index n : {c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads,
+                        c.head_dim, c.max_position_embeddings, static_cast<Index>(c.rope_scaling.type),
+                        c.rope_scaling.original_max_position_embeddings, static_cast<Index>(c.tie_word_embeddings)})
+    f.number(n);
+  for (const double x :
+       {c.rms_norm_eps, c.rope_theta, c.rope_scaling.factor, c.rope_scaling.low_freq_factor, c.rope_scaling.high_freq_factor})
+    f.number(x);
+  for (Index l = 0; l < c.num_hidden_layers; ++l) f.number(c.window(l));
+  constexpr std::size_t ends = 4096;
+  for (const auto& [name, place] : plan.tensors()) {
+    f.string(name);
+    f.string(dtype_name(place.tensor->dtype));
+    for (const Index extent : place.tensor->shape) f.number(extent);
+    const std::span<const std::byte> data = place.bytes();
+    f.bytes(data.first((std::min)(ends, data.size())));
+    f.bytes(data.last((std::min)(ends, data.size())));
+  }
+  return f.value();
+}
+
+}}}  // namespace pith::v0::detail

@@ -1,0 +1,121 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+#include <pith/core/check.hpp>
+#include <pith/io/detail/file_bytes.hpp>
+#include <pith/io/detail/json_text.hpp>
+#include <pith/io/detail/json_value.hpp>
+#include <pith/io/detail/text.hpp>
+#include <pith/io/limits.hpp>
+
+namespace pith { inline namespace v0 { namespace detail {
+
+/// Receives JSON piece by piece and lays it into a document that measure_json() has found large enough.
+class JsonBuilder {
+ public:
+  JsonBuilder(std::string_view json, std::string_view file, JsonDocument& out) : json_(json), file_(file), out_(out) {}
+
+  bool null() { return put(Json::Kind::null), true; }
+  bool boolean(bool value) { return put(Json::Kind::boolean).boolean_ = value, true; }
+  bool number_integer(std::int64_t value) { return put(Json::Kind::whole).whole_ = value, true; }
+  bool number_unsigned(std::uint64_t value) { return put(Json::Kind::natural).natural_ = value, true; }
+  bool number_float(double value, const std::string&) { return put(Json::Kind::real).real_ = value, true; }
+  bool binary(nlohmann::json::binary_t&) { return false; }  // of other formats than text
+  bool string(std::string& value) {
+    const std::string_view kept = keep(value);
+    Json& to = put(Json::Kind::string);
+    to.letters_ = kept.data();
+    to.length_ = static_cast<std::uint32_t>(kept.size());
+    return true;
+  }
+  bool key(std::string& name) {
+    key_ = keep(name);
+    return true;
+  }
+  bool start_object(std::size_t) { return open(Json::Kind::object); }
+  bool start_array(std::size_t) { return open(Json::Kind::list); }
+  bool end_object() { return close(); }
+  bool end_array() { return close(); }
+  bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
+    raise<FormatError>(
+        text("pith: ", in_quotes(file_), ": not valid JSON at ", json_place(json_, position), ": ", json_reason(error.what())));
+  }
+
+ private:
+  Json& put(Json::Kind kind) {
+    Json& value = out_.values_.at(next_++);
+    value.kind_ = kind;
+    value.key_ = key_;
+    key_ = {};
+    if (depth_ > 0) ++open_[depth_ - 1]->count_;
+    return value;
+  }
+
+  std::string_view keep(const std::string& letters) {
+    char* to = out_.text_.data() + used_;
+    if (letters.empty()) return "";
+    PITH_ASSERT(letters.size() <= out_.text_.size() - used_);  // no escape is shorter than what it stands for
+    std::memcpy(to, letters.data(), letters.size());
+    used_ += letters.size();
+    return {to, letters.size()};
+  }
+
+  bool open(Json::Kind kind) {
+    Json& value = put(kind);
+    open_.at(depth_++) = &value;
+    return true;
+  }
+
+  bool close() {
+    Json& value = *open_[--depth_];
+    value.extent_ = static_cast<std::uint32_t>(&out_.values_[0] + next_ - &value);
+    std::uint32_t* const first = out_.children_.data() + children_;
+    children_ += value.count_;
+    std::uint32_t* to = first;
+    for (const Json& child : value) *to++ = static_cast<std::uint32_t>(&child - &value);
+    if (value.is_object()) {
+      const Json* const base = &value;
+      std::sort(first, to, [base](std::uint32_t a, std::uint32_t b) { return base[a].key_ < base[b].key_; });
+      const auto twice = std::adjacent_find(first, to, [base](std::uint32_t a, std::uint32_t b) { return base[a].key_ == base[b].key_; });
+      if (twice != to) raise<FormatError>(text("pith: ", in_quotes(file_), ": key ", in_quotes(base[*twice].key_), " is given twice"));
+    }
+    value.children_ = first;
+    return true;
+  }
+
+  std::string_view json_, file_, key_;
+  JsonDocument& out_;
+  std::size_t next_ = 0, used_ = 0, children_ = 0, depth_ = 0;
+  std::array<Json*, JsonLimits::deepest> open_{};
+};
+
+/// An object read from JSON text; it keeps the order of its keys. The text may go afterwards.
+///
+/// Heap     64 MB at most, for the limits of any file that pith reads
+/// Throws   FormatError naming the file: not JSON, over a limit, a key twice, no object
+inline JsonDocument parse_json(std::string_view json, std::string_view file, const JsonLimits& limits = {}) {
+  const JsonExtent extent = measure_json(json, file, limits);
+  JsonDocument document(extent.values, extent.text_bytes);
+  JsonBuilder builder(json, file, document);
+  nlohmann::json::sax_parse(json.begin(), json.end(), &builder);
+  if (!document.root().is_object()) raise<FormatError>(text("pith: ", in_quotes(file), ": expected a JSON object at the top"));
+  return document;
+}
+
+/// As parse_json(); a file over the limit is refused before it is read.
+inline JsonDocument read_json(const std::filesystem::path& path, const JsonLimits& limits = {.bytes = max_config_bytes}) {
+  const FileBytes file = FileBytes::read(path, limits.bytes);
+  return parse_json(file.text(), file.name(), limits);
+}
+
+}}}  // namespace pith::v0::detail

@@ -1,0 +1,108 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+#include <pith/core/check.hpp>
+#include <pith/io/detail/text.hpp>
+
+namespace pith { inline namespace v0 { namespace detail {
+
+/// What JSON text may ask of its reader. The defaults are those of a configuration. A document of 32 MB takes at most 64 MB besides its
+/// text, whatever it says.
+struct JsonLimits {
+  std::size_t bytes = std::size_t{16} << 20;   ///< of the whole text
+  std::size_t values = std::size_t{1} << 18;   ///< objects, lists, texts, numbers and literals
+  std::size_t longest = std::size_t{1} << 20;  ///< bytes of one text between its quotes
+  static constexpr std::size_t deepest = 32;   ///< objects and lists within each other
+  static constexpr std::size_t digits = 1024;  ///< bytes of a number or literal
+};
+
+/// Upper bounds of what a text holds; for text that is JSON.
+struct JsonExtent {
+  std::size_t values = 0, objects = 0, text_bytes = 0;
+};
+
+/// Where a byte is, for a message.
+inline std::string json_place(std::string_view json, std::size_t byte) {
+  const auto before = json.substr(0, byte);
+  return text("byte ", byte, " (line ", 1 + std::count(before.begin(), before.end(), '\n'), ")");
+}
+
+/// What a folder holds in place of a large file where git was cloned without Git LFS.
+inline void refuse_lfs_pointer(std::string_view bytes, std::string_view file) {
+  if (bytes.starts_with("version https://git-lfs.github.com/spec/v1")) [[unlikely]]
+    raise<FormatError>(text("pith: ", in_quotes(file),
+                            " is a Git LFS pointer, not the file that it points to: run git lfs pull in its folder, or download the file"));
+}
+
+/// Bounds what a parser of this text will need before it needs any: one pass that looks at quotes and brackets only, and takes no memory.
+/// `base` is where the text begins in its file.
+///
+/// Throws   FormatError naming file and place: over a limit, a zero byte, NaN or Infinity, a Git LFS pointer
+inline JsonExtent measure_json(std::string_view json, std::string_view file, const JsonLimits& limits = {}, std::size_t base = 0) {
+  const auto refuse = [&](std::size_t byte, std::string_view what) {
+    raise<FormatError>(text("pith: ", in_quotes(file), ": not valid JSON at ",
+                            base == 0 ? json_place(json, byte) : text("byte ", base + byte, " of the file"), ": ", what));
+  };
+  if (json.size() > limits.bytes)
+    raise<FormatError>(text("pith: ", in_quotes(file), " has ", json.size(), " bytes, expected at most ", limits.bytes));
+  refuse_lfs_pointer(json, file);
+  JsonExtent extent{.values = 1};
+  std::size_t depth = 0;
+  for (std::size_t at = 0; at < json.size(); ++at) {
+    switch (json[at]) {
+      case ' ':
+      case '\t':
+      case '\n':
+      case '\r':
+      case ':':
+        break;
+      case '\0':
+        refuse(at, "a zero byte, expected JSON text");
+        break;
+      case '{':
+        ++extent.objects;
+        [[fallthrough]];
+      case '[':
+        if (++depth > limits.deepest) refuse(at, text("JSON nested deeper than ", limits.deepest));
+        [[fallthrough]];
+      case ',':
+        if (++extent.values > limits.values) refuse(at, text("more than ", limits.values, " values"));
+        break;
+      case '}':
+      case ']':
+        depth -= depth > 0;
+        break;
+      case '"': {
+        const std::size_t first = ++at;
+        for (; at < json.size() && json[at] != '"' && json[at] != '\0'; ++at) at += json[at] == '\\';
+        at = (std::min)(at, json.size());
+        if (at - first > limits.longest) refuse(first, text("a text of ", at - first, " bytes, expected at most ", limits.longest));
+        if (at < json.size() && json[at] == '\0') refuse(at, "a zero byte, expected JSON text");
+        extent.text_bytes += at - first;
+        break;
+      }
+      default: {  // a number or literal
+        const std::size_t first = at;
+        at = (std::min)(json.find_first_of(std::string_view(" \t\n\r,:[]{}\"\0", 12), at), json.size());
+        const std::string_view word = json.substr(first, at-- - first);
+        if (word.size() > limits.digits)
+          refuse(first, text("a number or word of ", word.size(), " bytes, expected at most ", limits.digits));
+        if (word == "NaN" || word == "Infinity" || word == "-Infinity")
+          refuse(first, text(word, ", but JSON has no NaN and no Infinity: write a finite number or null"));
+      }
+    }
+  }
+  return extent;
+}
+
+/// A parser's own words, short enough for a message.
+inline std::string json_reason(std::string_view reason) {
+  constexpr std::size_t longest = 200;
+  return std::string(reason.substr(0, longest)) + (reason.size() > longest ? "…" : "");
+}
+
+}}}  // namespace pith::v0::detail

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <iterator>
+#include <string_view>
+
+#include <pith/io/detail/json_value.hpp>
+#include <pith/io/peft_type.hpp>
+
+namespace pith { inline namespace v0 { namespace detail {
+
+inline bool one_of(std::string_view key, std::initializer_list<std::string_view> keys) {
+  return std::find(keys.begin(), keys.end(), key) != keys.end();
+}
+
+/// A value by which a key asks for nothing, whatever it is.
+inline bool is_inert(const Json& value) {
+  return value.is_null() || value == false || (value.is_string() && value.get<std::string_view>().empty()) ||
+         (value.is_number() && value.get<double>() == 0) || (value.is_structured() && value.empty());
+}
+
+/// A key of PEFT's that is read, or that changes no number once the adapter is trained.
+inline bool is_peft_key(PeftType type, std::string_view key) {
+  if (one_of(key, {"peft_type", "base_model_name_or_path", "task_type", "inference_mode", "auto_mapping", "revision", "peft_version",
+                   "runtime_config", "modules_to_save"}))
+    return true;
+  if (type == PeftType::lora || type == PeftType::adalora) {
+    if (one_of(key, {"r",
+                     "lora_alpha",
+                     "use_rslora",
+                     "use_dora",
+                     "lora_bias",
+                     "fan_in_fan_out",
+                     "bias",
+                     "init_lora_weights",
+                     "target_modules",
+                     "exclude_modules",
+                     "layers_to_transform",
+                     "layers_pattern",
+                     "rank_pattern",
+                     "alpha_pattern",
+                     "ensure_weight_tying",
+                     "lora_dropout",
+                     "loftq_config",
+                     "eva_config",
+                     "corda_config",
+                     "lora_ga_config",
+                     "velora_config",
+                     "megatron_core",
+                     "qalora_group_size",
+                     "merge_weights"}))  // of PEFT before 0.3: how its own forward pass went
+      return true;
+    return type == PeftType::adalora &&
+           one_of(key, {"init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"});
+  }
+  if (one_of(key, {"num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules"})) return true;
+  return type == PeftType::prompt_tuning
+             ? one_of(key, {"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"})
+             : one_of(key, {"encoder_hidden_size", "prefix_projection", "init_weights"});
+}
+
+/// A key that is not PEFT's and speaks of no method, as trainers and people leave their own: PEFT passes over it.
+inline bool is_foreign_key(std::string_view key, bool has_text) {
+  if (key.starts_with("_") || key.starts_with("unsloth_")) return true;
+  constexpr std::string_view of_methods[] = {"lora",  "alora", "adalora", "dora", "invocation", "use_",  "init",   "target", "trainable",
+                                             "layer", "rank",  "alpha",   "scal", "module",     "peft_", "weight", "merge",  "bias"};
+  return has_text && !key.ends_with("_config") && !key.ends_with("_pattern") &&
+         std::none_of(std::begin(of_methods), std::end(of_methods), [&](std::string_view start) { return key.starts_with(start); });
+}
+
+}}}  // namespace pith::v0::detail

@@ -1,0 +1,92 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <pith/core/check.hpp>
+#include <pith/io/detail/text.hpp>
+
+namespace pith { inline namespace v0 { namespace detail {
+
+/// What a tensor of an adapter file is to its module.
+/// base_weight: what the base itself has there, saved along.
+enum class PeftPart : std::uint8_t { down, up, up_bias, lambda, magnitude, base_bias, base_weight, weight, bias, prompt, count };
+inline constexpr std::size_t num_peft_parts = static_cast<std::size_t>(PeftPart::count);
+
+/// A tensor's name taken apart.
+struct PeftName {
+  std::string module = {};  ///< path inside the base model; empty for the rows of a prompt
+  PeftPart part = PeftPart::prompt;
+};
+
+inline constexpr std::string_view peft_prefix = "base_model.model.";
+inline constexpr std::string_view prompt_tensor = "prompt_embeddings";
+inline constexpr std::size_t longest_module = 512;
+
+struct PeftSuffix {
+  std::string_view ending;
+  PeftPart part;
+};
+/// LoRA's endings have `.weight`, AdaLoRA's and the magnitude have none.
+inline constexpr std::array<PeftSuffix, 11> peft_suffixes{{{".lora_A.weight", PeftPart::down},
+                                                           {".lora_A", PeftPart::down},
+                                                           {".lora_B.weight", PeftPart::up},
+                                                           {".lora_B.bias", PeftPart::up_bias},
+                                                           {".lora_B", PeftPart::up},
+                                                           {".lora_E", PeftPart::lambda},
+                                                           {".lora_magnitude_vector", PeftPart::magnitude},
+                                                           {".lora_magnitude_vector.weight", PeftPart::magnitude},
+                                                           {".base_layer.bias", PeftPart::base_bias},
+                                                           {".base_layer.weight", PeftPart::base_weight},
+                                                           {".weight", PeftPart::weight}}};
+
+/// A path of components like model.layers.0.mlp.up_proj: what else would a tensor's name lead to.
+inline bool is_module_path(std::string_view path) {
+  const auto letter = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
+  };
+  if (path.empty() || path.size() > longest_module || path.front() == '.' || path.back() == '.') return false;
+  for (std::size_t i = 0; i < path.size(); ++i)
+    if (!letter(path[i]) && (path[i] != '.' || path[i - 1] == '.')) return false;
+  return true;
+}
+
+/// The adapter's own name, which PEFT takes out of a tensor's and other writers may have left in.
+inline std::string without_adapter_name(std::string name) {
+  constexpr std::string_view own = ".default";
+  for (const std::string_view ending : {".weight", ".bias", ""})
+    if (const std::string marked = text(own, ending); name.ends_with(marked)) return name.erase(name.size() - marked.size(), own.size());
+  return name;
+}
+
+/// Throws   FormatError for a name that is no part of an adapter; UnsupportedError for parts pith does not read
+inline PeftName parse_peft_name(std::string_view tensor, std::string_view file) {
+  const auto of_tensor = [&](std::string_view why) { return text("pith: ", in_quotes(file), ": tensor ", in_quotes(tensor), why); };
+  std::string name(tensor);
+  if (name.starts_with(peft_prefix)) name.erase(0, peft_prefix.size());
+  name = without_adapter_name(std::move(name));
+  if (name == prompt_tensor) return {};
+  const auto has = [&](std::string_view mark) { return name.find(mark) != std::string::npos; };
+  if (has(".lora_embedding_"))
+    raise<UnsupportedError>(of_tensor(" adapts an embedding table, which is not supported: merge it into the base with PEFT"));
+  if (has(".token_adapter.")) raise<UnsupportedError>(of_tensor(" replaces single rows of an embedding table, which is not supported"));
+  if (has(".lora_diag")) raise<UnsupportedError>(of_tensor(" belongs to KaSA, which is not supported"));
+  PeftName out{.part = PeftPart::count};
+  for (const PeftSuffix& suffix : peft_suffixes)
+    if (out.part == PeftPart::count && name.ends_with(suffix.ending))
+      out = {name.substr(0, name.size() - suffix.ending.size()), suffix.part};
+  if (out.part == PeftPart::count && name.ends_with(".bias")) out = {name.substr(0, name.size() - 5), PeftPart::bias};
+  if (out.part == PeftPart::count || out.module.find(".lora_") != std::string::npos || !is_module_path(out.module))
+    raise<FormatError>(of_tensor(text(" is no part of an adapter: expected ", peft_prefix, "<module>.lora_A.weight, lora_B.weight, ",
+                                      "lora_magnitude_vector, base_layer.bias, weight or bias, or ", prompt_tensor)));
+  if (out.part == PeftPart::base_weight && out.module != "lm_head")
+    raise<UnsupportedError>(of_tensor(
+        " changes the base itself, which is not supported: save the adapter with save_embedding_layers=False if the base is as it was"));
+  return out;
+}
+
+}}}  // namespace pith::v0::detail

@@ -1,0 +1,103 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <iterator>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/io/detail/name_index.hpp>
+#include <pith/io/detail/pattern.hpp>
+#include <pith/io/detail/text.hpp>
+
+namespace pith { inline namespace v0 { namespace detail {
+
+/// Names of modules as adapter configs give them: a list of last components (or whole paths), or one expression for the whole path.
+struct ModuleNames {
+  NameIndex list = {};
+  std::optional<Pattern> expression = {};
+
+  bool empty() const { return list.empty() && !expression; }
+  bool matches(std::string_view path, std::size_t& steps) const {
+    return expression ? expression->matches(path, steps) : list.ends(path, steps);
+  }
+  bool names_exactly(std::string_view path) const { return list.contains(path); }
+
+  /// The last components of path are name.
+  static bool ends_in(std::string_view path, std::string_view name) {
+    return path.ends_with(name) && (path.size() == name.size() || path[path.size() - name.size() - 1] == '.');
+  }
+  /// path is name or lies in it, at any depth.
+  static bool lies_in(std::string_view path, std::string_view name) {
+    for (std::size_t at = path.find(name); at != std::string_view::npos && !name.empty(); at = path.find(name, at + 1)) {
+      const std::size_t end = at + name.size();
+      if ((at == 0 || path[at - 1] == '.') && (end == path.size() || path[end] == '.')) return true;
+    }
+    return false;
+  }
+};
+
+/// The last component of a module's path.
+inline std::string_view last_of(std::string_view path) { return path.substr(path.rfind('.') + 1); }  // npos + 1: all of it
+
+/// Heads that transformers and TRL put on a decoder instead of its own.
+inline bool heads_a_classifier(std::string_view module) {
+  constexpr std::string_view heads[] = {"score", "classifier", "qa_outputs", "v_head", "value_head", "reward_head", "summary"};
+  return std::any_of(std::begin(heads), std::end(heads), [&](std::string_view head) { return ModuleNames::lies_in(module, head); });
+}
+
+/// A name of modules_to_save that a module of a llama, mistral or qwen2 decoder may end in, or lie in; the others no such decoder has.
+inline bool may_be_of_a_decoder(std::string_view saved) {
+  constexpr std::string_view parts[] = {
+      "model",     "layers",  "self_attn", "mlp",          "q_proj",          "k_proj",  "v_proj",    "o_proj",
+      "gate_proj", "up_proj", "norm",      "embed_tokens", "input_layernorm", "lm_head", "down_proj", "post_attention_layernorm"};
+  const std::string_view last = last_of(saved);
+  const bool number = !last.empty() && std::all_of(last.begin(), last.end(), [](char c) { return c >= '0' && c <= '9'; });
+  return number || std::any_of(std::begin(parts), std::end(parts), [&](std::string_view part) { return part.ends_with(last); });
+}
+
+/// Which modules of a model an adapter config asks for.
+struct TargetModules {
+  bool said = false;        ///< false: the tensors alone tell
+  bool all_linear = false;  ///< every projection but the head
+  ModuleNames names = {}, excluded = {};
+  NameIndex saved = {};                       ///< modules_to_save: whole modules, never wrapped
+  std::vector<Index> layers = {};             ///< layers_to_transform, sorted; empty: all
+  std::vector<Pattern> layers_patterns = {};  ///< what must stand before a layer's number, as `.*\.(name)`; empty: anything
+
+  bool match(std::string_view path, std::size_t& steps) const {
+    if (excluded.matches(path, steps)) return false;
+    if (saved.within(path, steps)) return false;
+    if (!said) return true;
+    if (all_linear) return !ModuleNames::ends_in(path, "lm_head");
+    if (names.names_exactly(path)) return true;  // a whole path passes by the layers, as in the reference
+    if (!names.matches(path, steps)) return false;
+    if (layers.empty()) return true;
+    const std::optional<Index> layer = layer_of(path, steps);
+    return layer && std::binary_search(layers.begin(), layers.end(), *layer);
+  }
+
+ private:
+  /// The number after the first `.name.number.`; the leading dot must be there.
+  std::optional<Index> layer_of(std::string_view path, std::size_t& steps) const {
+    for (std::size_t dot = path.find('.'); dot != std::string_view::npos; dot = path.find('.', dot + 1)) {
+      std::size_t end = dot + 1;
+      Index number = 0;
+      for (; end < path.size() && end - dot < 10 && path[end] >= '0' && path[end] <= '9'; ++end) number = 10 * number + (path[end] - '0');
+      if (end == dot + 1 || end == path.size() || path[end] != '.') continue;
+      const std::string_view before = path.substr(0, dot);
+      const bool named = layers_patterns.empty() ? before.find('.') != std::string_view::npos
+                                                 : std::any_of(layers_patterns.begin(), layers_patterns.end(),
+                                                               [&](const Pattern& pattern) { return pattern.matches(before, steps); });
+      if (named) return number;
+    }
+    return {};
+  }
+};
+
+}}}  // namespace pith::v0::detail

@@ -1,0 +1,263 @@
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <pith/core/types.hpp>
+#include <pith/kv/detail/cache_rules.hpp>
+#include <pith/kv/detail/slab.hpp>
+#include <pith/kv/detail/turns.hpp>
+
+namespace pith { inline namespace v0 { namespace detail {
+
+/// What a journal is made of, besides the home whose changes it keeps.
+struct JournalShape {
+  Index tokens = 0;       ///< that can be taken back
+  Index swaps = 0;        ///< of two rows, a head
+  Index merges = 0;       ///< rows that a merge changes, a head
+  Index gate_memory = 0;  ///< numbers that a merge's gate keeps of the layer
+  Index memory = 0;       ///< numbers that a policy keeps of a head as a whole
+};
+
+/// One head besides its rows.
+struct HeadState {
+  Index size = 0;      ///< rows
+  Index cursor = 0;    ///< policies by age: the oldest row behind the initial ones
+  Index observed = 0;  ///< tokens since the last eviction whose attention the policy was shown; with a window: up to which it was
+  Index live = 0;      ///< rows that an open journal may bring back lie below this
+};
+
+/// What undoing needs, from a checkpoint on. Evicted rows are swapped behind the last retained one, so an eviction is undone by its swaps;
+/// the only rows lost are those a later append lands on, and these are saved here.
+///
+/// Heap     all of it at construction; recording allocates nothing
+template <KvStorage T> class KvJournal {
+ public:
+  using S = arithmetic_t<T>;
+  struct Swap {
+    std::int32_t head, a, b;
+  };
+  /// One append and everything until the next.
+  struct Append {
+    Position first;   ///< of its tokens
+    Progress before;  ///< how far the cache was
+    Index tokens;
+    std::size_t first_saved;  ///< its first overwritten row, in the order of saving
+    std::size_t first_swap;   ///< its first swap
+    std::size_t first_merge;  ///< its first row changed by a merge
+  };
+  /// A row that was about to be lost, to an append or a merge: row `row` of `head`, kept as row `slot` of a slab.
+  struct Saved {
+    std::int32_t head, row, slot;
+    std::int32_t turned;  ///< where its key before its first turn is kept
+  };
+  KvJournal() = default;
+  KvJournal(const SlabShape& home, const JournalShape& shape)
+      : heads_(home.heads),
+        tokens_(shape.tokens),
+        rows_(home.rows),
+        stats_(home.stats),
+        gate_memory_(shape.gate_memory),
+        memory_(checked_product("KvCache", home.heads, shape.memory)),
+        saved_rows_(saved_shape(home, tokens_)),
+        merged_rows_(saved_shape(home, shape.merges)),
+        stats_before_(count(checked_product("KvCache", tokens_, home.heads), checked_product("KvCache", home.stats, home.rows))),
+        heads_before_(count(tokens_, home.heads)),
+        gates_before_(count(tokens_, gate_memory_)),
+        memory_before_(count(tokens_, memory_)) {
+    if constexpr (std::same_as<T, S>)  // rounded keys are never turned
+      if (home.angles) turns_ = TurnJournal<S>(home, tokens_, tokens_ + shape.merges);
+    appends_.reserve(static_cast<std::size_t>(tokens_));
+    saved_.reserve(count(tokens_, home.heads));
+    swaps_.reserve(count(shape.swaps, home.heads));
+    merges_.reserve(count(shape.merges, home.heads));
+    merges_of_.resize(static_cast<std::size_t>(home.heads));
+  }
+
+  bool open() const { return open_; }
+  void start() {
+    close();
+    open_ = true;
+  }
+  void close() {
+    open_ = false;
+    tokens_used_ = 0;
+    appends_.clear();
+    saved_.clear();
+    swaps_.clear();
+    merges_.clear();
+    std::fill(merges_of_.begin(), merges_of_.end(), 0);
+    turns_.forget();
+  }
+
+  void check_room(Index tokens) const {
+    if (open_ && tokens > tokens_ - tokens_used_)
+      raise<StateError>(text("pith::KvCache: ", tokens, " tokens, but the open journal can take back ", tokens_ - tokens_used_,
+                             " more: crop() or checkpoint() first, or construct with a larger max_draft"));
+  }
+  bool recording() const { return open_ && !appends_.empty(); }
+  Index newest() const { return static_cast<Index>(appends_.size()) - 1; }
+  const Append& append(Index i) const { return appends_[static_cast<std::size_t>(i)]; }
+  /// Index of the append that began at p, or -1.
+  Index find(Position p) const {
+    for (std::size_t i = 0; i < appends_.size(); ++i)
+      if (appends_[i].first == p) return static_cast<Index>(i);
+    return -1;
+  }
+
+  /// Notes how things stand before an append of `tokens` at position `first`.
+  void record(Position first, const Progress& before, Index tokens, std::span<const HeadState> heads, const KvSlab<T>& slab,
+              const Vector<S>& gate, const Matrix<S>& memory) {
+    appends_.push_back({.first = first,
+                        .before = before,
+                        .tokens = tokens,
+                        .first_saved = saved_.size(),
+                        .first_swap = swaps_.size(),
+                        .first_merge = merges_.size()});
+    tokens_used_ += tokens;
+    std::copy(heads.begin(), heads.end(), heads_before(newest()));
+    std::copy_n(gate.data(), gate_memory_, gates_before_.data() + newest() * gate_memory_);
+    std::copy_n(memory.data(), memory_, memory_before_.data() + newest() * memory_);
+    for (Index h = 0; stats_ > 0 && h < heads_; ++h)
+      stats_before(newest(), h, heads[static_cast<std::size_t>(h)].size) = stats_of(slab, heads, h);
+  }
+
+  /// Keeps row `row` of `slab`, which the k-th token of the newest append is about to overwrite.
+  void save_row(const KvSlab<T>& slab, Index head, Index row, Index token) {
+    const Index slot = tokens_used_ - appends_.back().tokens + token;
+    saved_rows_.copy_row(head, slot, slab, row);
+    saved_.push_back(
+        {static_cast<std::int32_t>(head), static_cast<std::int32_t>(row), static_cast<std::int32_t>(slot), turns_.detach(head, row)});
+  }
+  /// Refuses to merge so many rows of a head that not all they go to could be kept.
+  void check_merges(Index head, Index rows) const {
+    if (rows > merged_rows_.shape().rows - merges_of_[static_cast<std::size_t>(head)])
+      raise<CapacityError>(text("pith::KvCache: ", rows, " rows of a head leave at once and an open journal can keep ",
+                                merged_rows_.shape().rows - merges_of_[static_cast<std::size_t>(head)],
+                                " more merged ones: score fewer -inf, or construct with a larger max_draft"));
+  }
+  /// Keeps a row that a merge is about to change.
+  void save_merged(const KvSlab<T>& slab, Index head, Index row) {
+    const Index slot = merges_of_[static_cast<std::size_t>(head)]++;
+    merged_rows_.copy_row(head, slot, slab, row);
+    merges_.push_back(
+        {static_cast<std::int32_t>(head), static_cast<std::int32_t>(row), static_cast<std::int32_t>(slot), turns_.detach(head, row)});
+  }
+  void record_swap(Index head, Index a, Index b) {
+    PITH_ASSERT(swaps_.size() < swaps_.capacity());
+    swaps_.push_back({static_cast<std::int32_t>(head), static_cast<std::int32_t>(a), static_cast<std::int32_t>(b)});
+    turns_.swap_rows(head, a, b);
+  }
+
+  /// Refuses a turn that could not be taken back.
+  void check_turn(const ConstVectorRef<S>& inv_freq) const {
+    if (!recording()) return;  // before the first append: nothing to return to
+    if (turns_.turned(newest()))
+      raise<StateError>("pith::KvCache: reindex() twice after one append inside a journal: call it once, after evict(), or crop() first");
+    turns_.check(inv_freq);
+  }
+  void begin_turn(const ConstVectorRef<S>& inv_freq) {
+    if (recording()) turns_.begin(newest(), inv_freq);
+  }
+  /// Keeps the keys of a head that are about to be turned by these differences.
+  void save_turn(const KvSlab<S>& slab, Index head, std::span<const Position> by) {
+    if (recording()) turns_.save(slab, head, newest(), by);
+  }
+
+  /// Takes back all appends from number `to` on and returns how far things were before that one.
+  Progress undo_to(Index to, std::span<HeadState> heads, KvSlab<T>& slab, Vector<S>& gate, Matrix<S>& memory) {
+    const Progress before = append(to).before;
+    const Index made = static_cast<Index>(appends_.size());
+    for (; newest() >= to; appends_.pop_back()) {
+      undo(appends_.back(), slab);
+      tokens_used_ -= appends_.back().tokens;
+    }
+    std::copy_n(heads_before(to), heads_, heads.begin());
+    std::copy_n(gates_before_.data() + to * gate_memory_, gate_memory_, gate.data());
+    std::copy_n(memory_before_.data() + to * memory_, memory_, memory.data());
+    if constexpr (std::same_as<T, S>)
+      for (Index h = 0; turns_.keeps() && h < heads_; ++h) turns_.undo(slab, h, heads[static_cast<std::size_t>(h)].size, to, made);
+    for (Index h = 0; stats_ > 0 && h < heads_; ++h)
+      stats_of(slab, heads, h) = stats_before(to, h, heads[static_cast<std::size_t>(h)].size);
+    return before;
+  }
+
+  void copy_state(const KvJournal& other) {
+    open_ = other.open_;
+    tokens_used_ = other.tokens_used_;
+    appends_ = other.appends_;
+    saved_ = other.saved_;
+    swaps_ = other.swaps_;
+    merges_ = other.merges_;
+    merges_of_ = other.merges_of_;
+    appends_.reserve(other.appends_.capacity());
+    saved_.reserve(other.saved_.capacity());
+    swaps_.reserve(other.swaps_.capacity());
+    merges_.reserve(other.merges_.capacity());
+    saved_rows_.copy_all(other.saved_rows_);
+    merged_rows_.copy_all(other.merged_rows_);
+    stats_before_ = other.stats_before_;
+    heads_before_ = other.heads_before_;
+    gates_before_ = other.gates_before_;
+    memory_before_ = other.memory_before_;
+    turns_ = other.turns_;
+  }
+
+  std::size_t bytes() const {
+    return saved_rows_.bytes() + merged_rows_.bytes() + turns_.bytes() +
+           (stats_before_.capacity() + gates_before_.capacity() + memory_before_.capacity()) * sizeof(S) +
+           heads_before_.capacity() * sizeof(HeadState) + appends_.capacity() * sizeof(Append) +
+           (saved_.capacity() + merges_.capacity()) * sizeof(Saved) + swaps_.capacity() * sizeof(Swap);
+  }
+
+ private:
+  static std::size_t count(Index a, Index b) { return static_cast<std::size_t>(checked_product("KvCache", a, b)); }
+  HeadState* heads_before(Index append) { return heads_before_.data() + append * heads_; }
+  MatrixRef<S> stats_before(Index append, Index head, Index rows) {
+    return {stats_before_.data() + (append * heads_ + head) * stats_ * rows_, stats_, rows, rows_};
+  }
+  static MatrixRef<S> stats_of(const KvSlab<T>& slab, std::span<const HeadState> heads, Index head) {
+    return slab.stats(head, 0, heads[static_cast<std::size_t>(head)].size);
+  }
+
+  static SlabShape saved_shape(const SlabShape& home, Index rows) {
+    return {.heads = home.heads, .rows = rows, .head_dim = home.head_dim, .angles = home.angles, .masses = home.masses};
+  }
+
+  /// Its merges, its evictions, then the rows it landed on: the newest change first. Keys are turned back when all is undone.
+  void undo(const Append& append, KvSlab<T>& slab) {
+    for (; merges_.size() > append.first_merge; merges_.pop_back()) {
+      restore(slab, merged_rows_, merges_.back());
+      --merges_of_[static_cast<std::size_t>(merges_.back().head)];
+    }
+    for (; swaps_.size() > append.first_swap; swaps_.pop_back()) {
+      const Swap& swap = swaps_.back();
+      slab.swap_rows(swap.head, swap.a, swap.b);
+      turns_.swap_rows(swap.head, swap.a, swap.b);
+    }
+    for (; saved_.size() > append.first_saved; saved_.pop_back()) restore(slab, saved_rows_, saved_.back());
+  }
+  void restore(KvSlab<T>& slab, const KvSlab<T>& from, const Saved& saved) {
+    slab.copy_row(saved.head, saved.row, from, saved.slot);
+    turns_.attach(saved.head, saved.row, saved.turned);
+  }
+
+  Index heads_ = 0, tokens_ = 0, rows_ = 0, stats_ = 0, gate_memory_ = 0, memory_ = 0, tokens_used_ = 0;
+  bool open_ = false;
+  std::vector<Append> appends_;
+  std::vector<Saved> saved_;
+  std::vector<Swap> swaps_;
+  std::vector<Saved> merges_;
+  std::vector<std::int32_t> merges_of_;  ///< [heads] rows kept for each
+  KvSlab<T> saved_rows_, merged_rows_;
+  std::vector<S> stats_before_;
+  std::vector<HeadState> heads_before_;
+  std::vector<S> gates_before_;   ///< [appends][gate_memory]
+  std::vector<S> memory_before_;  ///< [appends][heads*memory]
+  TurnJournal<S> turns_;
+};
+
+}}}  // namespace pith::v0::detail

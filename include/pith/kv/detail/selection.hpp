@@ -1,0 +1,85 @@
+#pragma once
+
+#include <algorithm>
+#include <span>
+
+#include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
+#include <pith/kv/detail/cache_state.hpp>
+#include <pith/kv/detail/row_compaction.hpp>
+#include <pith/kv/detail/select.hpp>
+#include <pith/kv/policy.hpp>
+
+namespace pith { inline namespace v0 { namespace detail {
+
+/// Which rows leave a cache, as its policy and the cache's own rules have it.
+template <class Policy, KvStorage T> struct Selection {
+  using S = arithmetic_t<T>;
+
+  const Policy& policy;
+  CacheState<T>& state;
+
+  /// A head's rows from `first` on as the policy sees them.
+  static KvRows<S> rows(const CacheState<T>& state, Index h, Index first, bool with_rows) {
+    const KvSlab<T>& slab = state.slab();
+    const Index n = state.size(h) - first, d = state.rules.shape.head_dim;
+    const auto [keys, values] = with_rows ? slab.widened_rows(h, first, n) : std::pair<const S*, const S*>();
+    const auto count = static_cast<std::size_t>(n);
+    return {.kv_head = h,
+            .shape = state.rules.shape,
+            .next = state.next,
+            .positions = {slab.positions(h) + first, count},
+            .kinds = {slab.kinds(h) + first, count},
+            .stats = state.stats(h, first, n),
+            .first = state.rules.first(),
+            .keys = ConstMatrixRef<S>(keys, with_rows ? n : 0, d),
+            .values = ConstMatrixRef<S>(values, with_rows ? n : 0, d),
+            .memory = ConstVectorRef<S>(state.memory.row(h)),
+            .scratch = slab.scratch(),
+            .candidates = slab.candidates()};
+  }
+
+  /// Scores all heads for a policy that has them decide together.
+  void score_together(Index retain) {
+    if constexpr (CombiningPolicy<Policy, S>) {
+      for (Index h = 0; h < state.heads(); ++h) {
+        score(h);
+        overrule(h);
+      }
+      LayerScores<S> layer = state.layer(retain);
+      policy.combine(layer);
+    }
+  }
+
+  /// Scores a head, unless that is done, and says how many of its rows leave.
+  Index leaving(Index h, Index retain, bool scored) {
+    if (state.rules.by_age()) return (std::max<Index>)(state.size(h) - retain, 0);
+    if constexpr (ScoringPolicy<Policy, S>) {
+      if (!scored) score(h);
+      overrule(h);
+      return detail::leaving(std::span<const S>(scores(h), static_cast<std::size_t>(state.size(h))), retain);
+    }
+    return 0;
+  }
+
+  /// Leaves the `count` victims of a head that was scored in the slab; policies by age need none.
+  void choose(Index h, Index count) {
+    if constexpr (ScoringPolicy<Policy, S>) {
+      const KvSlab<T>& slab = state.slab();
+      const auto n = static_cast<std::size_t>(state.size(h));
+      if (!state.rules.by_age()) choose_victims<S>({scores(h), n}, {slab.positions(h), n}, count, slab.candidates(), slab.victims());
+    }
+  }
+
+ private:
+  S* scores(Index h) const { return state.slab().scores(h); }
+  void score(Index h) requires ScoringPolicy<Policy, S> {
+    policy.score(rows(state, h, 0, state.rules.facts.traits.reads_rows), VectorRef<S>(scores(h), state.size(h)));
+  }
+  void overrule(Index h) {
+    detail::overrule(rows(state, h, 0, false), state.rules.facts.traits.keeps_newest, state.rules.options.window,
+                     VectorRef<S>(scores(h), state.size(h)));
+  }
+};
+
+}}}  // namespace pith::v0::detail

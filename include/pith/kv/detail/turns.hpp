@@ -1,0 +1,133 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <pith/attention/rope.hpp>
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/kv/detail/slab.hpp>
+
+namespace pith { inline namespace v0 { namespace detail {
+
+/// What undoing the turns of keys needs. A turn rounds, so turning back would not give the old bits: a key is kept once, as it was before
+/// its first turn since the checkpoint, beside the differences of every turn; crop() turns it again, as far as it is to go.
+///
+/// Heap     all of it at construction
+template <class S> class TurnJournal {
+ public:
+  TurnJournal() = default;
+  /// `turns`: at most so many; `fresh`: rows that may come or change between them, besides those of the home.
+  TurnJournal(const SlabShape& home, Index turns, Index fresh)
+      : heads_(home.heads), rows_(home.rows), head_dim_(home.head_dim), slots_(home.rows + fresh) {
+    const auto count = [](Index a, Index b) { return static_cast<std::size_t>(checked_product("KvCache", a, b)); };
+    const Index all = checked_product("KvCache", heads_, slots_);
+    slot_of_.resize(count(heads_, rows_), none);
+    used_.resize(static_cast<std::size_t>(heads_));
+    keys_.resize(count(all, head_dim_));
+    angles_.resize(static_cast<std::size_t>(all));
+    deltas_.resize(count(all, turns));
+    turned_.resize(static_cast<std::size_t>(turns));
+    inv_freq_.resize(static_cast<std::size_t>(head_dim_ / 2));
+  }
+
+  bool keeps() const { return heads_ > 0; }
+  /// Turn number `turn` has been made.
+  bool turned(Index turn) const { return keeps() && turned_[static_cast<std::size_t>(turn)] != 0; }
+  void forget() {
+    if (std::none_of(turned_.begin(), turned_.end(), [](char t) { return t != 0; })) return;
+    std::fill(turned_.begin(), turned_.end(), char(0));
+    std::fill(used_.begin(), used_.end(), Index(0));
+    std::fill(slot_of_.begin(), slot_of_.end(), none);
+  }
+
+  /// Refuses a turn by other frequencies than those before it.
+  void check(const ConstVectorRef<S>& inv_freq) const {
+    if (std::any_of(turned_.begin(), turned_.end(), [](char t) { return t != 0; }) &&
+        !std::equal(inv_freq_.begin(), inv_freq_.end(), inv_freq.data()))
+      raise<StateError>("pith::KvCache: reindex() with another rope inside a journal: crop() to end it first");
+  }
+  void begin(Index turn, const ConstVectorRef<S>& inv_freq) {
+    std::copy_n(inv_freq.data(), inv_freq_.size(), inv_freq_.begin());
+    std::fill_n(deltas(turn, 0), heads_ * slots_, 0);
+    turned_[static_cast<std::size_t>(turn)] = 1;
+  }
+  /// Keeps the keys of a head that are about to be turned.
+  void save(const KvSlab<S>& slab, Index head, Index turn, std::span<const Position> by) {
+    for (std::size_t r = 0; r < by.size(); ++r) {
+      if (by[r] == 0) continue;
+      const Index row = static_cast<Index>(r);
+      std::int32_t& slot = slot_of(head, row);
+      if (slot == none) {
+        slot = static_cast<std::int32_t>(used_[static_cast<std::size_t>(head)]++);
+        PITH_ASSERT(slot < slots_);
+        std::copy_n(slab.key(head, row), head_dim_, key(head, slot));
+        angles_[static_cast<std::size_t>(head * slots_ + slot)] = slab.angles(head)[row];
+      }
+      deltas(turn, head)[slot] = by[r];
+    }
+  }
+
+  void swap_rows(Index head, Index a, Index b) {
+    if (keeps()) std::swap(slot_of(head, a), slot_of(head, b));
+  }
+  /// The row is about to hold another key; attach() with what this returns when the old one is back.
+  std::int32_t detach(Index head, Index row) { return keeps() ? std::exchange(slot_of(head, row), none) : none; }
+  void attach(Index head, Index row, std::int32_t slot) {
+    if (keeps()) slot_of(head, row) = slot;
+  }
+
+  /// Gives the first `rows` rows of a head the keys and angles they had before turn number `to`, of `turns` made.
+  void undo(KvSlab<S>& slab, Index head, Index rows, Index to, Index turns) const {
+    S cosines[Rope<S>::max_head_dim];
+    Position computed_at = 0;
+    const Index half = head_dim_ / 2;
+    for (Index row = 0; row < rows; ++row) {
+      const std::int32_t slot = slot_of_[static_cast<std::size_t>(head * rows_ + row)];
+      const auto delta = [&](Index turn) { return turned(turn) ? deltas(turn, head)[slot] : 0; };
+      Index next = to;
+      while (slot != none && next < turns && delta(next) == 0) ++next;
+      if (slot == none || next == turns) continue;  // not turned since
+      S* const k = slab.key(head, row);
+      std::copy_n(key(head, slot), head_dim_, k);
+      Position angle = angles_[static_cast<std::size_t>(head * slots_ + slot)];
+      for (Index turn = 0; turn < to; ++turn) {
+        const Position by = delta(turn);
+        if (by == 0) continue;
+        if (by != computed_at) rope_angles(by, inv_freq_.data(), half, cosines, cosines + half);
+        computed_at = by;
+        rope_turn(k, k + half, half, cosines, cosines + half);
+        angle += by;
+      }
+      slab.angles(head)[row] = angle;
+    }
+  }
+
+  std::size_t bytes() const {
+    return slot_of_.capacity() * sizeof(std::int32_t) + used_.capacity() * sizeof(Index) +
+           (keys_.capacity() + inv_freq_.capacity()) * sizeof(S) + (angles_.capacity() + deltas_.capacity()) * sizeof(Position) +
+           turned_.capacity();
+  }
+
+ private:
+  static constexpr std::int32_t none = -1;
+  std::int32_t& slot_of(Index head, Index row) { return slot_of_[static_cast<std::size_t>(head * rows_ + row)]; }
+  S* key(Index head, Index slot) { return keys_.data() + (head * slots_ + slot) * head_dim_; }
+  const S* key(Index head, Index slot) const { return keys_.data() + (head * slots_ + slot) * head_dim_; }
+  Position* deltas(Index turn, Index head) { return deltas_.data() + (turn * heads_ + head) * slots_; }
+  const Position* deltas(Index turn, Index head) const { return deltas_.data() + (turn * heads_ + head) * slots_; }
+
+  Index heads_ = 0, rows_ = 0, head_dim_ = 0, slots_ = 0;
+  std::vector<std::int32_t> slot_of_;  ///< [heads][rows] where a row's key is kept, or none
+  std::vector<Index> used_;            ///< [heads] keys kept
+  std::vector<S> keys_;                ///< [heads][slots][head_dim] before their first turn
+  std::vector<Position> angles_;       ///< [heads][slots] of these
+  std::vector<Position> deltas_;       ///< [turns][heads][slots] what each turn added
+  std::vector<char> turned_;           ///< [turns] whether it was made
+  std::vector<S> inv_freq_;            ///< [head_dim / 2] of the rope that turned
+};
+
+}}}  // namespace pith::v0::detail

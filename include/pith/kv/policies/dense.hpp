@@ -1,0 +1,16 @@
+#pragma once
+
+#include <pith/kv/policy.hpp>
+
+namespace pith { inline namespace v0 {
+
+/// Keeps every row; a full cache refuses the next token.
+///
+/// Keeps    everything, up to KvCacheOptions::max_tokens
+/// Needs    nothing
+/// Cost     nothing per step; attention and memory grow with the text
+struct Dense {
+  static constexpr Index budget() { return unlimited; }
+};
+
+}}  // namespace pith::v0

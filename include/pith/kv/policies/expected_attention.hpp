@@ -1,0 +1,127 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <numbers>
+#include <utility>
+
+#include <pith/attention/rope.hpp>
+#include <pith/kv/policy.hpp>
+#include <pith/nn/softmax.hpp>
+
+namespace pith { inline namespace v0 {
+
+/// Expected attention: a Gaussian of a prompt's unrotated queries, N(μ, Σ), moved to the positions to come, says what weight a key can
+/// expect: z = μ·k/√d + kᵀΣk/2d, softmax over the rows, times the norm of its value.
+///
+/// Keeps    `keep` rows by expected weight, the first `sinks` among them, when a prompt ends
+/// Needs    queries, keys and values; no attention weights
+/// Cost     head_dim² per query head and query of the prompt while watching, and per query head and row, once
+/// Paper    Expected Attention: arXiv:2510.00636
+template <class S = float> struct ExpectedAttention {
+  static constexpr Index most_future = Index(1) << 20;
+
+  std::shared_ptr<const Rope<S>> rope;  ///< of the model: how its queries were rotated
+  Index keep = 1024;                    ///< rows kept
+  Index sinks = 4;                      ///< initial tokens, always kept; their queries are left out of the Gaussian
+  Index future = 512;                   ///< positions to come that are averaged over
+  S epsilon = S(0.02);                  ///< added to the weight before the value's norm is looked at
+  bool covariance = true;               ///< false: the mean query alone
+
+  Index budget() const { return keep; }
+  /// Throws   ShapeError for numbers that make no sense, without a rope and with one of another head_dim; UnsupportedError for dynamic
+  ///          rope, whose queries cannot be turned back
+  void check(const AttentionShape& shape) const {
+    detail::check_count("ExpectedAttention", "keep", keep, 1);
+    detail::check_count("ExpectedAttention", "sinks", sinks, 0, keep - 1, "the newest row stays besides");
+    detail::check_count("ExpectedAttention", "future", future, 1, most_future);
+    detail::check_amount("ExpectedAttention", "epsilon", static_cast<double>(epsilon));
+    if (rope == nullptr) raise<ShapeError>("pith::ExpectedAttention: rope is null, expected that of the model");
+    if (rope->options().head_dim != shape.head_dim)
+      raise<ShapeError>(detail::text("pith::ExpectedAttention: the rope turns heads of ", rope->options().head_dim,
+                                     ", the layer has heads of ", shape.head_dim));
+    if (rope->options().scaling.type == RopeType::dynamic)
+      raise<UnsupportedError>(
+          "pith::ExpectedAttention: under dynamic rope a query's angle depends on the length it was rotated at: choose another policy");
+  }
+  PolicyTraits traits() const { return {.prompt_only = true, .reads_rows = true, .needs_queries = true}; }
+  Index stats(const AttentionShape&) const { return 0; }
+  /// For each query head: how many queries, their sum [d], the sum of their products [d, d].
+  Index memory(const AttentionShape& shape) const { return shape.group() * per_head(shape.head_dim); }
+
+  void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S>, VectorRef<S> memory) const {
+    const Index d = rows.shape.head_dim, group = rows.shape.group();
+    S plain[Rope<S>::max_head_dim];
+    for (Index q = 0; q < seen.queries.rows(); ++q) {
+      const Position position = rows.positions[static_cast<std::size_t>(seen.first_row + q / group)];
+      if (position - rows.first < sinks) continue;
+      VectorRef<S> query(plain, d);
+      query = seen.queries.row(q);
+      const Position back = -position;
+      rope->rotate_by(MatrixRef<S>(plain, 1, d), {&back, 1});
+      S* const moments = memory.data() + q % group * per_head(d);
+      moments[0] += S(1);
+      VectorRef<S>(moments + 1, d) += query;
+      for (Index i = 0; covariance && i < d; ++i) VectorRef<S>(moments + 1 + d + i * d, d) += plain[i] * query;
+    }
+  }
+
+  void score(const KvRows<S>& rows, VectorRef<S> out) const {
+    const Index d = rows.shape.head_dim, group = rows.shape.group(), n = rows.size();
+    S cosines[Rope<S>::max_head_dim / 2], sines[Rope<S>::max_head_dim / 2];
+    average_rotation(rows.next, d, cosines, sines);
+    out.setZero();
+    for (Index g = 0; g < group; ++g) {
+      const S* const moments = rows.memory.data() + g * per_head(d);
+      for (Index r = 0; r < n; ++r)
+        rows.scratch[r] = is_sink(rows, r) ? -std::numeric_limits<S>::infinity() : expected(moments, rows, r, cosines, sines);
+      detail::softmax_row<S>(rows.scratch, rows.scratch, n);
+      out += ConstVectorRef<S>(rows.scratch, n) / static_cast<S>(group);
+    }
+    for (Index r = 0; r < n; ++r)
+      out[r] = is_sink(rows, r) ? std::numeric_limits<S>::infinity() : (out[r] + epsilon) * rows.values.row(r).norm();
+  }
+
+ private:
+  static Index per_head(Index d) { return 1 + d + d * d; }
+  bool is_sink(const KvRows<S>& rows, Index r) const { return rows.positions[static_cast<std::size_t>(r)] - rows.first < sinks; }
+
+  /// The rotations of the positions to come, averaged: no rotation any more.
+  void average_rotation(Position next, Index d, S* cosines, S* sines) const {
+    std::fill_n(cosines, d / 2, S(0));
+    std::fill_n(sines, d / 2, S(0));
+    S turned[Rope<S>::max_head_dim];
+    for (Index t = 0; t < future; ++t) {
+      std::fill_n(turned, d / 2, S(1));
+      std::fill_n(turned + d / 2, d / 2, S(0));
+      const auto at = static_cast<Position>(std::min(Index(next) + t, Index(std::numeric_limits<Position>::max())));
+      rope->rotate_by(MatrixRef<S>(turned, 1, d), {&at, 1});
+      for (Index i = 0; i < d / 2; ++i) {
+        cosines[i] += turned[i] / static_cast<S>(future);
+        sines[i] += turned[i + d / 2] / static_cast<S>(future);
+      }
+    }
+  }
+
+  /// μ·R̄ᵀk/√d + (R̄ᵀk)ᵀ Σ (R̄ᵀk) / 2d: the key is turned back instead of the Gaussian forward.
+  S expected(const S* moments, const KvRows<S>& rows, Index r, const S* cosines, const S* sines) const {
+    const Index d = rows.shape.head_dim;
+    S turned[Rope<S>::max_head_dim];
+    for (Index i = 0; i < d / 2; ++i) {
+      const S a = rows.keys(r, i), b = rows.keys(r, i + d / 2);
+      turned[i] = cosines[i] * a + sines[i] * b;
+      turned[i + d / 2] = cosines[i] * b - sines[i] * a;
+    }
+    const S count = (std::max)(moments[0], S(1));
+    const ConstVectorRef<S> key(turned, d), sum(moments + 1, d);
+    const S mean = sum.dot(key) / count;
+    S second = 0;
+    for (Index i = 0; covariance && i < d; ++i) second += turned[i] * ConstVectorRef<S>(moments + 1 + d + i * d, d).dot(key);
+    const S spread = covariance ? second / count - mean * mean : S(0);
+    return mean / std::sqrt(static_cast<S>(d)) + spread / static_cast<S>(2 * d);
+  }
+};
+
+}}  // namespace pith::v0

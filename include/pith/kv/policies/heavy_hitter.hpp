@@ -1,0 +1,34 @@
+#pragma once
+
+#include <pith/kv/policy.hpp>
+
+namespace pith { inline namespace v0 {
+
+/// H2O: keeps the rows that attracted most attention so far, plus the newest.
+///
+/// A row's score is the softmax weight it received from every query since it was appended, its own included, summed over the query heads
+/// that share the kv head; it never decays, so a long prompt's favourites stay for long.
+///
+/// Keeps    `heavy` rows by accumulated attention and the newest `recent`
+/// Needs    attention weights
+/// Cost     one add per weight while watching, one look at every score when evicting
+/// Paper    H2O: arXiv:2306.14048
+struct HeavyHitter {
+  Index heavy = 512;   ///< rows kept for their accumulated attention (k of the paper's H2 set)
+  Index recent = 512;  ///< newest rows, always kept
+  Index budget() const { return detail::sum_of_rows(heavy, recent); }
+  void check(const AttentionShape&) const {
+    detail::check_count("HeavyHitter", "heavy", heavy, 0);
+    detail::check_count("HeavyHitter", "recent", recent, 0, detail::most_rows - heavy);
+    detail::check_count("HeavyHitter", "heavy + recent", heavy + recent, 1);
+  }
+  Index stats(const AttentionShape&) const { return 1; }
+  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {
+    add_rows<S>(seen.weights, stats.topRows(1));
+  }
+  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
+    keep_newest<S>(rows, recent, rows.stats.row(0).data(), out);
+  }
+};
+
+}}  // namespace pith::v0

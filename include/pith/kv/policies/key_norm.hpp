@@ -1,0 +1,24 @@
+#pragma once
+
+#include <pith/kv/policy.hpp>
+
+namespace pith { inline namespace v0 {
+
+/// Small keys stay: what is looked at much tends to have a key of small norm. Rotation changes no norm.
+///
+/// Keeps    `keep` rows of smallest key norm, and the newest row
+/// Needs    keys, once each
+/// Cost     one norm per appended row, one look at every score when evicting
+/// Paper    KNorm: arXiv:2406.11430
+struct KeyNorm {
+  Index keep = 1024;  ///< rows kept
+  Index budget() const { return keep; }
+  void check(const AttentionShape&) const { detail::check_count("KeyNorm", "keep", keep, 1); }
+  Index stats(const AttentionShape&) const { return 1; }
+  template <class S> void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const {
+    for (Index r = 0; r < fresh.size(); ++r) stats(0, r) = -fresh.keys.row(r).norm();
+  }
+  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const { out = rows.stats.row(0); }
+};
+
+}}  // namespace pith::v0

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <algorithm>
+
+#include <pith/kv/policy.hpp>
+
+namespace pith { inline namespace v0 {
+
+/// Observed attention: the weight a row received from a prompt, per query of this prompt that could see it; so an early row has no
+/// advantage of age, and a row of an earlier turn none of queries that went before.
+///
+/// Keeps    `keep` rows by average attention, when a prompt ends
+/// Needs    attention weights of the whole prompt
+/// Cost     one add per weight while watching
+/// Paper    after H2O, arXiv:2306.14048, as its one-shot form is measured
+struct ObservedAttention {
+  Index keep = 1024;  ///< rows kept
+  Index budget() const { return keep; }
+  void check(const AttentionShape&) const { detail::check_count("ObservedAttention", "keep", keep, 1); }
+  PolicyTraits traits() const { return {.prompt_only = true}; }
+  Index stats(const AttentionShape&) const { return 2; }  // the weight received, and how many weights that is the sum of
+  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {
+    add_rows<S>(seen.weights, stats.topRows(1));
+    const Index group = rows.shape.group(), end = seen.first_row + seen.weights.rows() / group;
+    for (Index r = 0; r < end; ++r) stats(1, r) += static_cast<S>(group * (end - (std::max)(r, seen.first_row)));
+  }
+  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
+    for (Index r = 0; r < rows.size(); ++r) out[r] = rows.stats(0, r) / (std::max)(rows.stats(1, r), S(1));
+  }
+};
+
+}}  // namespace pith::v0

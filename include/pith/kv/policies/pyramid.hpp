@@ -1,0 +1,63 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/kv/detail/policy_checks.hpp>
+
+namespace pith { inline namespace v0 {
+
+/// PyramidKV's budgets: more rows for the first layers, fewer for the last, the same on average.
+///
+/// Shapes   returns a budget per layer, the window included
+/// Throws   ShapeError for options that make no sense
+/// Paper    PyramidKV: arXiv:2406.02069
+struct Pyramid {
+  Index layers = 1;
+  Index window = 32;  ///< rows of each budget that are the last queries'
+  Index beta = 20;    ///< how steep: the last layer keeps about 1/beta of the average besides the window
+
+  /// As released: whole numbers, for `rows` rows per layer on average and a prompt of `tokens`.
+  std::vector<Index> budgets(Index rows, Index tokens) const {
+    check(rows, tokens);
+    const Index beside = rows - window, most = (std::max)(Index(0), tokens - window);
+    Index low = beside / beta, high = 2 * beside - low;
+    if (high >= most) {
+      high = most;
+      low = 2 * beside - high;
+    }
+    const Index step = layers > 1 ? (high - low) / (layers - 1) : 0;
+    std::vector<Index> out;
+    for (Index l = 0; l < layers; ++l) out.push_back(window + high - l * step);
+    return out;
+  }
+
+  /// The other published formula: real numbers, for a share `ratio` of `tokens` removed. Every layer alike where the pyramid does not fit.
+  std::vector<Index> budgets_at(double ratio, Index tokens) const {
+    check(window, tokens);
+    detail::check_share("Pyramid", "ratio", ratio);
+    const double length = static_cast<double>(tokens), rows = length * (1 - ratio), most = length - static_cast<double>(window);
+    double low = rows / static_cast<double>(beta), high = 2 * rows - low;
+    if (high >= most) {
+      high = most;
+      low = 2 * rows - high;
+    }
+    if (!(length >= high && high >= low && low >= static_cast<double>(window))) low = high = rows;
+    const double step = layers > 1 ? (high - low) / static_cast<double>(layers - 1) : 0;
+    std::vector<Index> out;
+    for (Index l = 0; l < layers; ++l) out.push_back(static_cast<Index>(std::nearbyint(high - static_cast<double>(l) * step)));
+    return out;
+  }
+
+ private:
+  void check(Index rows, Index tokens) const {
+    constexpr Index most = detail::most_rows;
+    if (layers < 1 || layers > most || window < 0 || beta < 1 || rows < window || rows > most || tokens < 0 || tokens > most)
+      raise<ShapeError>(detail::text("pith::Pyramid: ", layers, " layers, window ", window, ", beta ", beta, ", ", rows, " rows of ",
+                                     tokens, " tokens: expected at least 1 layer, beta 1 and a window's rows"));
+  }
+};
+
+}}  // namespace pith::v0

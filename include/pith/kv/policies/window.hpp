@@ -1,0 +1,20 @@
+#pragma once
+
+#include <pith/kv/policy.hpp>
+
+namespace pith { inline namespace v0 {
+
+/// The newest rows and nothing else.
+///
+/// Keeps    the newest `window` tokens
+/// Needs    nothing
+/// Cost     one row moved per token, however many rows
+/// Paper    Longformer: arXiv:2004.05150
+struct Window {
+  Index window = 1024;  ///< rows kept
+  Index budget() const { return window; }
+  void check(const AttentionShape&) const { detail::check_count("Window", "window", window, 1); }
+  Index initial() const { return 0; }
+};
+
+}}  // namespace pith::v0

@@ -1,0 +1,89 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <type_traits>
+
+#include <pith/attention/kv_view.hpp>
+#include <pith/attention/shape.hpp>
+#include <pith/core/check.hpp>
+#include <pith/kv/detail/slab.hpp>
+
+namespace pith { inline namespace v0 {
+
+namespace detail {
+template <KvStorage T> class PromptBufferLease;
+}  // namespace detail
+
+/// What the policies of the caches that will use a prompt buffer ask for: the most of each.
+struct KvPromptBufferOptions {
+  Index stats = 0;                ///< numbers a row
+  bool reads_rows = false;        ///< some score() or admit() looks at keys and values
+  bool combines = false;          ///< some policy combines the scores of all heads
+  bool angles = false;            ///< some policy is read at cache positions
+  bool keep_masses = false;       ///< merged rows count as the tokens they stand for
+  bool merges = false;            ///< some cache merges what it evicts
+  ExecutorRef executor = serial;  ///< threads for merging; must outlive the prompt buffer
+};
+
+/// Memory for a chunk that is longer than a cache's budget, lent to the layers of a session in turn: reserve() moves a cache in, evict()
+/// brings the survivors home. So only one layer at a time holds a whole prompt, and a second cache is refused until then.
+///
+/// Heap     one allocation, at construction
+template <KvStorage T = float> class KvPromptBuffer {
+ public:
+  /// Room for `rows` rows a head: the longest chunk plus the largest budget that will meet it.
+  ///
+  /// Throws   ShapeError for a shape, rows or stats that make no sense, CapacityError if so many rows cannot be held
+  KvPromptBuffer(const AttentionShape& shape, Index rows, const KvPromptBufferOptions& options = {})
+      : slab_({.heads = shape.num_kv_heads,
+               .rows = checked_rows(shape, rows, options),
+               .head_dim = shape.head_dim,
+               .stats = options.stats,
+               .angles = options.angles,
+               .scores = true,
+               .combines = options.combines,
+               .widened = (options.reads_rows || options.merges) && !std::is_same_v<T, arithmetic_t<T>>,
+               .masses = options.merges || options.keep_masses,
+               .log_masses = options.keep_masses,
+               .merges = options.merges}),
+        merging_(options.merges
+                     ? detail::merging_bytes<arithmetic_t<T>>(slab_.most_rows(), slab_.most_rows(), shape.head_dim, options.executor.size())
+                     : 0,
+                 options.executor) {}
+  std::size_t bytes() const { return slab_.bytes() + merging_.bytes(); }
+  Index rows() const { return slab_.shape().rows; }
+  detail::KvSlab<T>& slab() { return slab_; }
+  const detail::KvSlab<T>& slab() const { return slab_; }
+  Workspace& merging() { return merging_; }
+
+  /// Throws   CapacityError, ShapeError unless `rows` rows a head of a cache with such a home find room
+  void check_fits(const detail::SlabShape& home, Index rows) const {
+    const detail::SlabShape& ours = slab_.shape();
+    if (rows > ours.rows)
+      raise<CapacityError>(detail::text("pith::KvCache: ", rows, " rows a head are needed, the prompt buffer holds ", ours.rows));
+    if (ours.heads != home.heads || ours.head_dim != home.head_dim || ours.stats < home.stats || (home.widened && !ours.widened) ||
+        (home.combines && !ours.combines) || (home.angles && !ours.angles) || (home.masses && !ours.masses) ||
+        (home.log_masses && !ours.log_masses) || (home.merges && !ours.merges))
+      raise<ShapeError>(detail::text("pith::KvCache: the prompt buffer holds ", ours.heads, " heads of ", ours.head_dim, " with ",
+                                     ours.stats, " stats, the cache needs ", home.heads, " of ", home.head_dim, " with ", home.stats));
+  }
+
+ private:
+  friend class detail::PromptBufferLease<T>;
+  static Index checked_rows(const AttentionShape& shape, Index rows, const KvPromptBufferOptions& options) {
+    shape.check("KvPromptBuffer");
+    if (rows < 1 || rows > (std::numeric_limits<std::int32_t>::max)())
+      raise<ShapeError>(detail::text("pith::KvPromptBuffer: ", rows, " rows a head, expected 1 .. 2147483647"));
+    if (options.stats < 0) raise<ShapeError>(detail::text("pith::KvPromptBuffer: ", options.stats, " stats a row, expected 0 or more"));
+    return rows;
+  }
+
+  detail::KvSlab<T> slab_;
+  Workspace merging_;
+  std::shared_ptr<bool> lent_ = std::make_shared<bool>(false);
+};
+
+}}  // namespace pith::v0

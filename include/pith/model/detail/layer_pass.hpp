@@ -1,0 +1,213 @@
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <pith/attention/attend.hpp>
+#include <pith/attention/rope.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/kv/kv_cache.hpp>
+#include <pith/model/config.hpp>
+#include <pith/model/detail/decoder_model.hpp>
+#include <pith/model/weights.hpp>
+#include <pith/nn/feed_forward.hpp>
+#include <pith/nn/norm.hpp>
+#include <pith/peft/detail/rows_by_adapter.hpp>
+#include <pith/peft/linear_adapter.hpp>
+#include <pith/peft/model_adapter.hpp>
+
+namespace pith { inline namespace v0 { namespace detail {
+
+inline constexpr Index prefill_tile =
+    64;  ///< tokens projected together: enough to read each weight once from cache, few enough to stay there
+
+struct NoProbe {
+  template <class S> void operator()(Index, const ConstMatrixRef<S>&) const {}
+};
+
+/// y = norm(x), row by row, with an adapter's norm where it brings one.
+template <class S, class NormOf>
+void norm_runs(const RmsNorm<S>& base, const RowsByAdapter<S>& runs, NormOf&& norm_of, std::type_identity_t<ConstMatrixRef<S>> x,
+               std::type_identity_t<MatrixRef<S>> y) {
+  base.forward(x, y);
+  runs.for_each(x.rows(), [&](Index first, Index rows, const ModelAdapter<S>& adapter) {
+    if (const RmsNorm<S>* norm = norm_of(adapter); norm != nullptr && norm->size() > 0)
+      norm->forward(x.middleRows(first, rows), y.middleRows(first, rows));
+  });
+}
+
+/// One decoder layer over one cache, or over several: hidden [tokens, hidden_size] is updated in place.
+template <class S> struct LayerPass {
+  const DecoderModel<S>& model;
+  Index layer;
+  Workspace& ws;
+  RowsByAdapter<S> adapters = {};  ///< of the rows of hidden; no run: the plain path
+
+  /// A prompt: the keys and values of all tokens first, then all queries tile by tile; the caller evicts.
+  /// `rope_length` is the length dynamic scaling looks at: the call's, for all its tokens. `marks`: what append() is told of them. Of
+  /// the last layer only the last token is read, and those the policy watches: the other rows of hidden are left as they were.
+  template <class Cache>
+  void prefill(Cache& cache, MatrixRef<S> hidden, const AppendOptions& marks, Position rope_length, bool last_layer = false) const {
+    const Index n = hidden.rows();
+    const Position start = cache.next_position(), angle = cache.query_position();
+    for (Index t = 0; t < n; t += prefill_tile) {
+      const Index tile = (std::min)(prefill_tile, n - t);
+      const Workspace::Scope scope(ws);
+      const MatrixRef<S> x = normed(hidden.middleRows(t, tile));
+      const MatrixRef<S> k = project(Projection::k, x), v = project(Projection::v, x);
+      model.rope.rotate(k, positions(angle + t, tile), rope_length);
+      const auto part = [&](auto all) {
+        return all.empty() ? all : all.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(tile));
+      };
+      cache.append(k, v, {.phase = Phase::prefill, .more = marks.more, .kinds = part(marks.kinds), .masses = part(marks.masses)});
+    }
+    const Position gap = cache.gap();
+    const Index watched = watched_queries(cache, n);
+    for (Index t = last_layer ? n - (std::max)(Index(1), watched) : 0; t < n; t += prefill_tile) {
+      const Index tile = (std::min)(prefill_tile, n - t);
+      const MatrixRef<S> rows = hidden.middleRows(t, tile);
+      const Workspace::Scope scope(ws);
+      const MatrixRef<S> q = project(Projection::q, normed(rows));
+      const MatrixRef<S> out = ws.matrix<S>(tile, q.cols());
+      look(cache, q, out, static_cast<Position>(start + t), angle + t, gap, rope_length, (std::max)(Index(0), watched - (n - t - tile)));
+      finish(rows, out);
+    }
+  }
+
+  /// The next tokens: every weight is read once for all of them, but each is appended, attends and evicts before the next one does.
+  template <class Cache> void decode(Cache& cache, MatrixRef<S> hidden) const {
+    decode(
+        hidden, [&](Index) -> Cache& { return cache; },
+        [](Index, auto&& verbs) {
+          verbs();
+          return true;
+        });
+  }
+  /// The same for tokens of several conversations: token t goes into cache_of(t). attempt(t, verbs) calls verbs() and says whether they
+  /// were done: a conversation for which they were not is of no use from there on, the others do not notice.
+  template <class CacheOf, class Attempt> void decode(MatrixRef<S> hidden, CacheOf&& cache_of, Attempt&& attempt) const {
+    const Index n = hidden.rows();
+    const Workspace::Scope scope(ws);
+    const MatrixRef<S> x = normed(hidden);
+    MatrixRef<S> q = project(Projection::q, x), k = project(Projection::k, x), v = project(Projection::v, x);
+    MatrixRef<S> out = ws.matrix<S>(n, q.cols());
+    for (Index t = 0; t < n; ++t) {
+      const bool done = attempt(t, [&] {
+        auto& cache = cache_of(t);
+        const Workspace::Scope token(ws);
+        const Position position = cache.next_position(), angle = cache.query_position();
+        model.rope.rotate(k.middleRows(t, 1), positions(angle, 1), position + 1);
+        cache.append(k.middleRows(t, 1), v.middleRows(t, 1));
+        look(cache, q.middleRows(t, 1), out.middleRows(t, 1), position, angle, cache.gap(), position + 1, watched_queries(cache, 1));
+        evict(cache);
+      });
+      if (!done) out.row(t).setZero();
+    }
+    finish(hidden, out);
+  }
+
+  template <class Cache> Index evict(Cache& cache, Index coming = 0) const {
+    const Index dropped = cache.evict(coming);
+    if constexpr (requires { cache.reindex(model.rope); }) cache.reindex(model.rope);
+    return dropped;
+  }
+
+ private:
+  const LayerWeights<S>& weights() const { return model.weights.layers[static_cast<std::size_t>(layer)]; }
+  const typename DecoderModel<S>::Layer& derived() const { return model.layers[static_cast<std::size_t>(layer)]; }
+
+  MatrixRef<S> normed(const MatrixRef<S>& hidden) const {
+    const MatrixRef<S> x = ws.matrix<S>(hidden.rows(), hidden.cols());
+    norm_runs(derived().input_norm, adapters, norm_of(&LayerAdapter<S>::input_layernorm), hidden, x);
+    return x;
+  }
+  auto norm_of(RmsNorm<S> LayerAdapter<S>::*member) const {
+    return [this, member](const ModelAdapter<S>& adapter) {
+      const auto& layers = adapter.parts().layers;
+      return layers.empty() ? nullptr : &(layers[static_cast<std::size_t>(layer)].*member);
+    };
+  }
+  AdaptedLinear<S> overlaid(Projection p, RowsByAdapter<S> rows) const { return {projection_of(weights(), p), rows, layer, p}; }
+  MatrixRef<S> project(Projection p, const MatrixRef<S>& x) const {
+    const AnyLinear<S>& base = projection_of(weights(), p);
+    const MatrixRef<S> y = ws.matrix<S>(x.rows(), base.out());
+    if (adapters.empty())
+      base.forward(x, y, ws);
+    else
+      overlaid(p, adapters).forward(x, y, ws);
+    return y;
+  }
+  /// The feed-forward block, tile by tile where rows have adapters: it reads its input in tiles of that size itself.
+  void feed_forward(const MatrixRef<S>& x, MatrixRef<S> y) const {
+    if (adapters.empty()) return derived().mlp.forward(x, y, ws);
+    for (Index t = 0; t < x.rows(); t += feed_forward_tile) {
+      const Index tile = (std::min)(feed_forward_tile, x.rows() - t);
+      const auto part = [&](Projection p) { return overlaid(p, adapters.from(t)); };
+      SwiGlu<AdaptedLinear<S>>(part(Projection::gate), part(Projection::up), part(Projection::down))
+          .forward(x.middleRows(t, tile), y.middleRows(t, tile), ws);
+    }
+  }
+  std::span<const Position> positions(Index first, Index n) const {
+    Position* p = ws.take<Position>(n);
+    for (Index i = 0; i < n; ++i) p[i] = static_cast<Position>(first + i);
+    return {p, static_cast<std::size_t>(n)};
+  }
+
+  /// How many of the last n queries the policy wants to see.
+  template <class Cache> static Index watched_queries(const Cache& cache, Index n) {
+    return cache.watching() ? (std::min)(n, cache.watches()) : 0;
+  }
+
+  /// Rotates the queries and attends. Sinks at cache positions are read by a second copy of them, rotated as if `gap` tokens were not
+  /// there.
+  template <class Cache>
+  void look(Cache& cache, const MatrixRef<S>& q, const MatrixRef<S>& out, Position first, Index angle, Position gap, Position rope_length,
+            Index watched) const {
+    const Workspace::Scope scope(ws);
+    MatrixRef<S> sinks = gap > 0 ? ws.matrix<S>(q.rows(), q.cols()) : MatrixRef<S>();
+    if (gap > 0) {
+      sinks = q;
+      model.rope.rotate(sinks, positions(angle - gap, q.rows()), rope_length);
+    }
+    model.rope.rotate(q, positions(angle, q.rows()), rope_length);
+    const AttendOptions<S> options{
+        .first_query = first, .window = model.config.window(layer), .q_sinks = sinks, .gap = gap, .observe_last = watched};
+    if constexpr (requires { cache.observer(); }) {
+      if (watched > 0) return attend(q, cache.view(), out, ws, cache.observer(), options);
+    }
+    attend(q, cache.view(), out, ws, NoObserver{}, options);
+  }
+
+  /// Everything after attention: output projection, residual, norm, MLP, residual.
+  void finish(MatrixRef<S> hidden, const MatrixRef<S>& attended) const {
+    const Workspace::Scope scope(ws);
+    const MatrixRef<S> y = project(Projection::o, attended);
+    hidden += y;
+    const MatrixRef<S> x = ws.matrix<S>(hidden.rows(), hidden.cols());
+    norm_runs(derived().post_attention_norm, adapters, norm_of(&LayerAdapter<S>::post_attention_layernorm), hidden, x);
+    feed_forward(x, y);
+    hidden += y;
+  }
+};
+
+/// What a LayerPass over tiles of `tokens` takes, its kernels included, with up to `rows` cached rows a head.
+template <class S> std::size_t layer_workspace_bytes(const DecoderModel<S>& model, Index tokens, Index rows, Index workers) {
+  const DecoderConfig& c = model.config;
+  const Index q = c.num_attention_heads * c.head_dim, kv = c.num_key_value_heads * c.head_dim;
+  const auto bytes = [&](Index width) { return Workspace::bytes_for<S>(tokens, width); };
+  std::size_t kernels = attend_workspace_bytes<S>(c.attention(), rows, workers, tokens);
+  for (std::size_t l = 0; l < model.layers.size(); ++l) {
+    const LayerWeights<S>& w = model.weights.layers[l];
+    for (const AnyLinear<S>* linear : {&w.q_proj, &w.k_proj, &w.v_proj, &w.o_proj})
+      kernels = (std::max)(kernels, linear->workspace_bytes(tokens, workers));
+    kernels = (std::max)(kernels, model.layers[l].mlp.workspace_bytes(tokens, workers));
+  }
+  kernels =
+      (std::max)(kernels, model.weights.lm_head.workspace_bytes(tokens, workers)) + linear_adapter_workspace_bytes<S>(tokens, workers);
+  return kernels + 3 * bytes(c.hidden_size) + 3 * bytes(q) + 2 * bytes(kv) + 4 * Workspace::bytes_for<Position>(tokens);
+}
+
+}}}  // namespace pith::v0::detail

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <pith/core/types.hpp>
+#include <pith/kv/kv_cache.hpp>
+#include <pith/kv/snapshot.hpp>
+
+namespace pith { inline namespace v0 { namespace detail {
+
+/// How the layers of a session go back to before a call that throws when some of them have read and evicted: by what a journal recorded, by
+/// forgetting a conversation that began with the call, or by copies of their rows.
+///
+/// Heap     the copies: for a later prompt that does not fit at home beside policies that may overfill, or at cache positions under them
+template <class Cache, KvStorage T> class SessionUndo {
+ public:
+  using Copies = std::vector<KvSnapshot<T>>;
+
+  /// Before a chunk of n tokens.
+  void begin_chunk(std::span<Cache> caches, Index n) {
+    begin(caches);
+    if (std::any_of(caches.begin(), caches.end(), [n](const Cache& cache) { return cache.may_refuse_next(n); }))
+      for (Cache& cache : caches) cache.guard();
+  }
+  /// Before a prompt of n rows.
+  void begin_prompt(std::span<Cache> caches, Index n) {
+    begin(caches);
+    if (start_ != caches.front().first_position())
+      copy_if(caches,
+              [n](const Cache& cache) { return cache.may_refuse_prompt() && !cache.recording() && (cache.reindexes() || !cache.fits(n)); });
+  }
+  /// Before an eviction that makes room for tokens to come.
+  void begin_room(std::span<Cache> caches, Index coming) {
+    begin(caches);
+    if (coming > 0) copy_if(caches, [](const Cache& cache) { return cache.may_refuse_prompt() && cache.reindexes(); });
+  }
+
+  void end(std::span<Cache> caches) {
+    for (Cache& cache : caches) cache.end_guard();
+    copies_ = {};
+  }
+  /// Whether every layer is as it was.
+  bool take_back(std::span<Cache> caches) {
+    bool whole = true;
+    for (std::size_t layer = 0; layer < caches.size(); ++layer) {
+      Cache& cache = caches[layer];
+      if (!copies_.empty()) {
+        cache.return_to(copies_[layer]);
+      } else if (!cache.take_back(start_)) {
+        if (start_ == cache.first_position())
+          cache.clear();
+        else
+          whole = false;
+      }
+    }
+    copies_ = {};
+    return whole;
+  }
+
+ private:
+  void begin(std::span<Cache> caches) { start_ = caches.front().next_position(); }
+  template <class If> void copy_if(std::span<Cache> caches, If&& refuses) {
+    if (!std::any_of(caches.begin(), caches.end(), refuses)) return;
+    Copies copies;
+    copies.reserve(caches.size());
+    for (const Cache& cache : caches) copies.push_back(cache.snapshot());
+    copies_ = std::move(copies);
+  }
+
+  Position start_ = 0;  ///< of the call
+  Copies copies_;
+};
+
+}}}  // namespace pith::v0::detail

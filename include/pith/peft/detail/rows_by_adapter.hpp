@@ -1,0 +1,81 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <span>
+#include <type_traits>
+
+#include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/nn/linear.hpp>
+#include <pith/peft/linear_adapter.hpp>
+#include <pith/peft/model_adapter.hpp>
+
+namespace pith { inline namespace v0 { namespace detail {
+
+/// That many neighbouring rows are computed under one adapter; nullptr: the base.
+template <class S> struct RowsOfAdapter {
+  const ModelAdapter<S>* adapter = nullptr;
+  Index rows = (std::numeric_limits<Index>::max)();
+};
+
+/// Which adapter each row of a matrix is computed under: the runs in order, the first `skipped` rows of them left out. No run: the base.
+template <class S> struct RowsByAdapter {
+  std::span<const RowsOfAdapter<S>> runs = {};
+  Index skipped = 0;
+
+  bool empty() const { return runs.empty(); }
+  RowsByAdapter from(Index row) const { return {runs, skipped + row}; }
+
+  /// visit(first, rows, adapter) for the pieces of a matrix of so many rows, those of the base left out.
+  template <class Visit> void for_each(Index rows, Visit&& visit) const {
+    Index first = -skipped;
+    for (const RowsOfAdapter<S>& run : runs) {
+      const Index begin = (std::max)(first, Index(0)), end = run.rows > rows - first ? rows : first + run.rows;
+      if (run.adapter != nullptr && begin < end) visit(begin, end - begin, *run.adapter);
+      if ((first = end) >= rows) return;
+    }
+  }
+};
+
+/// A base projection with what the adapters of its rows lay over it: every weight of the base is read once for all rows.
+///
+/// `overlay_of(adapter)` finds an adapter's overlay, or nullptr.
+template <class S, class OverlayOf>
+void forward_runs(const AnyLinear<S>& base, const RowsByAdapter<S>& runs, OverlayOf&& overlay_of, std::type_identity_t<ConstMatrixRef<S>> x,
+                  std::type_identity_t<MatrixRef<S>> y, Workspace& ws) {
+  Index replaced = 0;
+  runs.for_each(x.rows(), [&](Index, Index rows, const ModelAdapter<S>& adapter) {
+    const LinearAdapter<S>* overlay = overlay_of(adapter);
+    if (overlay != nullptr && !overlay->replacement.empty()) replaced += rows;
+  });
+  if (replaced < x.rows()) base.forward(x, y, ws);
+  runs.for_each(x.rows(), [&](Index first, Index rows, const ModelAdapter<S>& adapter) {
+    const LinearAdapter<S>* overlay = overlay_of(adapter);
+    if (overlay == nullptr) return;
+    const ConstMatrixRef<S> from(x.data() + first * x.outerStride(), rows, x.cols(), x.outerStride());
+    const MatrixRef<S> to(y.data() + first * y.outerStride(), rows, y.cols(), y.outerStride());
+    if (!overlay->replacement.empty()) overlay->replacement.forward(from, to, ws);
+    overlay->add(from, to, ws);
+  });
+}
+
+/// One projection of a layer under adapters, as a LinearOp: what a SwiGlu is made of while adapters are in use.
+template <class S> struct AdaptedLinear {
+  using Scalar = S;
+  const AnyLinear<S>& base;
+  RowsByAdapter<S> runs;
+  Index layer;
+  Projection projection;
+
+  Index in() const { return base.in(); }
+  Index out() const { return base.out(); }
+  void forward(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const {
+    forward_runs(
+        base, runs, [&](const ModelAdapter<S>& adapter) { return adapter.projection(layer, projection); }, x, y, ws);
+  }
+};
+
+}}}  // namespace pith::v0::detail

@@ -1,0 +1,138 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/fingerprint.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+#include <pith/nn/linear.hpp>
+#include <pith/nn/linear_op.hpp>
+#include <pith/peft/dora.hpp>
+#include <pith/peft/low_rank.hpp>
+
+namespace pith { inline namespace v0 {
+
+/// One low-rank addition to a projection, owning its numbers: B diag(gain) A.
+///
+/// Shapes   down A [rank, in] · up Bᵀ [rank, out] · gain [rank]
+template <class S = float> struct LowRankTerm {
+  using Scalar = S;
+  Matrix<S> down_rows = {};
+  Matrix<S> up_rows = {};
+  Vector<S> gains = {};
+
+  /// What any adapter adds now; its bias, if it has one, belongs to LinearAdapter::bias.
+  template <LowRankAdapter A> static LowRankTerm of(const A& adapter) { return {adapter.down(), adapter.up(), adapter.gain()}; }
+
+  Index rank() const { return down_rows.rows(); }
+  ConstMatrixRef<S> down() const { return down_rows; }
+  ConstMatrixRef<S> up() const { return up_rows; }
+  ConstVectorRef<S> gain() const { return gains; }
+};
+
+/// What an adapter changes in one projection, on top of what the base computed: y ← out_scale ∘ (y + Σ terms) + bias.
+///
+/// The base, `y = x Wᵀ + b`, knows nothing of it, and is never written. Every member may be empty.
+template <class S = float> struct LinearAdapter {
+  std::vector<LowRankTerm<S>> terms = {};
+  Vector<S> out_scale = {};       ///< [out] DoRA's m/n; empty: 1
+  Vector<S> bias = {};            ///< [out] added last; empty: 0. A bias b' instead of the base's is b' - out_scale ∘ b
+  AnyLinear<S> replacement = {};  ///< computes y instead of the base, which is not asked
+
+  bool empty() const { return terms.empty() && out_scale.size() == 0 && bias.size() == 0 && replacement.empty(); }
+
+  /// Refuses an overlay that does not fit a projection.
+  ///
+  /// Throws   ShapeError naming `where` and the part; UnsupportedError for a replacement that needs more workspace than a Linear
+  void check(std::string_view where, Index out, Index in) const;
+
+  /// Shapes   x [tokens, in], the base's input · y [tokens, out], the base's result, changed in place
+  /// Cost     2·tokens·rank·(in + out) flops a term, one sweep of y for out_scale and bias
+  /// Heap     none, given ws of linear_adapter_workspace_bytes<S>(tokens, workers)
+  /// Throws   ShapeError, CapacityError
+  /// Law      a row's result depends on that row alone, bit for bit
+  void add(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const;
+
+  std::size_t bytes() const;
+};
+
+/// base(x) with an overlay on it; nullptr: base(x), the same bits.
+template <class S>
+void forward_overlaid(const AnyLinear<S>& base, const LinearAdapter<S>* overlay, std::type_identity_t<ConstMatrixRef<S>> x,
+                      std::type_identity_t<MatrixRef<S>> y, Workspace& ws) {
+  const bool replaced = overlay != nullptr && !overlay->replacement.empty();
+  (replaced ? overlay->replacement : base).forward(x, y, ws);
+  if (overlay != nullptr) overlay->add(x, y, ws);
+}
+
+namespace detail {
+/// Components added at a time: what an overlay takes from a workspace is bounded, whatever ranks it has. The chain of each output goes
+/// on from y, so blocks change no bit.
+inline constexpr Index overlay_block = 128;
+}  // namespace detail
+
+template <class S> constexpr std::size_t linear_adapter_workspace_bytes(Index tokens, Index workers = 1) {
+  return low_rank_workspace_bytes<S>(tokens, detail::overlay_block, workers);
+}
+
+template <class S> void LinearAdapter<S>::check(std::string_view where, Index out, Index in) const {
+  for (const LowRankTerm<S>& term : terms) {
+    check_shape(where, "down of a term", term.down_rows, any_extent, in);
+    check_shape(where, "up of a term", term.up_rows, term.rank(), out);
+    check_shape(where, "gain of a term", term.gains, term.rank(), 1);
+  }
+  if (out_scale.size() > 0) check_shape(where, "out_scale", out_scale, out, 1);
+  if (bias.size() > 0) check_shape(where, "bias", bias, out, 1);
+  if (replacement.empty()) return;
+  if (replacement.out() != out || replacement.in() != in)
+    raise<ShapeError>(detail::text("pith::", where, ": replacement is ", detail::shape_text(replacement.out(), replacement.in()),
+                                   ", expected ", detail::shape_text(out, in)));
+  if (replacement.workspace_bytes(1) > detail::dense_workspace_bytes<S>(in, out, 1, 1))
+    raise<UnsupportedError>(
+        detail::text("pith::", where, ": replacement needs more workspace than a Linear of its shape: use one of those"));
+}
+
+template <class S> void LinearAdapter<S>::add(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const {
+  for (const LowRankTerm<S>& term : terms)
+    for (Index first = 0; first < term.rank(); first += detail::overlay_block) {
+      const Index n = (std::min)(detail::overlay_block, term.rank() - first);
+      add_low_rank<S>(x, ConstMatrixRef<S>(term.down_rows.middleRows(first, n)), term.up_rows.middleRows(first, n),
+                      term.gains.segment(first, n), y, ws);
+    }
+  if (out_scale.size() > 0) {
+    check_shape("LinearAdapter", "y", y, x.rows(), out_scale.size());
+    y.array().rowwise() *= out_scale.transpose().array();
+  }
+  if (bias.size() > 0) {
+    check_shape("LinearAdapter", "y", y, x.rows(), bias.size());
+    y.rowwise() += bias.transpose();
+  }
+}
+
+template <class S> std::size_t LinearAdapter<S>::bytes() const {
+  Index numbers = out_scale.size() + bias.size();
+  for (const LowRankTerm<S>& term : terms) numbers += term.down_rows.size() + term.up_rows.size() + term.gains.size();
+  return static_cast<std::size_t>(numbers) * sizeof(S) + (replacement.empty() ? 0 : replacement.bytes());
+}
+
+/// DoRA's m / n, n being dora_norm(): what LinearAdapter::out_scale is to be. Where n is 0 the row stays as it is.
+///
+/// Shapes   term of the base's in and out · magnitude [out]
+/// Cost     2·rank·in·out flops, once: n changes with the weight and the term alone
+/// Throws   ShapeError if they do not fit
+/// Paper    DoRA: arXiv:2402.09353
+template <DenseLinear Base>
+Vector<typename Base::Scalar> dora_scale(const Base& base, const LowRankTerm<typename Base::Scalar>& term,
+                                         ConstVectorRef<typename Base::Scalar> magnitude) {
+  using S = typename Base::Scalar;
+  check_shape("dora_scale", "magnitude", magnitude, base.out(), 1);
+  const Vector<S> norm = dora_norm(base, term);
+  return (norm.array() == S(0)).select(S(1), magnitude.array() / norm.array()).matrix();
+}
+
+}}  // namespace pith::v0

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cmath>
+#include <random>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/random.hpp>
+#include <pith/core/view.hpp>
+#include <pith/nn/embedding.hpp>
+#include <pith/peft/lora_init.hpp>
+
+namespace pith { inline namespace v0 {
+
+/// A soft prompt: rows that stand before the embedded text, before any padding; the text begins at position rows().
+///
+/// Shapes   rows [virtual tokens, features]
+/// Paper    Prompt tuning: arXiv:2104.08691
+template <class S = float> class PromptTuning {
+ public:
+  using Scalar = S;
+
+  PromptTuning() = default;
+  explicit PromptTuning(Matrix<S> rows) : rows_(std::move(rows)) {}
+
+  /// Every number from N(0, 1).
+  template <std::uniform_random_bit_generator Rng> static PromptTuning random(Index tokens, Index features, Rng& rng) {
+    check_sizes(tokens, features);
+    Matrix<S> rows(tokens, features);
+    detail::fill_normal<S>(rows, 1, rng);
+    return PromptTuning(std::move(rows));
+  }
+  /// The rows of tokens drawn evenly from the vocabulary.
+  template <std::uniform_random_bit_generator Rng> static PromptTuning sampled(Index tokens, const Embedding<S>& table, Rng& rng) {
+    check_sizes(tokens, table.rows() - 1);
+    std::vector<Token> ids;
+    for (Index i = 0; i < tokens; ++i) ids.push_back(static_cast<Token>(canonical<double>(rng) * double(table.rows())));
+    return of_tokens(ids, table);
+  }
+  /// The rows of a text, cut off at `tokens`, or repeated until there are as many.
+  static PromptTuning from_text(Index tokens, std::span<const Token> text, const Embedding<S>& table) {
+    check_sizes(tokens, static_cast<Index>(text.size()) - 1);
+    std::vector<Token> ids;
+    for (std::size_t i = 0; i < static_cast<std::size_t>(tokens); ++i) ids.push_back(text[i % text.size()]);
+    return of_tokens(ids, table);
+  }
+
+  /// out = these rows, then the rows of the tokens: what a decoder's prefill() takes.
+  ///
+  /// Shapes   out [rows() + tokens, features]
+  /// Heap     none
+  /// Throws   ShapeError if shapes disagree or a token is outside the vocabulary, before out is touched
+  void prepend_to(std::span<const Token> tokens, const Embedding<S>& table, MatrixRef<S> out) const {
+    prepend(ConstMatrixRef<S>(rows_), table, tokens, out);
+  }
+
+  const Matrix<S>& rows() const { return rows_; }
+  Index size() const { return rows_.rows(); }
+  MatrixRef<S> rows() { return rows_; }  ///< for training: their gradient is that of the first rows of what went in
+  template <class F> void each_parameter(ConstMatrixRef<S> gradient, F&& f) { f("prompt_embeddings", rows(), gradient); }
+  Index parameters() const { return rows_.size(); }
+
+ private:
+  static void check_sizes(Index tokens, Index features) {
+    if (tokens < 0 || features < 0) [[unlikely]]
+      raise<ShapeError>(detail::text("pith::PromptTuning: ", tokens, " rows of ", features,
+                                     " features, or an empty text or vocabulary to take them from: expected something"));
+    detail::checked_product("PromptTuning", tokens, features);
+  }
+  static PromptTuning of_tokens(std::span<const Token> ids, const Embedding<S>& table) {
+    Matrix<S> rows(static_cast<Index>(ids.size()), table.cols());
+    table.gather(ids, rows);
+    return PromptTuning(std::move(rows));
+  }
+
+  Matrix<S> rows_;
+};
+
+}}  // namespace pith::v0
