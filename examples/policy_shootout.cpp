@@ -38,7 +38,7 @@ std::vector<AnyPolicy<float>> per_layer(const PolicyEntry<float>& entry, Index r
 
 constexpr const char* usage =
     R"(policy_shootout [MODEL_FOLDER] [WINDOWS]     the table of numbers, over WINDOWS windows of held-out bytes (32)
-policy_shootout --table                      the README's table of policies)";
+policy_shootout --table                      the table of policies in include/pith/README.md)";
 
 void shootout(example::CommandLine& line) {
   if (line.flag("--table")) {
