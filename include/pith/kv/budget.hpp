@@ -5,8 +5,8 @@
 
 namespace pith { inline namespace v0 {
 
-/// Rows left of `tokens` when a share of them, `ratio`, is removed: tokens·(1 - ratio), truncated in double precision, so 1000 at .9
-/// are 99.
+/// The budget in rows for a compression ratio, the share of tokens removed: tokens·(1 - ratio), truncated in double precision, so 1000
+/// tokens at .9 leave 99.
 inline Index rows_at_compression(Index tokens, double ratio) {
   if (tokens < 0 || !(ratio >= 0 && ratio <= 1))
     raise<ShapeError>(detail::text("pith::rows_at_compression: ", tokens, " tokens at ratio ", ratio, ", expected 0 or more at 0 .. 1"));

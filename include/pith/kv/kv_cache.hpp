@@ -25,12 +25,12 @@ namespace pith { inline namespace v0 {
 
 /// The keys and values of ONE attention layer under an eviction policy. A model holds one per layer.
 ///
-/// Four verbs, in anybody's loop: append() → read view() or keys()/values() → observe() if the policy watches attention → evict().
-/// Rows are stored as given (keys rotated or not is the caller's affair), in no promised order; every row carries its position.
+/// A decoding loop calls four verbs: append() → read view() or keys()/values() → observe() if the policy watches attention → evict().
+/// Rows are stored as given (the caller rotates the keys or does not), in no promised order; every row carries its position.
 ///
 /// Heap     all of it at construction; no verb allocates
 /// Law      after evict() a head exceeds budget() only by rows scored +inf; a second evict() changes nothing
-/// Law      while no head has held more rows than its budget, attention equals Dense's bit for bit
+/// Law      while no head has held more rows than its budget, attention is bit-identical to Dense
 /// Law      crop() restores bit for bit, evictions included
 template <CachePolicy Policy = Dense, class Merge = Drop, KvStorage Storage = float>
 requires WholePolicy<Policy, arithmetic_t<Storage>> && MergeStrategy<Merge, arithmetic_t<Storage>>
@@ -38,44 +38,44 @@ class KvCache {
  public:
   using Scalar = arithmetic_t<Storage>;
 
-  /// Throws   ShapeError for a shape or policy that makes no sense, CapacityError if so many rows cannot be held
+  /// Throws   ShapeError for an invalid shape or policy, CapacityError if that many rows cannot be held
   explicit KvCache(const AttentionShape& shape, Policy policy = {}, const KvCacheOptions& options = {}, Merge merge = {})
       : policy_(std::move(policy)),
         merge_(std::move(merge)),
         state_({shape, options, detail::policy_facts<Scalar>(policy_, shape), detail::merge_facts<Scalar>(merge_)}) {}
 
-  /// All that reserve() and append() would refuse of so many tokens with these marks: of a prompt, which is reserved in the prompt buffer
-  /// and evicted once, or of tokens that are evicted one by one. For a model to ask every layer before the first one changes.
+  /// Checks in advance what reserve() and append() would refuse for `tokens` tokens with these options: a prompt is reserved in the prompt
+  /// buffer and evicted once, other tokens are evicted one by one. A model asks every layer before it changes the first one.
   ///
-  /// Throws   what reserve() and append() throw; what only scores can tell is left to evict(), see take_back()
+  /// Throws   what reserve() and append() throw; evict() still checks what depends on scores, see take_back()
   void check_room(Index tokens, const AppendOptions& options = {}, const KvPromptBuffer<Storage>* prompt_buffer = nullptr) const {
     state_.check_room(tokens, options, prompt_buffer);
   }
-  /// The same whatever their marks: what reserve() would refuse if a prompt buffer is lent, else of tokens that are evicted one by one.
+  /// The same for tokens without options: what reserve() would refuse if a prompt buffer is lent, else for tokens evicted one by one.
   void check_room(Index tokens, const KvPromptBuffer<Storage>* prompt_buffer) const {
     prompt_buffer != nullptr ? state_.check_reserve(tokens, prompt_buffer) : state_.check_room(tokens, {}, prompt_buffer);
   }
-  /// Whether evict() after a prompt, or while so many tokens are decoded one by one, may still refuse: see PolicyTraits::overfills.
+  /// Whether evict() may still refuse after a prompt, or while `tokens` tokens are decoded one by one: see PolicyTraits::overfills.
   bool may_refuse_prompt() const { return state_.rules.may_refuse_prompt(); }
   bool may_refuse_next(Index tokens) const { return state_.rules.may_refuse_next(tokens); }
-  /// Records what take_back() needs of the tokens that follow, one evict() after each, until end_guard(): in the open journal, or else in
-  /// one of its own, where there is memory for journals.
+  /// Records what take_back() needs, until end_guard(), for tokens with one evict() after each. Records in the open journal, or opens one
+  /// if there is memory for journals.
   void guard() { state_.guard(); }
   bool recording() const { return state_.journal.open(); }  ///< a journal is open
   void end_guard() { state_.end_guard(); }
   /// After a call that threw: returns to before the token at p if the rows are still there, and leaves an open journal open unless keys
-  /// turn. Says whether it did: what was evicted outside of a journal and a guard() is gone.
+  /// turn. Returns whether it did: rows evicted outside of a journal and a guard() are lost.
   bool take_back(Position p) { return state_.take_back(p); }
 
-  /// Makes sure that `tokens` more rows a head find room before the next evict(): at home, or else by moving into the prompt buffer.
+  /// Makes room for `tokens` more rows per head before the next evict(): in the cache's own memory, or by moving into the prompt buffer.
   ///
   /// Throws   CapacityError if neither has room, StateError inside a journal
   void reserve(Index tokens, KvPromptBuffer<Storage>* prompt_buffer = nullptr) { state_.reserve(tokens, prompt_buffer); }
 
-  /// Adds tokens: k and v [tokens, num_kv_heads*head_dim], already rotated if they are to be.
+  /// Adds tokens: k and v [tokens, num_kv_heads*head_dim]; keys that need rotation are already rotated.
   ///
-  /// Numbers beyond the range of 16-bit rows are stored as the largest of their sign (65504 in half). Infinities and not-a-numbers are
-  /// stored as they are, in Q8 as not-a-number for their whole block, and show in what attends to the row.
+  /// Numbers beyond the range of 16-bit rows are stored as the largest of their sign (65504 in half). Infinities and NaNs are stored
+  /// unchanged (Q8 turns their whole block into NaN) and reach the output of every query that attends to the row.
   ///
   /// Cost     one rounding and copy per number
   /// Throws   ShapeError, CapacityError when full or positions run out, StateError past what an open journal can take back
@@ -88,8 +88,8 @@ class KvCache {
     }
   }
 
-  /// Shows the policy what the newest queries looked at; attend() does it through observer(). Safe for different kv heads at once. Queries
-  /// that the policy does not watch (watching(), watches()) are checked like all others and then left out.
+  /// Shows the policy the attention weights of the newest queries; attend() does it through observer(). Threads may call it for different
+  /// kv heads at once. Queries that the policy does not watch (watching(), watches()) are checked like all others and then left out.
   ///
   /// Throws   ShapeError if the weights do not cover this head's rows, or log_sum, queries or positions do not belong to them; StateError
   ///          if the policy never asked, or for more queries than tokens were appended since the last eviction
@@ -114,21 +114,21 @@ class KvCache {
     state_.note_observed(h, row, queries - skipped);
   }
 
-  /// What attend() takes to feed this cache's policy.
+  /// The observer to pass to attend(), so that this cache's policy sees the weights.
   auto observer() requires WatchingPolicy<Policy, Scalar> {
     return [this](const AttentionTile<Scalar>& tile) {
       observe({tile.kv_head, tile.weights, tile.log_sum, tile.queries, tile.first_query});
     };
   }
-  bool observes() const { return state_.rules.facts.observes; }        ///< the policy wants to be shown attention weights
-  bool watching() const { return state_.rules.watches(state_.last); }  ///< … of the tokens just appended
-  Index watches() const { return state_.rules.facts.traits.watches; }  ///< … of a prompt's last queries only
+  bool observes() const { return state_.rules.facts.observes; }        ///< the policy asks for attention weights
+  bool watching() const { return state_.rules.watches(state_.last); }  ///< … for the tokens just appended
+  Index watches() const { return state_.rules.facts.traits.watches; }  ///< … for this many last queries of a prompt
 
-  /// Brings every head back to its budget; with `coming`, makes room for that many more tokens to be appended without an eviction.
+  /// Brings every head back to its budget; `coming` makes room for that many more tokens, to be appended without an eviction.
   ///
   /// Returns  rows dropped, over all heads
-  /// Cost     by age: the rows that move; by score: one score and one look per row of a head over its budget, else nothing
-  /// Throws   StateError if the policy was not shown all attention, CapacityError if it protects more rows than fit at home
+  /// Cost     by age: the rows that move; by score: one score and one comparison per row of a head over its budget, else nothing
+  /// Throws   StateError if the policy was not shown all attention, CapacityError if it protects more rows than the cache holds
   Index evict(Index coming = 0) {
     const detail::CacheRules& rules = state_.rules;
     check_coming(coming);
@@ -154,37 +154,37 @@ class KvCache {
     return dropped;
   }
 
-  /// Refuses the number of tokens that evict() would refuse to make room for.
+  /// Throws   what evict() throws for a number of tokens it cannot make room for
   void check_coming(Index coming) const { state_.rules.check_coming(coming, state_.journal.open()); }
 
-  /// Takes the tokens at first .. last - 1 out of every head, whatever the policy says; at cache positions their place closes as well. A
-  /// sink that is taken out has no successor: newer tokens fill its place in the budget, and leave in their turn.
+  /// Removes the tokens at first .. last - 1 from every head, without asking the policy; at cache positions the gap closes as well. No
+  /// token becomes a sink in place of a removed one: newer tokens use its place in the budget and are evicted like others.
   ///
   /// Returns  rows dropped, over all heads
-  /// Throws   StateError inside a journal, and for a window at cache positions, whose rows cannot come nearer to each other
+  /// Throws   StateError inside a journal, and for a window at cache positions, whose rows cannot move closer together
   Index drop(Position first, Position last) { return state_.drop(first, last); }
 
-  /// The policy is read at cache positions and its rows are not in order of age: after evict(), reindex() closes the gaps.
+  /// Whether reindex() must close the gaps after evict(): at cache positions, under a policy that does not evict by age.
   bool reindexes() const { return state_.rules.angles(); }
-  /// Renumbers the rows by age without gaps and turns their keys along; crop() gives the old keys back bit for bit.
+  /// Renumbers the rows by age without gaps and rotates their keys to match; crop() restores the old keys bit for bit.
   ///
-  /// Cost     a turn of every key behind the oldest gap
-  /// Throws   UnsupportedError under dynamic rope, StateError if heads hold different numbers of rows or for a second turn after one append
-  ///          inside a journal
+  /// Cost     a rotation of every key behind the oldest gap
+  /// Throws   UnsupportedError under dynamic rope, StateError if heads hold different numbers of rows or for a second rotation after one
+  ///          append inside a journal
   void reindex(const Rope<Scalar>& rope) requires std::same_as<Storage, Scalar> {
     if (reindexes()) state_.reindex(rope);
   }
 
-  /// Starts (or restarts) the journal: crop() can return to before any token appended from here on.
+  /// Starts (or restarts) the journal: crop() can then return to the state before any token appended since.
   void checkpoint() { state_.checkpoint(); }
   bool can_crop(Position p) const { return state_.can_crop(p); }
 
-  /// Returns to exactly the state before the token at position p was appended, and ends the journal; crop(next_position()) accepts all.
+  /// Restores the exact state before the token at position p was appended, and ends the journal; crop(next_position()) accepts all tokens.
   ///
-  /// Throws   StateError unless p is where an append since the checkpoint began; Dense needs no checkpoint
+  /// Throws   StateError unless an append since the checkpoint began at p; Dense needs no checkpoint
   void crop(Position p) { state_.crop(p); }
 
-  /// Forgets every token; memory, policy and options stay.
+  /// Removes every token; memory, policy and options stay.
   void clear() { state_.clear(); }
 
   /// An independent copy, journal included.
@@ -194,7 +194,7 @@ class KvCache {
     return copy;
   }
 
-  /// All that the cache holds, as plain numbers. clone() is the faster copy; this one can leave the process.
+  /// Copies the whole state as plain numbers. clone() is faster; a snapshot can be saved to a file.
   ///
   /// Throws   StateError in the middle of a prompt in a prompt buffer, or inside a journal
   KvSnapshot<Storage> snapshot() const {
@@ -202,22 +202,22 @@ class KvCache {
     if (state_.journal.open()) raise<StateError>("pith::KvCache: snapshot() inside a journal: crop() to end it first");
     return detail::Snapshots<Storage>(state_).take();
   }
-  /// Why restore() would refuse a snapshot: another layout, or rows that no cache could have come to. Empty: it would not.
+  /// The reason why restore() would refuse a snapshot (another layout, rows that no cache could hold); empty if it would not.
   std::string problem(const KvSnapshot<Storage>& s) const { return detail::Snapshots<Storage>(state_).problem(s); }
-  /// Returns to what a cache of the same layout held.
+  /// Restores the state of a cache of the same layout.
   ///
-  /// Throws   ShapeError with the problem; then nothing has changed
+  /// Throws   ShapeError with the problem; the cache is then unchanged
   void restore(const KvSnapshot<Storage>& s) {
     if (const std::string wrong = problem(s); !wrong.empty()) raise<ShapeError>("pith::KvCache: restore() of a snapshot " + wrong);
     detail::Snapshots<Storage>::restore(state_, s);
   }
-  /// Returns to what this cache itself held: restore() without a question, a failure or an allocation.
+  /// Restores a snapshot of this very cache: unlike restore() it checks nothing, cannot fail and does not allocate.
   void return_to(const KvSnapshot<Storage>& own) noexcept { detail::Snapshots<Storage>::restore(state_, own); }
 
-  /// A copy of all rows, for other caches to begin with.
+  /// Copies all rows into a prefix layer that other caches can start from.
   ///
   /// Throws   StateError in the middle of a prompt, for tokens that are nearer than in the text (cache positions), and behind a learned
-  /// prefix
+  ///          prefix
   KvPrefixLayer<Storage> freeze() const {
     if (state_.in_prompt_buffer() || state_.unevicted > 0) state_.rules.raise_mid_prompt("freeze()");
     if (gap() > 0 || query_position() != next_position())
@@ -227,9 +227,9 @@ class KvCache {
 
   /// [size(kv_head), head_dim] in storage order, contiguous, not a copy; valid until the next verb.
   ///
-  /// `positions` says where your loop rotates its queries, and must be the policy's rope_positions(): keys at cache positions mean nothing
-  /// to queries at text positions. At cache positions a loop of your own
-  ///   - under sinks + window looks at the first sinks() rows with queries rotated at position - gap(), at the others as ever
+  /// `positions` states which positions your loop rotates its queries at, and must equal the cache's positions(): queries at text positions
+  /// cannot read keys at cache positions. At cache positions your own loop
+  ///   - under sinks + window reads the first sinks() rows with queries rotated at position - gap(), the others with ordinary queries
   ///     (examples/your_own_loop.cpp);
   ///   - under AtCachePositions rotates queries and keys at query_position() and calls reindex() after evict().
   ///
@@ -242,7 +242,7 @@ class KvCache {
   Eigen::Map<const Matrix<Storage>> values(Index kv_head) const requires PlainStorage<Storage> {
     return {slab(kv_head).values(kv_head), size(kv_head), shape().head_dim};
   }
-  /// The same of any storage, copied and widened: out [size(kv_head), head_dim].
+  /// Copies the keys of any storage, widened: out [size(kv_head), head_dim].
   void copy_keys(Index kv_head, MatrixRef<Scalar> out, RopePositions positions = RopePositions::text) const {
     state_.rules.check_rope_positions(positions);
     copy_rows("KvCache::copy_keys", slab(kv_head).keys(kv_head), size(kv_head), out);
@@ -254,16 +254,16 @@ class KvCache {
     return {slab(kv_head).positions(kv_head), static_cast<std::size_t>(size(kv_head))};
   }
   std::span<const TokenKind> kinds(Index kv_head) const { return {slab(kv_head).kinds(kv_head), static_cast<std::size_t>(size(kv_head))}; }
-  /// [size(kv_head)] how many tokens each row stands for; empty: one each, where nothing is merged.
+  /// [size(kv_head)] number of tokens each row stands for; empty if the cache merges nothing: one each.
   ConstVectorRef<Scalar> masses(Index kv_head) const {
     return {slab(kv_head).masses(kv_head), state_.rules.masses() ? size(kv_head) : Index(0)};
   }
-  /// [stats, size(kv_head)] the numbers the policy keeps beside each row.
+  /// [stats, size(kv_head)] numbers that the policy keeps for each row.
   ConstMatrixRef<Scalar> stats(Index kv_head) const {
     state_.rules.check_head(kv_head);
     return state_.stats(kv_head, 0, size(kv_head));
   }
-  /// What attend() takes; valid until the next verb.
+  /// A view of all rows for attend(); valid until the next verb.
   KvView<Storage> view() const { return {shape(), state_.next, state_.runs()}; }
 
   const AttentionShape& shape() const { return state_.rules.shape; }
@@ -272,26 +272,26 @@ class KvCache {
   bool prompt_only() const { return state_.rules.prompt_only(); }
   RopePositions positions() const {
     return state_.rules.facts.traits.positions;
-  }  ///< where queries find their distances: what keys() takes
-  /// Rows of a head; heads may differ.
+  }  ///< positions that queries and keys are rotated at: pass them to keys()
+  /// Number of rows in a head; heads may differ.
   Index size(Index kv_head) const {
     state_.rules.check_head(kv_head);
     return state_.size(kv_head);
   }
-  Index capacity() const { return state_.home.shape().rows; }  ///< rows a head can hold at home, on average where heads share
-  bool fits(Index tokens) const { return state_.fits(tokens, state_.slab()); }  ///< so many more rows a head without an eviction
-  /// Tokens that find room one by one, with an eviction after each where the policy has one then.
+  Index capacity() const { return state_.home.shape().rows; }  ///< rows that a head's own memory holds, on average where heads share
+  bool fits(Index tokens) const { return state_.fits(tokens, state_.slab()); }  ///< room for `tokens` more rows per head, no eviction
+  /// Number of tokens that fit one by one, with an eviction after each if the policy evicts while decoding.
   Index room() const { return state_.room(); }
-  Position first_position() const { return state_.rules.first(); }  ///< of the first token: behind a prefix not 0
+  Position first_position() const { return state_.rules.first(); }  ///< position of the first token; not 0 behind a prefix
   Position next_position() const { return state_.next; }
-  /// Where the next token's query and key are rotated: next_position(), or behind the rows that reindex() has numbered.
+  /// Position at which to rotate the next token's query and key: next_position(), or the one after the rows that reindex() has numbered.
   Position query_position() const { return reindexes() ? state_.next_rope_position : state_.next; }
-  /// At cache positions: how much nearer the sinks are than in the text. They are read by queries rotated at position - gap()
-  /// (AttendOptions::q_sinks).
+  /// At cache positions, the number of positions by which the sinks are nearer than in the text. Queries rotated at position - gap() read
+  /// them (AttendOptions::q_sinks).
   Position gap() const { return state_.gap(); }
-  /// Rows at the front of every head that are read by those queries; 0 while there is no gap.
+  /// Number of rows at the front of every head that those queries read; 0 while there is no gap.
   Index sinks() const { return gap() > 0 ? state_.initial() : 0; }
-  std::size_t bytes() const { return state_.bytes(); }  ///< what was allocated
+  std::size_t bytes() const { return state_.bytes(); }  ///< bytes allocated
 
  private:
   const detail::KvSlab<Storage>& slab(Index kv_head) const {
@@ -304,7 +304,7 @@ class KvCache {
     for (Index r = 0; r < count; ++r) detail::widen(rows + r * state_.home.row_stride(), &out.coeffRef(r, 0), shape().head_dim);
   }
 
-  /// A head's rows from `first` on as the policy sees them.
+  /// The rows of a head from `first` on, as the policy sees them.
   KvRows<Scalar> rows_of(Index h, Index first, bool with_rows) const {
     return detail::Selection<Policy, Storage>::rows(state_, h, first, with_rows);
   }
