@@ -15,32 +15,33 @@
 #include <pith/decode/sampling.hpp>
 #include <pith/decode/token_model.hpp>
 
+// Generates text: choose a token from the logits, report it, feed it to the model, repeat.
 namespace pith { inline namespace v0 {
 
 struct GenerateOptions {
-  Index max_tokens = 256;                   ///< tokens reported at most
-  SamplerOptions sampler = {};              ///< how each is chosen
-  std::span<const Token> stop_tokens = {};  ///< any of these ends the text: pass all of a model's end-of-sequence tokens
-  LogitRules rules = {};                    ///< what happens to logits before
-  std::span<const Token> text = {};         ///< what the model has read, for the rules: prompt and earlier tokens
+  Index max_tokens = 256;                   ///< the most tokens to report
+  SamplerOptions sampler = {};              ///< how each token is chosen
+  std::span<const Token> stop_tokens = {};  ///< each of these ends the text: pass all end-of-sequence tokens of the model
+  LogitRules rules = {};                    ///< applied to the logits before the sampler
+  std::span<const Token> text = {};         ///< what the model has read (prompt and earlier tokens); only the rules use it
 };
 
 enum class StopReason : std::uint8_t { max_tokens, stop_token, callback };
 
 struct GenerateResult {
-  Index count = 0;  ///< tokens reported; a stop token is not one of them
+  Index count = 0;  ///< tokens reported, without a stop token
   StopReason reason = StopReason::max_tokens;
-  Token pending = -1;  ///< chosen last and not fed to the model: the last token reported, or the stop token; -1 if max_tokens was 0
+  Token pending = -1;  ///< the last token chosen, not yet fed: the last one reported, or the stop token; -1 if max_tokens was 0
 };
 
-/// Is told every token as it is chosen. May return nothing, or a bool: false ends the text after this token.
+/// Called with each token as it is chosen. Returns nothing, or a bool: false ends the text after this token.
 template <class F>
 concept TokenCallback = std::invocable<F&, Token> &&
     (std::is_void_v<std::invoke_result_t<F&, Token>> || std::same_as<std::invoke_result_t<F&, Token>, bool>);
 
 namespace detail {
 
-/// Reports a token, or says why the text ends with it.
+/// Reports a token; returns false, with the reason in `result`, if the text ends with it.
 template <TokenCallback OnToken>
 bool goes_on(Token token, std::span<const Token> stop_tokens, Index max_tokens, GenerateResult& result, OnToken& on_token) {
   result.pending = token;
@@ -65,15 +66,15 @@ inline void check_max_tokens(Index max_tokens) {
 
 }  // namespace detail
 
-/// Lets a model go on with a text: chooses a token, reports it, feeds it, until something says stop.
+/// Generates tokens: chooses one from the logits, reports it, feeds it, until a stop token, the limit or the callback ends the text.
 ///
-/// The last token chosen is left pending: to go on, feed `result.pending` first, alone or at the head of what you add to the text.
+/// The last token chosen is left pending. To continue, feed `result.pending` first, alone or at the head of the text you add.
 ///
-/// Shapes   logits [any, vocab_size()]: what prefill() or decode() returned; the last row chooses the first token
-/// Cost     one decode() of a single token for every token chosen but the first
-/// Heap     the sampler's buffers and, under rules, the text's, before the first token
-/// Throws   StateError if an option is out of range; what Sampler, model and callback throw: the token reported last is pending then
-/// Law      n tokens, then decode(pending) and m tokens, are n + m tokens at once: same tokens, same rng
+/// Shapes   logits [any, vocab_size()]: the result of prefill() or decode(); the first token is chosen from the last row
+/// Cost     one decode() of one token for each token chosen after the first
+/// Heap     before the first token: the sampler's buffers and, under rules, the text's
+/// Throws   StateError if an option is out of range; what Sampler, model and callback throw: the last token reported is then pending
+/// Law      n tokens, then decode(pending) and m tokens, give the same tokens and the same rng as n + m tokens at once
 template <TokenModel M, std::uniform_random_bit_generator Rng, TokenCallback OnToken>
 GenerateResult generate(M& model, ConstMatrixRef<typename M::Scalar> logits, const GenerateOptions& options, Rng& rng, OnToken&& on_token) {
   using S = typename M::Scalar;
@@ -101,7 +102,7 @@ GenerateResult generate(M& model, ConstMatrixRef<typename M::Scalar> logits, con
   return result;
 }
 
-/// The same, collected: the tokens reported. Whether a stop token followed them only the other overload tells.
+/// Overload that returns the tokens reported, without the stop reason.
 template <TokenModel M, std::uniform_random_bit_generator Rng>
 std::vector<Token> generate(M& model, ConstMatrixRef<typename M::Scalar> logits, const GenerateOptions& options, Rng& rng) {
   std::vector<Token> tokens;
@@ -111,15 +112,16 @@ std::vector<Token> generate(M& model, ConstMatrixRef<typename M::Scalar> logits,
 
 template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder;
 
+/// Limits of one generate() with a SpeculativeDecoder.
 struct GenerateLimits {
-  Index max_tokens = 256;                   ///< tokens reported at most
-  std::span<const Token> stop_tokens = {};  ///< any of these ends the text
+  Index max_tokens = 256;                   ///< the most tokens to report
+  std::span<const Token> stop_tokens = {};  ///< each of these ends the text
 };
 
-/// The same by steps of a SpeculativeDecoder (decode/speculative.hpp), which has a sampler of its own; begins behind its prompt or its
-/// pending token. Whatever ends the text ends it in the middle of a step as well: both models are then before `result.pending`.
+/// Overload for a SpeculativeDecoder (decode/speculative.hpp), which has its own sampler; continues from its prompt or pending token. The
+/// text may end in the middle of a speculative step; both models then stand just before `result.pending`.
 ///
-/// Throws   StateError if an option is out of range; what the models and the callback throw: the token reported last is pending then
+/// Throws   StateError if an option is out of range; what the models and the callback throw: the last token reported is then pending
 template <TokenModel Target, TokenModel Draft, std::uniform_random_bit_generator Rng, TokenCallback OnToken>
 GenerateResult generate(SpeculativeDecoder<Target, Draft>& decoder, const GenerateLimits& limits, Rng& rng, OnToken&& on_token) {
   detail::check_max_tokens(limits.max_tokens);

@@ -15,12 +15,12 @@
 
 namespace pith { inline namespace v0 {
 
-/// Changes the logits of the next token before one is chosen: bans, biases, the grammar of another library. Refers to a callable
-/// void(std::span<S> logits, std::span<const Token> text), which must outlive it; -inf bans a token.
+/// Changes logits before a token is chosen: bans, biases, another library's grammar. Refers to a callable void(std::span<S> logits,
+/// std::span<const Token> text), which must outlive it; it bans a token by -inf.
 class LogitMask {
  public:
   LogitMask() = default;
-  /// A callable that takes auto or std::span<double> logits serves models of double as well.
+  /// A callable that takes auto or std::span<double> logits also serves models of double.
   template <class F>
   requires(!std::same_as<F, LogitMask> && (std::invocable<F&, std::span<float>, std::span<const Token>> ||
                                            std::invocable<F&, std::span<double>, std::span<const Token>>)) LogitMask(F& f)
@@ -51,11 +51,10 @@ class LogitMask {
   void (*double_)(void*, std::span<double>, std::span<const Token>) = nullptr;
 };
 
-/// What happens to logits before a Sampler sees them; the rules look at the text so far. In this order, as in Hugging Face.
+/// Rules applied to logits before the Sampler, based on the text so far: repetition penalty, then mask, as in Hugging Face.
 struct LogitRules {
-  float repetition_penalty =
-      1;                ///< above 0; logits of tokens in the text: divided by it if positive, else multiplied; 1: off   arXiv:1909.05858
-  LogitMask mask = {};  ///< last, so what it bans is never chosen
+  float repetition_penalty = 1;  ///< above 0; tokens in the text: x > 0 ? x / penalty : x * penalty; 1: off   arXiv:1909.05858
+  LogitMask mask = {};           ///< applied last, so a banned token is never chosen
 
   bool any() const { return repetition_penalty != 1 || bool(mask); }
   void check() const {
@@ -67,10 +66,10 @@ struct LogitRules {
 
 namespace detail {
 
-/// The text that LogitRules look at, and which tokens occur in it; grows and shrinks at its end.
+/// The text so far and the tokens that occur in it, for LogitRules; grows and shrinks at its end.
 class RuledText {
  public:
-  /// Room for `capacity` tokens without the heap. Nothing is kept where no rule asks.
+  /// Reserves `capacity` tokens. Without rules, nothing is stored.
   RuledText(const LogitRules& rules, Index vocab_size, std::size_t capacity) : rules_(rules) {
     rules.check();
     if (!rules.any()) return;
@@ -95,21 +94,21 @@ class RuledText {
   void push(std::span<const Token> tokens) {
     for (const Token token : tokens) push(token);
   }
-  /// Takes back all but the first `size` tokens.
+  /// Removes all but the first `size` tokens.
   void shrink(std::size_t size) {
     for (; text_.size() > size; text_.pop_back()) {
       const Token token = text_.back();
       if (occurs_.empty() || token < 0 || static_cast<std::size_t>(token) >= occurs_.size()) continue;
       Occurrence& o = occurs_[static_cast<std::size_t>(token)];
       if (--o.count > 0) continue;
-      const Token last = distinct_.back();  // takes the place of the one that has left
+      const Token last = distinct_.back();  // moves into the place of the removed token
       distinct_[o.place] = last;
       occurs_[static_cast<std::size_t>(last)].place = o.place;
       distinct_.pop_back();
     }
   }
 
-  /// `row`, or where rules apply a copy in `scratch` under them.
+  /// Returns `row` itself without rules, else a copy in `scratch` with the rules applied.
   template <std::floating_point S> ConstVectorRef<S> apply(const ConstVectorRef<S>& row, Vector<S>& scratch) const {
     if (!any()) return row;
     scratch = row;
@@ -129,7 +128,7 @@ class RuledText {
   LogitRules rules_;
   std::vector<Token> text_;
   std::vector<Occurrence> occurs_;  // [vocab_size]
-  std::vector<Token> distinct_;     // each token of the text once
+  std::vector<Token> distinct_;     // each distinct token of the text
 };
 
 }  // namespace detail

@@ -13,20 +13,21 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 
+// A draft model for speculative decoding that copies from the text so far.
 namespace pith { inline namespace v0 {
 
 struct PromptLookupOptions {
-  Index ngram = 3;      ///< tokens that must agree: as many as this if they occurred before, else fewer …
-  Index min_ngram = 1;  ///< … down to this many
-  Index memory = 4096;  ///< looks for them among the newest so many tokens
-  Index max_draft = 8;  ///< decode() takes, and a checkpoint takes back, one token more than this
+  Index ngram = 3;      ///< the longest match to try, in tokens; then shorter ones …
+  Index min_ngram = 1;  ///< … down to this length
+  Index memory = 4096;  ///< matches end at one of this many newest tokens
+  Index max_draft = 8;  ///< decode() takes, and crop() takes back, up to max_draft + 1 tokens
 
   void check() const;
 };
 
 namespace detail {
 
-/// Where each n-gram of a text occurred last, of those that end at one of the newest `memory` tokens. Open addressing, one slot an n-gram.
+/// Hash table of the latest occurrence of each n-gram that ends at one of the newest `memory` tokens. Open addressing, one slot per n-gram.
 class NgramIndex {
  public:
   NgramIndex(Index n, Index memory, std::size_t ring)
@@ -35,7 +36,7 @@ class NgramIndex {
         slots_(std::bit_ceil(2 * static_cast<std::size_t>(memory) + 2), nowhere),
         earlier_(ring, nowhere) {}
 
-  /// The text has a token at i now. Returns where the n-gram that ends there ended before, or `nowhere`.
+  /// Records the n-gram that ends at the new token i. Returns where the same n-gram ended before, or `nowhere`.
   Position add(std::span<const Token> text, Position i) {
     Position& found = earlier_[static_cast<std::size_t>(i) & (earlier_.size() - 1)];
     found = nowhere;
@@ -58,7 +59,7 @@ class NgramIndex {
         slots_[s] = earlier;
       }
     }
-    if (const Position old = i - memory_; whole(old))  // remembered again, unless it occurred once more since
+    if (const Position old = i - memory_; whole(old))  // restored, unless the n-gram has occurred again since
       if (Position& slot = slots_[slot_of(text, old)]; slot == nowhere) slot = old;
   }
   void clear() { std::fill(slots_.begin(), slots_.end(), nowhere); }
@@ -82,13 +83,13 @@ class NgramIndex {
       if (at(text, a - k) != at(text, b - k)) return false;
     return true;
   }
-  /// Where the n-gram that ends at `end` is, or the empty slot where it belongs.
+  /// The slot of the n-gram that ends at `end`, or the empty slot where it belongs.
   std::size_t slot_of(std::span<const Token> text, Position end) const {
     std::size_t s = home(text, end);
     while (slots_[s] != nowhere && !same(text, slots_[s], end)) s = (s + 1) & (slots_.size() - 1);
     return s;
   }
-  /// Empties a slot, and moves up those behind it that were pushed away from their homes.
+  /// Empties a slot and moves up the entries that collisions had pushed behind it.
   void erase(std::span<const Token> text, std::size_t hole) {
     const std::size_t mask = slots_.size() - 1;
     for (std::size_t s = (hole + 1) & mask; slots_[s] != nowhere; s = (s + 1) & mask)
@@ -100,25 +101,25 @@ class NgramIndex {
   }
 
   Position n_, memory_;
-  std::vector<Position> slots_;    ///< where the n-gram of a slot ended last
-  std::vector<Position> earlier_;  ///< by position: what add() found, and remove() puts back
+  std::vector<Position> slots_;    ///< [slot] where the n-gram last ended
+  std::vector<Position> earlier_;  ///< [position] the result of add(), which remove() restores
 };
 
 }  // namespace detail
 
-/// Guesses that a text goes on as it did when its last few tokens occurred before: a draft without weights.
+/// Draft without weights: guesses that the text continues as it did after the latest occurrence of its last few tokens.
 ///
-/// What follows the longest n-gram that occurred before, at its latest occurrence, has logit 0 and every other token -inf; without one the
-/// row is all -inf, no guess. Good where a text repeats itself or its prompt: code, quotes, answers about a document.
+/// Finds the longest n-gram that occurred before; the token after its latest occurrence gets logit 0, every other token -inf. Without a
+/// match the row is all -inf: no guess. Good for repetitive text: code, quotes, answers about a document.
 ///
 ///   PromptLookup draft{target.vocab_size(), {.ngram = 3}};
 ///
 /// Shapes   decode(tokens): logits [tokens, vocab_size()], valid until the next call
-/// Cost     a few table look-ups per token and n, however long the text
+/// Cost     a few table look-ups per token and n, for any length of text
 /// Heap     at construction only: max_draft + 1 rows of the vocabulary and about 12 bytes per token of memory and n
-/// Throws   ShapeError for no tokens or one outside the vocabulary, CapacityError for more than max_draft + 1 at once, StateError for more
-///          than that in a journal, a prompt in one, or a crop that is not in one
-/// Law      those of TokenModel, forgetting included: crop() remembers again
+/// Throws   ShapeError for no tokens or one outside the vocabulary; CapacityError for more than max_draft + 1 at once; StateError for more
+///          than max_draft + 1 in a journal, for prefill() inside a journal, and for crop() outside of one
+/// Law      all laws of TokenModel hold; crop() also restores n-grams that had been dropped
 /// Paper    arXiv:2304.04487 copies from a reference text in the same way
 template <std::floating_point S = float> class PromptLookup {
  public:
@@ -173,7 +174,7 @@ template <std::floating_point S = float> class PromptLookup {
     }
     journal_ = closed;
   }
-  /// Forgets the text; nothing is allocated again.
+  /// Drops the text; no memory is freed or allocated.
   void clear() {
     for (detail::NgramIndex& order : orders_) order.clear();
     next_ = 0;
@@ -199,11 +200,11 @@ template <std::floating_point S = float> class PromptLookup {
       raise<CapacityError>(detail::text("pith::PromptLookup::", where, ": positions end at ", (std::numeric_limits<Position>::max)()));
   }
 
-  /// The guess for what follows this token, or none.
+  /// Returns the guess for the token after this one, or none.
   Token add(Token token) {
     text_[static_cast<std::size_t>(next_) & (text_.size() - 1)] = token;
     Position end = detail::NgramIndex::nowhere;
-    for (detail::NgramIndex& order : orders_)  // longest first
+    for (detail::NgramIndex& order : orders_)  // longest n first
       if (const Position found = order.add(text_, next_); end == detail::NgramIndex::nowhere) end = found;
     ++next_;
     return end == detail::NgramIndex::nowhere ? none : text_[static_cast<std::size_t>(end + 1) & (text_.size() - 1)];
@@ -217,10 +218,10 @@ template <std::floating_point S = float> class PromptLookup {
   }
 
   PromptLookupOptions options_;
-  std::vector<Token> text_;  ///< ring: the newest tokens, at least those that crop() needs to remember again
+  std::vector<Token> text_;  ///< ring of the newest tokens, including those that crop() may need
   std::vector<detail::NgramIndex> orders_;
   Matrix<S> rows_;              ///< [max_draft + 1, vocab_size]
-  std::vector<Token> guesses_;  ///< of each row
+  std::vector<Token> guesses_;  ///< [max_draft + 1] the guess in each row
   Position next_ = 0, journal_ = closed;
 };
 

@@ -14,16 +14,16 @@
 
 namespace pith { inline namespace v0 {
 
-/// Turns guesses of a draft into tokens of a target: the rule that makes speculation lossless.
+/// Turns a draft's guesses into tokens of the target: the acceptance rule that makes speculative decoding lossless.
 ///
-/// A guess drawn from q stays with probability min(1, p / q); else max(0, p - q), which is what accepting leaves short of p, is drawn from.
-/// Both distributions are those of the same Sampler options: logits as they are filtered and tempered there.
+/// Accepts guess x ~ q with probability min(1, p(x) / q(x)), else draws from max(0, p - q), normalised. p and q are the target's and the
+/// draft's distributions under the same Sampler options.
 ///
 /// Shapes   logits [vocab_size]
-/// Cost     guess() and verify(): a Sampler's, and two sweeps of the vocabulary where a guess is refused
-/// Heap     at construction only: guesses + 1 rows of the vocabulary and both samplers; none of these rows if greedy
-/// Throws   StateError where Sampler does, ShapeError for fewer than 0 guesses, CapacityError for a guess that there is no room for
-/// Law      verify() is distributed as Sampler::sample() of the target's logits, whatever the draft's were; greedy calls leave rng alone
+/// Cost     guess() and verify(): that of a Sampler, and two sweeps of the vocabulary for a rejected guess
+/// Heap     at construction only: guesses + 1 rows of the vocabulary and both samplers; no rows if greedy
+/// Throws   StateError where Sampler does, ShapeError for a negative number of guesses, CapacityError for a guess beyond that number
+/// Law      verify() is distributed as Sampler::sample() of the target's logits, for any draft; greedy calls leave rng alone
 /// Paper    arXiv:2211.17192, algorithm 1; arXiv:2302.01318
 template <std::floating_point S = float, std::floating_point D = S> class RejectionSampler {
  public:
@@ -36,7 +36,7 @@ template <std::floating_point S = float, std::floating_point D = S> class Reject
 
   bool greedy() const { return target_.greedy(); }
 
-  /// A token by the target alone.
+  /// Draws a token from the target alone.
   template <std::uniform_random_bit_generator Rng> Token sample(ConstVectorRef<S> logits, Rng& rng) { return target_.sample(logits, rng); }
 
   /// Draws guess i from the draft's logits.
@@ -48,17 +48,18 @@ template <std::floating_point S = float, std::floating_point D = S> class Reject
     return token = draft_.draw(q_.row(i), rng);
   }
 
-  /// What the target, by its logits, says in place of guess i: the guess itself if it is accepted.
+  /// Returns guess i if the target accepts it, else the token that replaces it.
   template <std::uniform_random_bit_generator Rng> Token verify(Index i, ConstVectorRef<S> logits, Rng& rng) {
     check_guess("verify", i);
     if (greedy()) return target_.sample(logits, rng);
     const Token guessed = guessed_[static_cast<std::size_t>(i)];
     target_.distribution(logits, p_);
+    // accept x with probability min(1, p(x) / q(x)), else draw from max(0, p - q), normalised
     if (canonical<double>(rng) * double(q_(i, guessed)) < double(p_[guessed])) return guessed;
     const auto short_of = [&](Index token) { return static_cast<S>((std::max)(0.0, double(p_[token]) - double(q_(i, token)))); };
     bool any = false;
     for (Index token = 0; token < p_.size() && !any; ++token) any = short_of(token) > 0;
-    if (any)  // else p and q are the same but for rounding
+    if (any)  // else p and q differ only by rounding
       for (Index token = 0; token < p_.size(); ++token) p_[token] = short_of(token);
     return target_.draw(p_, rng);
   }
@@ -78,8 +79,8 @@ template <std::floating_point S = float, std::floating_point D = S> class Reject
 
   Sampler<S> target_;
   Sampler<D> draft_;
-  Vector<S> p_;                 ///< [vocab] of the target
-  Matrix<D> q_;                 ///< [guesses, vocab] what each guess was drawn from
+  Vector<S> p_;                 ///< [vocab] the target's distribution
+  Matrix<D> q_;                 ///< [guesses, vocab] the distribution of each guess
   std::vector<Token> guessed_;  ///< [guesses]
 };
 

@@ -17,22 +17,22 @@
 
 namespace pith { inline namespace v0 {
 
-/// How a token is chosen from logits. The filters apply from top to bottom, each to what the one above left, as in Hugging Face.
+/// How a token is chosen from logits. The filters apply from top to bottom, each to the tokens left by the one above, as in Hugging Face.
 struct SamplerOptions {
-  float temperature = 1;  ///< logits are divided by it; 0: always the largest logit, the lowest token of equals
-  Index top_k = 0;        ///< exactly the k largest logits stay, of equals those of lowest token; 0: all
-  float top_p = 1;        ///< in (0, 1]: the fewest tokens that weigh at least this share of what is left, heaviest (then lowest) first
-  float min_p = 0;        ///< in [0, 1]: tokens at least this share as likely as the likeliest
+  float temperature = 1;  ///< p = softmax(logits / temperature); 0: greedy, the largest logit, of equals the lowest token
+  Index top_k = 0;        ///< keeps exactly the k largest logits, of equals the lowest tokens; 0: all
+  float top_p = 1;        ///< in (0, 1]: keeps the fewest likeliest tokens whose share of those left reaches top_p; of equals the lowest
+  float min_p = 0;        ///< in [0, 1]: keeps tokens with p >= min_p * max(p)
 };
 
-/// Chooses tokens: greedily or at random, from the whole vocabulary or its likelier part.
+/// Chooses tokens from logits: greedily, or at random after temperature, top-k, top-p and min-p.
 ///
 /// Shapes   logits and probabilities [vocab_size]
-/// Cost     four sweeps of the vocabulary and one exp for each token that top_k leaves (without top_k: for each); no full sort
+/// Cost     four sweeps of the vocabulary and one exp per token that top_k keeps (all without top_k); no full sort
 /// Heap     at construction only
 /// Throws   StateError if an option is out of range, a logit is NaN or +inf, or all are -inf; ShapeError if sizes differ
 /// Law      sample(logits, rng) == draw(distribution(logits), rng), and a logit of -inf is never drawn
-///          equal logits and random bits give equal tokens on every platform, as far as its exp agrees
+///          equal logits and random bits give equal tokens on every platform whose exp agrees
 /// Paper    top-p: arXiv:1904.09751; min-p: arXiv:2407.01082
 template <std::floating_point S = float> class Sampler {
  public:
@@ -57,7 +57,7 @@ template <std::floating_point S = float> class Sampler {
     return draw(probabilities_, rng);
   }
 
-  /// What sample() draws from; the two may be the same memory.
+  /// Writes the distribution that sample() draws from; `probabilities` may be `logits` itself.
   void distribution(ConstVectorRef<S> logits, VectorRef<S> probabilities) {
     check_shape("Sampler::distribution", "probabilities", probabilities, vocab_size(), 1);
     const Token best = largest(logits);
@@ -66,7 +66,7 @@ template <std::floating_point S = float> class Sampler {
     probabilities[best] = 1;
   }
 
-  /// An index in proportion to weights, which need not sum to 1: a distribution, or what speculation leaves of one.
+  /// Draws an index with probability proportional to its weight; the weights need not sum to 1.
   ///
   /// Throws   StateError if a weight is negative or not finite, or none is positive
   template <std::uniform_random_bit_generator Rng> static Token draw(ConstVectorRef<S> weights, Rng& rng) {
@@ -79,7 +79,7 @@ template <std::floating_point S = float> class Sampler {
     }
     if (!(total > 0 && total < std::numeric_limits<double>::infinity())) [[unlikely]]
       raise<StateError>(detail::text("pith::Sampler::draw: ", weights.size(), " weights sum to ", total, ", expected a positive number"));
-    const double target = canonical<double>(rng) * total;  // < total, which the same sums reach again below
+    const double target = canonical<double>(rng) * total;  // below total, which the sum below reaches
     double sum = 0;
     for (Index i = 0;; ++i)
       if ((sum += double(weights[i])) > target) return static_cast<Token>(i);
@@ -128,7 +128,7 @@ template <std::floating_point S = float> class Sampler {
 
   double weight(S logit, S top) const { return std::exp((double(logit) - double(top)) * inverse_temperature_); }
 
-  /// Every filter keeps a beginning of the same order, largest logit and then lowest token first: the last one kept says it all.
+  /// Every filter keeps a prefix of one order (largest logit first, then lowest token), so the last token kept describes it.
   void weigh(const ConstVectorRef<S>& logits, Token best, VectorRef<S> out) {
     const S top = logits[best];
     Candidate last{-infinity, (std::numeric_limits<Token>::max)()};
@@ -136,6 +136,7 @@ template <std::floating_point S = float> class Sampler {
     if (options_.top_p < 1) last = nucleus(logits, top, last);
     double total = 0;
     for (Index i = 0; i < logits.size(); ++i) {
+      // w = exp((logit - top) / temperature); min-p compares w with w(top) = 1
       const double w = last.ahead_of({logits[i], Token(i)}) ? 0.0 : weight(logits[i], top);
       out[i] = w >= double(options_.min_p) ? S(w) : S(0);
       total += double(out[i]);
@@ -147,18 +148,18 @@ template <std::floating_point S = float> class Sampler {
     for (Index i = 0; i < logits.size(); ++i) candidates_[std::size_t(i)] = {logits[i], Token(i)};
     const auto k = candidates_.begin() + options_.top_k - 1;
     if (options_.top_k <= logits.size() / 64) {
-      std::partial_sort(candidates_.begin(), k + 1, candidates_.end(), ahead);  // one compare for nearly every token
+      std::partial_sort(candidates_.begin(), k + 1, candidates_.end(), ahead);  // about one comparison per token
     } else {
       std::nth_element(candidates_.begin(), k, candidates_.end(), ahead);
     }
     return *k;
   }
 
-  /// The lightest token of the nucleus among those not behind `last`, by halves: nothing is sorted. Weights are whole numbers here, so
-  /// their sums are the same in whatever order nth_element leaves them.
+  /// Finds the lightest token of the nucleus (top-p) among those up to `last`, by bisection without a sort. Weights are integers, so their
+  /// sums do not depend on the order in which nth_element leaves them.
   Candidate nucleus(const ConstVectorRef<S>& logits, S top, const Candidate& last) {
     const auto size = static_cast<std::uint64_t>(logits.size());
-    const double unit = std::ldexp(1.0, 62 - int(std::bit_width(size)));  // the weight of `top`; all together stay below 2^62
+    const double unit = std::ldexp(1.0, 62 - int(std::bit_width(size)));  // weight of `top`; all weights together stay below 2^62
     std::uint64_t total = 0;
     auto first = candidates_.begin(), end = first;
     for (Index i = 0; i < logits.size(); ++i) {
@@ -169,7 +170,7 @@ template <std::floating_point S = float> class Sampler {
       *end++ = c;
     }
     const auto share = static_cast<std::uint64_t>(std::ceil(double(options_.top_p) * double(total)));
-    // Tokens lighter than this weigh less than total - share even together: the others hold the nucleus.
+    // Tokens lighter than this together weigh less than total - share, so the others contain the nucleus.
     const std::uint64_t lightest = (total - share) / size;
     end = std::remove_if(first, end, [&](const Candidate& c) { return c.weight < lightest; });
     for (std::uint64_t before = 0; end - first > 1;) {

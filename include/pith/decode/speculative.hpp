@@ -22,22 +22,22 @@
 
 namespace pith { inline namespace v0 {
 
-/// Decodes with a cheap draft that guesses and a target that verifies all guesses in one pass over its weights.
+/// Speculative decoding: a cheap draft guesses tokens, the target verifies all guesses in one pass over its weights.
 ///
-/// Between steps exactly one token is pending: emitted, fed to neither model. Target and draft may begin at different positions (a prefix),
-/// but must have read the same text, and no one else may feed them meanwhile.
+/// Between steps exactly one token is pending: emitted, but fed to neither model. Target and draft may start at different positions (a
+/// prefix), but must have read the same text, and only this object may feed them.
 ///
-/// Cost     a step: up to draft_tokens decode() of one token by the draft, one of up to draft_tokens + 1 by the target
-/// Heap     at construction only: a RejectionSampler and a row of the vocabulary; prefill() and step() what the models need; under rules
-///          the text beyond 4,096 tokens, where it doubles
-/// Throws   ShapeError for two vocabularies, StateError for an option out of range or one model in both places, CapacityError if a model's
-///          max_chunk() is below draft_tokens + 1; a model without one throws for itself when a step asks too much
-/// Law      as many tokens as without a draft: where the target has little room() left, or refuses guesses with CapacityError, drafts are
-///          shortened, down to none; a draft that has none left is asked no more (drafting()), and never ends the text
-/// Law      the text is distributed as that of Sampler over the target alone; greedy text is the same text
-///          after a step both models are, bit for bit as far as their crop() is, as if they had only read the text
-///          a step that throws has not been, for either model and, if it can be copied, for rng; but for the tokens a callback was told:
-///          the next call begins where they end
+/// Cost     per step: up to draft_tokens decode() of one token by the draft, one decode() of up to draft_tokens + 1 tokens by the target
+/// Heap     at construction only: a RejectionSampler and a row of the vocabulary; in prefill() and step() what the models need, and under
+///          rules the text beyond 4,096 tokens, where it doubles
+/// Throws   ShapeError for two vocabularies, StateError for an option out of range or the same model twice, CapacityError if a model's
+///          max_chunk() is below draft_tokens + 1; a model without max_chunk() throws by itself when a step is too long for it
+/// Law      generates as many tokens as without a draft: where the target has little room() left, or refuses guesses with CapacityError,
+///          drafts are shortened, down to none; a full draft is not used any more (drafting()) and never ends the text
+/// Law      the text is distributed as that of Sampler over the target alone; greedy text is identical
+///          after a step both models are in the state of having read only the text, bit for bit if their crop() is
+///          a step that throws is undone in both models and, if it can be copied, in rng, except for tokens already passed to the
+///          callback: the next call continues after them
 /// Paper    arXiv:2211.17192 (Leviathan et al.); arXiv:2302.01318 (Chen et al.)
 template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
  public:
@@ -57,11 +57,11 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
   SpeculativeDecoder(SpeculativeDecoder&&) = default;
   SpeculativeDecoder& operator=(SpeculativeDecoder&&) = default;
 
-  /// Both models read a prompt, or the next turn of a conversation: then the pending token goes in first. By prefill() where a model has
-  /// it, else by decode() of up to draft_tokens + 1 tokens at a time.
+  /// Both models read a prompt, or the next turn after the pending token: by prefill() if a model has it, else by decode() of up to
+  /// draft_tokens + 1 tokens at a time.
   ///
-  /// Throws   ShapeError for no tokens; what the models throw, but no CapacityError of the draft, and StateError ever after if one has read
-  ///          more than the other: see resume()
+  /// Throws   ShapeError for no tokens; what the models throw, except a CapacityError of the draft. If one model has read more than
+  ///          the other, every later call throws StateError: see resume()
   void prefill(std::span<const Token> tokens) {
     if (tokens.empty()) [[unlikely]]
       raise<ShapeError>("pith::SpeculativeDecoder::prefill: no tokens, expected 1 or more");
@@ -74,11 +74,11 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     note_positions();
   }
 
-  /// Begins from here: target and draft have read the same text by themselves (embeddings, a saved session, their own prefill()).
+  /// Starts from here, once target and draft have read the same text by themselves (embeddings, a saved session, their own prefill()).
   ///
-  /// `text`: what they have read, for SpeculativeOptions::rules.
+  /// `text`: the text they have read, for SpeculativeOptions::rules.
   ///
-  /// Shapes   logits [any, vocab_size()] what the target returned; its last row chooses the next token
+  /// Shapes   logits [any, vocab_size()] returned by the target; the next token is chosen from the last row
   void resume(ConstMatrixRef<Scalar> logits, std::span<const Token> text = {}) {
     check_shape("SpeculativeDecoder::resume", "logits", logits, any_extent, logits_.size());
     if (logits.rows() == 0) [[unlikely]]
@@ -92,10 +92,10 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     note_positions();
   }
 
-  /// The next tokens of the text, 1 .. draft_tokens + 1 of them, valid until the next call; the first step after a prompt emits one.
+  /// Generates the next 1 .. draft_tokens + 1 tokens, valid until the next call; the first step after a prompt generates one.
   /// Greedy steps leave rng alone.
   ///
-  /// Throws   StateError before a prompt, or if somebody else moved a model; what the models and Sampler throw
+  /// Throws   StateError before a prompt, or if a model was moved from outside; what the models and Sampler throw
   template <std::uniform_random_bit_generator Rng> std::span<const Token> step(Rng& rng) {
     choose(options_.draft_tokens + 1, rng);
     reported_ = chosen_;
@@ -103,7 +103,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     return std::span<const Token>(run_).first(static_cast<std::size_t>(chosen_));
   }
 
-  /// The same with at most `most` tokens, told one by one: if the callback returns false, its token ends the step and is pending.
+  /// Overload for at most `most` tokens, passed to a callback one by one; if it returns false, its token ends the step and is pending.
   template <std::uniform_random_bit_generator Rng, TokenCallback OnToken>
   std::span<const Token> step(Rng& rng, Index most, OnToken&& on_token) {
     if (most < 1) [[unlikely]]
@@ -124,9 +124,9 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
 
   const SpeculativeOptions& options() const { return options_; }
   const SpeculativeStats& stats() const { return stats_; }
-  /// The draft is asked for guesses: not any more once it was full. resume() asks it again, when both have read the same text.
+  /// Whether the draft is still used: not once it was full, until resume(), when both have read the same text.
   bool drafting() const { return drafting_; }
-  /// The last token emitted; -1 after a prompt, before the first step.
+  /// The last token generated; -1 after a prompt, before the first step.
   Token pending() const { return reported_ > 0 && stepping_ ? run_[static_cast<std::size_t>(reported_) - 1] : pending_; }
 
  private:
@@ -154,7 +154,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
                                           " + 1: start it with max_draft = ", draft_tokens, " or more"));
   }
 
-  /// Feeds a prompt; sees(rows) is called with logits whose last row follows what was read so far.
+  /// Feeds a prompt; calls sees(rows) with logits whose last row follows the tokens read so far.
   template <class M, class Sees> void read(M& model, std::span<const Token> tokens, Sees&& sees) {
     using Rows = ConstMatrixRef<typename M::Scalar>;
     if constexpr (requires {
@@ -173,7 +173,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     pending_ = -1;
   }
 
-  /// The pending token goes into both models, and what follows it is kept.
+  /// Feeds the pending token to both models and keeps the logits that follow it.
   void read_pending() {
     Trace trace(*this);
     begin();
@@ -190,7 +190,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     note_positions();
   }
 
-  /// Takes back what a call has done to both models when it throws.
+  /// Undoes the effect of a call on both models if it throws.
   class Trace {
    public:
     explicit Trace(SpeculativeDecoder& decoder) : decoder_(&decoder) {}
@@ -212,7 +212,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     }
     stepping_ = target_open_ = draft_open_ = false;
   }
-  /// What is asked of the draft: one that is full is asked no more, and goes back to where it was.
+  /// Runs a call of the draft; if the draft is full, undoes the call and stops using the draft.
   template <class Ask> void asked(Ask&& ask) {
 #if PITH_HAS_EXCEPTIONS
     try {
@@ -238,7 +238,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     target_open_ = true;
   }
 
-  /// What the draft has not read yet, the pending token last.
+  /// Feeds the draft the tokens it has not read yet, the pending token last.
   template <class Sees> void feed_draft(Sees&& sees) {
     draft_->checkpoint();
     draft_open_ = true;
@@ -246,7 +246,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     sees(draft_->decode(std::span<const Token>(late).last(static_cast<std::size_t>(lag_) + 1)));
   }
 
-  /// Chooses the tokens of a step into run_; both models are left where their journals took them.
+  /// Chooses the tokens of a step into run_; settle() crops both models afterwards.
   template <std::uniform_random_bit_generator Rng> void choose(Index most, Rng& rng) {
     settle();
     check_in_step();
@@ -278,7 +278,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     dice.keep();
   }
 
-  /// Has the target verify up to `most` guesses behind the pending token.
+  /// Lets the target verify up to `most` guesses after the pending token.
   template <std::uniform_random_bit_generator Rng> void verify(Index most, Rng& rng) {
     Trace trace(*this);
     begin();
@@ -291,11 +291,13 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     const detail::Guessed accepting(text_);
     const auto row = [&](Index i) { return text_.template apply<Scalar>(rows.row(i), ruled_); };
     Index accepted = 0;
+    // accept guess x with probability min(1, p(x) / q(x)), else draw from max(0, p - q), normalised, and end the step (RejectionSampler)
     for (; accepted < drafted; ++accepted) {
       const std::size_t i = static_cast<std::size_t>(accepted);
       if ((run_[i] = sampler_.verify(accepted, row(accepted), rng)) != feed_[i + 1]) break;
       text_.push(run_[i]);
     }
+    // all accepted: the same pass of the target gives one more token
     if (accepted == drafted) run_[static_cast<std::size_t>(drafted)] = sampler_.sample(row(drafted), rng);
     chosen_ = accepted + 1;
 
@@ -307,7 +309,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     trace.keep();
   }
 
-  /// The draft's guesses into feed_[1 ..]; how many: fewer than `most` if it has none to make.
+  /// Writes the draft's guesses into feed_[1 ..] and returns their number: fewer than `most` if the draft has no more.
   template <std::uniform_random_bit_generator Rng> Index guess(Index most, Rng& rng) {
     Index made = 0;
     if (const Index room = detail::room_of(*draft_) - lag_; drafting_ && room < 1) dismiss_draft();
@@ -319,7 +321,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
       const ConstVectorRef<DraftScalar> last = rows.row(rows.rows() - 1);
       if (made == most || no_guess<DraftScalar>(last)) return false;
       const ConstVectorRef<DraftScalar> row = text_.template apply<DraftScalar>(last, ruled_draft_);
-      if (text_.any() && no_guess<DraftScalar>(row)) return false;  // all that the draft would say is banned
+      if (text_.any() && no_guess<DraftScalar>(row)) return false;  // the rules ban every token the draft would guess
       const Token token = feed_[static_cast<std::size_t>(made) + 1] = sampler_.guess(made, row, rng);
       text_.push(token);
       ++made;
@@ -333,7 +335,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     return made;
   }
 
-  /// Ends a step after the tokens reported: both models go back to before the last of them, and that one is pending.
+  /// Ends a step: crops both models to just before the last token reported, which becomes pending.
   void settle() {
     if (!stepping_) return;
     if (pending_ >= 0) {
@@ -373,16 +375,16 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
   Draft* draft_;
   SpeculativeOptions options_;
   RejectionSampler<Scalar, DraftScalar> sampler_;
-  Vector<Scalar> logits_;                        ///< after a prompt
+  Vector<Scalar> logits_;                        ///< the target's logits after a prompt
   std::vector<Token> feed_, run_;                ///< [draft_tokens + 1] the pending token and the guesses; the tokens of a step
-  detail::RuledText text_;                       ///< under rules: all that was read or emitted
+  detail::RuledText text_;                       ///< under rules: all tokens read or generated
   Vector<Scalar> ruled_;                         ///< a row of the target under the rules
   Vector<DraftScalar> ruled_draft_;              ///< a row of the draft under the rules
-  Index chosen_ = 0, reported_ = 0;              ///< of run_
-  Token pending_ = -1, late_ = -1;               ///< late_: the token before it, if the draft has not read that one either
-  Index lag_ = 0;                                ///< 1: so it is
-  Position target_next_ = -1, draft_next_ = -1;  ///< when the last call ended; -1: nothing has been read
-  bool drafting_ = true;                         ///< the draft has read what the target has
+  Index chosen_ = 0, reported_ = 0;              ///< number of tokens in run_
+  Token pending_ = -1, late_ = -1;               ///< late_: the token before pending_, if the draft has not read it yet
+  Index lag_ = 0;                                ///< 1: the draft has not read late_
+  Position target_next_ = -1, draft_next_ = -1;  ///< positions at the end of the last call; -1: nothing has been read
+  bool drafting_ = true;                         ///< the draft has read the same text as the target
   bool stepping_ = false, target_open_ = false, draft_open_ = false;
   detail::DraftPace pace_;
   SpeculativeStats stats_;

@@ -7,16 +7,17 @@
 #include <pith/decode/logit_rules.hpp>
 #include <pith/decode/sampling.hpp>
 
+// Options and statistics of speculative decoding, and how many guesses pay.
 namespace pith { inline namespace v0 {
 
 enum class DraftLength : std::uint8_t { fixed, adapted };
 
 struct SpeculativeOptions {
-  Index draft_tokens = 4;                   ///< guesses before a pass of the target, at most (γ)
-  SamplerOptions sampler = {};              ///< how the target chooses; the draft's guesses are drawn in the same way
-  DraftLength length = DraftLength::fixed;  ///< adapted: of 1 .. draft_tokens what pays most at the acceptance seen lately
-  LogitRules rules = {};    ///< what happens to the logits of both before; the mask may see a text longer than the final one
-  float guess_cost = 0.1f;  ///< adapted: time of one guess, made and verified, over that of a pass without any (c)
+  Index draft_tokens = 4;                   ///< the most guesses per pass of the target (γ)
+  SamplerOptions sampler = {};              ///< how the target chooses; the draft samples its guesses in the same way
+  DraftLength length = DraftLength::fixed;  ///< adapted: the length in 1 .. draft_tokens that is fastest at the recent acceptance rate
+  LogitRules rules = {};                    ///< applied to the logits of both models; the mask may see guesses that are rejected later
+  float guess_cost = 0.1f;                  ///< adapted: time to make and verify one guess, relative to a pass without guesses (c)
 
   void check() const {
     if (draft_tokens < 1 || draft_tokens > 1'000'000)
@@ -28,16 +29,16 @@ struct SpeculativeOptions {
 
 struct SpeculativeStats {
   Index steps = 0;     ///< passes of the target
-  Index drafted = 0;   ///< guesses it was shown
-  Index accepted = 0;  ///< those it would have said as well
-  Index rejected = 0;  ///< passes that ended at a guess; the guesses behind it were not looked at
-  Index tokens = 0;    ///< emitted, the first one, which the prompt's logits choose, among them
+  Index drafted = 0;   ///< guesses made
+  Index accepted = 0;  ///< guesses the target accepted
+  Index rejected = 0;  ///< passes that ended at a rejected guess; later guesses of the pass count only as drafted
+  Index tokens = 0;    ///< tokens generated, including the first one after a prompt
   double acceptance_rate() const { return drafted > 0 ? double(accepted) / double(drafted) : 0; }
 };
 
 namespace detail {
 
-/// How many guesses pay, from how many were accepted lately.
+/// Chooses the number of guesses from recent acceptance.
 class DraftPace {
  public:
   void saw(Index accepted, bool rejected) {
@@ -45,7 +46,7 @@ class DraftPace {
     tries_ = memory * tries_ + double(accepted + rejected);
   }
 
-  /// The γ in 1 .. most with the most tokens for its time, (1 + α + … + α^γ) / (1 + γ c); never 0, or nothing would be learnt any more.
+  /// The γ in 1 .. most that maximises tokens per time, (1 + α + … + α^γ) / (1 + γ c); at least 1, so that α stays measured.
   ///
   /// Paper    arXiv:2211.17192, theorem 3.8
   Index length(Index most, double guess_cost) const {
@@ -63,7 +64,7 @@ class DraftPace {
   }
 
  private:
-  static constexpr double memory = .9;  // what was seen ten steps ago counts a third
+  static constexpr double memory = .9;  // weight per step: after ten steps an observation counts a third
   double hits_ = 0, tries_ = 0;
 };
 

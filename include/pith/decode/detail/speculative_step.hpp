@@ -10,10 +10,10 @@
 #include <pith/core/types.hpp>
 #include <pith/decode/logit_rules.hpp>
 
-// What a step of speculation needs to leave no trace when it throws, and to know how far it may go.
+// Helpers that undo a speculative step when it throws, and tell how many tokens a model can still read.
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Tokens that are only guessed: the text is without them afterwards.
+/// Guessed tokens appended to the text; the destructor removes them.
 class Guessed {
  public:
   explicit Guessed(RuledText& text) : text_(text), size_(text.size()) {}
@@ -26,7 +26,7 @@ class Guessed {
   std::size_t size_;
 };
 
-/// Brings a generator back to where it was, if it can be copied, unless what was drawn is kept.
+/// Restores the generator, if it can be copied, unless keep() was called.
 template <class Rng> class Dice {
  public:
   Dice(Rng& rng, bool idle) : rng_(rng) {
@@ -49,7 +49,7 @@ template <class Rng> class Dice {
   std::optional<std::conditional_t<std::copyable<Rng>, Rng, char>> before_;
 };
 
-/// A model that cannot go back has lost the text: the next call finds it out of step.
+/// Crops a model and ignores failure: a model that cannot crop is found out of step by the next call.
 template <class M> void try_crop(M& model, Position p) {
 #if PITH_HAS_EXCEPTIONS
   try {

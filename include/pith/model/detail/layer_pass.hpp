@@ -39,7 +39,7 @@ void norm_runs(const RmsNorm<S>& base, const RowsByAdapter<S>& runs, NormOf&& no
   });
 }
 
-/// One decoder layer over one cache, or over several: hidden [tokens, hidden_size] is updated in place.
+/// One decoder layer, in place: h += o(attend(q(x), k(x), v(x))) with x = norm(h), then h += mlp(norm(h)); h: hidden [tokens, hidden_size].
 template <class S> struct LayerPass {
   const DecoderModel<S>& model;
   Index layer;
