@@ -15,8 +15,8 @@ namespace pith { inline namespace v0 {
 
 /// The shape and constants of a Llama, Mistral or Qwen2 decoder, under the names config.json uses.
 ///
-/// An aggregate: write one by hand, or let load_checkpoint() read it. Numbers that a family derives (head_dim, the window of
-/// every layer) are stored resolved, so nobody needs to know the family's rules again.
+/// An aggregate: write one by hand, or let load_checkpoint() read it. Values that a family derives (head_dim, the window of every layer)
+/// are stored resolved.
 struct DecoderConfig {
   std::string model_type = "llama";  ///< llama, mistral or qwen2
   Index vocab_size = 0;
@@ -26,15 +26,15 @@ struct DecoderConfig {
   Index num_attention_heads = 0;
   Index num_key_value_heads = 0;
   Index head_dim = 0;                    ///< num_attention_heads*head_dim need not equal hidden_size
-  Index max_position_embeddings = 2048;  ///< a limit of training; dynamic rope also computes with it
+  Index max_position_embeddings = 2048;  ///< a training limit; dynamic rope also uses it
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000;
   RopeScaling rope_scaling;
-  bool attention_bias = false;        ///< llama: promises biases of q, k, v and o
-  bool mlp_bias = false;              ///< llama: promises biases of gate, up and down
-  bool tie_word_embeddings = false;   ///< logits come from the embedding table
+  bool attention_bias = false;        ///< llama: q, k, v and o have biases
+  bool mlp_bias = false;              ///< llama: gate, up and down have biases
+  bool tie_word_embeddings = false;   ///< the embedding table is also the output head
   std::vector<Index> sliding_window;  ///< [layers] tokens a query sees, itself included; 0: all; empty: all, in every layer
-  std::vector<Token> eos_token_id;    ///< any of them ends a text; may be empty
+  std::vector<Token> eos_token_id;    ///< each of them ends a text; may be empty
   Token bos_token_id = -1;            ///< -1: none
 
   AttentionShape attention() const { return {num_attention_heads, num_key_value_heads, head_dim}; }
@@ -50,15 +50,15 @@ struct DecoderConfig {
     return l < sliding_window.size() ? sliding_window[l] : 0;
   }
 
-  /// Refuses what no decoder can be built from.
+  /// Refuses a configuration that no decoder can be built from.
   ///
-  /// Throws   ShapeError naming the field, what it is and what it should be; UnsupportedError for another family
+  /// Throws   ShapeError naming the field, its value and what is expected; UnsupportedError for another family
   void check() const;
 };
 
-/// The largest size of anything in a config: vocabularies and positions are int32, and products of two sizes fit an Index.
+/// Upper bound of every size in a config: vocabularies and positions are int32, and a product of two sizes fits an Index.
 inline constexpr Index max_config_size = (std::numeric_limits<Token>::max)();
-/// The largest number of layers: a bound for files that lie, far above any model.
+/// Upper bound of the number of layers, far above any model: protects against corrupt files.
 inline constexpr Index max_config_layers = 65536;
 
 namespace detail {

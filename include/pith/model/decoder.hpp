@@ -18,18 +18,18 @@
 
 namespace pith { inline namespace v0 {
 
-/// A Llama-family decoder: configuration and weights, immutable and shareable. Conversations are sessions.
+/// A Llama-family decoder: configuration and weights, immutable and shared by all its sessions (conversations).
 ///
 ///   Decoder<float> llama{config, weights};
 ///   auto session = llama.start(SinkWindow{.sinks = 4, .window = 1020});
 ///   auto logits = session.prefill(prompt);
 ///
-/// Const methods may be called from any number of threads. A session keeps what it needs of its decoder alive.
+/// Const methods are thread-safe. A session keeps the weights it uses alive.
 template <class S = float> class Decoder {
  public:
   using Scalar = S;
 
-  /// Throws   ShapeError, UnsupportedError if configuration and weights do not belong together
+  /// Throws   ShapeError, UnsupportedError if configuration and weights do not match
   Decoder(DecoderConfig config, DecoderWeights<S> weights)
       : model_(std::make_shared<const detail::DecoderModel<S>>(std::move(config), std::move(weights))) {}
   Decoder(Decoder&&) = default;
@@ -38,9 +38,9 @@ template <class S = float> class Decoder {
   const DecoderConfig& config() const { return model_->config; }
   const DecoderWeights<S>& weights() const { return model_->weights; }
   Index vocab_size() const { return model_->config.vocab_size; }
-  std::uint64_t fingerprint() const { return model_->weights.fingerprint; }  ///< of config, tensor names, shapes and samples of each tensor
+  std::uint64_t fingerprint() const { return model_->weights.fingerprint; }  ///< hash of config, names, shapes and samples of all tensors
 
-  /// Starts a conversation with this policy in every layer, rows stored as T; what it evicts is merged into what it keeps, or dropped.
+  /// Starts a conversation with this policy in every layer, rows stored as T; evicted rows are merged into kept ones, or dropped.
   ///
   /// Heap     all buffers of the session
   template <KvStorage T = S>
@@ -48,21 +48,21 @@ template <class S = float> class Decoder {
     const std::vector<AnyPolicy<S>> per_layer(static_cast<std::size_t>(model_->config.num_hidden_layers), policy);
     return Session<S, T>(model_, per_layer, options, merge);
   }
-  /// The same with a policy per layer.
+  /// Overload with one policy per layer.
   template <KvStorage T = S>
   Session<S, T> start(std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options = {}, const AnyMerge<S>& merge = {}) const {
     return Session<S, T>(model_, per_layer, options, merge);
   }
 
-  /// One token of each of several sessions at once: every weight is read once for all of them, and once again for every 64 more. Adapters
-  /// and policies may differ; each adapter is read once too.
+  /// Decodes one token of each of several sessions at once. Every weight is read once per 64 sessions, every adapter once; sessions may
+  /// differ in adapter and policy.
   ///
   /// Shapes   sessions, tokens [n] · logits [n, vocab_size], row i follows token i of session i
-  /// Heap     none, given ws of together_workspace_bytes(sessions, workers); the sessions' own threads and buffers rest
+  /// Heap     none, given ws of together_workspace_bytes(sessions, workers); the sessions' own threads and buffers are not used
   /// Throws   ShapeError for sessions that are null, given twice or of another decoder, and what decode() of any of them throws, before
-  ///          any of them changes; CapacityError if ws is too small. What only the scores of a session's policy can refuse is thrown when
-  ///          all others have read their token: that session is as decode() leaves it, its row of logits not a number
-  /// Law      bit for bit what decode() of each session alone gives, and leaves
+  ///          any of them changes; CapacityError if ws is too small. A refusal that depends on a policy's scores is thrown after all
+  ///          other sessions have read their token: that session is left as decode() leaves it, its row of logits is NaN
+  /// Law      bit-identical to decode() of each session alone, in logits and in state
   template <KvStorage T = S>
   void decode_together(std::type_identity_t<std::span<Session<S, T>* const>> sessions, std::span<const Token> tokens,
                        std::type_identity_t<MatrixRef<S>> logits, Workspace& ws) const {
@@ -75,10 +75,10 @@ template <class S = float> class Decoder {
     return detail::TogetherPass<S, T>::workspace_bytes(*model_, sessions, workers);
   }
 
-  /// What a ModelAdapter for this decoder is made for.
+  /// The fingerprint and sizes that a ModelAdapter for this decoder must match.
   AdapterTarget adapter_target() const { return model_->target(); }
 
-  /// Logits of every token at once, without a cache: what cached decoding is measured against.
+  /// Logits of all tokens at once, without a cached conversation: the reference for cached decoding.
   ///
   /// Shapes   returns [tokens, vocab_size]; probe(layer, hidden [tokens, hidden_size]) is called num_hidden_layers + 1 times in the
   ///          convention of Hugging Face's hidden_states: 0 the embeddings, then each layer's output, the last one after the final norm

@@ -21,13 +21,13 @@
 
 namespace pith { inline namespace v0 {
 
-/// One conversation: the caches of all layers, and every buffer it will ever need.
+/// One conversation with a decoder: a KV cache for each layer, and all buffers that prefill() and decode() need.
 ///
 /// Heap     at construction only: prefill, decode, checkpoint and crop allocate nothing
-/// Law      the same logits bit for bit for any number of threads, and for a token decoded alone or in company
-/// Law      crop() restores bit for bit under every policy
-/// Law      a call that throws has not been, but for two that leave only clear(): an exception of somebody's own policy or merge, and a
-///          refusal by the scores of a policy that does not say it overfills (PolicyTraits::overfills), in a later layer of a later prompt
+/// Law      logits are bit-identical for any number of threads, and for a token decoded alone or in a batch
+/// Law      crop() restores the state bit for bit under every policy
+/// Law      a call that throws is undone. Two exceptions leave only clear(): one thrown by a user's policy or merge, and a later prompt
+///          that a later layer refuses by scores, if the policy does not declare PolicyTraits::overfills
 template <class S, KvStorage T = S>
 requires std::same_as<arithmetic_t<T>, S>
 class Session {
@@ -35,9 +35,9 @@ class Session {
   using Scalar = S;
   using Cache = KvCache<AnyPolicy<S>, AnyMerge<S>, T>;
 
-  /// Called by Decoder::start().
+  /// Decoder::start() calls this.
   ///
-  /// Throws   ShapeError for options or a number of policies that make no sense, UnsupportedError for cache positions under dynamic rope
+  /// Throws   ShapeError for invalid options or a wrong number of policies, UnsupportedError for cache positions under dynamic rope
   Session(std::shared_ptr<const detail::DecoderModel<S>> model, std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options,
           const AnyMerge<S>& merge = {})
       : model_(std::move(model)),
@@ -85,17 +85,17 @@ class Session {
     ws_ = Workspace(detail::layer_workspace_bytes<S>(*model_, tile, rows_, options.executor.size()), options.executor);
   }
 
-  /// Reads a prompt, or the next turn of a conversation, in one go: every token sees all before it, then each layer evicts once.
+  /// Reads a prompt, or the next turn, in one pass: every token attends to all rows before it, then each layer evicts once.
   ///
   /// Shapes   returns logits [1, vocab_size] of the last token, valid until the next call
-  /// Throws   CapacityError for more than max_prompt tokens or a full Dense cache, ShapeError for a token outside the vocabulary or none
+  /// Throws   CapacityError for more than max_prompt tokens or a full Dense cache, ShapeError for no tokens or one outside the vocabulary
   ConstMatrixRef<S> prefill(std::span<const Token> tokens, const PrefillOptions& options = {}) {
     const Index n = static_cast<Index>(tokens.size());
     const AppendOptions marks = check_prompt(n, {}, options);
     table().gather(tokens, hidden_.middleRows(adapter_.prompt_rows(next_position()), n));
     return read_prompt(n, marks);
   }
-  /// The same for embedding rows [tokens, hidden_size], each with its kind (none given: text).
+  /// Overload for embedding rows [tokens, hidden_size], each with its kind (none given: text).
   ConstMatrixRef<S> prefill(ConstMatrixRef<S> embeddings, std::span<const TokenKind> kinds = {}, const PrefillOptions& options = {}) {
     check_shape("Session::prefill", "embeddings", embeddings, any_extent, model_->config.hidden_size);
     const Index n = embeddings.rows();
@@ -104,11 +104,11 @@ class Session {
     return read_prompt(n, marks);
   }
 
-  /// Feeds the next tokens, 1 .. max_draft + 1 of them: each appends, attends and evicts before the next, so a chunk equals its tokens one
-  /// by one, bit for bit, while every weight is read once.
+  /// Feeds the next 1 .. max_draft + 1 tokens. Each token is appended, attends and evicts before the next, so a chunk gives bit for bit
+  /// what its tokens give one by one, while every weight is read once.
   ///
   /// Shapes   returns logits [tokens, vocab_size], row i follows token i; valid until the next call
-  /// Throws   CapacityError for a longer chunk or a full Dense cache, ShapeError for a token outside the vocabulary or none
+  /// Throws   CapacityError for a longer chunk or a full Dense cache, ShapeError for no tokens or one outside the vocabulary
   ConstMatrixRef<S> decode(std::span<const Token> tokens) {
     const Index n = static_cast<Index>(tokens.size());
     if (n == 0) raise<ShapeError>("pith::Session::decode: no tokens, expected 1 or more");
@@ -121,10 +121,11 @@ class Session {
   }
   ConstMatrixRef<S> decode(Token token) { return decode(std::span<const Token>(&token, 1)); }
 
-  /// What follows the newest token: [1, vocab_size] until the next call, [0, vocab_size] after crop(), clear() and before the first token.
+  /// Logits that follow the newest token: [1, vocab_size], valid until the next call; [0, vocab_size] at the start and after crop()
+  /// or clear().
   ConstMatrixRef<S> logits() const { return logits_.middleRows((std::max)(newest_, Index(0)), newest_ < 0 ? 0 : 1); }
 
-  /// Everything from here on under this adapter, which must outlive its use; nullptr: the base alone, as if there had never been one.
+  /// Uses this adapter from now on; it must outlive its use. nullptr: the base model alone.
   ///
   /// Cost     a pointer assignment; nothing is copied, and the decoder is never written
   /// Throws   ShapeError for an adapter of another decoder, StateError while rows are cached under another adapter: clear() first;
@@ -133,8 +134,8 @@ class Session {
   const ModelAdapter<S>* adapter() const { return adapter_.get(); }
   Index vocab_size() const { return model_->config.vocab_size; }
   Position next_position() const { return caches_.front().next_position(); }
-  Index max_chunk() const { return max_chunk_; }  ///< tokens of one decode() and of one journal: max_draft + 1
-  /// Tokens that decode() can take before a layer is full: one that never evicts, or not before the next prompt.
+  Index max_chunk() const { return max_chunk_; }  ///< the most tokens that one decode() takes and one journal records: max_draft + 1
+  /// Tokens that decode() can take before a layer that never evicts, or evicts only at the next prompt, is full.
   Index room() const {
     Index room = caches_.front().room();
     for (const Cache& cache : caches_) room = (std::min)(room, cache.room());
@@ -142,12 +143,12 @@ class Session {
   }
   const DecoderConfig& config() const { return model_->config; }
 
-  /// Starts (or restarts) the journal of every layer: crop() can return to before any token decoded from here on.
+  /// Starts (or restarts) the journal of every layer: crop() can then return to before any token decoded after it.
   void checkpoint() {
     check_whole();
     for (Cache& cache : caches_) cache.checkpoint();
   }
-  /// Returns to exactly the state before the token at p, and ends the journal; crop(next_position()) accepts every token since.
+  /// Restores exactly the state before the token at p and ends the journal; crop(next_position()) accepts every token since.
   ///
   /// Throws   StateError unless p was reached by decode() since the checkpoint; Dense needs no checkpoint
   void crop(Position p) {
@@ -158,13 +159,13 @@ class Session {
     if (p != next_position()) newest_ = -1;
     for (Cache& cache : caches_) cache.crop(p);
   }
-  /// Forgets the conversation; nothing is allocated again.
+  /// Drops the conversation; no memory is freed or allocated.
   void clear() {
     for (Cache& cache : caches_) cache.clear();
     newest_ = -1;
     whole_ = true;
   }
-  /// Evicts so that every layer can take `coming` tokens within its budget: before a turn whose answer should see all of it.
+  /// Evicts until every layer can take `coming` tokens within its budget: call it before a turn whose answer should see all of the turn.
   Index make_room(Index coming) {
     check_whole();
     for (const Cache& cache : caches_) cache.check_coming(coming);
@@ -176,7 +177,7 @@ class Session {
     return dropped;
   }
 
-  /// A copy of all rows so far, for any number of sessions to begin with (SessionOptions::prefix).
+  /// Copies all rows so far, as a prefix that any number of sessions can start with (SessionOptions::prefix).
   ///
   /// Throws   StateError where KvCache::freeze() does
   KvPrefix freeze() const {
@@ -186,7 +187,7 @@ class Session {
     return KvPrefix(model_->config.attention(), next_position(), std::move(layers), adapter_.fingerprint());
   }
 
-  /// All it knows, as plain numbers: a prompt read and compressed once can be answered many times, in any process.
+  /// The whole state as plain numbers: read and compress a prompt once, answer it many times, in any process.
   ///
   /// Throws   StateError inside a journal
   SessionSnapshot<S, T> snapshot() const {
@@ -195,14 +196,14 @@ class Session {
     for (const Cache& cache : caches_) out.layers.push_back(cache.snapshot());
     return out;
   }
-  /// Why restore() would refuse a snapshot: another model, storage, policy or prefix, no room, or nothing a session could have come to.
+  /// The reason why restore() would refuse a snapshot, or empty: another model, storage, policy or prefix, no room, or an impossible state.
   std::string problem(const SessionSnapshot<S, T>& s) const {
     const std::string wrong = detail::snapshot_problem(s, model_->weights.fingerprint, vocab_size(), caches());
     return wrong.empty() ? adapter_.problem(s.adapter) : wrong;
   }
-  /// Goes on from what a session of the same model, storage and policies knew; no weight is touched.
+  /// Continues from the snapshot of a session with the same model, storage and policies; no weight is read.
   ///
-  /// Throws   ShapeError with the problem; then nothing has changed
+  /// Throws   ShapeError with the problem; the session is then unchanged
   void restore(const SessionSnapshot<S, T>& s) {
     if (const std::string wrong = problem(s); !wrong.empty()) raise<ShapeError>("pith::Session: restore() of a snapshot " + wrong);
     for (std::size_t layer = 0; layer < caches_.size(); ++layer) caches_[layer].restore(s.layers[layer]);
@@ -213,13 +214,13 @@ class Session {
 
   std::span<Cache> caches() { return caches_; }
   std::span<const Cache> caches() const { return caches_; }
-  /// What was allocated for the rows of all layers and what belongs to them.
+  /// Bytes allocated for the rows of all layers and their bookkeeping.
   std::size_t cache_bytes() const {
     std::size_t bytes = 0;
     for (const Cache& cache : caches_) bytes += cache.bytes();
     return bytes;
   }
-  /// What was allocated for the one prompt that may be longer than the budget; the layers use it in turn.
+  /// Bytes allocated for one prompt longer than the budget; the layers use this buffer in turn.
   std::size_t prompt_buffer_bytes() const { return prompt_buffer_ ? prompt_buffer_->bytes() : 0; }
   std::size_t bytes() const {
     return cache_bytes() + prompt_buffer_bytes() + ws_.bytes() +
@@ -231,11 +232,11 @@ class Session {
   detail::LayerPass<S> pass(std::size_t layer) { return {*model_, static_cast<Index>(layer), ws_, adapter_.runs()}; }
   const Embedding<S>& table() const { return detail::table_of(*model_, adapter_.get()); }
 
-  /// A prompt-only policy keeps every piece of a prompt at home until the last one.
+  /// Under a prompt-only policy, the pieces of a prompt stay in the cache itself until the last piece.
   KvPromptBuffer<T>* landing_for(const Cache& cache, bool more) { return more && cache.prompt_only() ? nullptr : prompt_buffer_.get(); }
 
-  // Everything below them is compiled with these two. Outside of the class they are not inline: a program that declares the class extern
-  // leaves all of it to the source that instantiates it.
+  // All templates below are compiled with these two. They are defined outside the class, hence not inline: a program that declares the
+  // class extern leaves them to the source file that instantiates it.
   ConstMatrixRef<S> read_prompt(Index n, const AppendOptions& marks);
   ConstMatrixRef<S> read_next(Index n);
 
@@ -253,7 +254,7 @@ class Session {
     if (model_->config.window(layer) > 0)
       raise<UnsupportedError>("pith::Session: a sliding-window layer looks at text positions: use RopePositions::text there");
   }
-  /// What is said of all rows of a prompt of n tokens, those of the adapter's prompt before them, which every layer will take.
+  /// Checks a prompt of n tokens and returns its append options, which include the rows of the adapter's prompt before it.
   AppendOptions check_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options) {
     if (n == 0) raise<ShapeError>("pith::Session::prefill: no tokens, expected 1 or more");
     const Index soft = adapter_.prompt_rows(next_position());
@@ -272,7 +273,7 @@ class Session {
     check_ready(soft + n, marks);
     return marks;
   }
-  /// Every refusal of every layer, before the first one changes.
+  /// Checks every layer before the first one changes.
   void check_ready(Index n, const AppendOptions& marks) {
     check_whole();
     adapter_.check(next_position(), marks.phase == Phase::prefill);
@@ -282,7 +283,7 @@ class Session {
     if (!whole_) raise<StateError>("pith::Session: an earlier call threw half-way through the layers: clear() first");
   }
 
-  /// Takes a call back unless it comes to its end(); the buffers of logits still hold what they held then.
+  /// Undoes a call unless end() was reached; the logits buffers are untouched until then.
   class Attempt {
    public:
     explicit Attempt(Session& session) : session_(session), newest_(session.begin()) {}
@@ -318,14 +319,14 @@ class Session {
   std::shared_ptr<const detail::DecoderModel<S>> model_;
   Index max_prompt_, max_chunk_;
   detail::SessionAttachment<S> adapter_;
-  Index rows_ = 0;  ///< the most that a head of a layer may hold, its prefix included
+  Index rows_ = 0;  ///< the most rows that a head of any layer may hold, including its prefix
   std::vector<Cache> caches_;
   std::unique_ptr<KvPromptBuffer<T>> prompt_buffer_;
   Matrix<S> hidden_, normed_, logits_;
   Workspace ws_;
   detail::SessionUndo<Cache, T> undo_;
-  Index newest_ = -1;  ///< row of logits_ that follows the newest token; -1: none does
-  bool whole_ = true;  ///< no layer is ahead of another
+  Index newest_ = -1;  ///< row of logits_ that follows the newest token; -1: none
+  bool whole_ = true;  ///< all layers have read the same tokens
 };
 
 template <class S, KvStorage T>

@@ -15,13 +15,14 @@
 
 namespace pith { inline namespace v0 {
 
+/// The sizes that a session allocates for, and the rows it starts with.
 struct SessionOptions {
-  Index max_prompt = 512;         ///< tokens of one prefill()
+  Index max_prompt = 512;         ///< the most tokens of one prefill()
   Index max_tokens = 4096;        ///< rows of a Dense cache: the longest text it can hold
-  Index max_generated = 512;      ///< tokens decoded after a prompt under a prompt-only policy
-  Index max_draft = 8;            ///< decode() takes, and a checkpoint takes back, one token more than this; 0: one token, no checkpoints
-  bool keep_masses = false;       ///< merged rows count as the tokens they stand for (KvCacheOptions::keep_masses)
-  KvPrefix prefix = {};           ///< what every layer begins with: a session's freeze(), or a learned prefix
+  Index max_generated = 512;      ///< the most tokens decoded after a prompt under a prompt-only policy
+  Index max_draft = 8;            ///< decode() takes, and crop() takes back, up to max_draft + 1 tokens; 0: one token, no checkpoints
+  bool keep_masses = false;       ///< merged rows count as several tokens in attention (KvCacheOptions::keep_masses)
+  KvPrefix prefix = {};           ///< rows every layer starts with: freeze() of a session, or a learned prefix
   ExecutorRef executor = serial;  ///< threads to use; must outlive the session
 
   void check() const {
@@ -38,22 +39,23 @@ struct SessionOptions {
   }
 };
 
+/// Options of one prefill().
 struct PrefillOptions {
-  bool more = false;                   ///< another piece of the same prompt follows: prompt-only policies wait for the last one
-  std::span<const float> masses = {};  ///< [tokens] how many each stands for, if some were merged before (SplicedPrompt::masses)
+  bool more = false;                   ///< another piece of the same prompt follows: prompt-only policies evict after the last one
+  std::span<const float> masses = {};  ///< [tokens] number of tokens merged into each (SplicedPrompt::masses); empty: 1 each
 };
 
-/// All that a session knows: Session::snapshot() takes one, restore() returns to it, io/session_file.hpp keeps it in a file.
+/// The whole state of a session: snapshot() returns one, restore() returns to it, io/session_file.hpp stores it in a file.
 template <class S, KvStorage T = S> struct SessionSnapshot {
-  std::uint64_t fingerprint = 0;           ///< of the model
-  std::uint64_t adapter = 0;               ///< of the adapter that filled it; 0: none
+  std::uint64_t fingerprint = 0;           ///< the decoder's
+  std::uint64_t adapter = 0;               ///< the fingerprint of the adapter that filled it; 0: none
   std::vector<KvSnapshot<T>> layers = {};  ///< the cache of each layer
   Matrix<S> logits = {};                   ///< [1 or 0, vocab_size] Session::logits()
 };
 
 namespace detail {
 
-/// Why caches of a model would refuse a snapshot; empty: they would not.
+/// The reason why the caches of a model refuse a snapshot; empty: they accept it.
 template <class S, KvStorage T, class Cache>
 std::string snapshot_problem(const SessionSnapshot<S, T>& s, std::uint64_t model, Index vocab_size, std::span<const Cache> caches) {
   if (s.fingerprint != model) return text("of model ", s.fingerprint, "; this one is ", model);
@@ -68,7 +70,7 @@ std::string snapshot_problem(const SessionSnapshot<S, T>& s, std::uint64_t model
     for (std::size_t h = 2; h < held.heads.size(); h += 3)
       if (held.heads[h] != 0)
         return text("with layer ", layer, " in the middle of a call: head ", h / 3, " saw ", held.heads[h], " queries, expected 0");
-    for (std::size_t h = 0; caches[layer].reindexes() && h < held.heads.size(); h += 3)  // no gap in any head
+    for (std::size_t h = 0; caches[layer].reindexes() && h < held.heads.size(); h += 3)  // such a cache has no gaps in any head
       if (held.next_rope_position - caches[layer].first_position() != held.heads[h])
         return text("with layer ", layer, " at angle ", held.next_rope_position, ", expected ",
                     caches[layer].first_position() + held.heads[h]);

@@ -16,20 +16,20 @@
 
 namespace pith { inline namespace v0 {
 
-/// An image, or anything else that is not text, as rows of embeddings: what a prompt has placeholders for.
+/// An image, or other non-text input, as embedding rows that replace the placeholders of a prompt.
 template <class S = float> struct MediaRows {
-  ConstMatrixRef<S> rows;                     ///< [rows, hidden_size] what a projector made of its tokens
-  std::span<const std::int32_t> row_of = {};  ///< merged before the prompt: of each token the row it became part of (TokenMap::row_of()),
-                                              ///< -1: dropped; empty: a row is a token
-  ConstVectorRef<S> masses = {};              ///< [rows] tokens that each stands for; empty: 1 each
-  TokenKind kind = TokenKind::image;          ///< what policies tell apart
+  ConstMatrixRef<S> rows;                     ///< [rows, hidden_size] the projector's output
+  std::span<const std::int32_t> row_of = {};  ///< if tokens were merged: the row that each token became part of (TokenMap::row_of()), -1:
+                                              ///< dropped; empty: each row is one token
+  ConstVectorRef<S> masses = {};              ///< [rows] number of tokens in each row; empty: 1 each
+  TokenKind kind = TokenKind::image;          ///< policies may treat kinds differently
   Index tokens() const { return row_of.empty() ? rows.rows() : static_cast<Index>(row_of.size()); }
 };
 
-/// How a prompt says where its images belong.
+/// How a prompt marks its images.
 enum class Placeholders : std::uint8_t {
-  one_a_token,   ///< as many in a row as the image has tokens, before any were merged
-  one_an_image,  ///< one for each image
+  one_a_token,   ///< one placeholder for each token of the image before merging
+  one_an_image,  ///< one placeholder for each image
 };
 
 /// A prompt of text and images, ready for Session::prefill(embeddings, kinds).
@@ -39,14 +39,14 @@ template <class S = float> struct SplicedPrompt {
   };
   Matrix<S> embeddings;            ///< [tokens, hidden_size]
   std::vector<TokenKind> kinds;    ///< [tokens]
-  std::vector<float> masses;       ///< [tokens] how many each stands for (PrefillOptions::masses); empty: 1 each
-  std::vector<Span> spans;         ///< of each image: its rows are first .. end - 1
-  std::vector<Position> moved_to;  ///< of every position that the prompt would have if nothing had been merged, the one it has; -1: dropped
+  std::vector<float> masses;       ///< [tokens] number of tokens merged into each (PrefillOptions::masses); empty: 1 each
+  std::vector<Span> spans;         ///< for each image: its rows are first .. end - 1
+  std::vector<Position> moved_to;  ///< [tokens before merging] the position each has in this prompt; -1: dropped
 };
 
 namespace detail {
 
-/// The token at which the placeholders of each image begin; refuses what does not fit together.
+/// The token at which the placeholders of each image begin; throws if placeholders and images do not match.
 template <class S>
 std::vector<std::size_t> places_of(const Embedding<S>& table, std::span<const Token> tokens, Token placeholder,
                                    std::span<const MediaRows<S>> images, Placeholders form) {
@@ -81,12 +81,12 @@ std::vector<std::size_t> places_of(const Embedding<S>& table, std::span<const To
 
 }  // namespace detail
 
-/// Puts images where a prompt has placeholders, in their order. An image that was merged to fewer rows takes fewer places, and all that
-/// follows moves up.
+/// Replaces the placeholders of a prompt by images, in order. An image merged to fewer rows takes fewer positions, and the text after it
+/// moves up.
 ///
 /// Shapes   returns [text tokens + image rows, table.cols()]
 /// Heap     the prompt it returns
-/// Throws   ShapeError if placeholders and images do not fit together, a row has another width, or a token is outside the vocabulary
+/// Throws   ShapeError if placeholders and images do not match, a row has another width, or a token is outside the vocabulary
 template <class S>
 SplicedPrompt<S> splice(const Embedding<S>& table, std::span<const Token> tokens, Token placeholder,
                         std::type_identity_t<std::span<const MediaRows<S>>> images, Placeholders form = Placeholders::one_a_token) {

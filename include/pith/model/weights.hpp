@@ -14,7 +14,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// One block of a decoder. Names are the checkpoint's: post_attention_layernorm is the norm before the feed-forward part.
+/// Weights of one decoder block, named as in the checkpoint: post_attention_layernorm is the norm before the feed-forward part.
 template <class S = float> struct LayerWeights {
   Vector<S> input_layernorm;           ///< [hidden]
   Vector<S> post_attention_layernorm;  ///< [hidden]
@@ -25,13 +25,13 @@ template <class S = float> struct LayerWeights {
   AnyLinear<S> down_proj;              ///< [hidden, intermediate]
 };
 
-/// All weights of a decoder. Every projection may be packed, mapped, int8 or your own LinearOp; what it maps, it keeps alive.
+/// All weights of a decoder. Every projection may be packed, mapped, int8 or your own LinearOp, and keeps the file it maps alive.
 template <class S = float> struct DecoderWeights {
   Embedding<S> embed_tokens;  ///< [vocab, hidden]
   std::vector<LayerWeights<S>> layers;
   Vector<S> norm;        ///< [hidden]
-  AnyLinear<S> lm_head;  ///< [vocab, hidden]; with tied embeddings a second layout of embed_tokens
-  /// Of config, tensor names, types, shapes, and the first and last 4 KiB of each tensor: says whether a saved session belongs here.
+  AnyLinear<S> lm_head;  ///< [vocab, hidden]; with tied embeddings, embed_tokens in a second layout
+  /// Hash of config, tensor names, types, shapes, and the first and last 4 KiB of each tensor; a saved session must match it.
   std::uint64_t fingerprint = 0;
 
   /// Compares every shape with the config.
@@ -39,7 +39,7 @@ template <class S = float> struct DecoderWeights {
   /// Throws   ShapeError "pith::DecoderWeights: layers[3].q_proj is [64, 48], expected [64, 64]"; what config.check() throws
   void check(const DecoderConfig& config) const;
 
-  /// Memory behind the weights. A tied head that maps the embedding table is counted beside it.
+  /// Bytes of the weights. A tied head that maps the embedding table is counted as well.
   std::size_t bytes() const;
 };
 
@@ -63,7 +63,7 @@ template <class S> const AnyLinear<S>& projection_of(const LayerWeights<S>& laye
   return *all[static_cast<std::size_t>(p)];
 }
 
-/// visit(name, linear, out, in) for the projections of one layer, in the order a token meets them.
+/// Calls visit(name, linear, out, in) for each projection of a layer, in order of use.
 template <class Layer, class Visit> void for_each_projection(Layer& layer, const DecoderConfig& c, Visit&& visit) {
   const Index q = c.num_attention_heads * c.head_dim, kv = c.num_key_value_heads * c.head_dim;
   visit("self_attn.q_proj", layer.q_proj, q, c.hidden_size);

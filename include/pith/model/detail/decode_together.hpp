@@ -19,7 +19,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// One token of each of several sessions through all layers. Rows lie sorted by adapter inside, so that each adapter is read once too.
+/// Decodes one token of each of several sessions through all layers, sorted by adapter so that each adapter is read once.
 template <class S, KvStorage T> class TogetherPass {
  public:
   using Sessions = std::span<Session<S, T>* const>;
@@ -37,7 +37,7 @@ template <class S, KvStorage T> class TogetherPass {
            2 * Workspace::bytes_for<Index>(n) + Workspace::bytes_for<RowsOfAdapter<S>>(n);
   }
 
-  /// Every refusal, before anything changes.
+  /// Throws every refusal before anything changes.
   void check(std::span<const Token> tokens, const MatrixRef<S>& logits) const {
     const Index n = static_cast<Index>(sessions_.size());
     const auto refuse = [](const std::string& what) { raise<ShapeError>("pith::Decoder::decode_together: " + what); };
@@ -62,7 +62,7 @@ template <class S, KvStorage T> class TogetherPass {
   void run(std::span<const Token> tokens, MatrixRef<S> logits) const {
     const Index n = static_cast<Index>(sessions_.size());
     const Workspace::Scope scope(ws_);
-    const std::span<Index> newest(ws_.take<Index>(n), sessions_.size());  ///< of each session; lost: its token has been refused
+    const std::span<Index> newest(ws_.take<Index>(n), sessions_.size());  ///< each session's Session::newest_; lost: its token was refused
     const std::span<Index> order(ws_.take<Index>(n), sessions_.size());
     const std::span<RowsOfAdapter<S>> memory(ws_.take<RowsOfAdapter<S>>(n), sessions_.size());
     std::iota(order.begin(), order.end(), Index(0));
@@ -83,7 +83,7 @@ template <class S, KvStorage T> class TogetherPass {
       LayerPass<S>{model_, static_cast<Index>(layer), ws_, sorted}.decode(
           hidden, [&](Index row) -> typename Session<S, T>::Cache& { return session(order[static_cast<std::size_t>(row)]).caches_[layer]; },
           [&](Index row, auto&& verbs) { return refusals.attempt(order[static_cast<std::size_t>(row)], verbs); });
-    // Back in the order of the sessions for the head, which writes straight into logits.
+    // The head writes straight into logits, so rows return to the order of the sessions.
     for (Index row = 0; row < n; ++row) normed.row(order[static_cast<std::size_t>(row)]) = hidden.row(row);
     std::iota(order.begin(), order.end(), Index(0));
     read_head(model_, runs(order, memory), normed, hidden, logits, ws_);
@@ -103,7 +103,7 @@ template <class S, KvStorage T> class TogetherPass {
  private:
   static constexpr Index lost = -2;
 
-  /// Conversations whose caches refuse their token in the middle of the layers: each goes back by itself, and the others go on.
+  /// Sessions whose caches refuse their token half-way through the layers: each is undone by itself, the others continue.
   struct Refusals {
     const TogetherPass& pass;
     std::span<Index> newest;
@@ -135,7 +135,7 @@ template <class S, KvStorage T> class TogetherPass {
 
   Session<S, T>& session(Index i) const { return *sessions_[static_cast<std::size_t>(i)]; }
 
-  /// Neighbours under the same adapter as one run; none at all if no row has an adapter.
+  /// Groups neighbouring rows with the same adapter into runs; returns no runs if no row has an adapter.
   RowsByAdapter<S> runs(std::span<const Index> order, std::span<RowsOfAdapter<S>> memory) const {
     std::size_t count = 0;
     bool any = false;

@@ -20,7 +20,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Configuration, weights, and what follows from them.
+/// Configuration, weights, and what is derived from them: rope tables, norms, feed-forward blocks.
 template <class S> struct DecoderModel {
   using Mlp = SwiGlu<AnyLinear<S>, AnyLinear<S>, AnyLinear<S>>;
   struct Layer {
@@ -49,7 +49,7 @@ template <class S> struct DecoderModel {
     return w;
   }
 
-  /// What an adapter has to be made for.
+  /// The fingerprint and sizes that an adapter must match.
   AdapterTarget target() const {
     const AttentionShape shape = config.attention();
     return {.fingerprint = weights.fingerprint,

@@ -5,12 +5,12 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The table that tokens are looked up in.
+/// The embedding table: the adapter's own if it has one, else the model's.
 template <class S> const Embedding<S>& table_of(const DecoderModel<S>& model, const ModelAdapter<S>* adapter) {
   return adapter != nullptr && adapter->parts().embed_tokens.rows() > 0 ? adapter->parts().embed_tokens : model.weights.embed_tokens;
 }
 
-/// Final norm and head: hidden, normed [tokens, hidden_size] · logits [tokens, vocab_size].
+/// logits = lm_head(norm(hidden)): hidden, normed [tokens, hidden_size] · logits [tokens, vocab_size].
 template <class S>
 void read_head(const DecoderModel<S>& model, const RowsByAdapter<S>& adapters, std::type_identity_t<ConstMatrixRef<S>> hidden,
                std::type_identity_t<MatrixRef<S>> normed, std::type_identity_t<MatrixRef<S>> logits, Workspace& ws) {

@@ -22,13 +22,13 @@
 namespace pith { inline namespace v0 { namespace detail {
 
 inline constexpr Index prefill_tile =
-    64;  ///< tokens projected together: enough to read each weight once from cache, few enough to stay there
+    64;  ///< tokens projected together: enough to reuse each weight in cache, few enough to stay in cache themselves
 
 struct NoProbe {
   template <class S> void operator()(Index, const ConstMatrixRef<S>&) const {}
 };
 
-/// y = norm(x), row by row, with an adapter's norm where it brings one.
+/// y = norm(x), row by row, with the adapter's norm if it has one.
 template <class S, class NormOf>
 void norm_runs(const RmsNorm<S>& base, const RowsByAdapter<S>& runs, NormOf&& norm_of, std::type_identity_t<ConstMatrixRef<S>> x,
                std::type_identity_t<MatrixRef<S>> y) {
@@ -44,11 +44,11 @@ template <class S> struct LayerPass {
   const DecoderModel<S>& model;
   Index layer;
   Workspace& ws;
-  RowsByAdapter<S> adapters = {};  ///< of the rows of hidden; no run: the plain path
+  RowsByAdapter<S> adapters = {};  ///< adapter runs over the rows of hidden; empty: the base model
 
-  /// A prompt: the keys and values of all tokens first, then all queries tile by tile; the caller evicts.
-  /// `rope_length` is the length dynamic scaling looks at: the call's, for all its tokens. `marks`: what append() is told of them. Of
-  /// the last layer only the last token is read, and those the policy watches: the other rows of hidden are left as they were.
+  /// Prompt: appends the keys and values of all tokens, then attends tile by tile; the caller evicts.
+  /// `rope_length`: the length that dynamic rope scales by, the same for all tokens of the call. `marks`: passed to append(). The last
+  /// layer computes only the last token and the queries that the policy observes; the other rows of hidden stay as they were.
   template <class Cache>
   void prefill(Cache& cache, MatrixRef<S> hidden, const AppendOptions& marks, Position rope_length, bool last_layer = false) const {
     const Index n = hidden.rows();
@@ -77,7 +77,7 @@ template <class S> struct LayerPass {
     }
   }
 
-  /// The next tokens: every weight is read once for all of them, but each is appended, attends and evicts before the next one does.
+  /// Next tokens: reads every weight once for all of them, but appends, attends and evicts token by token.
   template <class Cache> void decode(Cache& cache, MatrixRef<S> hidden) const {
     decode(
         hidden, [&](Index) -> Cache& { return cache; },
@@ -86,8 +86,8 @@ template <class S> struct LayerPass {
           return true;
         });
   }
-  /// The same for tokens of several conversations: token t goes into cache_of(t). attempt(t, verbs) calls verbs() and says whether they
-  /// were done: a conversation for which they were not is of no use from there on, the others do not notice.
+  /// Overload for tokens of several sessions: token t goes into cache_of(t). attempt(t, verbs) calls verbs() and returns whether it
+  /// succeeded; a token that failed is zeroed and leaves the others unaffected.
   template <class CacheOf, class Attempt> void decode(MatrixRef<S> hidden, CacheOf&& cache_of, Attempt&& attempt) const {
     const Index n = hidden.rows();
     const Workspace::Scope scope(ws);
@@ -140,7 +140,7 @@ template <class S> struct LayerPass {
       overlaid(p, adapters).forward(x, y, ws);
     return y;
   }
-  /// The feed-forward block, tile by tile where rows have adapters: it reads its input in tiles of that size itself.
+  /// Feed-forward block, with adapters in tiles of the size that it uses itself.
   void feed_forward(const MatrixRef<S>& x, MatrixRef<S> y) const {
     if (adapters.empty()) return derived().mlp.forward(x, y, ws);
     for (Index t = 0; t < x.rows(); t += feed_forward_tile) {
@@ -156,13 +156,13 @@ template <class S> struct LayerPass {
     return {p, static_cast<std::size_t>(n)};
   }
 
-  /// How many of the last n queries the policy wants to see.
+  /// The number of queries, at the end of n, that the policy observes.
   template <class Cache> static Index watched_queries(const Cache& cache, Index n) {
     return cache.watching() ? (std::min)(n, cache.watches()) : 0;
   }
 
-  /// Rotates the queries and attends. Sinks at cache positions are read by a second copy of them, rotated as if `gap` tokens were not
-  /// there.
+  /// Rotates the queries and attends. At cache positions, sinks are read by a second copy of the queries, rotated as if the `gap` evicted
+  /// tokens had never been there.
   template <class Cache>
   void look(Cache& cache, const MatrixRef<S>& q, const MatrixRef<S>& out, Position first, Index angle, Position gap, Position rope_length,
             Index watched) const {
@@ -181,7 +181,7 @@ template <class S> struct LayerPass {
     attend(q, cache.view(), out, ws, NoObserver{}, options);
   }
 
-  /// Everything after attention: output projection, residual, norm, MLP, residual.
+  /// The rest of the layer after attention: output projection, residual, norm, MLP, residual.
   void finish(MatrixRef<S> hidden, const MatrixRef<S>& attended) const {
     const Workspace::Scope scope(ws);
     const MatrixRef<S> y = project(Projection::o, attended);
@@ -193,7 +193,7 @@ template <class S> struct LayerPass {
   }
 };
 
-/// What a LayerPass over tiles of `tokens` takes, its kernels included, with up to `rows` cached rows a head.
+/// Workspace of a LayerPass over tiles of `tokens`, kernels included, with up to `rows` cached rows per head.
 template <class S> std::size_t layer_workspace_bytes(const DecoderModel<S>& model, Index tokens, Index rows, Index workers) {
   const DecoderConfig& c = model.config;
   const Index q = c.num_attention_heads * c.head_dim, kv = c.num_key_value_heads * c.head_dim;

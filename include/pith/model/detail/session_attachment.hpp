@@ -20,7 +20,7 @@ namespace pith { inline namespace v0 { namespace detail {
 
 template <class S, KvStorage T> class TogetherPass;  // decodes several sessions at once
 
-/// Which adapter a session uses, and what that asks of its calls. `next` is the session's next position.
+/// Holds the adapter that a session uses and checks calls against it. `next` is the session's next position.
 template <class S> class SessionAttachment {
  public:
   SessionAttachment(const AdapterTarget& target, KvPrefix prefix, Index max_prompt)
@@ -47,15 +47,15 @@ template <class S> class SessionAttachment {
     run_.adapter = adapter;
   }
 
-  /// Rows of the adapter's prompt that go before the next token.
+  /// Rows of the adapter's prompt that precede the next token.
   Index prompt_rows(Position next) const { return next == first() ? prompt_rows() : 0; }
-  /// Lays them into the first rows of hidden and returns how many.
+  /// Writes the adapter's prompt into the first rows of hidden and returns the number of rows.
   Index lay_prompt(Position next, MatrixRef<S> hidden) const {
     const Index soft = prompt_rows(next);
     if (soft > 0) hidden.topRows(soft) = run_.adapter->parts().prompt;
     return soft;
   }
-  /// Kinds and masses of the rows behind them, where given, become those of all.
+  /// Extends kinds and masses, where given, to cover the adapter's prompt too.
   void mark_prompt(Position next, AppendOptions& marks) {
     const Index soft = prompt_rows(next);
     if (soft == 0) return;
@@ -63,7 +63,7 @@ template <class S> class SessionAttachment {
     put_before(soft, 1.f, masses_, marks.masses);
   }
 
-  /// Refuses to go on from rows that another adapter made, or from none where a prompt is due.
+  /// Refuses rows cached under another adapter, and decode() where the adapter's prompt must come first.
   void check(Position next, bool prompt) const {
     if (frozen() && prefix_.adapter() != fingerprint())
       raise<StateError>(text("pith::Session: its prefix was read under ", name(prefix_.adapter()), " and it uses ", name(fingerprint()),
@@ -75,7 +75,7 @@ template <class S> class SessionAttachment {
     if (p > first() && p < first() + prompt_rows())
       raise<StateError>(text("pith::Session::crop: position ", p, " is inside the adapter's prompt: crop(", first(), ") drops all of it"));
   }
-  /// Why a snapshot filled under that adapter is refused; empty: it is not.
+  /// The reason why a snapshot filled under that adapter is refused; empty: it is accepted.
   std::string problem(std::uint64_t adapter) const {
     return adapter == fingerprint() ? std::string() : text("filled under ", name(adapter), "; this session uses ", name(fingerprint()));
   }
@@ -91,7 +91,7 @@ template <class S> class SessionAttachment {
     return fingerprint == 0 ? std::string("no adapter") : text("adapter ", fingerprint);
   }
   Position first() const { return prefix_.next_position(); }
-  /// A prefix that was read under the adapter begins with its prompt.
+  /// A prefix that was read under the adapter already contains the adapter's prompt.
   bool frozen() const { return prefix_ && !prefix_.learned(); }
   Index prompt_rows() const { return run_.adapter != nullptr && !frozen() ? run_.adapter->parts().prompt.rows() : 0; }
 
@@ -99,8 +99,8 @@ template <class S> class SessionAttachment {
   KvPrefix prefix_;
   Index max_prompt_;
   RowsOfAdapter<S> run_;          ///< the adapter in use, for all rows
-  std::vector<TokenKind> kinds_;  ///< of a prompt behind a soft one
-  std::vector<float> masses_;     ///< of the same
+  std::vector<TokenKind> kinds_;  ///< kinds of a prompt, the adapter's rows first
+  std::vector<float> masses_;     ///< masses of the same
 };
 
 }}}  // namespace pith::v0::detail

@@ -11,28 +11,28 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// How the layers of a session go back to before a call that throws when some of them have read and evicted: by what a journal recorded, by
-/// forgetting a conversation that began with the call, or by copies of their rows.
+/// Undoes a call that throws after some layers have already read and evicted: by the journal, by clear() if the conversation began with
+/// this call, or from copies of the rows.
 ///
-/// Heap     the copies: for a later prompt that does not fit at home beside policies that may overfill, or at cache positions under them
+/// Heap     the copies: for a later prompt that needs the prompt buffer under policies that may overfill, or at cache positions under them
 template <class Cache, KvStorage T> class SessionUndo {
  public:
   using Copies = std::vector<KvSnapshot<T>>;
 
-  /// Before a chunk of n tokens.
+  /// Call before a chunk of n tokens.
   void begin_chunk(std::span<Cache> caches, Index n) {
     begin(caches);
     if (std::any_of(caches.begin(), caches.end(), [n](const Cache& cache) { return cache.may_refuse_next(n); }))
       for (Cache& cache : caches) cache.guard();
   }
-  /// Before a prompt of n rows.
+  /// Call before a prompt of n rows.
   void begin_prompt(std::span<Cache> caches, Index n) {
     begin(caches);
     if (start_ != caches.front().first_position())
       copy_if(caches,
               [n](const Cache& cache) { return cache.may_refuse_prompt() && !cache.recording() && (cache.reindexes() || !cache.fits(n)); });
   }
-  /// Before an eviction that makes room for tokens to come.
+  /// Call before an eviction that makes room for later tokens.
   void begin_room(std::span<Cache> caches, Index coming) {
     begin(caches);
     if (coming > 0) copy_if(caches, [](const Cache& cache) { return cache.may_refuse_prompt() && cache.reindexes(); });
@@ -42,7 +42,7 @@ template <class Cache, KvStorage T> class SessionUndo {
     for (Cache& cache : caches) cache.end_guard();
     copies_ = {};
   }
-  /// Whether every layer is as it was.
+  /// Undoes the call; returns whether every layer is as it was before.
   bool take_back(std::span<Cache> caches) {
     bool whole = true;
     for (std::size_t layer = 0; layer < caches.size(); ++layer) {
@@ -70,7 +70,7 @@ template <class Cache, KvStorage T> class SessionUndo {
     copies_ = std::move(copies);
   }
 
-  Position start_ = 0;  ///< of the call
+  Position start_ = 0;  ///< position at which the call began
   Copies copies_;
 };
 
