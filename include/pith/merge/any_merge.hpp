@@ -1,4 +1,5 @@
 #pragma once
+// A merge strategy behind one type, chosen at run time.
 
 #include <concepts>
 #include <memory>
@@ -12,14 +13,14 @@ namespace pith { inline namespace v0 {
 
 namespace detail {
 
-/// Everything a cache asks of a merge strategy that does not change, asked once.
+/// The constant properties of a merge strategy, which a cache reads once.
 struct MergeFacts {
   bool merges = false;
   Index memory = 0;
 };
 
 template <class S, class M> MergeFacts merge_facts(const M& merge) {
-  if constexpr (requires { merge.facts(); }) return merge.facts();  // AnyMerge: its answers are those of what it holds
+  if constexpr (requires { merge.facts(); }) return merge.facts();  // AnyMerge answers for the rule it holds
   MergeFacts facts;
   facts.merges = !std::same_as<M, Drop>;
   facts.memory = gate_memory(merge);
@@ -28,10 +29,10 @@ template <class S, class M> MergeFacts merge_facts(const M& merge) {
 
 }  // namespace detail
 
-/// Any merge strategy behind one type: for choosing at run time. Copies share the immutable strategy.
+/// Holds any merge strategy behind one type, so that it can be chosen at run time. Copies share the immutable strategy.
 ///
-/// Cost     two virtual calls a merged row, none when it holds Drop
-/// Heap     one allocation when made from a rule; none when copied or used
+/// Cost     two virtual calls for each merged row, none if it holds Drop
+/// Heap     one allocation when it is made from a rule; none when it is copied or used
 template <class S = float> class AnyMerge {
  public:
   AnyMerge() = default;

@@ -4,12 +4,14 @@
 
 namespace pith { inline namespace v0 {
 
-/// The mean of the kept row and all that were matched to it.
+/// Averaged merging: a kept row becomes the mean of itself and the n evicted rows e matched to it.
+///
+///   x' = (x + Σ e) / (1 + n)
 ///
 /// Paper    LOOK-M's A-Merge, arXiv:2406.18139, eq. 10
 struct Averaged {
-  template <class S> S weight(const MergePair<S>&) const { return 1; }
-  template <class S> MergeMix<S> mix(S, S count, S) const { return {1, 1 + count}; }
+  template <class S> S weight(const MergePair<S>&) const { return 1; }                // of each e
+  template <class S> MergeMix<S> mix(S, S count, S) const { return {1, 1 + count}; }  // factor of x, divisor
 };
 
 }}  // namespace pith::v0

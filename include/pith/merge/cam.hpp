@@ -1,4 +1,5 @@
 #pragma once
+// CaM: adds part of an evicted row's value to the values of the rows behind it.
 
 #include <algorithm>
 #include <random>
@@ -9,21 +10,23 @@
 
 namespace pith { inline namespace v0 {
 
-/// How the value of a row that leaves is spread over those behind it.
+/// Options of cam_spread().
 struct CamSpread {
-  Index row = 0;         ///< the row that leaves
-  Index followers = 32;  ///< rows behind it that take a share each (m of the paper)
-  bool whole_sum =
-      false;  ///< fewer rows than that behind it: they take all of it; otherwise a share each, as published, and the rest is lost
+  Index row = 0;         ///< the evicted row
+  Index followers = 32;  ///< number of rows behind it that take a share each (m of the paper)
+  /// Applies if fewer rows than `followers` lie behind: true: they share the whole value; false, as published: the missing shares are lost.
+  bool whole_sum = false;
 };
 
-/// Adds the value of a row to the next ones, in equal shares; the row itself is left as it is. Returns how many took a share.
+/// Adds the value of an evicted row to the m next rows in equal shares, v'_j = v_j + v / m, and returns how many rows took one.
+///
+/// The evicted row itself stays as it is.
 ///
 /// Shapes   values [rows, dim], in the order of their tokens
 /// Cost     followers·dim adds
 /// Heap     none
-/// Throws   ShapeError if there is no such row or no followers are asked for, before anything changes
-/// Law      the sum of the rows behind grows by the row's value times those that took a share over `followers`
+/// Throws   ShapeError if there is no such row or `followers` is below 1, before anything changes
+/// Law      the sum of the rows behind grows by the row's value, times the number of shares taken, over `followers`
 /// Paper    CaM: Cache Merging for Memory-efficient LLMs Inference, ICML 2024
 template <class S> Index cam_spread(MatrixRef<S> values, const CamSpread& spread) {
   if (spread.row < 0 || spread.row >= values.rows())
@@ -35,18 +38,18 @@ template <class S> Index cam_spread(MatrixRef<S> values, const CamSpread& spread
   return behind;
 }
 
-/// Which rows the attention of the leaving one is compared with: the first and the last of the cache.
+/// The rows that cam_ratio() compares: the evicted row with the first and the last rows of the cache.
 struct CamRows {
-  Index row = 0;    ///< the row that leaves
-  Index sinks = 0;  ///< rows at the start
-  Index from = 0;   ///< the first of those at the end
+  Index row = 0;    ///< the evicted row
+  Index sinks = 0;  ///< number of rows at the start
+  Index from = 0;   ///< the first of the rows at the end
 };
 
-/// What a row attracts, over the mean of what the others do: above 1 it is worth keeping. 0 where neither attracts anything, infinite where
-/// it alone does.
+/// The attention a row receives over the mean attention of the sinks and the last rows. Above 1, the row is worth keeping.
 ///
-/// The released code for GPT-NeoX and OPT compares row T - recent with the sinks and the newest `recent` and merges above 1; that for Llama
-/// compares row T - recent + 1 with those behind it, and merges with a probability, cam_merges().
+/// The ratio is 0 if none of them receives attention and infinite if only the row does. The released code for GPT-NeoX and OPT compares
+/// row T - recent with the sinks and the newest `recent` rows and merges above 1. The code for Llama compares row T - recent + 1 with the
+/// rows behind it and merges with a probability (cam_merges()).
 ///
 /// Shapes   attention [rows] of the newest query
 /// Heap     none
@@ -61,7 +64,7 @@ template <class S> S cam_ratio(ConstVectorRef<S> attention, const CamRows& rows)
   return ratio == ratio ? ratio : S(0);
 }
 
-/// Whether a row is merged: with probability min(ratio, 1), from one draw in [0, 1) whatever the ratio.
+/// Decides at random whether a row is merged: with probability min(ratio, 1), by exactly one draw in [0, 1).
 template <class S> bool cam_merges(S ratio, S uniform) { return uniform < std::clamp(ratio, S(0), S(1)); }
 template <class S, std::uniform_random_bit_generator Rng> bool cam_merges(S ratio, Rng& rng) {
   return cam_merges(ratio, canonical<S>(rng));

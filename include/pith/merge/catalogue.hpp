@@ -1,4 +1,5 @@
 #pragma once
+// Every merge strategy by name.
 
 #include <span>
 #include <string>
@@ -17,14 +18,14 @@
 
 namespace pith { inline namespace v0 {
 
-/// A merge strategy by name.
+/// An entry of the catalogue.
 template <class S = float> struct MergeEntry {
   std::string_view name;          ///< as make_merge() takes it
-  std::string_view makes, paper;  ///< a line: of a kept row x, the n evicted rows e nearest to it and their cosines s
+  std::string_view makes, paper;  ///< one line each; x: the kept row, e: the n evicted rows nearest to it, s: their cosines
   AnyMerge<S> (*make)();
 };
 
-/// Every strategy there is. Tests, benchmarks, examples and the README read this list: a new strategy is a struct and an entry here.
+/// All strategies. Tests, benchmarks, examples and the README read this list: a new strategy is a struct and an entry here.
 template <class S = float> std::span<const MergeEntry<S>> merge_catalogue() {
   static const MergeEntry<S> entries[] = {
       {"drop", "x: evicted rows are gone", "", []() -> AnyMerge<S> { return Drop{}; }},
@@ -41,9 +42,9 @@ template <class S = float> std::span<const MergeEntry<S>> merge_catalogue() {
   return entries;
 }
 
-/// The strategy of this name: for choosing at run time.
+/// Makes the strategy of this name.
 ///
-/// Throws   UnsupportedError naming every strategy if there is none of this name
+/// Throws   UnsupportedError, which lists every strategy, if no strategy has this name
 template <class S = float> AnyMerge<S> make_merge(std::string_view name) {
   std::string known;
   for (const MergeEntry<S>& entry : merge_catalogue<S>()) {

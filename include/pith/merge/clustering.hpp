@@ -1,4 +1,5 @@
 #pragma once
+// Density-peak clustering of tokens by k nearest neighbours (DPC-KNN).
 
 #include <algorithm>
 #include <cmath>
@@ -17,14 +18,14 @@
 
 namespace pith { inline namespace v0 {
 
-/// How many clusters there are, and how dense a place is.
+/// Options of match_clusters().
 struct ClusterOptions {
-  Index clusters = 16;                 ///< rows that remain
-  Index neighbours = 5;                ///< rows that the density around a row is measured by, itself included
+  Index clusters = 16;                 ///< number of clusters, and of rows after merging
+  Index neighbours = 5;                ///< number of nearest rows that define a row's density, itself included
   RowOrder order = RowOrder::spatial;  ///< published: the best centre first
 };
 
-/// What match_clusters() takes from its workspace: all distances, which are looked at more than once.
+/// Bytes of workspace that match_clusters() needs: it stores all distances, because it reads them more than once.
 template <class S> std::size_t cluster_workspace_bytes(Index rows) {
   return Workspace::bytes_for<S>(detail::checked_product("cluster_workspace_bytes", rows, rows)) + 3 * Workspace::bytes_for<S>(rows) +
          Workspace::bytes_for<std::int32_t>(rows);
@@ -32,7 +33,7 @@ template <class S> std::size_t cluster_workspace_bytes(Index rows) {
 
 namespace detail {
 
-/// out(i, j) = |rows i - j|² / dim, from their differences: rows that are equal are at distance 0. What is not a number is infinitely far.
+/// out(i, j) = |xᵢ - xⱼ|² / dim, from the differences, so that equal rows have distance 0. A distance that is NaN becomes infinite.
 template <class S> void squared_distances(const ConstMatrixRef<S>& rows, MatrixRef<S> out) {
   const S scale = S(1) / static_cast<S>((std::max)(Index(1), rows.cols()));
   for (Index i = 0; i < rows.rows(); ++i) {
@@ -45,19 +46,19 @@ template <class S> void squared_distances(const ConstMatrixRef<S>& rows, MatrixR
 
 }  // namespace detail
 
-/// Density peaks: rows that lie close to their neighbours and far from any denser row are centres, and every other row joins the nearest
-/// centre; map.merge(rows, out, Averaged{}, ws) is the mean of each cluster.
+/// Density peaks: picks the rows of highest score as centres and assigns every other row to the nearest centre.
 ///
-/// A row's score is its density times the distance to the nearest denser one, or the largest distance there is for the densest. Of equal
-/// densities and scores the lower row is the better, of equal distances the better centre is the nearer.
+///   d(i, j) = |xᵢ - xⱼ| / √dim,   ρᵢ = exp(-mean of d² to the k nearest),   score = ρᵢ · min d(i, j) over rows j with ρⱼ > ρᵢ
+///
+/// For the densest row the minimum is the largest distance between any two rows. Of equal densities or scores the lower row is the better,
+/// of equal distances the better centre is the nearer. map.merge(rows, out, Averaged{}, ws) computes the mean of each cluster.
 ///
 /// Shapes   rows [n, dim]
 /// Cost     1.5·n²·dim flops, n selections and a partial sort
 /// Heap     none, given ws of cluster_workspace_bytes<S>(n)
-/// Throws   ShapeError if there are fewer rows than clusters or neighbours, or less than one of them; CapacityError if map or ws are too
-///          small
+/// Throws   ShapeError unless 1 <= clusters <= n and 1 <= neighbours <= n; CapacityError if map or ws are too small
 /// Law      map.rows() == clusters
-/// Paper    Du, Ding and Jia 2016: density peaks by k nearest neighbours; SparseVLM, arXiv:2410.04417, recycles dropped tokens so
+/// Paper    Du, Ding and Jia 2016: density peaks by k nearest neighbours; SparseVLM, arXiv:2410.04417, recycles dropped tokens this way
 template <class S>
 void match_clusters(std::type_identity_t<ConstMatrixRef<S>> rows, const ClusterOptions& options, TokenMap<S>& map, Workspace& ws) {
   const Index n = rows.rows();
@@ -70,7 +71,7 @@ void match_clusters(std::type_identity_t<ConstMatrixRef<S>> rows, const ClusterO
   VectorRef<S> density = ws.vector<S>(n), score = ws.vector<S>(n), inverse = ws.vector<S>(n);
   std::int32_t* const centres = ws.take<std::int32_t>(n);
   detail::squared_distances(ConstMatrixRef<S>(rows), distances);
-  VectorRef<S> nearest = score;  // of one row after the other
+  VectorRef<S> nearest = score;  // the distances of one row at a time
   for (Index i = 0; i < n; ++i) {
     nearest = distances.row(i).transpose();
     std::nth_element(nearest.data(), nearest.data() + options.neighbours - 1, nearest.data() + n);
@@ -85,7 +86,7 @@ void match_clusters(std::type_identity_t<ConstMatrixRef<S>> rows, const ClusterO
   }
   detail::best_first(score.data(), n, options.clusters, centres);
   detail::inverse_norms(ConstMatrixRef<S>(rows), inverse.data());
-  for (Index c = 0; c < options.clusters; ++c) density[centres[c]] = -1;  // joins nobody
+  for (Index c = 0; c < options.clusters; ++c) density[centres[c]] = -1;  // marks a centre, which joins no other
   for (Index i = 0; i < n; ++i) {
     if (density[i] < S(0)) continue;
     Index to = centres[0];

@@ -1,4 +1,5 @@
 #pragma once
+// DivPrune: picks the most diverse rows.
 
 #include <algorithm>
 #include <cstddef>
@@ -14,23 +15,25 @@
 
 namespace pith { inline namespace v0 {
 
-/// What pick_diverse() takes from its workspace: all similarities, since any two rows may have to be compared.
+/// Bytes of workspace that pick_diverse() needs: it stores all similarities, because any two rows may have to be compared.
 template <class S> std::size_t diverse_workspace_bytes(Index rows, Index dim, Index workers = 1) {
   return Workspace::bytes_for<S>(detail::checked_product("diverse_workspace_bytes", rows, rows)) + Workspace::bytes_for<S>(rows) +
          Workspace::bytes_for<bool>(rows) +
          nearest_workspace_bytes<S>(detail::checked_product("diverse_workspace_bytes", 2, rows), dim, workers);
 }
 
-/// DivPrune: rows as far apart as can be. The first is the one whose nearest neighbour is farthest, each next one is farthest from those
-/// picked so far; distance is 1 - cosine.
+/// DivPrune: picks rows greedily so that the smallest distance between two picked rows is large.
 ///
-/// No row is picked twice, be it equal to one already picked. Of equal distances the lowest row; rows in which numbers are missing come
-/// last.
+///   next = argmax_r min_p (1 - cos(r, p)),   p: the rows picked so far; for the first pick all other rows
 ///
-/// Shapes   rows [n, dim] · picked [any number up to n], in the order of picking: rows_at_keep_ratio(n, ratio, Rounding::nearest) as
-/// published Cost     2·n²·dim flops, and n looks for each pick Heap     none, given ws of diverse_workspace_bytes<S>(n, dim, workers)
-/// Throws   ShapeError if there are fewer rows than are to be picked, CapacityError if ws is too small
-/// Law      more picks begin with those that fewer would be
+/// No row is picked twice, even if it equals a picked one. Of equal distances the lowest row is picked; rows that contain NaN or infinity
+/// come last. The published number of picks is rows_at_keep_ratio(n, ratio, Rounding::nearest).
+///
+/// Shapes   rows [n, dim] · picked [any number up to n], in the order of picking
+/// Cost     2·n²·dim flops, and n comparisons for each pick
+/// Heap     none, given ws of diverse_workspace_bytes<S>(n, dim, workers)
+/// Throws   ShapeError if picked is longer than n, CapacityError if ws is too small
+/// Law      a longer list of picks begins with every shorter one
 /// Paper    DivPrune: arXiv:2503.02175
 template <class S> void pick_diverse(ConstMatrixRef<S> rows, std::span<std::int32_t> picked, Workspace& ws) {
   const Index n = rows.rows(), count = static_cast<Index>(picked.size());
@@ -40,7 +43,7 @@ template <class S> void pick_diverse(ConstMatrixRef<S> rows, std::span<std::int3
   const Workspace::Scope scope(ws);
   constexpr S inf = std::numeric_limits<S>::infinity();
   MatrixRef<S> similarity = ws.matrix<S>(n, n);
-  VectorRef<S> nearest = ws.vector<S>(n);  // the cosine of the nearest other row, and later of the nearest one picked
+  VectorRef<S> nearest = ws.vector<S>(n);  // the cosine of the nearest other row, later of the nearest picked row
   bool* const taken = ws.take<bool>(n);
   std::fill_n(taken, n, false);
   similarity_matrix<S>(rows, rows, similarity, ws);
@@ -48,7 +51,7 @@ template <class S> void pick_diverse(ConstMatrixRef<S> rows, std::span<std::int3
     if (similarity(r, other) > nearest[r]) nearest[r] = similarity(r, other);
   };
   for (Index r = 0; r < n; ++r) {
-    const bool broken = similarity(r, r) != similarity(r, r);  // nearest of all: picked last
+    const bool broken = similarity(r, r) != similarity(r, r);  // an infinite cosine: picked last
     nearest[r] = broken ? inf : -inf;
     for (Index other = 0; other < n; ++other)
       if (other != r) comes_near(r, other);

@@ -1,4 +1,5 @@
 #pragma once
+// Gates of merge strategies: they decide which evicted rows are merged and which are dropped.
 
 #include <cmath>
 #include <cstdint>
@@ -14,22 +15,22 @@
 
 namespace pith { inline namespace v0 {
 
-/// The rows that leave one layer and where each is about to go, for gates: the heads of a layer may decide together.
+/// The evicted rows of one layer and the kept row that each is matched to. A gate sees all heads, so that they may decide together.
 template <class S> class LayerMatches {
  public:
   struct Head {
-    std::span<std::int32_t> rows = {};  ///< [evicted] by position, the oldest first: the kept row of each; -1: dropped
+    std::span<std::int32_t> rows = {};  ///< [evicted], oldest position first: the kept row of each; -1: dropped
     ConstVectorRef<S> cosines = {};     ///< [evicted]
-    Index kept = 0;                     ///< rows that stay: a gate may send an evicted one to any of 0 .. kept - 1
+    Index kept = 0;                     ///< number of kept rows: a gate may match an evicted row to any of 0 .. kept - 1
   };
   explicit LayerMatches(std::span<const Head> heads) : heads_(heads) {}
 
   Index num_heads() const { return static_cast<Index>(heads_.size()); }
   const Head& head(Index h) const { return heads_[static_cast<std::size_t>(h)]; }
-  Index size(Index h) const { return static_cast<Index>(head(h).rows.size()); }  ///< rows that leave head h
+  Index size(Index h) const { return static_cast<Index>(head(h).rows.size()); }  ///< number of evicted rows of head h
   S cosine(Index h, Index evicted) const { return head(h).cosines[evicted]; }
   std::int32_t& row(Index h, Index evicted) const { return head(h).rows[static_cast<std::size_t>(evicted)]; }
-  /// f(head, evicted) for every row that is still to be merged.
+  /// Calls f(head, evicted) for every row that is not dropped.
   template <class F> void for_each(F&& f) const {
     for (Index h = 0; h < num_heads(); ++h)
       for (Index e = 0; e < size(h); ++e)
@@ -42,7 +43,7 @@ template <class S> class LayerMatches {
 
 namespace detail {
 
-/// Lets a rule reject or re-pair, if it wants to.
+/// Calls the rule's gate, if it has one.
 template <class S, class M> void gate_matches(const M& rule, LayerMatches<S>& matches, VectorRef<S> memory) {
   if constexpr (requires { rule.gate(matches, memory); }) rule.gate(matches, memory);
 }
@@ -56,7 +57,7 @@ template <class M> Index gate_memory(const M& rule) {
 
 }  // namespace detail
 
-/// A rule inside another one: everything as it is, until the wrapper gates it besides.
+/// Base of the wrappers below: forwards everything to the inner rule; a wrapper adds a gate.
 template <class M> struct WrappedRule {
   M inner;
   template <class S> S weight(const MergePair<S>& pair) const { return inner.weight(pair); }
@@ -65,11 +66,11 @@ template <class M> struct WrappedRule {
   Index memory() const { return detail::gate_memory(inner); }
 };
 
-/// M, for pairs that are similar enough; other rows are dropped.
+/// Merges by M the pairs with cos >= min_similarity; other rows are dropped.
 ///
 ///   Gated(Pivotal{}, .5)
 template <class M> struct Gated : WrappedRule<M> {
-  double min_similarity;  ///< least cosine
+  double min_similarity;  ///< smallest cosine that is merged
 
   /// Throws   ShapeError if `least` is not a number
   explicit Gated(M rule, double least = 0) : WrappedRule<M>{std::move(rule)}, min_similarity(least) {
@@ -86,14 +87,14 @@ template <class M> struct Gated : WrappedRule<M> {
 
 namespace detail {
 
-/// Number k, from 0 on, of n numbers in rising order; value(i) is one of them, none is NaN.
+/// The k-th smallest (from 0) of the n numbers value(0) … value(n - 1), none of them NaN.
 ///
-/// Cost     as many passes over the numbers as they have bits
+/// Cost     one pass over the numbers for each of their bits
 /// Heap     none
 template <class S, class Value> S kth_smallest(Index n, Index k, Value&& value) {
   using Word = std::conditional_t<sizeof(S) == 4, std::uint32_t, std::uint64_t>;
   constexpr Word sign = Word(1) << (8 * sizeof(S) - 1);
-  const auto rank = [&](Index i) {  // rises with the number
+  const auto rank = [&](Index i) {  // ordered as the numbers are
     const Word bits = bits_as<Word>(static_cast<S>(value(i) + S(0)));
     return (bits & sign) != 0 ? Word(~bits) : Word(bits | sign);
   };
@@ -106,10 +107,10 @@ template <class S, class Value> S kth_smallest(Index n, Index k, Value&& value) 
   return bits_as<S>((found & sign) != 0 ? Word(found & ~sign) : Word(~found));
 }
 
-/// The q-quantile of the n largest of skipped + n numbers, between two of them by linear interpolation, as torch and numpy round it.
+/// The q-quantile of the n largest of skipped + n numbers, by linear interpolation, rounded as torch and numpy do.
 template <class S, class Value> S quantile(Index n, double q, Index skipped, Value&& value) {
   double place = q * static_cast<double>(n - 1);
-  if (std::abs(place - std::round(place)) < 1e-9) place = std::round(place);  // 1 - .9 is not a tenth
+  if (std::abs(place - std::round(place)) < 1e-9) place = std::round(place);  // 1 - .9 is not exactly .1
   const double whole = std::floor(place);
   const Index rank = skipped + static_cast<Index>(whole);
   const S low = kth_smallest<S>(skipped + n, rank, value), share = static_cast<S>(place - whole);
@@ -119,22 +120,22 @@ template <class S, class Value> S quantile(Index n, double q, Index skipped, Val
 
 }  // namespace detail
 
-/// What a share is of.
+/// The rows that BestShare takes its share of.
 enum class ShareOf {
-  passing,  ///< the rows that the rule inside would merge
-  evicted,  ///< all that leave, those it would not merge counting as least similar; where the cut is then not a number, none is merged
+  passing,  ///< the rows that the inner rule would merge
+  evicted,  ///< all evicted rows; those the inner rule drops count as least similar; if the quantile is NaN, no row is merged
 };
 
-/// M, for the most similar share of the rows that leave a head: those whose cosine reaches the (1 - merge_fraction)-quantile of all; other
-/// rows are dropped. Of n different cosines that is n - ceil((1 - merge_fraction)(n - 1)).
+/// Merges by M the most similar share of a head's evicted rows, cos >= the (1 - merge_fraction)-quantile; other rows are dropped.
+///
+/// Of n different cosines it merges n - ceil((1 - merge_fraction)(n - 1)). The published code (kvpress, MergingPress) does as
+/// ShareOf::evicted.
 ///
 ///   BestShare(Gated(ValuesOnly{}, .3), .5)
 ///
-/// ShareOf::evicted is what the published code does (kvpress, MergingPress).
-///
 /// Heap     none
 template <class M> struct BestShare : WrappedRule<M> {
-  double merge_fraction;  ///< 0 .. 1; 1 merges all, 0 the most similar alone
+  double merge_fraction;  ///< 0 .. 1; 1 merges all rows, 0 only the most similar row
   ShareOf of;
 
   /// Throws   ShapeError unless 0 <= fraction <= 1
@@ -151,7 +152,7 @@ template <class M> struct BestShare : WrappedRule<M> {
       Index dropped = 0;
       for (Index e = 0; e < matches.size(h); ++e) dropped += matches.row(h, e) < 0;
       if (dropped == matches.size(h)) continue;
-      const Index skipped = of == ShareOf::passing ? dropped : 0;  // rows that were dropped are the least of all
+      const Index skipped = of == ShareOf::passing ? dropped : 0;  // dropped rows rank below all others
       const S cut = detail::quantile<S>(matches.size(h) - skipped, 1 - merge_fraction, skipped, [&](Index e) {
         return matches.row(h, e) < 0 ? -std::numeric_limits<S>::infinity() : matches.cosine(h, e);
       });
@@ -161,10 +162,11 @@ template <class M> struct BestShare : WrappedRule<M> {
   }
 };
 
-/// D2O: merges or discards by a threshold that follows the similarities seen so far, one decision for all heads.
+/// D2O: merges or drops by a threshold τ that follows the similarities seen so far, with one decision for all heads.
 ///
-/// Row number e, by age, of every head is merged when the mean over heads of its cosine reaches τ; τ = the mean of all cosines m at first,
-/// then α τ + β m.
+///   τ = m at first, later τ = α τ + β m;   row e is merged if mean_h cos(h, e) >= τ
+///
+/// m is the mean of all cosines of this eviction. Row e is the e-th oldest evicted row of every head.
 ///
 ///   MovingThreshold(Weighted{})
 ///
@@ -178,7 +180,7 @@ template <class M> struct MovingThreshold : WrappedRule<M> {
       raise<ShapeError>(detail::text("pith::MovingThreshold: alpha ", a, " and beta ", b, ", expected finite numbers"));
   }
 
-  Index memory() const { return 2 + WrappedRule<M>::memory(); }  // τ, whether there is one, and what the rule inside keeps
+  Index memory() const { return 2 + WrappedRule<M>::memory(); }  // τ, whether τ is set, and the inner rule's numbers
   template <class S> void gate(LayerMatches<S>& matches, VectorRef<S> memory) const {
     detail::gate_matches(this->inner, matches, VectorRef<S>(memory.tail(memory.size() - 2)));
     S sum = 0, count = 0;

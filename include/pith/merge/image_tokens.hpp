@@ -1,4 +1,5 @@
 #pragma once
+// FastV and PyramidDrop: keep the image tokens that receive most attention.
 
 #include <algorithm>
 #include <cstddef>
@@ -13,27 +14,27 @@
 
 namespace pith { inline namespace v0 {
 
-/// The image among the tokens of a prompt, and how many of its tokens are kept.
+/// The image within a prompt, and the number of its tokens to keep.
 struct ImageTokens {
-  Index first = 0;  ///< token that the image begins at
-  Index count = 0;  ///< tokens of the image
-  Index keep = 0;   ///< of these
+  Index first = 0;  ///< first token of the image
+  Index count = 0;  ///< number of image tokens
+  Index keep = 0;   ///< number of image tokens to keep
 };
 
-/// What keep_image_tokens() takes from its workspace.
+/// Bytes of workspace that keep_image_tokens() needs.
 template <class S> std::size_t keep_image_workspace_bytes(Index image_tokens) {
   return Workspace::bytes_for<S>(image_tokens) + 2 * Workspace::bytes_for<std::int32_t>(image_tokens);
 }
 
-/// FastV: of the image the tokens that the last query of a layer looks at most, averaged over the heads; and all that is no image.
+/// FastV: keeps all non-image tokens and the `keep` image tokens that receive most attention from the last query, averaged over heads.
 ///
-/// PyramidDrop ranks the same way, layer after layer, by what the last token of the instruction attends to. Of equal weights the lowest
-/// token; kept tokens keep their positions.
+/// PyramidDrop ranks the same way, layer after layer, by the attention of the instruction's last token. Of equal weights the lowest token
+/// is kept; kept tokens keep their positions.
 ///
 /// Shapes   attention [heads, tokens] of one query · kept [tokens - count + keep], ascending
-/// Cost     one look at each weight of the image, and a partial sort
+/// Cost     reads each weight of the image once, and a partial sort
 /// Heap     none, given ws of keep_image_workspace_bytes<S>(image.count)
-/// Throws   ShapeError if the image does not lie within the tokens, more is to be kept than it has, or kept has another size
+/// Throws   ShapeError if the image does not lie within the tokens, `keep` exceeds `count`, or kept has another size
 /// Paper    FastV: arXiv:2403.06764; PyramidDrop: arXiv:2410.17247
 template <class S>
 void keep_image_tokens(ConstMatrixRef<S> attention, const ImageTokens& image, std::span<std::int32_t> kept, Workspace& ws) {

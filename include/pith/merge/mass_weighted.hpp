@@ -4,7 +4,9 @@
 
 namespace pith { inline namespace v0 {
 
-/// The mean of all tokens that the rows stand for; the kept row stands for them from now on.
+/// Merging by mass: a row's mass m is the number of tokens it stands for, and the kept row becomes the mean over all these tokens.
+///
+///   x' = (m x + Σ mₑ e) / (m + Σ mₑ),   m' = m + Σ mₑ
 ///
 /// Paper    ToMe's weighted average, arXiv:2210.09461
 struct MassWeighted {

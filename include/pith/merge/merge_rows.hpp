@@ -1,4 +1,5 @@
 #pragma once
+// Merges evicted rows into the kept rows nearest to them.
 
 #include <cstddef>
 #include <cstdint>
@@ -12,37 +13,38 @@
 
 namespace pith { inline namespace v0 {
 
-/// Rows that leave, and where each of them goes: what nearest_rows() found.
+/// The kept row that each evicted row is merged into, as nearest_rows() finds it.
 template <class S> struct MergeMatch {
-  std::span<const std::int32_t> row;  ///< [evicted] its kept row; -1: it is dropped
+  std::span<const std::int32_t> row;  ///< [evicted] its kept row; -1: dropped
   ConstVectorRef<S> cosine;           ///< [evicted]
 };
 
-/// Keys and values of the same rows, or any rows twice: values follow the match and the weights of the keys.
+/// The kept rows: keys and values, or any two matrices with a row for each token. Values follow the match and the weights of the keys.
 template <class S> struct MergedRows {
-  MatrixRef<S> keys, values;  ///< [kept, dim] changed in place; keys may be [0, 0]: there are none
-  VectorRef<S> mass = {};     ///< [kept] tokens each stands for, or empty: 1 each; what they stand for afterwards
+  MatrixRef<S> keys, values;  ///< [kept, dim], changed in place; keys may be [0, 0] if there are none
+  VectorRef<S> mass = {};     ///< [kept] number of tokens each row stands for, updated; empty: 1 each
 };
+/// The evicted rows.
 template <class S> struct LeavingRows {
   ConstMatrixRef<S> keys, values;  ///< [evicted, dim]
   ConstVectorRef<S> mass = {};     ///< [evicted], or empty: 1 each
 };
 
-/// What merge_rows() takes from its workspace.
+/// Bytes of workspace that merge_rows() needs.
 template <class S> std::size_t merge_workspace_bytes(Index kept, Index evicted) {
   return 2 * Workspace::bytes_for<std::int32_t>(kept) + Workspace::bytes_for<S>(kept) + Workspace::bytes_for<S>(evicted);
 }
 
 namespace detail {
 
-/// The update, after the checks: work and memory touched grow with the evicted rows, not with the kept ones.
+/// x' = (a x + Σ b_e x_e) / z, after the checks. Work and memory touched grow with the evicted rows, not with the kept rows.
 template <class S, MergeRule<S> Rule>
 void mix_rows(MergedRows<S> kept, const LeavingRows<S>& evicted, const MergeMatch<S>& match, const Rule& rule, Workspace& ws) {
   const Index m = kept.values.rows(), n = evicted.values.rows();
   const Workspace::Scope scope(ws);
-  std::int32_t* const count = ws.take<std::int32_t>(m);  // rows matched to a kept one; of the kept rows that get none, nothing is set
-  std::int32_t* const left = ws.take<std::int32_t>(m);   // … and those still to be added
-  S* const z = ws.take<S>(m);                            // the sum of their weights at first
+  std::int32_t* const count = ws.take<std::int32_t>(m);  // rows matched to each kept row; kept rows without a match are never set
+  std::int32_t* const left = ws.take<std::int32_t>(m);   // … of these, the rows still to be added
+  S* const z = ws.take<S>(m);                            // the sum of their weights, later z of the update
   S* const weight = ws.take<S>(n);
   const auto mass = [](const auto& masses, Index i) { return masses.size() == 0 ? S(1) : S(masses[i]); };
   const auto for_matched = [&](auto&& f) {
@@ -98,13 +100,13 @@ template <class S> void check_merge(const MergedRows<S>& kept, const LeavingRows
 
 }  // namespace detail
 
-/// Merges each evicted row into its kept row: x'_c = (a x_c + Σ b_e x_e) / z for keys and values alike, from the old rows only.
+/// Merges each evicted row e into its kept row x: x' = (a x + Σ b_e x_e) / z for keys and values alike, from the old rows only.
 ///
-/// Shapes   as in MergedRows, LeavingRows and MergeMatch; no evicted row overlaps a kept one
-/// Cost     one multiply-add per number of the evicted rows, and a norm of each value; kept rows that get none are not looked at
+/// Shapes   as in MergedRows, LeavingRows and MergeMatch; no evicted row overlaps a kept row
+/// Cost     one multiply-add for each number of the evicted rows, and a norm of each value; kept rows without a match are not touched
 /// Heap     none, given ws of merge_workspace_bytes<S>(kept, evicted)
 /// Throws   ShapeError if shapes or matches disagree, before anything changes; CapacityError if ws is too small
-/// Law      a kept row that nothing was matched to keeps its bits; evicted rows are added in ascending order
+/// Law      a kept row without a match keeps its bits; evicted rows are added in ascending order
 template <class S, MergeRule<S> Rule>
 void merge_rows(MergedRows<S> kept, const std::type_identity_t<LeavingRows<S>>& evicted, const std::type_identity_t<MergeMatch<S>>& match,
                 const Rule& rule, Workspace& ws) {

@@ -1,4 +1,5 @@
 #pragma once
+// The protocol of a merge strategy: what a cache does with the rows that its policy evicts.
 
 #include <concepts>
 
@@ -6,32 +7,33 @@
 
 namespace pith { inline namespace v0 {
 
-/// A row that leaves and the kept row nearest to it.
+/// An evicted row and the kept row nearest to it.
 template <class S> struct MergePair {
   S cosine;                   ///< of their keys
-  S kept_mass, evicted_mass;  ///< tokens that each stands for
-  S kept_norm, evicted_norm;  ///< of their values
+  S kept_mass, evicted_mass;  ///< number of tokens that each row stands for
+  S kept_norm, evicted_norm;  ///< norms of their values
 };
 
-/// What becomes of a kept row: x' = (a x + Σ b_e x_e) / z over the rows e that were matched to it.
+/// The coefficients of an update: a kept row becomes x' = (a x + Σ b_e x_e) / z, summed over the evicted rows e matched to it.
 template <class S> struct MergeMix { S a, z; };
 
-/// Evicted rows leave nothing behind.
+/// Merges nothing: evicted rows are lost.
 struct Drop {};
 
-/// weight(pair) is b_e; mix(mass, count, sum) is a and z of a kept row that got `count` rows whose weights add up to `sum`.
+/// A merge rule: weight(pair) returns b_e; mix(mass, count, sum) returns a and z for a kept row with `count` matched rows, whose weights
+/// add up to `sum`.
 template <class M, class S>
 concept MergeRule = std::copyable<M> && requires(const M m, const MergePair<S>& pair, S x) {
   { m.weight(pair) } -> std::convertible_to<S>;
   { m.mix(x, x, x) } -> std::same_as<MergeMix<S>>;
 };
-/// What a cache does with the rows its policy evicts: any rule merges them into those it keeps.
+/// A merge strategy of a cache: Drop, or a rule that merges each evicted row into a kept one.
 template <class M, class S>
 concept MergeStrategy = std::same_as<M, Drop> || MergeRule<M, S>;
 // Optional members of a rule:
-//   bool merges_keys() const  false: values only, keys stay as they are
-//   void gate(LayerMatches<S>&, VectorRef<S> memory) const  in a cache: sees the pairs of all heads and may reject or re-pair them
-//   (gates.hpp) Index memory() const  numbers that the gate keeps for each layer, 0 at first
+//   bool merges_keys() const  false: merges values only, keys stay as they are
+//   void gate(LayerMatches<S>&, VectorRef<S> memory) const  in a cache: sees the pairs of all heads, may reject or re-pair them (gates.hpp)
+//   Index memory() const  how many numbers the gate keeps for each layer; they start at 0
 
 namespace detail {
 template <class M> bool merges_keys(const M& rule) {

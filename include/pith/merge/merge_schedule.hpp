@@ -12,13 +12,13 @@
 
 namespace pith { inline namespace v0 {
 
-/// How many tokens ToMe merges away in each layer.
+/// The number of tokens that ToMe merges in each layer.
 struct MergeSchedule {
   Index layers = 1;
-  Index r = 0;            ///< tokens a layer, on average
-  double inflection = 0;  ///< -1: 2r in the first layer, falling to 0 in the last; 0: r in all; 1: rising from 0 to 2r
+  Index r = 0;            ///< tokens merged in a layer, on average
+  double inflection = 0;  ///< -1: falls from 2r in the first layer to 0 in the last; 0: r in every layer; 1: rises from 0 to 2r
 
-  /// One number a layer, fractions of a token cut off. A single layer merges r, whatever the inflection.
+  /// The number of tokens for layer i: ⌊first + i · 2(r - first) / (layers - 1)⌋ with first = ⌊r (1 - inflection)⌋; r for a single layer.
   ///
   /// Throws   ShapeError if layers or r are negative or too large, or the inflection is not in -1 .. 1
   std::vector<Index> steps() const {
@@ -33,9 +33,9 @@ struct MergeSchedule {
     return all;
   }
 
-  /// The first layers as listed, none in the others: `r` and `inflection` say nothing here.
+  /// The listed numbers for the first layers and 0 for the others; `r` and `inflection` are ignored.
   ///
-  /// Throws   ShapeError if more layers are listed than there are
+  /// Throws   ShapeError if there are more numbers than layers
   std::vector<Index> steps(std::span<const Index> listed) const {
     check();
     if (static_cast<Index>(listed.size()) > layers)

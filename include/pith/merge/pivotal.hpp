@@ -4,12 +4,14 @@
 
 namespace pith { inline namespace v0 {
 
-/// Each matched row is averaged with the kept one first: half way from the kept row to Averaged.
+/// Pivotal merging: averages each matched row e with the kept row x first, then takes the mean; x' lies half way from x to Averaged.
+///
+///   x' = (x + Σ (x + e)/2) / (1 + n) = ((1 + n/2) x + Σ e/2) / (1 + n)
 ///
 /// Paper    LOOK-M's P-Merge, arXiv:2406.18139, eq. 11
 struct Pivotal {
-  template <class S> S weight(const MergePair<S>&) const { return S(.5); }
-  template <class S> MergeMix<S> mix(S, S count, S) const { return {1 + count / 2, 1 + count}; }
+  template <class S> S weight(const MergePair<S>&) const { return S(.5); }                        // of each e
+  template <class S> MergeMix<S> mix(S, S count, S) const { return {1 + count / 2, 1 + count}; }  // factor of x, divisor
 };
 
 }}  // namespace pith::v0

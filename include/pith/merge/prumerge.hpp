@@ -1,4 +1,5 @@
 #pragma once
+// LLaVA-PruMerge: keeps the image patches the class token attends to most and merges the others into them.
 
 #include <algorithm>
 #include <cmath>
@@ -17,12 +18,12 @@
 
 namespace pith { inline namespace v0 {
 
-/// What the class token of a vision encoder makes of its patches: its softmax weights over all tokens, without the one it gives itself.
+/// The class token's attention to the patches: softmax(K q / √dim) over all tokens, without the weight it gives itself.
 ///
 /// Shapes   query [dim] of the class token · keys [1 + patches, dim], the class token's first · out [patches]
 /// Heap     none, given ws of Workspace::bytes_for<S>(keys.rows())
 /// Throws   ShapeError if the shapes disagree or there is no class token
-/// Paper    LLaVA-PruMerge: arXiv:2403.15388, over all features of the encoder as if they were one head
+/// Paper    LLaVA-PruMerge: arXiv:2403.15388, which treats all features of the encoder as one head
 template <class S>
 void class_attention(ConstVectorRef<S> query, std::type_identity_t<ConstMatrixRef<S>> keys, std::type_identity_t<VectorRef<S>> out,
                      Workspace& ws) {
@@ -38,8 +39,9 @@ void class_attention(ConstVectorRef<S> query, std::type_identity_t<ConstMatrixRe
   out = weights.row(0).tail(out.size()).transpose();
 }
 
-/// How many scores lie above the third quartile by more than one and a half times the distance between the quartiles: what PruMerge keeps
-/// of an image. Quartiles are interpolated; what is not a number ranks below all others.
+/// The number of outliers, scores > Q3 + 1.5 (Q3 - Q1): the number of patches that PruMerge keeps.
+///
+/// The quartiles Q1 and Q3 are interpolated; NaN ranks below all numbers.
 ///
 /// Heap     none, given ws of Workspace::bytes_for<S>(scores.size())
 template <class S> Index count_outliers(ConstVectorRef<S> scores, Workspace& ws) {
@@ -59,10 +61,10 @@ template <class S> Index count_outliers(ConstVectorRef<S> scores, Workspace& ws)
   return static_cast<Index>(sorted + n - std::upper_bound(sorted, sorted + n, bound));
 }
 
-/// PruMerge+: adds rows at even distances to those that are kept, three for each that the ratio keeps. Returns how many there are now.
+/// PruMerge+: adds every ⌊⌊1 / ratio⌋ / 3⌋-th patch to the kept rows, about three for each row that the ratio keeps. Returns the new count.
 ///
-/// Shapes   rows [kept + any]: the first `kept` are given; those added follow, ascending, none of them twice
-/// Throws   ShapeError if the ratio is not above 0 and at most 1/3, if rows has no room for all of them, or names rows there are not
+/// Shapes   rows [kept + any]: the first `kept` are given; the added rows follow, ascending, without duplicates
+/// Throws   ShapeError if the ratio is not above 0 and at most 1/3, rows has no room for all of them, or a given row is out of range
 /// Paper    LLaVA-PruMerge: arXiv:2403.15388
 inline Index add_spatial_rows(Index patches, double ratio, Index kept, std::span<std::int32_t> rows) {
   if (!(ratio > 0 && ratio <= 1))
@@ -89,29 +91,30 @@ inline Index add_spatial_rows(Index patches, double ratio, Index kept, std::span
   return all;
 }
 
-/// Patches of an image, and what PruMerge goes by.
+/// The input of prumerge().
 template <class S> struct ImagePatches {
-  ConstMatrixRef<S> rows;       ///< [patches, features] what is reduced
-  ConstMatrixRef<S> keys;       ///< [patches, dim] by whose cosine patches are near
-  ConstVectorRef<S> attention;  ///< [patches] of the class token
+  ConstMatrixRef<S> rows;       ///< [patches, features] the rows to merge
+  ConstMatrixRef<S> keys;       ///< [patches, dim] the keys whose cosines define neighbours
+  ConstVectorRef<S> attention;  ///< [patches] weights given by the class token
 };
 
-/// What prumerge() takes from its workspace: a row of cosines for each patch that is kept.
+/// Bytes of workspace that prumerge() needs: it stores a row of cosines for each kept patch.
 template <class S> std::size_t prumerge_workspace_bytes(Index patches, Index kept, Index dim, Index workers = 1) {
   return Workspace::bytes_for<S>(detail::checked_product("prumerge_workspace_bytes", kept, dim)) +
          Workspace::bytes_for<S>(detail::checked_product("prumerge_workspace_bytes", kept, patches)) +
          Workspace::bytes_for<std::int32_t>(patches) + nearest_workspace_bytes<S>(patches + kept, dim, workers);
 }
 
-/// PruMerge: each kept patch takes in its nearest neighbours, kept or not, each times what the class token gives it;
-/// one more row is the sum of all that are not kept, times the same.
+/// PruMerge: adds to each kept patch its nearest neighbours, weighted by the class token's attention a; one more row sums the rest.
 ///
-/// The weights are not divided by their sum, as published: a row grows by what it takes in. Of equal cosines the lowest patch is nearer.
+///   out_i = xᵢ + Σ a_j x_j over the nearest patches j of i, kept or not;   out_k = Σ a_j x_j over all patches j that are not kept
 ///
-/// Shapes   kept [k]: patches, as top_rows() of the attention finds them · out [k + 1, features], in their order
+/// As published, the weights are not divided by their sum: rows grow. Of equal cosines the lowest patch is nearer.
+///
+/// Shapes   kept [k]: patches, as top_rows() of the attention finds them · out [k + 1, features], in the same order
 /// Cost     2·k·patches·dim flops and k partial sorts
 /// Heap     none, given ws of prumerge_workspace_bytes<S>(patches, k, dim, workers)
-/// Throws   ShapeError if shapes disagree, nothing is kept or something twice, or there are fewer than no neighbours
+/// Throws   ShapeError if shapes disagree, kept is empty or has duplicates, or `neighbours` is negative
 /// Paper    LLaVA-PruMerge: arXiv:2403.15388
 template <class S>
 void prumerge(const ImagePatches<S>& image, std::span<const std::int32_t> kept, Index neighbours, std::type_identity_t<MatrixRef<S>> out,
@@ -143,7 +146,7 @@ void prumerge(const ImagePatches<S>& image, std::span<const std::int32_t> kept, 
   const Index closest = (std::min)(neighbours, n - 1);
   for (Index i = 0; i < k; ++i) {
     const Index patch = kept[static_cast<std::size_t>(i)];
-    cosines(i, patch) = std::numeric_limits<S>::infinity();  // first of all, and then left out
+    cosines(i, patch) = std::numeric_limits<S>::infinity();  // ranks first; skipped below
     detail::best_first(&cosines(i, 0), n, closest + 1, order);
     std::sort(order, order + closest + 1);
     out.row(i) = image.rows.row(patch);

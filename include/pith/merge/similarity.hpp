@@ -1,4 +1,5 @@
 #pragma once
+// Cosine similarity of evicted and kept rows: the nearest kept row of each, or the whole matrix.
 
 #include <algorithm>
 #include <cmath>
@@ -18,16 +19,16 @@ namespace pith { inline namespace v0 {
 
 namespace detail {
 
-inline constexpr Index similar_rows = 120;             // rows that pass a panel together: whole register tiles of every packet width
-inline constexpr Index similar_copy = Index(1) << 16;  // numbers of them at most, which stay in L2 while the panels pass
-inline constexpr Index similar_gap = 16;               // no power of two between rows: they spread over all sets of L1
+inline constexpr Index similar_rows = 120;             // rows multiplied by a panel at a time: whole register tiles of every packet width
+inline constexpr Index similar_copy = Index(1) << 16;  // their numbers at most: they stay in L2 while the panels pass
+inline constexpr Index similar_gap = 16;               // keeps the row distance off powers of two: rows spread over all sets of L1
 
-/// Rows that are copied together, and from where to where.
+/// The number of rows copied and multiplied together.
 inline Index rows_together(Index dim) {
   return std::clamp(similar_copy / ((std::max)(Index(0), dim) + similar_gap), Index(12), similar_rows);
 }
 
-/// 1 / |row|; 0 for a row without direction, whose cosine to everything is 0.
+/// out[r] = 1 / |row r|; 0 for a row of zeros, whose cosine to every row is 0.
 template <class S> void inverse_norms(const ConstMatrixRef<S>& rows, S* out) {
   for (Index r = 0; r < rows.rows(); ++r) {
     const S norm = rows.row(r).norm();
@@ -35,14 +36,15 @@ template <class S> void inverse_norms(const ConstMatrixRef<S>& rows, S* out) {
   }
 }
 
-/// The largest of products[c] * inverse[c] of one row, in each lane of a packet, and which packet of kept rows it came from: looking is a
-/// few instructions without a branch. Not-a-number is never the largest. `tied`, where somebody asks: a lane saw its largest more than
-/// once.
+/// Tracks for one row, in each lane of a packet, the largest products[c] * inverse[c] and the packet of kept rows it came from.
+///
+/// The update is a few instructions without a branch. NaN is never the largest. `tied` (optional) marks lanes that met their largest value
+/// more than once.
 template <class S> struct LargestLanes {
   using V = Simd<S>;
   static constexpr S lowest = -std::numeric_limits<S>::infinity();
   S* value;
-  S* packet;  // small integers: exact
+  S* packet;  // small integers, exact in S
   S* tied = nullptr;
 
   void start() {
@@ -50,7 +52,7 @@ template <class S> struct LargestLanes {
     V::store(packet, V::zero());
     if (tied != nullptr) V::store(tied, V::zero());
   }
-  /// One panel, from kept row c on; inverse has numbers for all of it.
+  /// Takes in one panel, from kept row c on; inverse has a number for each of its columns.
   template <bool Ties> void look(const S* products, const S* inverse, Index c) {
     auto most = V::load(value), from = V::load(packet), here = V::broadcast(static_cast<S>(c / V::width));
     [[maybe_unused]] auto again = V::zero();
@@ -68,14 +70,14 @@ template <class S> struct LargestLanes {
     V::store(packet, from);
     if constexpr (Ties) V::store(tied, again);
   }
-  /// Whether more than one kept row has the largest.
+  /// Whether more than one kept row has the largest value.
   bool is_tied(S largest) const {
     Index count = 0;
     for (Index lane = 0; lane < V::width; ++lane)
       if (value[lane] == largest) count += tied[lane] != S(0) ? 2 : 1;
     return count > 1;
   }
-  /// The kept row that comes first of those that have the largest; -1: there was nothing but -inf and what is not a number.
+  /// The first kept row that has the largest value; -1: all values were -inf or NaN.
   Index at() const {
     Index best = -1;
     S largest = lowest;
@@ -94,18 +96,17 @@ template <class S> void check_similar(const char* where, const ConstMatrixRef<S>
   check_shape(where, "rows", rows, any_extent, kept.cols());
 }
 
-/// Calls look(worker, r, count, c, products) for all rows by all of `kept`, 32 of these at a time: products [count, 32] of rows r … with
-/// kept rows c …, by the worker whose rows they are; those of the same rows in ascending c, before any others. Beyond the last kept row
-/// there may be any products.
+/// Multiplies all rows by all kept rows, 32 kept rows at a time, and calls look(worker, r, count, c, products) for each block.
 ///
-/// Each product is one multiply-add chain, as in matmul(): its bits depend on its own two rows only.
-/// Before that, meet(c, count) is told of every panel while its kept rows are in L1.
+/// products [count, 32] are those of rows r … with kept rows c …; columns beyond the last kept row hold arbitrary numbers. A worker looks
+/// at its own rows only, at all blocks of the same rows in ascending c before it goes on. meet(c, count) is called earlier for every panel,
+/// while its kept rows are in L1. Each product is one multiply-add chain, as in matmul(): its bits depend on its own two rows only.
 template <class S, class Meet, class Look>
 void each_product(const ConstMatrixRef<S>& rows, const ConstMatrixRef<S>& kept, Workspace& ws, Meet&& meet, Look&& look) {
   const Index n = rows.rows(), m = kept.rows(), dim = kept.cols(), panels = (m + panel_width - 1) / panel_width;
   if (n == 0) return;
   const Index together = rows_together(dim), stride = dim + similar_gap, panel = dim * panel_width;
-  // Few rows: one worker, and a panel is used while it is still in L1. Many: all panels are packed first, and every worker reads them.
+  // Few rows: one worker uses each panel while it is still in L1. Many rows: all panels are packed first, and every worker reads them.
   const bool few = n <= together;
   const Index step = few ? 1 : panels, workers = few || double(n) * double(m) * double(dim) < worth_waking ? 1 : ws.workers();
   const Workspace::Scope scope(ws);
@@ -159,7 +160,7 @@ template <class S> struct NearestRows {
     S* const packets = ws.take<S>(ws.workers() * together * lanes);
     S* const ties = ws.take<S>(ws.workers() * together * lanes);
     const bool ties_matter = !positions.empty();
-    std::fill(inverse + m, inverse + padded, std::numeric_limits<S>::quiet_NaN());  // what lies beyond the last is never the largest
+    std::fill(inverse + m, inverse + padded, std::numeric_limits<S>::quiet_NaN());  // columns beyond the last row are never the largest
     const auto meet = [&](Index c, Index count) { inverse_norms(ConstMatrixRef<S>(kept.middleRows(c, count)), inverse + c); };
     each_product<S>(rows, kept, ws, meet, [&](Index worker, Index r, Index count, Index c, const S* products) {
       for (Index t = 0; t < count; ++t) {
@@ -187,7 +188,7 @@ template <class S> struct NearestRows {
  private:
   static constexpr std::int32_t tied_mark = -2;
 
-  /// A row whose largest cosine several kept rows have: the same products again, which have the same bits.
+  /// Breaks the tie of row r: computes its products again, with the same bits, and returns the kept row of lowest position.
   std::int32_t oldest_of_largest(Index r, const S* inverse) {
     S most = -std::numeric_limits<S>::infinity();
     Index oldest = -1;
@@ -208,9 +209,9 @@ template <class S> struct NearestRows {
 
 }  // namespace detail
 
-/// What nearest_rows() takes from its workspace: it grows with the kept rows, never with rows times kept.
+/// Bytes of workspace that nearest_rows() needs: they grow with the kept rows, never with rows times kept.
 ///
-/// `rows`: the most that will be given at once, if they are few.
+/// `rows` is the largest number of rows in one call; pass it if it is small.
 template <class S>
 std::size_t nearest_workspace_bytes(Index kept, Index dim, Index workers = 1, Index rows = (std::numeric_limits<Index>::max)()) {
   const auto product = [](Index a, Index b) { return detail::checked_product("nearest_workspace_bytes", a, b); };
@@ -223,18 +224,17 @@ std::size_t nearest_workspace_bytes(Index kept, Index dim, Index workers = 1, In
          Workspace::bytes_for<S>(product(together, detail::panel_width));
 }
 
-/// The kept row that each row is most similar to: match[e] = argmax_c cos(row e, kept c), cosine[e] = that cosine.
+/// Finds the kept row that each row is most similar to: match[e] = argmax_c cos(row e, kept c), cosine[e] = max_c cos(row e, kept c).
 ///
-/// Equal cosines take the kept row that comes first, or the one of lowest position where the kept rows' `positions` are given. A row of
-/// zeros has cosine 0 to all; a row that no kept one can be compared with, since numbers are missing or infinite, matches none: -1, with
-/// cosine -inf.
+/// Of equal cosines the first kept row wins, or the one of lowest position if `positions` of the kept rows are given. A row of zeros has
+/// cosine 0 to all rows. A row whose cosines are all NaN (it or the kept rows hold NaN or infinity) has match -1 and cosine -inf.
 ///
 /// Shapes   rows [n, dim] · kept [m, dim], m >= 1 · match [n] · cosine [n] · positions [m] or none
-/// Cost     2·n·m·dim flops and n·m looks; the similarity matrix is never stored
+/// Cost     2·n·m·dim flops and n·m comparisons; the similarity matrix is never stored
 /// Heap     none, given ws of nearest_workspace_bytes<S>(m, dim, workers, n)
-/// Throws   ShapeError if the shapes disagree or nothing is kept, CapacityError if ws is too small
+/// Throws   ShapeError if the shapes disagree or there is no kept row, CapacityError if ws is too small
 /// Law      no bit depends on the workers or on the other rows; scaling a row by a power of two changes neither its match nor any
-///          cosine, as long as squares and products of the rows neither over- nor underflow (float: numbers from 2^-60 to 2^60)
+///          cosine, as long as squares and products of the rows neither overflow nor underflow (float: numbers from 2^-60 to 2^60)
 /// Paper    LOOK-M, arXiv:2406.18139, section 3.3
 template <class S>
 void nearest_rows(ConstMatrixRef<S> rows, std::type_identity_t<ConstMatrixRef<S>> kept, std::span<std::int32_t> match,
@@ -248,11 +248,11 @@ void nearest_rows(ConstMatrixRef<S> rows, std::type_identity_t<ConstMatrixRef<S>
   detail::NearestRows<S>{rows, kept, match, cosine, ws, positions}.find();
 }
 
-/// All of it, to look at: out[e, c] = cos(row e, kept c).
+/// The whole similarity matrix: out[e, c] = cos(row e, kept c).
 ///
 /// Shapes   rows [n, dim] · kept [m, dim] · out [n, m]
 /// Heap     none, given ws of nearest_workspace_bytes<S>(n + m, dim, workers)
-/// Law      the bits of nearest_rows()
+/// Law      the same bits as in nearest_rows()
 template <class S>
 void similarity_matrix(ConstMatrixRef<S> rows, std::type_identity_t<ConstMatrixRef<S>> kept, std::type_identity_t<MatrixRef<S>> out,
                        Workspace& ws) {

@@ -1,4 +1,5 @@
 #pragma once
+// TokenMap: which tokens became which rows; merges and unmerges any rows of these tokens.
 
 #include <algorithm>
 #include <cstddef>
@@ -15,22 +16,22 @@
 
 namespace pith { inline namespace v0 {
 
-/// How the rows lie after a merge.
+/// The order of the rows after a merge.
 enum class RowOrder {
-  spatial,   ///< in the order of the tokens that stay
-  published  ///< as the method's own code leaves them
+  spatial,   ///< the order of the tokens that stay
+  published  ///< the order of the method's published code
 };
 
-/// How many tokens each row stands for, before a merge and after it.
+/// The number of tokens that each row stands for, before and after a merge.
 template <class S> struct TokenMasses {
-  ConstVectorRef<S> before = {};  ///< [tokens], or empty: 1 each
-  VectorRef<S> after = {};        ///< [rows], or empty: nobody asks
+  ConstVectorRef<S> before = {};  ///< [tokens]; empty: 1 each
+  VectorRef<S> after = {};        ///< [rows]; leave empty if not needed
 };
 
-/// Which row each token becomes part of: what a method of merging tokens finds, and what is then done to any rows of these tokens.
+/// Maps each token to the row it becomes part of. A merging method fills it; merge() then applies it to any rows of these tokens.
 ///
-/// A method calls start(), says of every token that does not stay where it goes, and ends with place(). Tokens that stay keep their own
-/// row, which those that were merged into them become part of.
+/// A method calls start(), then merge_into() or drop() for every token that does not stay, and ends with place(). A token that stays keeps
+/// its own row, and the tokens merged into it become part of that row.
 ///
 /// Heap     at construction only
 template <class S> class TokenMap {
@@ -48,33 +49,33 @@ template <class S> class TokenMap {
   }
 
   Index max_tokens() const { return static_cast<Index>(target_.size()); }
-  Index tokens() const { return tokens_; }        ///< before the merge
-  Index rows() const { return rows_; }            ///< after it
-  Index merged() const { return merged_; }        ///< tokens that became part of another one's row
-  std::span<const std::int32_t> row_of() const {  ///< [tokens] the row that each became part of; -1: it was dropped
+  Index tokens() const { return tokens_; }        ///< number of tokens before the merge
+  Index rows() const { return rows_; }            ///< number of rows after it
+  Index merged() const { return merged_; }        ///< number of tokens merged into another token's row
+  std::span<const std::int32_t> row_of() const {  ///< [tokens] the row that each token became part of; -1: dropped
     return {row_of_.data(), static_cast<std::size_t>(tokens_)};
   }
-  std::span<const std::int32_t> token_of() const {  ///< [rows] the token that stayed there
+  std::span<const std::int32_t> token_of() const {  ///< [rows] the token that stayed in each row
     return {token_of_.data(), static_cast<std::size_t>(rows_)};
   }
-  std::span<const std::int32_t> leaves_to() const {  ///< [tokens] the row that a token was merged into; -1: it stayed, or was dropped
+  std::span<const std::int32_t> leaves_to() const {  ///< [tokens] the row that a token was merged into; -1: it stayed or was dropped
     return {leaves_to_.data(), static_cast<std::size_t>(tokens_)};
   }
-  ConstVectorRef<S> cosine() const { return {cosine_.data(), tokens_}; }  ///< [tokens] of those that were merged, with the one they joined
+  ConstVectorRef<S> cosine() const { return {cosine_.data(), tokens_}; }  ///< [tokens] of each merged token with the token it joined
 
-  /// The rows after the merge: one for each token that stayed, its own numbers and those that joined it mixed by the rule.
+  /// Computes the rows after the merge: for each token that stayed, its row x and the rows merged into it, mixed by the rule.
   ///
   /// Shapes   x [tokens, features] · out [rows, features], which overlaps nothing
   /// Heap     none, given ws of workspace_bytes(tokens)
   /// Throws   ShapeError if shapes disagree or a mass is not above 0, CapacityError if ws is too small
-  /// Law      the row of a token that nothing joined keeps its bits; those that join are added in ascending order
+  /// Law      the row of a token that no other token joined keeps its bits; tokens that join are added in ascending order
   template <MergeRule<S> Rule>
   void merge(ConstMatrixRef<S> x, MatrixRef<S> out, const Rule& rule, Workspace& ws, TokenMasses<S> mass = {}) const {
     check_shape("TokenMap::merge", "x", x, tokens_, any_extent);
     check_shape("TokenMap::merge", "out", out, rows_, x.cols());
     check_masses(mass);
     const Workspace::Scope scope(ws);
-    const bool needed = mass.before.size() > 0 && mass.after.size() == 0;  // weights by mass want that of the kept row as well
+    const bool needed = mass.before.size() > 0 && mass.after.size() == 0;  // weights by mass also need the mass of the kept row
     VectorRef<S> after = needed ? ws.vector<S>(rows_) : mass.after;
     for (Index r = 0; r < rows_; ++r) {
       const Index token = token_of_[static_cast<std::size_t>(r)];
@@ -84,7 +85,7 @@ template <class S> class TokenMap {
     merge_rows<S>({{}, out, after}, {{}, x, mass.before}, {leaves_to(), cosine()}, rule, ws);
   }
 
-  /// A row for each token again: that of the row it became part of, or zeros where it was dropped.
+  /// Gives each token a row again: a copy of the row it became part of, or zeros if it was dropped.
   ///
   /// Shapes   merged [rows, features] · out [tokens, features], which overlaps nothing
   /// Heap     none
@@ -100,9 +101,9 @@ template <class S> class TokenMap {
     }
   }
 
-  /// Follows tokens through one merge after the other: each entry, a row before this merge or -1, becomes the row after it.
+  /// Follows tokens through successive merges: each entry, a row before this merge or -1, becomes the row after it.
   ///
-  /// Throws   ShapeError if there is no such row, before anything changes
+  /// Throws   ShapeError if an entry is out of range, before anything changes
   void follow(std::span<std::int32_t> where) const {
     for (const std::int32_t r : where)
       if (r < -1 || r >= tokens_) raise<ShapeError>(detail::text("pith::TokenMap::follow: row ", r, ", expected -1 .. ", tokens_ - 1));
@@ -110,10 +111,10 @@ template <class S> class TokenMap {
       if (r >= 0) r = row_of_[static_cast<std::size_t>(r)];
   }
 
-  /// What merge() takes from its workspace at most.
+  /// Bytes of workspace that merge() needs at most.
   static std::size_t workspace_bytes(Index tokens) { return Workspace::bytes_for<S>(tokens) + merge_workspace_bytes<S>(tokens, tokens); }
 
-  /// Begins a merge of so many tokens: all stay, each in a row of its own.
+  /// Begins a merge of `tokens` tokens; at first each of them stays in a row of its own.
   ///
   /// Throws   CapacityError if there is no room for them
   void start(Index tokens) {
@@ -125,6 +126,8 @@ template <class S> class TokenMap {
     std::fill_n(cosine_.begin(), tokens, S(0));
     place();
   }
+  /// Merges a token into one that stays.
+  ///
   /// Throws   ShapeError if there are no such tokens
   void merge_into(Index token, Index stays, S cosine) {
     check_token(token);
@@ -132,6 +135,8 @@ template <class S> class TokenMap {
     target_[static_cast<std::size_t>(token)] = static_cast<std::int32_t>(stays);
     cosine_[static_cast<std::size_t>(token)] = cosine;
   }
+  /// Drops a token: it becomes part of no row.
+  ///
   /// Throws   ShapeError if there is no such token
   void drop(Index token) {
     check_token(token);
@@ -143,7 +148,7 @@ template <class S> class TokenMap {
     return is_target(token);
   }
 
-  /// Ends the merge: the rows lie in the order of the tokens that stay.
+  /// Ends the merge, with the rows in the order of the tokens that stay.
   ///
   /// Throws   StateError if a token was merged into one that does not stay
   void place() {
@@ -153,9 +158,9 @@ template <class S> class TokenMap {
       if (is_target(t)) token_of_[static_cast<std::size_t>(rows_++)] = static_cast<std::int32_t>(t);
     number_rows();
   }
-  /// The same in an order of one's own: `order` names each token that stays once.
+  /// Ends the merge, with the rows in a given order: `order` lists each token that stays exactly once.
   ///
-  /// Throws   StateError as above, ShapeError if the order names others, or one twice
+  /// Throws   StateError as above, ShapeError if the order lists another token or one twice
   void place(std::span<const std::int32_t> order) {
     check_targets();
     Index staying = 0;

@@ -1,4 +1,5 @@
 #pragma once
+// ToMe (token merging): bipartite matching of similar tokens, and proportional attention.
 
 #include <algorithm>
 #include <cmath>
@@ -17,21 +18,21 @@
 
 namespace pith { inline namespace v0 {
 
-/// ToMe: how many tokens of a layer are merged away, and which ones never.
+/// Options of match_bipartite().
 struct BipartiteOptions {
-  Index r = 0;        ///< tokens to merge away, at most half of those that take part; 0 or less: none
-  Index protect = 0;  ///< tokens at the start that take no part: 1 with a class token, 2 with a distillation token behind it
-  /// Published: protected tokens, the even ones that stay, the odd ones; the even ones by falling cosine if nothing is protected.
+  Index r = 0;        ///< number of tokens to merge, at most half of the unprotected tokens; 0 or less: none
+  Index protect = 0;  ///< number of first tokens that are never merged: 1 with a class token, 2 with a distillation token behind it
+  /// Published: protected tokens, then the even tokens that stay (by falling cosine if no token is protected), then the odd tokens.
   RowOrder order = RowOrder::spatial;
 };
 
-/// Every k-th token stays and takes the others in.
+/// Options of match_every_kth().
 struct EveryKthOptions {
   Index k = 2;             ///< tokens k-1, 2k-1, … stay
-  bool drop_tail = false;  ///< as published: the tokens behind the last of them are lost; otherwise they are merged like all others
+  bool drop_tail = false;  ///< true, as published: drops the tokens behind the last one that stays; false: merges them like all others
 };
 
-/// How many of so many tokens are merged away by a wish of r: none, or at most half of those that are not protected.
+/// The number of tokens merged when r are requested: between 0 and half of the unprotected tokens.
 ///
 /// Throws   ShapeError if a number of tokens is negative
 inline Index clipped_r(Index tokens, const BipartiteOptions& options) {
@@ -40,7 +41,7 @@ inline Index clipped_r(Index tokens, const BipartiteOptions& options) {
   return std::clamp(options.r, Index(0), (std::max)(Index(0), tokens - options.protect) / 2);
 }
 
-/// What match_bipartite() and match_every_kth() take from their workspace.
+/// Bytes of workspace that match_bipartite() and match_every_kth() need.
 template <class S> std::size_t token_match_workspace_bytes(Index tokens, Index dim, Index workers = 1) {
   return 2 * Workspace::bytes_for<std::int32_t>(tokens) + Workspace::bytes_for<S>(tokens) +
          nearest_workspace_bytes<S>(tokens, dim, workers);
@@ -56,16 +57,18 @@ template <class S> ConstMatrixRef<S> every_row(const ConstMatrixRef<S>& rows, In
 
 }  // namespace detail
 
-/// ToMe: each even token looks for the odd one most similar to it, and the r most similar pairs become one token each.
+/// ToMe's bipartite matching: pairs each even token with the odd token most similar to it and merges the r most similar pairs.
 ///
-/// Equal cosines take the lowest token on either side; a row of zeros has cosine 0 to all; an even token that nothing can be compared
-/// with, since numbers are missing or infinite, stays.
+///   pair(a) = argmax_b cos(k_a, k_b),   a even, b odd, k the metric;   a joins pair(a) for the r largest cosines
+///
+/// Of equal cosines the lowest token wins, on both sides. A row of zeros has cosine 0 to all rows. An even token whose cosines are all NaN
+/// (some rows hold NaN or infinity) stays.
 ///
 /// Shapes   metric [tokens, dim]: the keys of the layer, averaged over its heads (mean_over_heads())
 /// Cost     tokens²/2·dim flops and a sort of tokens/2 numbers
 /// Heap     none, given ws of token_match_workspace_bytes<S>(tokens, dim, workers)
 /// Throws   CapacityError if map has no room for the tokens or ws is too small, ShapeError if protect is negative
-/// Law      map.rows() == tokens - clipped_r(tokens, options) where all numbers are finite
+/// Law      map.rows() == tokens - clipped_r(tokens, options) if all numbers are finite
 /// Paper    ToMe, arXiv:2210.09461, section 3
 template <class S>
 void match_bipartite(std::type_identity_t<ConstMatrixRef<S>> metric, const BipartiteOptions& options, TokenMap<S>& map, Workspace& ws) {
@@ -97,15 +100,15 @@ void match_bipartite(std::type_identity_t<ConstMatrixRef<S>> metric, const Bipar
   map.place({order, static_cast<std::size_t>(rows)});
 }
 
-/// ToMe without a number of its own: of every k tokens the last one stays, and all others are merged into whichever is most similar.
+/// ToMe with a fixed ratio: of every k tokens the last one stays, and each other token joins the most similar token that stays.
 ///
-/// Fewer than k tokens stay as they are, and so does one that nothing can be compared with. Equal cosines take the lowest token.
+/// Fewer than k tokens all stay, and so does a token whose cosines are all NaN. Of equal cosines the lowest token wins.
 ///
 /// Shapes   metric [tokens, dim]
 /// Cost     2·tokens²/k·dim flops
 /// Heap     none, given ws of token_match_workspace_bytes<S>(tokens, dim, workers)
 /// Throws   ShapeError if k is below 1, CapacityError if map has no room for the tokens or ws is too small
-/// Paper    ToMe, arXiv:2210.09461, as its code offers it beside the method
+/// Paper    ToMe, arXiv:2210.09461; its code offers this beside the method
 template <class S>
 void match_every_kth(std::type_identity_t<ConstMatrixRef<S>> metric, const EveryKthOptions& options, TokenMap<S>& map, Workspace& ws) {
   const Index tokens = metric.rows(), k = options.k;
@@ -118,7 +121,7 @@ void match_every_kth(std::type_identity_t<ConstMatrixRef<S>> metric, const Every
   const Index most = (tokens + k - 1) / k;
   std::int32_t* const match = ws.take<std::int32_t>(most);
   S* const cosine = ws.take<S>(most);
-  for (Index first = 0; first + 1 < k; ++first) {  // no row between them: those that stay look for nobody
+  for (Index first = 0; first + 1 < k; ++first) {  // the strides skip the tokens that stay: they need no match
     const ConstMatrixRef<S> leave = detail::every_row(ConstMatrixRef<S>(metric.topRows(end)), first, k);
     nearest_rows<S>(leave, stay, {match, static_cast<std::size_t>(leave.rows())}, {cosine, leave.rows()}, ws);
     for (Index i = 0; i < leave.rows(); ++i)
@@ -128,7 +131,7 @@ void match_every_kth(std::type_identity_t<ConstMatrixRef<S>> metric, const Every
   map.place();
 }
 
-/// What ToMe compares tokens by: their keys, averaged over the heads.
+/// ToMe's metric, by which tokens are compared: their keys, averaged over the heads.
 ///
 /// Shapes   keys [tokens, num_heads*dim] · out [tokens, dim]
 /// Heap     none
@@ -143,12 +146,14 @@ template <class S> void mean_over_heads(ConstMatrixRef<S> keys, std::type_identi
   out /= static_cast<S>(heads);
 }
 
-/// Proportional attention: what is added to the logits of a row that stands for `mass` tokens, as KvRun::log_mass takes it.
+/// Proportional attention: out = log(mass), which is added to the logits of a row that stands for `mass` tokens (KvRun::log_mass).
+///
+///   softmax(q Kᵀ / √d + log m)
 ///
 /// Shapes   mass [rows] · out [rows]
 /// Heap     none
 /// Throws   ShapeError if the lengths differ or a mass is not finite and above 0, before anything changes
-/// Law      a row of mass n weighs as much as n rows of mass 1 that are equal to it
+/// Law      a row of mass n weighs as much as n equal rows of mass 1
 /// Paper    ToMe, arXiv:2210.09461, eq. 1
 template <class S> void log_masses(ConstVectorRef<S> mass, VectorRef<float> out) {
   if (out.size() != mass.size()) raise<ShapeError>(detail::text("pith::log_masses: room for ", out.size(), " of ", mass.size(), " masses"));

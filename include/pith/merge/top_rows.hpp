@@ -1,4 +1,5 @@
 #pragma once
+// The rows of highest score.
 
 #include <algorithm>
 #include <cmath>
@@ -17,10 +18,10 @@ namespace pith { inline namespace v0 {
 
 namespace detail {
 
-/// What numbers are ranked by: what is not one ranks with -inf, below all others.
+/// The key that scores are ranked by: NaN ranks with -inf.
 template <class S> S rank_of(S score) { return score == score ? score : -std::numeric_limits<S>::infinity(); }
 
-/// order[0 … n) a permutation of 0 … n-1, the best `count` first and in falling order; of equal scores the lowest index first.
+/// Fills order[0 … n) with a permutation of 0 … n-1: the best `count` first, in falling order; of equal scores the lowest index first.
 template <class S> void best_first(const S* scores, Index n, Index count, std::int32_t* order) {
   std::iota(order, order + n, 0);
   std::partial_sort(order, order + count, order + n, [scores](std::int32_t a, std::int32_t b) {
@@ -36,15 +37,15 @@ inline void check_rows_fit(const char* where, Index rows) {
 
 }  // namespace detail
 
-/// What top_rows() takes from its workspace.
+/// Bytes of workspace that top_rows() needs.
 inline std::size_t top_rows_workspace_bytes(Index rows) { return Workspace::bytes_for<std::int32_t>(rows); }
 
-/// The rows of the best scores, best first: as many as `best` has room for. Of equal scores the lowest row; not-a-number comes last.
+/// Fills `best` with the rows of the highest scores, best first. Of equal scores the lowest row comes first; NaN comes last.
 ///
 /// Shapes   scores [rows] · best [any number up to rows]
 /// Cost     a partial sort
 /// Heap     none, given ws of top_rows_workspace_bytes(rows)
-/// Throws   ShapeError if there are fewer rows than that, CapacityError if ws is too small
+/// Throws   ShapeError if `best` is longer than scores, CapacityError if ws is too small
 template <class S> void top_rows(ConstVectorRef<S> scores, std::span<std::int32_t> best, Workspace& ws) {
   const Index n = scores.size(), count = static_cast<Index>(best.size());
   if (count > n) raise<ShapeError>(detail::text("pith::top_rows: the best ", count, " of ", n, " rows"));
@@ -57,9 +58,9 @@ template <class S> void top_rows(ConstVectorRef<S> scores, std::span<std::int32_
 
 enum class Rounding { down, nearest };
 
-/// How many of so many rows a ratio keeps; a half is rounded to the even neighbour.
+/// The number of rows that a ratio keeps. Rounding::nearest rounds a half to the even neighbour.
 ///
-/// Throws   ShapeError if the ratio is not in 0 .. 1 or there are fewer than no rows
+/// Throws   ShapeError if the ratio is not in 0 .. 1 or `rows` is negative
 inline Index rows_at_keep_ratio(Index rows, double ratio, Rounding rounding = Rounding::down) {
   if (!(ratio >= 0 && ratio <= 1) || rows < 0)
     raise<ShapeError>(detail::text("pith::rows_at_keep_ratio: ", ratio, " of ", rows, " rows, expected a ratio in 0 .. 1 of 0 or more"));

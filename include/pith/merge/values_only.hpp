@@ -6,7 +6,9 @@
 
 namespace pith { inline namespace v0 {
 
-/// Values only, by cosine and by what share of the two values' norms is the evicted one's; keys keep their rotation.
+/// Merges values only, weighted by cosine and by the evicted value's share of the two norms; keys stay as they are, rotation included.
+///
+///   v' = (v + Σ w vₑ) / (1 + Σ w),   w = max(cos, 0) · |vₑ| / (|vₑ| + |v| + 1e-6)
 struct ValuesOnly {
   template <class S> S weight(const MergePair<S>& pair) const {
     return (std::max)(pair.cosine, S(0)) * pair.evicted_norm / (pair.evicted_norm + pair.kept_norm + S(1e-6));

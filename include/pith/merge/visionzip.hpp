@@ -1,4 +1,5 @@
 #pragma once
+// VisionZip: keeps dominant image tokens and merges the rest into contextual tokens.
 
 #include <algorithm>
 #include <cstddef>
@@ -16,34 +17,35 @@
 
 namespace pith { inline namespace v0 {
 
-/// VisionZip: which tokens stay as they are, and how many take in the rest.
+/// Options of match_visionzip().
 struct VisionZipOptions {
-  Index dominant = 54;                   ///< tokens that the class token looks at most, and the class token itself, stay
-  Index contextual = 10;                 ///< of the others, at even distances; each takes in those it is most similar to
-  RowOrder order = RowOrder::published;  ///< dominant ones, then contextual ones, each ascending
+  Index dominant = 54;                   ///< tokens that receive most attention from the class token; they stay, and so does that token
+  Index contextual = 10;                 ///< tokens picked from the rest at even distances; each takes in the tokens most similar to it
+  RowOrder order = RowOrder::published;  ///< published: dominant tokens, then contextual tokens, each ascending
 };
 
-/// VisionZip's mixture of a contextual token: itself, and the mean of those it takes in. No mean of all: the row about doubles.
+/// VisionZip's rule: a contextual token plus the mean of the n tokens it takes in, x' = x + Σ e / n. The row roughly doubles.
 struct TargetPlusMean {
   template <class S> S weight(const MergePair<S>&) const { return 1; }
   template <class S> MergeMix<S> mix(S, S count, S) const { return {count, count}; }
 };
 
-/// What match_visionzip() takes from its workspace.
+/// Bytes of workspace that match_visionzip() needs.
 template <class S> std::size_t visionzip_workspace_bytes(Index tokens, Index dim, Index workers = 1) {
   return 4 * Workspace::bytes_for<std::int32_t>(tokens) + Workspace::bytes_for<S>(tokens) +
          2 * Workspace::bytes_for<S>(detail::checked_product("visionzip_workspace_bytes", tokens, dim)) +
          nearest_workspace_bytes<S>(tokens, dim, workers);
 }
 
-/// VisionZip, to be applied with map.merge(hidden, out, TargetPlusMean{}, ws) or any other rule.
+/// VisionZip: keeps the class token and the dominant tokens; each other token joins the contextual token of highest cosine.
 ///
-/// Without contextual tokens the others are dropped, and so is one that nothing can be compared with. Of equal numbers the lowest token.
+/// Dominant tokens have the largest Σ_heads attention. Apply the map with map.merge(hidden, out, TargetPlusMean{}, ws) or another rule. A
+/// token is dropped if there is no contextual token or all its cosines are NaN. Of equal numbers the lowest token wins.
 ///
 /// Shapes   attention [heads, tokens] of the class token, which is token 0 · metric [tokens, dim]
 /// Cost     2·contextual·tokens·dim flops and a sort
 /// Heap     none, given ws of visionzip_workspace_bytes<S>(tokens, dim, workers)
-/// Throws   ShapeError if the shapes disagree or more are dominant than there are, CapacityError if map or ws are too small
+/// Throws   ShapeError if the shapes disagree or `dominant` exceeds the number of patches, CapacityError if map or ws are too small
 /// Law      map.rows() == 1 + dominant + min(contextual, tokens - 1 - dominant)
 /// Paper    VisionZip: arXiv:2412.04467
 template <class S>
@@ -69,7 +71,7 @@ void match_visionzip(std::type_identity_t<ConstMatrixRef<S>> attention, std::typ
 
   MatrixRef<S> target_rows = ws.matrix<S>(targets, metric.cols()), other_rows = ws.matrix<S>(others, metric.cols());
   std::int32_t* const other_tokens = ws.take<std::int32_t>(others);
-  std::int32_t* const kept = order + 1 + options.dominant;  // targets are moved to its front
+  std::int32_t* const kept = order + 1 + options.dominant;  // the contextual tokens are moved to its front
   const Index step = targets > 0 ? rest / targets : 1;
   Index t = 0, o = 0;
   for (Index i = 0; i < rest; ++i) {

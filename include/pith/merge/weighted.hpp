@@ -4,12 +4,16 @@
 
 namespace pith { inline namespace v0 {
 
-/// Each matched row counts by its cosine. No mean: the weights add up to less than 1, and a negative cosine subtracts.
+/// Weighted merging: each matched row e counts by the cosine of its key and the kept row's key.
+///
+///   x' = (x + Σ cos·e) / (1 + n)
+///
+/// This is not a mean: the weights add up to less than 1, and a row with a negative cosine is subtracted.
 ///
 /// Paper    LOOK-M's W-Merge, arXiv:2406.18139, eq. 12
 struct Weighted {
-  template <class S> S weight(const MergePair<S>& pair) const { return pair.cosine; }
-  template <class S> MergeMix<S> mix(S, S count, S) const { return {1, 1 + count}; }
+  template <class S> S weight(const MergePair<S>& pair) const { return pair.cosine; }  // of each e
+  template <class S> MergeMix<S> mix(S, S count, S) const { return {1, 1 + count}; }   // factor of x, divisor
 };
 
 }}  // namespace pith::v0
