@@ -11,7 +11,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// Any policy behind one type: for choosing at run time, and a different one per layer. Copies share the immutable policy.
+/// AnyPolicy holds any policy behind one type: to choose at run time, or differently for each layer. Copies share the immutable policy.
 ///
 /// Cost     one virtual call per kv head and step, none for policies by age
 /// Heap     one allocation when made from a policy; none when copied or used

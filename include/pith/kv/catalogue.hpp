@@ -33,27 +33,29 @@
 
 namespace pith { inline namespace v0 {
 
-/// What some policies need of the model besides what passes through the cache.
+// The list of all policies, for choosing one by name at run time: make_policy("h2o", 1024).
+
+/// Parts of the model that some policies need.
 template <class S = float> struct PolicyModel {
   std::shared_ptr<const Rope<S>> rope = {};      ///< expected attention
-  std::shared_ptr<const Matrix<S>> o_proj = {};  ///< critical values: of the layer
+  std::shared_ptr<const Matrix<S>> o_proj = {};  ///< critical values: the layer's output projection
 };
 
-/// A policy by name, at a budget of so many rows, with its other numbers in their usual proportions.
+/// One policy of the catalogue: its name, a description and a factory that takes a budget and sets the other parameters in proportion.
 template <class S = float> struct PolicyEntry {
   std::string_view name;                       ///< as make_policy() takes it
-  std::string_view keeps, needs, cost, paper;  ///< a line each; the cost is that of a step beside attention
+  std::string_view keeps, needs, cost, paper;  ///< a line each; `cost` is per step, on top of attention
   AnyPolicy<S> (*make)(Index rows, const PolicyModel<S>& model);
   bool needs_rope = false, needs_o_proj = false;
 };
 
 namespace detail {
-// Of small budgets, shares: a policy keeps no more than its budget, whatever it protects.
+// Small budgets are shared out, because a policy may not protect more rows than its budget.
 inline Index usual_sinks(Index rows) { return (std::min<Index>)(4, rows / 2); }
 inline Index usual_window(Index rows) { return std::clamp<Index>(rows / 2, 1, 32); }
 }  // namespace detail
 
-/// Every policy there is. Tests, benchmarks, the shoot-out and the README read this list: a new policy is a struct and an entry here.
+/// Every policy of the library. Tests, benchmarks, the shoot-out and the README read this list: a new policy is a struct and an entry here.
 template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
   using Model = const PolicyModel<S>&;
   constexpr std::string_view none = "nothing", weights = "attention weights", window_weights = "weights of the last queries", keys = "keys",
@@ -119,10 +121,10 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
   return entries;
 }
 
-/// The policy of this name at a budget of `rows` rows a head: for choosing at run time. Texts beyond the length that a model was trained on
-/// need cache positions, which "sinks" and "h2o-cache" read at, or "window": the distances of all others grow with the text.
+/// Makes the policy of this name with a budget of `rows` rows per head. Texts longer than the model was trained on need cache positions
+/// ("sinks", "h2o-cache") or "window"; under all other policies distances grow with the text.
 ///
-/// Throws   UnsupportedError naming every policy if there is none of this name, ShapeError if the model lacks what it needs
+/// Throws   UnsupportedError naming every policy if none has this name, ShapeError if `model` lacks a part that the policy needs
 template <class S = float> AnyPolicy<S> make_policy(std::string_view name, Index rows, const PolicyModel<S>& model = {}) {
   std::string known;
   for (const PolicyEntry<S>& entry : policy_catalogue<S>()) {

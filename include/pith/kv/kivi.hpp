@@ -14,14 +14,16 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 
+// KIVI: low-bit rounding of keys per channel and of values per token.
+
 namespace pith { inline namespace v0 {
 
 namespace detail {
 
-/// n numbers that lie x_stride apart to codes that lie codes_stride apart: code = (x - minimum) / scale, halves to even.
+/// Encodes n numbers at stride x_stride as codes at stride codes_stride: code = (x - minimum) / scale, halves to even.
 template <class S>
 void kivi_encode_group(const S* x, Index x_stride, Index n, int bits, std::uint8_t* codes, Index codes_stride, S& scale, S& minimum) {
-  S low = x[0], high = x[0], odd = 0;  // odd: not-a-number as soon as anything is not finite
+  S low = x[0], high = x[0], odd = 0;  // odd becomes NaN if any number is not finite
   for (Index i = 0; i < n; ++i) {
     const S v = x[i * x_stride];
     low = (std::min)(low, v);
@@ -37,7 +39,7 @@ void kivi_encode_group(const S* x, Index x_stride, Index n, int bits, std::uint8
         scale > 0 ? static_cast<std::uint8_t>(std::nearbyint(std::clamp((x[i * x_stride] - low) / scale, S(0), top))) : std::uint8_t(0);
 }
 
-/// What encoding and decoding refuse alike. Returns the groups of `count` numbers.
+/// Checks common to encoding and decoding. Returns the number of groups of `count` numbers.
 inline Index kivi_check(const char* where, Index rows, Index cols, Index count, Index group, bool whole, std::size_t codes) {
   if (group < 1) raise<ShapeError>(text("pith::", where, ": group is ", group, ", expected 1 or more"));
   if (whole && count % group != 0)
@@ -53,11 +55,13 @@ inline void kivi_check_bits(const char* where, int bits) {
 
 }  // namespace detail
 
-/// Rounds keys per channel, as outliers sit in few channels: `group` consecutive tokens share a scale and a minimum for each. A code takes
-/// a byte whatever its bits.
+/// Rounds keys per channel, because outliers sit in few channels: `group` consecutive tokens share a scale and a minimum per channel. A
+/// code takes a byte for any number of bits.
 ///
-/// Equal numbers have scale 0 and codes 0. A group with a number that is not finite, or whose range is not, gets scale and minimum
-/// not-a-number and decodes to that.
+///   scale = (max - min) / (2^bits - 1), code = round((k - min) / scale)
+///
+/// Equal numbers have scale 0 and codes 0. A group with a number or a range that is not finite gets NaN as scale and minimum and decodes to
+/// NaN.
 ///
 /// Shapes   k [tokens, d], tokens a multiple of group · codes [tokens*d] row by row · scale, minimum [tokens/group, d]
 /// Cost     two sweeps of k
@@ -99,7 +103,7 @@ void kivi_encode_values(ConstMatrixRef<S> v, int bits, Index group, std::span<st
                                 scale.coeffRef(t, g), minimum.coeffRef(t, g));
 }
 
-/// k = code * scale + minimum: what kivi_encode_keys() kept of k.
+/// Decodes the output of kivi_encode_keys(): k = code * scale + minimum.
 ///
 /// Shapes   codes [tokens*d] · scale, minimum [tokens/group, d] · k [tokens, d]
 /// Heap     none
@@ -115,7 +119,7 @@ void kivi_decode_keys(std::span<const std::uint8_t> codes, Index group, ConstMat
       k(t, c) = static_cast<S>(codes[static_cast<std::size_t>(t * d + c)]) * scale(t / group, c) + minimum(t / group, c);
 }
 
-/// v = code * scale + minimum: what kivi_encode_values() kept of v.
+/// Decodes the output of kivi_encode_values(): v = code * scale + minimum.
 ///
 /// Shapes   codes [tokens*d] · scale, minimum [tokens, ceil(d/group)] · v [tokens, d]
 /// Heap     none

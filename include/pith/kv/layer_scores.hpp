@@ -9,8 +9,8 @@
 
 namespace pith { inline namespace v0 {
 
-/// The scores of all kv heads of a layer at once, for policies whose heads decide together. combine() may rewrite every number:
-/// +inf stays even beyond the budget, -inf goes.
+/// The scores of all kv heads of a layer, for policies whose heads decide together. combine() may rewrite every score: +inf is always kept,
+/// even beyond the budget, -inf always evicted.
 template <class S> class LayerScores {
  public:
   /// The rows of one head and their scores.
@@ -20,10 +20,10 @@ template <class S> class LayerScores {
     const TokenKind* kinds = nullptr;
     const S* stats = nullptr;  ///< number s of row r at s*stats_stride + r
     S* scores = nullptr;
-    Index count = 0;  ///< for combine() to use as it likes
+    Index count = 0;  ///< free for combine()
   };
 
-  /// `candidates` holds the rows of all heads.
+  /// `candidates` has room for the rows of all heads.
   LayerScores(const AttentionShape& shape, Position first, Position next, Index retain, Index stats, Index stats_stride,
               std::span<Head> heads, RankedRow<S>* candidates)
       : shape_(shape),
@@ -50,10 +50,10 @@ template <class S> class LayerScores {
             .first = first_,
             .candidates = candidates_};
   }
-  Index& count(Index h) { return heads_[static_cast<std::size_t>(h)].count; }  ///< a number for combine() to use, 0 at first
+  Index& count(Index h) { return heads_[static_cast<std::size_t>(h)].count; }  ///< free for combine(), 0 at first
   VectorRef<S> scores(Index h) const { return {head(h).scores, head(h).size}; }
 
-  /// Calls take(head, row) for the `count` best rows of all heads together.
+  /// Calls take(head, row) for the `count` rows of highest score in all heads together.
   template <class F> void best_of_all(Index count, F&& take) const {
     Index n = 0, offset = 0;
     for (Index h = 0; h < num_heads(); offset += size(h++))
@@ -61,7 +61,7 @@ template <class S> class LayerScores {
         if (head(h).scores[r] != -std::numeric_limits<S>::infinity())
           candidates_[n++] = {detail::ordered(head(h).scores[r]), head(h).positions[r], static_cast<std::int32_t>(offset + r)};
     count = std::clamp(count, Index(0), n);
-    // Only rows of different heads tie; there the lower head's stays, wherever its rows lie.
+    // Only rows of different heads tie; then the lower head wins, regardless of where its rows lie.
     const auto better = [](const auto& a, const auto& b) { return b < a || (!(a < b) && a.row < b.row); };
     if (count > 0 && count < n) std::nth_element(candidates_, candidates_ + count, candidates_ + n, better);
     for (Index i = 0; i < count; ++i) {

@@ -15,25 +15,28 @@
 #include <pith/core/fingerprint.hpp>
 #include <pith/core/types.hpp>
 
+// A prefix that many caches share: keys and values that stand before the first token.
+
 namespace pith { inline namespace v0 {
 
-/// The rows of one layer, head by head.
+/// The rows of one layer of a prefix, head by head.
 template <KvStorage T> struct KvPrefixLayer {
-  std::vector<Index> sizes;          ///< [kv heads] rows of each
+  std::vector<Index> sizes;          ///< [kv heads] number of rows
   std::vector<T> keys, values;       ///< [rows of all heads][head_dim], Q8 in bytes
-  std::vector<Position> positions;   ///< [rows of all heads]; empty: visible to every query, as learned prefixes are
+  std::vector<Position> positions;   ///< [rows of all heads]; empty: visible to every query (a learned prefix)
   std::vector<float> log_mass = {};  ///< [rows of all heads] added to each row's logit; empty: all 0
 };
 
-/// Keys and values before every conversation, the same for all of them: a system prompt that was read once (Session::freeze()), or a
-/// learned prefix. A cache is constructed over it (KvCacheOptions::prefix); its rows, budget, weights, journal and files never include it.
+/// Keys and values that stand before every conversation: a system prompt that was read once (Session::freeze()), or a learned prefix. A
+/// cache is constructed over it (KvCacheOptions::prefix); the cache's rows, budget, weights, journal and files never include it.
 ///
-/// A handle to immutable rows: copies share them, and they live as long as anybody uses them.
+/// A KvPrefix is a handle to immutable rows: copies share them, and the last copy frees them.
 class KvPrefix {
  public:
-  KvPrefix() = default;  ///< none
+  KvPrefix() = default;  ///< no prefix
 
-  /// `next`: position of the first token behind it. `adapter`: fingerprint of the adapter its rows were read under; 0: the base alone.
+  /// `next`: position of the first token behind the prefix. `adapter`: fingerprint of the adapter that its rows were computed under; 0: the
+  /// base model.
   ///
   /// Throws   ShapeError if sizes, rows and positions disagree
   template <KvStorage T>
@@ -43,14 +46,14 @@ class KvPrefix {
   explicit operator bool() const { return data_ != nullptr; }
   Position next_position() const { return data_ ? data_->next : 0; }
   std::size_t bytes() const { return data_ ? data_->bytes : 0; }
-  std::uint64_t fingerprint() const { return data_ ? data_->fingerprint : 0; }  ///< of every number and position
+  std::uint64_t fingerprint() const { return data_ ? data_->fingerprint : 0; }  ///< hash of every number and position
   std::uint64_t adapter() const { return data_ ? data_->adapter : 0; }
-  /// Its rows were trained: they have no positions, and are no adapter's.
+  /// Whether the rows were trained: then they have no positions and belong to no adapter.
   bool learned() const { return data_ && data_->learned; }
-  /// The most rows that any head of any layer has.
+  /// The largest number of rows in any head of any layer.
   Index rows() const { return data_ ? data_->rows : 0; }
 
-  /// Refuses a prefix that a cache of T with this shape cannot begin with.
+  /// Throws   ShapeError if a cache of T with this shape cannot start from this prefix
   template <KvStorage T> void check(const AttentionShape& shape, Index layer) const {
     if (!data_) return;
     const AttentionShape& ours = data_->shape;
@@ -62,7 +65,7 @@ class KvPrefix {
       raise<ShapeError>(detail::text("pith::KvPrefix: layer ", layer, " of ", count));
   }
 
-  /// The run of one head, after check<T>().
+  /// The rows of one head as a run for attention; call check<T>() first.
   template <KvStorage T> KvRun<T> run(Index layer, Index kv_head) const {
     const KvPrefixLayer<T>& rows = layers<T>()[static_cast<std::size_t>(layer)];
     Index first = 0;
@@ -146,7 +149,7 @@ class KvPrefix {
 
 namespace detail {
 
-/// A copy of every row that a cache is read from: behind a prefix, the prefix's too.
+/// Copies every row of a view; in a cache over a prefix, the rows of the prefix as well.
 template <KvStorage T> KvPrefixLayer<T> frozen(const KvView<T>& view) {
   KvPrefixLayer<T> layer;
   const std::size_t heads = static_cast<std::size_t>(view.shape.num_kv_heads), a_head = view.runs.size() / heads;

@@ -13,13 +13,16 @@
 
 namespace pith { inline namespace v0 {
 
-/// A learned prefix: keys and values of virtual tokens before every text, in every layer. They are visible to every query, have no position
-/// and are not rotated; the first token of the text is at position `virtual tokens`.
+/// Prefix tuning: makes a KvPrefix from learned keys and values of virtual tokens, which stand before every text in every layer.
+///
+///   attention of a query q = softmax(q [P_k; K]ᵀ / √d) [P_v; V]
+///
+/// Virtual tokens are visible to every query, have no position and are not rotated; the text starts at position `virtual tokens`.
 ///
 /// Shapes   embeddings [virtual tokens, 2 · layers · num_kv_heads · head_dim] as PEFT stores them: the keys of layer 0, its values, the
-///          keys of layer 1, …, each kv head by kv head; with a projection its result, which PrefixEncoder::rows() gives
+///          keys of layer 1, …, each kv head by kv head; with a projection, the output of PrefixEncoder::rows()
 /// Heap     one copy of the numbers, rounded once to T
-/// Throws   ShapeError if the width is another
+/// Throws   ShapeError for another width
 /// Paper    Prefix tuning: arXiv:2101.00190
 template <KvStorage T = float>
 KvPrefix prefix_tuning(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> embeddings, const AttentionShape& shape, Index layers) {

@@ -17,26 +17,26 @@ namespace detail {
 template <KvStorage T> class PromptBufferLease;
 }  // namespace detail
 
-/// What the policies of the caches that will use a prompt buffer ask for: the most of each.
+/// What a prompt buffer must provide for the caches that will use it: of each number, the largest that any of them needs.
 struct KvPromptBufferOptions {
-  Index stats = 0;                ///< numbers a row
-  bool reads_rows = false;        ///< some score() or admit() looks at keys and values
+  Index stats = 0;                ///< numbers per row
+  bool reads_rows = false;        ///< some score() or admit() reads keys and values
   bool combines = false;          ///< some policy combines the scores of all heads
-  bool angles = false;            ///< some policy is read at cache positions
+  bool angles = false;            ///< some policy uses cache positions
   bool keep_masses = false;       ///< merged rows count as the tokens they stand for
   bool merges = false;            ///< some cache merges what it evicts
   ExecutorRef executor = serial;  ///< threads for merging; must outlive the prompt buffer
 };
 
-/// Memory for a chunk that is longer than a cache's budget, lent to the layers of a session in turn: reserve() moves a cache in, evict()
-/// brings the survivors home. So only one layer at a time holds a whole prompt, and a second cache is refused until then.
+/// Memory for a chunk longer than a cache's budget, which the layers of a session borrow one after another: KvCache::reserve() moves the
+/// rows in, evict() moves the survivors back. Only one layer at a time holds a whole prompt; a second cache is refused until then.
 ///
 /// Heap     one allocation, at construction
 template <KvStorage T = float> class KvPromptBuffer {
  public:
-  /// Room for `rows` rows a head: the longest chunk plus the largest budget that will meet it.
+  /// Holds `rows` rows per head: the longest chunk plus the largest budget among the caches.
   ///
-  /// Throws   ShapeError for a shape, rows or stats that make no sense, CapacityError if so many rows cannot be held
+  /// Throws   ShapeError for an invalid shape, rows or stats, CapacityError if that many rows cannot be held
   KvPromptBuffer(const AttentionShape& shape, Index rows, const KvPromptBufferOptions& options = {})
       : slab_({.heads = shape.num_kv_heads,
                .rows = checked_rows(shape, rows, options),
@@ -59,7 +59,7 @@ template <KvStorage T = float> class KvPromptBuffer {
   const detail::KvSlab<T>& slab() const { return slab_; }
   Workspace& merging() { return merging_; }
 
-  /// Throws   CapacityError, ShapeError unless `rows` rows a head of a cache with such a home find room
+  /// Throws   CapacityError if `rows` rows per head do not fit, ShapeError if a cache of this layout cannot use this buffer
   void check_fits(const detail::SlabShape& home, Index rows) const {
     const detail::SlabShape& ours = slab_.shape();
     if (rows > ours.rows)

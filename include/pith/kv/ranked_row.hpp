@@ -9,7 +9,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// A row and its score as an integer of the same order: the first to leave compares lowest, and of equals the older leaves.
+/// A row with its score as an order-preserving integer: the first row to evict compares lowest; among equals that is the older one.
 template <class S> struct RankedRow {
   std::conditional_t<sizeof(S) == 8, std::int64_t, std::int32_t> rank;
   Position position;
@@ -19,7 +19,7 @@ template <class S> struct RankedRow {
 
 namespace detail {
 
-/// A score as an integer of the same order: -inf lowest, then NaN, then the numbers (both zeros equal), +inf highest.
+/// Maps a score to an integer, preserving order: -inf lowest, then NaN, then the numbers (both zeros equal), +inf highest.
 template <class S> auto ordered(S score) {
   using Int = std::conditional_t<sizeof(S) == 8, std::int64_t, std::int32_t>;
   constexpr Int lowest = (std::numeric_limits<Int>::min)();

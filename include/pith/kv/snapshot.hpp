@@ -10,28 +10,27 @@
 
 namespace pith { inline namespace v0 {
 
-/// All that a cache holds, as plain numbers: KvCache::snapshot() takes one, restore() returns to it, io/session_file.hpp keeps it in a
-/// file.
+/// The whole state of a cache as plain numbers: KvCache::snapshot() takes it, restore() returns to it, io/session_file.hpp saves it.
 template <KvStorage T> struct KvSnapshot {
   using S = arithmetic_t<T>;
 
-  std::string layout = {};                    ///< of the cache it was taken from: restore() accepts no other
-  Position next = 0, next_rope_position = 0;  ///< position and angle of the token to come
+  std::string layout = {};                    ///< layout of the cache; restore() accepts no other
+  Position next = 0, next_rope_position = 0;  ///< position of the next token, in the text and for rope
   Index unevicted = 0;                        ///< tokens appended since the last eviction
-  Index lost_initial = 0;                     ///< sinks that drop() has taken
-  bool prefill = false, more = false;         ///< how the newest were appended
+  Index lost_initial = 0;                     ///< sinks that drop() has removed
+  bool prefill = false, more = false;         ///< AppendOptions of the newest tokens
   std::vector<std::int64_t> heads = {};       ///< [kv heads][3] rows, the oldest row of a ring, queries seen since the last eviction
   std::vector<T> keys = {}, values = {};      ///< [rows of all heads][head_dim], head by head; Q8 in bytes
   std::vector<Position> positions = {};       ///< [rows of all heads]
-  std::vector<Position> angles = {};          ///< [rows of all heads], or none
+  std::vector<Position> angles = {};          ///< [rows of all heads] rope positions, or empty
   std::vector<TokenKind> kinds = {};          ///< [rows of all heads]
   Matrix<S> stats = {};                       ///< [stats, rows of all heads]
   Matrix<S> memory = {};                      ///< [kv heads, memory]
-  std::vector<S> masses = {};                 ///< [rows of all heads] tokens each stands for, or none
-  std::vector<S> gate = {};                   ///< what the merge's gate keeps of the layer
+  std::vector<S> masses = {};                 ///< [rows of all heads] tokens per row, or empty
+  std::vector<S> gate = {};                   ///< numbers that the merge's gate keeps for the layer
   Index rows() const { return static_cast<Index>(positions.size()); }
 
-  /// Bit for bit: a not-a-number equals itself, and 0 is not -0.
+  /// Compares bit for bit: a NaN equals itself, and 0 differs from -0.
   friend bool operator==(const KvSnapshot& a, const KvSnapshot& b) {
     const auto bits = [](const auto& x, const auto& y) {
       return x.size() == y.size() &&

@@ -9,10 +9,10 @@
 
 namespace pith { inline namespace v0 {
 
-// Constructors of wrappers take exactly a P, nothing that converts to it: one around an AnyPolicy, into which every policy converts, would
-// otherwise have to know whether it converts itself before it is complete.
-
-/// A scoring policy inside another one: everything as it is, until the wrapper changes a member.
+/// The base of policies that change another scoring policy: it forwards every member to `inner`, and a wrapper overrides some.
+///
+/// Constructors of wrappers take exactly a P (std::same_as<P> auto). A wrapper around AnyPolicy, which every policy converts to, would
+/// otherwise have to know whether it converts itself before it is complete.
 template <class P> struct WrappedPolicy {
   P inner;
 
@@ -26,7 +26,7 @@ template <class P> struct WrappedPolicy {
       if (inner.facts(shape).eviction != detail::Eviction::by_score)
         raise<ShapeError>("pith::WrappedPolicy: around a policy that does not score its rows: wrappers change scores");
   }
-  // Of a policy chosen at run time: whether it does what it could.
+  // A policy chosen at run time has every member and states here which ones it uses.
   bool observes() const requires requires { inner.observes(); }
   { return inner.observes(); }
   bool admits() const requires requires { inner.admits(); }

@@ -11,11 +11,13 @@
 
 namespace pith { inline namespace v0 {
 
-/// AdaKV: the heads of a layer share one budget; a head gets rows for each of its scores that stands out among all.
+/// AdaKV: the heads of a layer share one budget; a head keeps as many rows as it has scores among the best of all heads.
+///
+///   kept_h = #{top num_kv_heads·budget scores of all heads, in h}, at least floor·budget
 ///
 ///   Adaptive(SnapKv{.keep = 1024}, {.floor = 0.5})
 ///
-/// Each head's rows are really its own: memory is that of num_kv_heads·budget() rows, however they are divided.
+/// Each head stores only its own rows: memory is that of num_kv_heads·budget() rows, regardless of how they are divided.
 ///
 /// Keeps    num_kv_heads·budget() rows of a layer by P's scores, when a prompt ends; no head less than `floor` of its equal share
 /// Needs    what P needs
@@ -24,7 +26,7 @@ namespace pith { inline namespace v0 {
 struct AdaptiveOptions {
   enum class Rule : std::uint8_t {
     blended,  ///< as released: count·(1 - floor) + share·floor, rounded to even; the sum may miss the total by a few
-    exact,    ///< each head's best floor·share are safe, the best of all fill up the total
+    exact,    ///< each head keeps its best floor·share rows, the best rows of all heads fill up the total
   };
   double floor = 0.2;
   Rule rule = Rule::exact;
@@ -57,7 +59,7 @@ template <class P> struct Adaptive : WrappedPolicy<P> {
  private:
   template <class S> static constexpr S stays = std::numeric_limits<S>::infinity();
 
-  /// Of these scores the finite ones go; +inf stays.
+  /// Drops every row whose score is not +inf.
   template <class S> static void drop_unmarked(LayerScores<S>& layer) {
     for (Index h = 0; h < layer.num_heads(); ++h)
       layer.scores(h) = (layer.scores(h).array() == stays<S>).select(layer.scores(h), -stays<S>);
@@ -78,7 +80,7 @@ template <class P> struct Adaptive : WrappedPolicy<P> {
     const Index share = layer.retain() - marked(0);
     Index total = 0;
     for (Index h = 0; h < layer.num_heads(); ++h) total += layer.retain();
-    // How many of the best of all are a head's, counted in its `count`; the protected rows are among them and taken off again.
+    // count(h) = number of the best rows of all heads that lie in head h; protected rows are among them and are subtracted below.
     layer.best_of_all(total, [&](Index h, Index) { layer.count(h) += 1; });
     for (Index h = 0; h < layer.num_heads(); ++h) {
       VectorRef<S> score = layer.scores(h);

@@ -8,15 +8,18 @@
 
 namespace pith { inline namespace v0 {
 
-/// P, read at cache positions: what is kept counts as neighbours, so distances never exceed the cache and a stream may run past the trained
-/// length. Keys are turned when a gap closes (KvCache::reindex()); a Session does it after every eviction.
+/// P at cache positions: kept rows count as neighbours, so distances never exceed the cache and a stream may run past the trained length.
+///
+///   k_r ← R(i_r - p_r) k_r, i_r = the rank of row r by age, p_r = the position its key was rotated at
+///
+/// KvCache::reindex() rotates keys when a gap closes; a Session calls it after every eviction.
 ///
 ///   AtCachePositions(HeavyHitter{.heavy = 64, .recent = 64})   // H2O's streaming form
 ///
-/// Cost     a turn of each key behind the row that left
+/// Cost     a rotation of each key behind the evicted row
 template <class P> struct AtCachePositions : WrappedPolicy<P> {
   explicit AtCachePositions(std::same_as<P> auto policy) : WrappedPolicy<P>{std::move(policy)} {}
-  /// Throws   ShapeError around heads that keep different numbers of rows, and around a policy that undoes the rotation of queries
+  /// Throws   ShapeError around a policy whose heads keep different numbers of rows, or that undoes the rotation of queries
   void check(const AttentionShape& shape) const {
     WrappedPolicy<P>::check(shape);
     const PolicyTraits inside = WrappedPolicy<P>::traits();

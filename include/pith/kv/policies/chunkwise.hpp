@@ -10,20 +10,22 @@
 
 namespace pith { inline namespace v0 {
 
-/// ChunkKV: whole chunks of neighbouring tokens stay or go, the same for all heads: scores are summed over heads and averaged over a chunk.
+/// ChunkKV: keeps or evicts whole chunks of neighbouring tokens, the same ones in all heads.
+///
+///   score_chunk = mean_{r ∈ chunk} Σ_heads score_{head, r}
 ///
 ///   Chunkwise(KeyNorm{.keep = 1024}, 20)
 ///
-/// Keeps    as many whole chunks as P's budget is a share of the rows, at least one, when a prompt ends
+/// Keeps    a share of the chunks equal to P's budget as a share of the rows, at least one chunk, when a prompt ends
 /// Needs    what P needs
-/// Cost     one look at every score, one selection among chunks
+/// Cost     one read of every score, one selection among chunks
 /// Paper    ChunkKV: arXiv:2502.00299
 template <class P> struct Chunkwise : WrappedPolicy<P> {
   Index chunk = 20;  ///< tokens of a chunk; the last one may be shorter
 
   explicit Chunkwise(std::same_as<P> auto policy, Index tokens = 20) : WrappedPolicy<P>{std::move(policy)}, chunk(tokens) {}
 
-  /// Throws   what P's check() throws; ShapeError for chunks of no token, and around a policy that decides itself which rows stay
+  /// Throws   what P's check() throws; ShapeError for a chunk length below 1, and around a policy that decides itself which rows stay
   void check(const AttentionShape& shape) const {
     WrappedPolicy<P>::check(shape);
     detail::check_count("Chunkwise", "chunk", chunk, 1);
@@ -47,7 +49,7 @@ template <class P> struct Chunkwise : WrappedPolicy<P> {
       auto part = total.segment(c * length, (std::min)(length, n - c * length));
       const S mean = part.mean();
       part.setConstant(-inf);
-      part[0] = mean;  // the first row of a chunk stands for it
+      part[0] = mean;  // the first row represents its chunk
     }
     best_rows(layer.rows(0), ConstVectorRef<S>(total), (std::max)(Index(1), chunks * layer.retain() / n),
               [&](Index r) { total.segment(r, (std::min)(length, n - r)).setConstant(inf); });

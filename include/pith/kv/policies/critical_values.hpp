@@ -10,10 +10,9 @@
 
 namespace pith { inline namespace v0 {
 
-/// CriticalKV: what a row can add to the layer's output is its weight times the size of its value behind the output projection.
+/// CriticalKV: ranks rows by what they can add to the layer's output, their weight times the size of their projected value.
 ///
-/// Half of the budget goes to P's best; the others are ranked by (P's score + epsilon)·‖W_o v‖₁, averaged over the query heads of a kv
-/// head.
+///   score'_r = (score_r + epsilon)·mean_{g ∈ group} ‖W_o,g v_r‖₁, behind P's best first_stage·budget rows
 ///
 ///   CriticalValues(SnapKv{.keep = 1024}, o_proj)
 ///
@@ -24,13 +23,13 @@ namespace pith { inline namespace v0 {
 template <class P, class S = float> struct CriticalValues : WrappedPolicy<P> {
   std::shared_ptr<const Matrix<S>> o_proj;  ///< [hidden_size, num_heads*head_dim] of the layer
   S epsilon = S(1e-4);
-  double first_stage = 0.5;  ///< share of the rows that go to P's best
+  double first_stage = 0.5;  ///< share of the budget kept by P's score alone
 
   CriticalValues(std::same_as<P> auto policy, std::shared_ptr<const Matrix<S>> projection)
       : WrappedPolicy<P>{std::move(policy)}, o_proj(std::move(projection)) {}
 
-  /// Throws   what P's check() throws; ShapeError without the projection of a layer of this shape, for a share outside 0 .. 1, and around a
-  ///          policy whose scores are all infinite: nothing is left to weigh
+  /// Throws   what P's check() throws; ShapeError without a projection of this layer's shape, for a share outside 0 .. 1, and around a
+  ///          policy whose scores are all infinite: they cannot be weighted
   void check(const AttentionShape& shape) const {
     WrappedPolicy<P>::check(shape);
     if (o_proj == nullptr) raise<ShapeError>("pith::CriticalValues: o_proj is null, expected the output projection of the layer");

@@ -10,11 +10,12 @@
 
 namespace pith { inline namespace v0 {
 
-/// CSP, cross-self pruning: of a prompt of text and images, keeps what queries look at within their own kind of token, and what they look
-/// at across kinds, each by its own list.
+/// CSP, cross-self pruning: ranks the rows of a prompt of text and images in two lists, by attention from queries of the same kind of token
+/// (self) and by attention from queries of other kinds (cross).
 ///
-/// Attention is that of softmax_n: A = exp(x) / (n + Σ exp(x)), one denominator before the parts are told apart. A row in both lists counts
-/// once; so the rows of a head may be fewer than the budget.
+///   A_qr = exp(x_qr) / (n + Σ_r' exp(x_qr')), self_r = Σ_{q: kind q = kind r} A_qr, cross_r = Σ_{q: kind q ≠ kind r} A_qr
+///
+/// Both lists share one denominator. A row in both lists counts once, so a head may keep fewer rows than the budget.
 ///
 /// Keeps    the newest `protects` rows, and of the other heavy + recent - protects: (1 - cross_ratio) by attention within a kind and
 ///          cross_ratio by attention across kinds, when a prompt ends
@@ -23,14 +24,14 @@ namespace pith { inline namespace v0 {
 /// Paper    CSP: arXiv:2412.04652
 struct Csp {
   enum class Picks : std::uint8_t {
-    either,  ///< rows of either list, as released
-    both,    ///< rows of both lists, as printed
+    either,  ///< rows in either list, as in the released code
+    both,    ///< rows in both lists, as in the paper
   };
-  Index heavy = 512;         ///< rows kept for the attention they got
+  Index heavy = 512;         ///< rows kept for the attention they received
   Index recent = 512;        ///< last queries watched
   Index protects = -1;       ///< newest rows always kept; -1: as many as `recent`
-  double cross_ratio = 0.5;  ///< share of the list across kinds
-  double n = 1;              ///< of softmax_n
+  double cross_ratio = 0.5;  ///< share of the rows chosen by the cross list
+  double n = 1;              ///< the n of softmax_n
   Picks picks = Picks::either;
   Index budget() const { return detail::sum_of_rows(heavy, recent); }
   void check(const AttentionShape&) const {
@@ -41,7 +42,7 @@ struct Csp {
     detail::check_amount("Csp", "n", n);
   }
   PolicyTraits traits() const { return {.prompt_only = true, .watches = recent, .needs_log_sum = true, .uneven = true, .decides = true}; }
-  Index stats(const AttentionShape&) const { return 2 + recent; }  // attention within a kind, across kinds; of each query
+  Index stats(const AttentionShape&) const { return 2 + recent; }  // self, cross, then one slot per query of the window
   Index memory(const AttentionShape&) const { return QueryWindow<float>::memory_size; }
 
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats, VectorRef<S> memory) const {
@@ -58,7 +59,7 @@ struct Csp {
       for (Index query = first; query < end; ++query) add(query);
     });
     for (Index q = 0; q < seen.weights.rows(); ++q) {
-      const S share = S(1) / (S(1) + static_cast<S>(n) * std::exp(-seen.log_sum[q]));  // of Σ exp(x) in n + Σ exp(x)
+      const S share = S(1) / (S(1) + static_cast<S>(n) * std::exp(-seen.log_sum[q]));  // Σ exp(x) / (n + Σ exp(x))
       const Index query = seen.first_row + q / group;
       auto one = slot(query);
       if (q % group == 0) one.setZero();

@@ -8,9 +8,9 @@
 
 namespace pith { inline namespace v0 {
 
-/// CUR: keys and values that weigh much among their neighbours stay.
+/// CUR: keeps rows whose keys and values have high leverage within their block of `block` rows.
 ///
-/// ‖k‖²·‖v‖², each factor over its sum in the block of `block` rows around it.
+///   score_r = ‖k_r‖² / Σ_{block} ‖k‖² · ‖v_r‖² / Σ_{block} ‖v‖²
 ///
 /// Keeps    `keep` rows by leverage, the first `sinks` among them, when a prompt ends
 /// Needs    keys and values

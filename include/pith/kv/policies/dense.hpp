@@ -4,7 +4,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// Keeps every row; a full cache refuses the next token.
+/// Dense: keeps every row; a full cache refuses the next token.
 ///
 /// Keeps    everything, up to KvCacheOptions::max_tokens
 /// Needs    nothing

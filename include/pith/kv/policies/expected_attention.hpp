@@ -13,8 +13,11 @@
 
 namespace pith { inline namespace v0 {
 
-/// Expected attention: a Gaussian of a prompt's unrotated queries, N(μ, Σ), moved to the positions to come, says what weight a key can
-/// expect: z = μ·k/√d + kᵀΣk/2d, softmax over the rows, times the norm of its value.
+/// Expected attention: ranks rows by the weight that future queries are expected to give them.
+///
+///   score_r = (softmax_r(μ·k_r/√d + k_rᵀΣk_r/2d) + epsilon)·‖v_r‖
+///
+/// μ and Σ are the moments of the prompt's unrotated queries, rotated on average to the next `future` positions.
 ///
 /// Keeps    `keep` rows by expected weight, the first `sinks` among them, when a prompt ends
 /// Needs    queries, keys and values; no attention weights
@@ -23,16 +26,16 @@ namespace pith { inline namespace v0 {
 template <class S = float> struct ExpectedAttention {
   static constexpr Index most_future = Index(1) << 20;
 
-  std::shared_ptr<const Rope<S>> rope;  ///< of the model: how its queries were rotated
+  std::shared_ptr<const Rope<S>> rope;  ///< the rope that rotated the model's queries
   Index keep = 1024;                    ///< rows kept
   Index sinks = 4;                      ///< initial tokens, always kept; their queries are left out of the Gaussian
-  Index future = 512;                   ///< positions to come that are averaged over
-  S epsilon = S(0.02);                  ///< added to the weight before the value's norm is looked at
-  bool covariance = true;               ///< false: the mean query alone
+  Index future = 512;                   ///< next positions that the rotation is averaged over
+  S epsilon = S(0.02);                  ///< added to the weight before it is multiplied by the value's norm
+  bool covariance = true;               ///< false: only the mean query counts
 
   Index budget() const { return keep; }
-  /// Throws   ShapeError for numbers that make no sense, without a rope and with one of another head_dim; UnsupportedError for dynamic
-  ///          rope, whose queries cannot be turned back
+  /// Throws   ShapeError for invalid numbers, without a rope and with one of another head_dim; UnsupportedError for dynamic rope, because
+  ///          its queries cannot be rotated back
   void check(const AttentionShape& shape) const {
     detail::check_count("ExpectedAttention", "keep", keep, 1);
     detail::check_count("ExpectedAttention", "sinks", sinks, 0, keep - 1, "the newest row stays besides");
@@ -48,7 +51,7 @@ template <class S = float> struct ExpectedAttention {
   }
   PolicyTraits traits() const { return {.prompt_only = true, .reads_rows = true, .needs_queries = true}; }
   Index stats(const AttentionShape&) const { return 0; }
-  /// For each query head: how many queries, their sum [d], the sum of their products [d, d].
+  /// Per query head: the number of queries, their sum [d], the sum of their outer products [d, d].
   Index memory(const AttentionShape& shape) const { return shape.group() * per_head(shape.head_dim); }
 
   void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S>, VectorRef<S> memory) const {
@@ -88,7 +91,7 @@ template <class S = float> struct ExpectedAttention {
   static Index per_head(Index d) { return 1 + d + d * d; }
   bool is_sink(const KvRows<S>& rows, Index r) const { return rows.positions[static_cast<std::size_t>(r)] - rows.first < sinks; }
 
-  /// The rotations of the positions to come, averaged: no rotation any more.
+  /// R̄, the mean of the rotations at the next `future` positions (not itself a rotation).
   void average_rotation(Position next, Index d, S* cosines, S* sines) const {
     std::fill_n(cosines, d / 2, S(0));
     std::fill_n(sines, d / 2, S(0));
@@ -105,7 +108,7 @@ template <class S = float> struct ExpectedAttention {
     }
   }
 
-  /// μ·R̄ᵀk/√d + (R̄ᵀk)ᵀ Σ (R̄ᵀk) / 2d: the key is turned back instead of the Gaussian forward.
+  /// μ·R̄ᵀk/√d + (R̄ᵀk)ᵀ Σ (R̄ᵀk) / 2d: rotating the key back is cheaper than rotating the Gaussian forward.
   S expected(const S* moments, const KvRows<S>& rows, Index r, const S* cosines, const S* sines) const {
     const Index d = rows.shape.head_dim;
     S turned[Rope<S>::max_head_dim];

@@ -4,17 +4,19 @@
 
 namespace pith { inline namespace v0 {
 
-/// H2O: keeps the rows that attracted most attention so far, plus the newest.
+/// H2O: keeps the rows that received most attention so far, plus the newest.
 ///
-/// A row's score is the softmax weight it received from every query since it was appended, its own included, summed over the query heads
-/// that share the kv head; it never decays, so a long prompt's favourites stay for long.
+///   score_r = Σ_q softmax(q Kᵀ / √d)_r
+///
+/// The sum runs over all queries since row r was appended, its own included, in all query heads that share the kv head. It never decays, so
+/// rows that a long prompt favoured stay for long.
 ///
 /// Keeps    `heavy` rows by accumulated attention and the newest `recent`
 /// Needs    attention weights
-/// Cost     one add per weight while watching, one look at every score when evicting
+/// Cost     one add per weight while watching, one read of every score when evicting
 /// Paper    H2O: arXiv:2306.14048
 struct HeavyHitter {
-  Index heavy = 512;   ///< rows kept for their accumulated attention (k of the paper's H2 set)
+  Index heavy = 512;   ///< rows kept for their accumulated attention (k in the paper)
   Index recent = 512;  ///< newest rows, always kept
   Index budget() const { return detail::sum_of_rows(heavy, recent); }
   void check(const AttentionShape&) const {

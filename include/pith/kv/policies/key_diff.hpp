@@ -9,15 +9,17 @@
 
 namespace pith { inline namespace v0 {
 
-/// Keys unlike the average stay: -cos(k, mean of the unit keys).
+/// KeyDiff: keeps the keys least similar to the mean key.
 ///
-/// Keeps    `keep` rows least like the others, and the newest row
+///   score_r = -cos(k_r, mean_j k_j/‖k_j‖)
+///
+/// Keeps    the `keep` rows least similar to the others, and the newest row
 /// Needs    keys
 /// Cost     two sweeps of the keys when evicting, which happens every `rows_per_eviction` tokens
 /// Paper    KeyDiff: arXiv:2504.15364
 struct KeyDiff {
   Index keep = 1024;            ///< rows kept at most
-  Index rows_per_eviction = 1;  ///< rows that leave at once: as many sweeps less
+  Index rows_per_eviction = 1;  ///< rows evicted at once; more: fewer sweeps
   Index budget() const { return keep; }
   void check(const AttentionShape&) const {
     detail::check_count("KeyDiff", "keep", keep, 1);

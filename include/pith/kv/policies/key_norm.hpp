@@ -4,11 +4,13 @@
 
 namespace pith { inline namespace v0 {
 
-/// Small keys stay: what is looked at much tends to have a key of small norm. Rotation changes no norm.
+/// KNorm: keeps keys of small norm, as rows that receive much attention tend to have one. Rotation changes no norm.
+///
+///   score_r = -‖k_r‖
 ///
 /// Keeps    `keep` rows of smallest key norm, and the newest row
 /// Needs    keys, once each
-/// Cost     one norm per appended row, one look at every score when evicting
+/// Cost     one norm per appended row, one read of every score when evicting
 /// Paper    KNorm: arXiv:2406.11430
 struct KeyNorm {
   Index keep = 1024;  ///< rows kept

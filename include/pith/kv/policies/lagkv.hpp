@@ -10,11 +10,13 @@
 
 namespace pith { inline namespace v0 {
 
-/// LagKV: tokens that spread more than the ones after them stay.
+/// LagKV: keeps tokens whose keys and values spread more than those of the tokens after them.
 ///
-/// Behind the sinks the prompt is cut into parts of `lag`; each is judged by the smallest and largest number per channel of the next part,
-/// and its rows are ranked, of equals the later higher. The last part and what is left over outrank them all. A prompt too short for two
-/// parts keeps its newest rows. A channel that is constant in the next part has no scale: it is left out.
+///   s_r(x) = softmax_r(std_c((x_rc - min_c) / (max_c - min_c))), min and max over the next part; score_r = rank_r(s(K) + s(V)) / lag
+///
+/// The prompt behind the sinks is cut into parts of `lag` tokens. Rows are ranked within their part; among equals the later row ranks
+/// higher. The last part and the remainder outrank all others. A prompt too short for two parts keeps its newest rows. A channel that is
+/// constant in the next part is left out.
 ///
 /// Keeps    `keep` rows by rank, the first `sinks` among them, when a prompt ends; of equal ranks the newer
 /// Needs    keys and values
@@ -57,18 +59,18 @@ struct LagKv {
   }
 
  private:
-  /// How many of the rows, which are in order, are sinks.
+  /// Number of sinks among the rows, which are in order of position.
   template <class S> Index sinks_held(const KvRows<S>& rows) const {
     Index held = 0;
     while (held < rows.size() && rows.positions[static_cast<std::size_t>(held)] - rows.first < sinks) ++held;
     return held;
   }
 
-  /// softmax over a part of the standard deviation over channels of its rows, each channel scaled by the range of the next part.
+  /// out = softmax over the part of the standard deviation over channels, each channel scaled by its range in the next part.
   template <class S> void spreads(const ConstMatrixRef<S>& x, Index first, VectorRef<S> out) const {
-    constexpr S most = S(1 << 30);  // where a range is next to nothing: squares of this are finite, and its softmax is 0 or 1
+    constexpr S most = S(1 << 30);  // limit for tiny ranges: its square is finite, and its softmax is 0 or 1
     Index scaled = 0;
-    // f(row, scaled number) for every number of the part in a channel that has a range.
+    // Calls f(row, scaled number) for every number of the part in a channel with a range above 0.
     const auto for_scaled = [&](auto&& f) {
       scaled = 0;
       detail::for_channels(x.cols(), [&](Index channel, Index count) {

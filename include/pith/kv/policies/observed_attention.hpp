@@ -6,19 +6,22 @@
 
 namespace pith { inline namespace v0 {
 
-/// Observed attention: the weight a row received from a prompt, per query of this prompt that could see it; so an early row has no
-/// advantage of age, and a row of an earlier turn none of queries that went before.
+/// Observed attention: ranks rows by the mean weight they received from the prompt's queries that could see them.
+///
+///   score_r = Σ_q softmax(q Kᵀ / √d)_r / #{q that could see r}
+///
+/// So an early row has no advantage of age, and a row of an earlier turn gains nothing from earlier queries.
 ///
 /// Keeps    `keep` rows by average attention, when a prompt ends
 /// Needs    attention weights of the whole prompt
 /// Cost     one add per weight while watching
-/// Paper    after H2O, arXiv:2306.14048, as its one-shot form is measured
+/// Paper    after H2O, arXiv:2306.14048, in its one-shot form
 struct ObservedAttention {
   Index keep = 1024;  ///< rows kept
   Index budget() const { return keep; }
   void check(const AttentionShape&) const { detail::check_count("ObservedAttention", "keep", keep, 1); }
   PolicyTraits traits() const { return {.prompt_only = true}; }
-  Index stats(const AttentionShape&) const { return 2; }  // the weight received, and how many weights that is the sum of
+  Index stats(const AttentionShape&) const { return 2; }  // the sum of weights received, and their number
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {
     add_rows<S>(seen.weights, stats.topRows(1));
     const Index group = rows.shape.group(), end = seen.first_row + seen.weights.rows() / group;

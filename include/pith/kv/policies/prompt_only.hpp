@@ -7,7 +7,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// Evicts with P when a prompt ends, and never while decoding.
+/// Evicts by P's rule when a prompt ends, never while decoding.
 ///
 ///   PromptOnly(HeavyHitter{.heavy = 256, .recent = 256})
 template <class P> struct PromptOnly : WrappedPolicy<P> {

@@ -10,19 +10,22 @@
 
 namespace pith { inline namespace v0 {
 
+/// Which rows Protect keeps.
 struct ProtectOptions {
   Index sinks = 0;                     ///< the first tokens
   Index recent = 0;                    ///< the newest tokens
   std::optional<TokenKind> kind = {};  ///< every token of this kind
 };
 
-/// P, but these rows stay whatever it says. They count against its budget, and exceed it if they must.
+/// Keeps chosen rows regardless of P's scores. They count against P's budget, and exceed it if necessary.
+///
+///   score'_r = +inf if r is protected, else score_r
 ///
 ///   Protect(PromptOnly(HeavyHitter{.heavy = 200, .recent = 200}), {.kind = TokenKind::text})   // LOOK-M's text prior
 ///
 /// Keeps    sinks, the newest, one kind; of the rest what P keeps
 /// Needs    what P needs
-/// Cost     one look at every position and kind when evicting
+/// Cost     one read of every position and kind when evicting
 /// Paper    LOOK-M: arXiv:2406.18139
 template <class P> struct Protect : WrappedPolicy<P> {
   ProtectOptions options;

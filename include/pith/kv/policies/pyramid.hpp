@@ -9,17 +9,19 @@
 
 namespace pith { inline namespace v0 {
 
-/// PyramidKV's budgets: more rows for the first layers, fewer for the last, the same on average.
+/// PyramidKV: budgets per layer, more rows for the first layers and fewer for the last, with a given average.
+///
+///   budget_l = high - l·(high - low)/(layers - 1), low = rows/beta, high = 2·rows - low, rows = the average, high ≤ the prompt
 ///
 /// Shapes   returns a budget per layer, the window included
-/// Throws   ShapeError for options that make no sense
+/// Throws   ShapeError for invalid options
 /// Paper    PyramidKV: arXiv:2406.02069
 struct Pyramid {
   Index layers = 1;
-  Index window = 32;  ///< rows of each budget that are the last queries'
-  Index beta = 20;    ///< how steep: the last layer keeps about 1/beta of the average besides the window
+  Index window = 32;  ///< rows of each budget for the tokens of the last queries
+  Index beta = 20;    ///< steepness: the last layer keeps about 1/beta of the average besides the window
 
-  /// As released: whole numbers, for `rows` rows per layer on average and a prompt of `tokens`.
+  /// The released formula: integers, applied to the rows besides the window, for `rows` rows per layer on average and a prompt of `tokens`.
   std::vector<Index> budgets(Index rows, Index tokens) const {
     check(rows, tokens);
     const Index beside = rows - window, most = (std::max)(Index(0), tokens - window);
@@ -34,7 +36,7 @@ struct Pyramid {
     return out;
   }
 
-  /// The other published formula: real numbers, for a share `ratio` of `tokens` removed. Every layer alike where the pyramid does not fit.
+  /// The other published formula: real numbers, for a share `ratio` of `tokens` removed. All budgets are equal if the pyramid does not fit.
   std::vector<Index> budgets_at(double ratio, Index tokens) const {
     check(window, tokens);
     detail::check_share("Pyramid", "ratio", ratio);

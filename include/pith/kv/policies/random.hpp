@@ -7,14 +7,16 @@
 
 namespace pith { inline namespace v0 {
 
-/// A fixed number drawn for each token and head: what any other policy must beat.
+/// Random rows, the baseline that any other policy must beat.
+///
+///   score_r = hash(seed, position_r, head)
 ///
 /// Keeps    `keep` rows drawn at random, and the newest row
 /// Needs    nothing
-/// Cost     one hash per appended row, one look at every score when evicting
+/// Cost     one hash per appended row, one read of every score when evicting
 struct Random {
   Index keep = 1024;       ///< rows kept
-  std::uint64_t seed = 1;  ///< the same numbers for the same seed, everywhere
+  std::uint64_t seed = 1;  ///< the same seed gives the same numbers on every machine
   Index budget() const { return keep; }
   void check(const AttentionShape&) const { detail::check_count("Random", "keep", keep, 1); }
   Index stats(const AttentionShape&) const { return 1; }
@@ -28,7 +30,7 @@ struct Random {
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const { out = rows.stats.row(0); }
 
  private:
-  static std::uint64_t mixed(std::uint64_t x) {  // every bit of x changes half of the result
+  static std::uint64_t mixed(std::uint64_t x) {  // every bit of x changes half of the result's bits
     x = (x + 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
     x = (x ^ (x >> 30)) * 0x94d049bb133111ebu;
     return x ^ (x >> 31);

@@ -7,16 +7,18 @@
 
 namespace pith { inline namespace v0 {
 
-/// Scissorhands: a query marks a row it looks at more than at the average one; the rows with the fewest marks leave, half of all at once.
+/// Scissorhands: a query marks the rows it attends to above average; an eviction drops the half of the rows with the fewest marks.
 ///
-/// Marks are counted over the last `history` queries, to half of that: counts move on in two halves.
+///   score_r = #{q of the last `history` queries: softmax(q Kᵀ / √d)_r > 1/t_q}, t_q = rows that q can see
+///
+/// The history is counted in two halves, so it covers between half and all of the last `history` queries.
 ///
 /// Keeps    half of `keep` by marks, the newest `recent` among them; then fills up again
 /// Needs    attention weights
 /// Cost     one compare and add per weight while watching; one eviction every keep/2 tokens
 /// Paper    Scissorhands: arXiv:2305.17118
 struct Scissorhands {
-  Index keep = 1024;    ///< rows kept at most (B of the paper)
+  Index keep = 1024;    ///< rows kept at most (B in the paper)
   Index history = 400;  ///< queries whose marks count (w)
   Index recent = 10;    ///< newest rows, always kept (r)
   Index budget() const { return keep; }
@@ -25,8 +27,8 @@ struct Scissorhands {
     detail::check_count("Scissorhands", "history", history, 2);
     detail::check_count("Scissorhands", "recent", recent, 0, retain(), "half of keep is left after an eviction");
   }
-  Index retain() const { return keep - keep / 2; }        // m = B/2 leave at once
-  Index stats(const AttentionShape&) const { return 3; }  // marks of this half of the history, of the one before, and which half it is
+  Index retain() const { return keep - keep / 2; }        // evicts m = B/2 at once
+  Index stats(const AttentionShape&) const { return 3; }  // marks in this half of the history, in the previous half, index of this half
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {
     const Index group = rows.shape.group(), half_history = (std::max)(Index(1), history / 2);
     for (Index q = 0; q < seen.weights.rows(); ++q) {

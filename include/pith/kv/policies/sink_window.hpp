@@ -4,20 +4,22 @@
 
 namespace pith { inline namespace v0 {
 
-/// StreamingLLM: the first tokens, on which attention parks what it does not need ("attention sinks"), and the newest.
+/// StreamingLLM: keeps the newest tokens and the first ones, which absorb attention that no other token claims ("attention sinks").
 ///
-/// Read at cache positions, as published, the sinks count as direct neighbours of the window, so no distance ever exceeds the cache and a
-/// stream may run past the trained length. No stored key is rotated again for it: rotation sees only differences, the window's rows
-/// have the right ones already, and the sinks are read by a second query (KvCache::gap()).
+///   kept = [0, sinks) ∪ [n - window, n); at cache positions a query at p reads the sinks as if at p - gap, gap = n - sinks - window
+///
+/// n is the number of tokens so far. At cache positions, as published, the sinks are direct neighbours of the window, so no distance
+/// exceeds the cache and a stream may run past the trained length. No stored key is rotated again: rope depends on differences only, those
+/// within the window are right already, and a second query reads the sinks (KvCache::gap()).
 ///
 /// Keeps    the first `sinks` and the newest `window` tokens
 /// Needs    nothing
-/// Cost     one row moved per token, however many rows; at cache positions one more rotation of the query
+/// Cost     one row moved per token, for any number of rows; at cache positions one more rotation of the query
 /// Paper    StreamingLLM: arXiv:2309.17453
 struct SinkWindow {
   Index sinks = 4;                                 ///< initial tokens, never evicted
   Index window = 1020;                             ///< newest rows kept besides
-  RopePositions positions = RopePositions::cache;  ///< as published; stream: sinks stay as far away as they are in the text
+  RopePositions positions = RopePositions::cache;  ///< cache: as published; text: sinks keep their distance in the text
   Index budget() const { return detail::sum_of_rows(sinks, window); }
   void check(const AttentionShape&) const {
     detail::check_count("SinkWindow", "window", window, 1);

@@ -10,11 +10,13 @@
 
 namespace pith { inline namespace v0 {
 
-/// SnapKV: when a prompt ends, keeps what its last queries look at, and the neighbours of it.
+/// SnapKV: when a prompt ends, keeps the rows that its last queries attend to, and their neighbours.
 ///
-/// Keeps    `keep` rows by pooled attention of the last `window` queries, those tokens among them
+///   score_r = pool_{|j - r| ≤ kernel/2} mean_{q ∈ last window} softmax(q Kᵀ / √d)_j
+///
+/// Keeps    `keep` rows by pooled attention of the last `window` queries, including the tokens of those queries
 /// Needs    attention weights of the last `window` queries
-/// Cost     one add per weight of the window; `kernel` looks per row, once; memory for `window` numbers a row, group() times as many for
+/// Cost     one add per weight of the window; `kernel` reads per row, once; memory for `window` numbers a row, group() times as many for
 ///          Group::largest, so that a prompt may come in pieces
 /// Paper    SnapKV: arXiv:2404.14469
 struct SnapKv {
@@ -23,8 +25,8 @@ struct SnapKv {
   Index keep = 1024;          ///< rows kept, the window included
   Index window = 32;          ///< last queries watched; their tokens stay
   Index kernel = 5;           ///< rows pooled together, odd
-  Pool pool = Pool::average;  ///< averages count what lies past the ends as 0
-  Group group = Group::mean;  ///< how the query heads of a kv head agree, before pooling
+  Pool pool = Pool::average;  ///< average: rows past the ends count as 0
+  Group group = Group::mean;  ///< how the query heads of a kv head are combined, before pooling
   Index budget() const { return keep; }
   void check(const AttentionShape&) const {
     detail::check_count("SnapKv", "keep", keep, 1);
@@ -53,7 +55,7 @@ struct SnapKv {
   }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     const Index candidates = (std::max)(Index(0), rows.size() - window), reach = kernel / 2;
-    const Index n = sums(rows.shape), added = window * rows.shape.group() / n;  // weights in a sum
+    const Index n = sums(rows.shape), added = window * rows.shape.group() / n;  // weights per sum
     for (Index r = 0; r < candidates; ++r) rows.scratch[r] = rows.stats.col(r).head(n).maxCoeff() / static_cast<S>(added);
     for (Index r = 0; r < candidates; ++r) {
       const Index first = (std::max)(Index(0), r - reach), last = (std::min)(candidates - 1, r + reach);

@@ -5,11 +5,13 @@
 
 namespace pith { inline namespace v0 {
 
-/// TOVA: drops what the newest query looks at least, the same row for all heads of a layer, be it the newest.
+/// TOVA: drops the row that the newest query attends to least, the same in all heads of a layer; even the newest row can be dropped.
+///
+///   score_r = Σ_heads softmax(q_last Kᵀ / √d)_r
 ///
 /// Keeps    `keep` rows by the last query's attention, averaged over all heads
 /// Needs    attention weights of the last query
-/// Cost     one add per weight of one query; one look at every score when evicting
+/// Cost     one add per weight of one query; one read of every score when evicting
 /// Paper    TOVA: arXiv:2401.06104
 struct Tova {
   Index keep = 1024;  ///< rows kept

@@ -4,11 +4,13 @@
 
 namespace pith { inline namespace v0 {
 
-/// The newest rows and nothing else.
+/// Sliding window: keeps only the newest tokens.
+///
+///   kept = [n - window, n)
 ///
 /// Keeps    the newest `window` tokens
 /// Needs    nothing
-/// Cost     one row moved per token, however many rows
+/// Cost     one row moved per token, for any number of rows
 /// Paper    Longformer: arXiv:2004.05150
 struct Window {
   Index window = 1024;  ///< rows kept
