@@ -25,34 +25,35 @@
 #include <pith/model/decoder.hpp>
 #include <pith/model/weights.hpp>
 
+// Loads an unconverted Hugging Face folder.
 namespace pith { inline namespace v0 {
 
-/// How far a load has come. Called before each tensor, and once more when all are there.
+/// Progress of a load, reported before each tensor and once at the end.
 struct LoadProgress {
   Index tensors_done = 0, tensors_total = 0;
   std::size_t bytes_done = 0, bytes_total = 0;
-  std::string_view tensor = {};  ///< the one that comes next; empty at the end
+  std::string_view tensor = {};  ///< the next tensor; empty at the end
 };
 
 struct LoadOptions {
   WeightsLayout weights = WeightsLayout::packed;
   std::string config = "config.json";     ///< the configuration's file name inside the folder
-  std::optional<bool> check_finite = {};  ///< refuse NaN and infinite weights; unset: unless mapped, where nothing else reads the data
+  std::optional<bool> check_finite = {};  ///< refuse NaN and infinite weights; unset: yes, but not if mapped, which reads no data
   std::function<bool(const LoadProgress&)> progress = {};  ///< returns false to cancel
 };
 
-/// A checkpoint in memory: what a Decoder is made of.
+/// A loaded checkpoint: config and weights, from which a Decoder is made.
 template <class S = float> struct Checkpoint {
   DecoderConfig config;
   DecoderWeights<S> weights;
-  /// What the folder holds and the model does not use, sorted, each worth a warning: tensors by their names; anything else as
+  /// Contents of the folder that the model does not use, sorted, each worth a warning: tensors by name, anything else as
   /// "file: what, and why".
   std::vector<std::string> ignored;
 };
 
 namespace detail {
 
-/// Refuses what is no folder, and a folder of another format, which would lack a config.json.
+/// Refuses a path that is no folder, and a folder of another format, which would lack a config.json.
 inline void check_checkpoint_folder(const std::filesystem::path& folder, const std::string& config) {
   std::error_code error;
   if (std::filesystem::is_regular_file(folder, error))
@@ -64,7 +65,7 @@ inline void check_checkpoint_folder(const std::filesystem::path& folder, const s
     raise<FormatError>(text("pith: ", in_quotes(folder.string()), " holds no ", config, shown));
 }
 
-/// A config that no decoder can be made of is refused in the name of its file, before any weight is read.
+/// Refuses an unusable config, naming its file, before any weight is read.
 template <class Check> void check_config_file(const std::filesystem::path& path, const Check& check) {
   try {
     check();
@@ -77,16 +78,16 @@ template <class Check> void check_config_file(const std::filesystem::path& path,
 
 /// Reads an unconverted Hugging Face folder of the llama, mistral or qwen2 family.
 ///
-/// Names, shapes, types and biases are checked against config.json before anything large is read. F64, F32, F16 and BF16 may be mixed.
-/// A tensor inside a layer that the family has no place for is refused; whole layers beyond num_hidden_layers and towers of other kinds are
-/// ignored, and listed. A bias that the config does not promise is used, and listed. generation_config.json decides eos_token_id.
-/// Under `mapped`, a tensor that cannot be used where it lies is packed instead: a misaligned one, or one that S is not computed from
-/// (F64 for float; anything but F64 for double). Norms and biases are always copied, and stay as they are under `int8`, as does the
-/// embedding table. With tied embeddings that table is the head, whatever lm_head the file holds.
+/// Checks names, shapes, types and biases against config.json before it reads anything large. F64, F32, F16 and BF16 may be mixed. Refuses
+/// a tensor inside a layer that the family does not have; ignores and lists whole layers beyond num_hidden_layers and towers of other
+/// kinds. Uses and lists a bias that the config does not declare. generation_config.json decides eos_token_id.
+/// Under `mapped`, a misaligned tensor or one of a type that S is not computed from (F64 for float; anything but F64 for double) is packed
+/// instead. Norms and biases are always copied; under `int8` they and the embedding table keep their values. With tied embeddings
+/// the table is the head, even if the file holds an lm_head.
 ///
 /// Cost     one pass over the weights when packed or int8; the headers only when mapped
-/// Heap     packed: the weights in their own width, a tied table once as rows and once as panels; int8: a byte for each weight
-/// Throws   FormatError naming file, tensor, expected and found; UnsupportedError for what pith does not do; Cancelled
+/// Heap     packed: the weights in their own width, a tied table once as rows and once as panels; int8: one byte per weight
+/// Throws   FormatError naming file, tensor, expected and found; UnsupportedError for unsupported features; Cancelled
 template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::path& folder, const LoadOptions& options = {}) {
   Checkpoint<S> out;
   if constexpr (!std::is_same_v<S, float>)
@@ -122,7 +123,7 @@ template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::
   return out;
 }
 
-/// load_checkpoint(), ready to use.
+/// load_checkpoint(), as a Decoder.
 template <class S = float> Decoder<S> load_decoder(const std::filesystem::path& folder, const LoadOptions& options = {}) {
   Checkpoint<S> checkpoint = load_checkpoint<S>(folder, options);
   return Decoder<S>(std::move(checkpoint.config), std::move(checkpoint.weights));

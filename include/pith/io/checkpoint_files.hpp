@@ -18,11 +18,11 @@
 
 namespace pith { inline namespace v0 {
 
-/// The tensors of a Hugging Face folder, mapped: model.safetensors, or the shards that model.safetensors.index.json names. Where both are
-/// there the single file counts, as in transformers.
+/// The tensors of a Hugging Face folder, mapped: from model.safetensors if it exists, as in transformers, else from the shards that
+/// model.safetensors.index.json lists.
 ///
-/// Throws   FormatError if there is neither, a shard is missing or named by more than a bare file name, or the index and the shards
-///          disagree about which tensor is where
+/// Throws   FormatError if there is neither, a shard is missing or listed with a path, or the index and the shards disagree about the place
+///          of a tensor
 class CheckpointFiles {
  public:
   struct Place {
@@ -49,10 +49,10 @@ class CheckpointFiles {
 
   const std::filesystem::path& folder() const { return folder_; }
   const std::vector<Safetensors>& files() const { return files_; }
-  /// Files that hold tensors as well and are not used, with the reason.
+  /// Files that also hold tensors and are not used, with the reason.
   const std::vector<std::string>& ignored() const { return ignored_; }
 
-  /// The tensor of that name and its file, or an empty Place.
+  /// Returns the tensor with this name and its file, or an empty Place.
   Place find(std::string_view name) const {
     for (const Safetensors& file : files_)
       if (const TensorInfo* tensor = file.find(name)) return {&file, tensor};

@@ -17,13 +17,13 @@
 
 namespace pith { inline namespace v0 {
 
-/// A config.json of the llama, mistral or qwen2 family, as transformers 4 or 5 writes it, with the family's defaults filled in.
+/// Reads a config.json of the llama, mistral or qwen2 family, as written by transformers 4 or 5, and fills in the family's defaults.
 ///
-/// What would make the numbers wrong is refused by name: other families, rope types and activations, quantised weights, partial rotary
-/// factors, attention that is not causal, classes other than …ForCausalLM. Two spellings of the same setting may not disagree. vocab_size
-/// stays 0 when the file does not say: the embedding table does. What is left out on purpose is added to `ignored`.
+/// Refuses by name every setting that would change the numbers: other families, rope types and activations, quantised weights, partial
+/// rotary factors, non-causal attention, classes other than …ForCausalLM, two spellings of a setting that disagree. vocab_size stays 0 if
+/// the file omits it: the embedding table gives it. Settings ignored on purpose are added to `ignored`.
 ///
-/// Throws   FormatError naming file, key, what was found and expected; UnsupportedError naming what pith does not do
+/// Throws   FormatError naming file, key, found and expected; UnsupportedError naming the unsupported feature
 DecoderConfig read_config(const std::filesystem::path& path, std::vector<std::string>* ignored = nullptr);
 DecoderConfig parse_config(std::string_view json, std::string_view name = "config.json", std::vector<std::string>* ignored = nullptr);
 
@@ -33,7 +33,7 @@ namespace detail {
   raise<UnsupportedError>(text("pith: ", in_quotes(file), ": ", what));
 }
 
-/// What `architectures` may say: the head decides what a decoder's numbers mean, and transformers names its classes by it.
+/// Refuses `architectures` other than causal language models: transformers names its classes by the head.
 inline void refuse_other_heads(const JsonFields& c) {
   const auto* classes = c.find("architectures");
   if (classes == nullptr) return;
@@ -53,7 +53,7 @@ inline void refuse_other_heads(const JsonFields& c) {
   }
 }
 
-/// Why weights are of no use as they are: the value of a key that only quantised checkpoints have.
+/// The reason to refuse quantised weights: the value of a key that only quantised checkpoints have.
 inline std::string quantisation(std::string_view file, const char* key, const Json& value) {
   if (!value.is_object()) return value.dump(40);
   const JsonFields q(file, value, text(key, "."));
@@ -69,7 +69,7 @@ inline void refuse_unsupported_config(const JsonFields& c, const std::string& fa
     if (const auto* quantised = c.find(key))
       unsupported(c.file(), text(key, " (", quantisation(c.file(), key, *quantised),
                                  "): quantised checkpoints are not supported; use the unquantised F32, F16 or BF16 one"));
-  if (c.is_null("is_causal") || !c.boolean("is_causal", true))  // null is false to transformers
+  if (c.is_null("is_causal") || !c.boolean("is_causal", true))  // transformers reads null as false
     unsupported(c.file(), "is_causal is not true: attention to later tokens, as embedding models have it, is not supported");
   for (const char* key : {"use_bidirectional_attention", "is_encoder_decoder", "add_cross_attention", "lm_head_bias", "use_qk_norm"})
     if (c.boolean(key, false)) unsupported(c.file(), text(key, " is true, which is not supported"));
@@ -80,7 +80,7 @@ inline void refuse_unsupported_config(const JsonFields& c, const std::string& fa
                 text("partial_rotary_factor ", c.number("partial_rotary_factor", 1), " is not supported: all features must rotate"));
 }
 
-/// What one of the two objects says that rope settings may stand in.
+/// Reads rope scaling from one of the two objects that may hold it.
 inline RopeScaling read_rope_scaling(const JsonFields& c, const JsonFields& rope) {
   if (rope.number("partial_rotary_factor", 1) != 1) unsupported(c.file(), "a partial_rotary_factor other than 1 is not supported");
   if (rope.find("mrope_section") != nullptr) unsupported(c.file(), "rope with an mrope_section is not supported");
@@ -108,7 +108,7 @@ inline RopeScaling read_rope_scaling(const JsonFields& c, const JsonFields& rope
   return scaling;
 }
 
-/// rope_parameters of transformers 5, rope_theta and rope_scaling of 4; what is said twice has to be the same.
+/// Reads rope_parameters (transformers 5), rope_theta and rope_scaling (4); values given twice must agree.
 inline void read_rope(const JsonFields& c, DecoderConfig& config) {
   const char *theta = "rope_theta", *said = c.find(theta) != nullptr ? theta : nullptr, *scaled = nullptr;
   config.rope_theta = c.positive(theta, 10000);
@@ -135,7 +135,7 @@ inline void read_rope(const JsonFields& c, DecoderConfig& config) {
   }
 }
 
-/// Which layers see how far. Windows are a rule of each family, not of the field alone.
+/// The window of each layer; each family derives it in its own way.
 inline std::vector<Index> read_windows(const JsonFields& c, const DecoderConfig& config) {
   const auto layers = static_cast<std::size_t>(config.num_hidden_layers);
   const bool mistral = config.model_type == "mistral", qwen2 = config.model_type == "qwen2";
@@ -165,7 +165,7 @@ inline std::vector<Index> read_windows(const JsonFields& c, const DecoderConfig&
   return {};
 }
 
-/// The tokens of eos_token_id; -1 is a spelling of none.
+/// Reads the tokens of eos_token_id; -1 means none.
 inline std::vector<Token> read_eos(const JsonFields& c, std::vector<Token> otherwise) {
   if (c.is_null("eos_token_id")) return {};
   const auto* eos = c.find("eos_token_id");

@@ -13,7 +13,7 @@ namespace pith { inline namespace v0 {
 
 static_assert(std::endian::native == std::endian::little, "pith reads files in place: little-endian machines only");
 
-/// The element types of the safetensors format. pith reads and writes all, and computes with F64, F32, F16 and BF16.
+/// The element types of safetensors. pith reads and writes all of them, and computes with F64, F32, F16 and BF16.
 enum class DType : std::uint8_t {
   boolean,
   f4,
@@ -50,7 +50,7 @@ inline constexpr std::array<DTypeInfo, 22> dtypes{
      {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16}, {"F16", 16}, {"BF16", 16},   {"I32", 32},
      {"U32", 32},    {"F32", 32},        {"C64", 64},        {"F64", 64},    {"I64", 64}, {"U64", 64}}};
 
-/// The DType whose memory is exactly a T.
+/// The DType with the memory layout of T.
 template <class T> constexpr DType dtype_of() {
   if constexpr (std::is_same_v<T, double>)
     return DType::f64;

@@ -17,11 +17,10 @@
 
 namespace pith { inline namespace v0 {
 
-/// Puts the stop tokens of the folder's generation_config.json in place of config.json's, as transformers does when it generates:
-/// Llama 3 Instruct has 128001 in one and [128001, 128009] in the other. A file that is missing or names none changes nothing.
+/// Replaces the stop tokens of config.json by those of generation_config.json, as transformers does when it generates: Llama 3 Instruct
+/// lists 128001 in one and [128001, 128009] in the other. Without that file, or without tokens in it, nothing changes.
 ///
-/// What loses is added to `ignored`: config.json's tokens where the two differ, or the file if it cannot be read. It decides no number of
-/// the model, so it is no reason to refuse one.
+/// Adds to `ignored`: config.json's tokens if the two differ; the file if it cannot be read, which is no reason to refuse the model.
 inline void use_generation_config(const std::filesystem::path& folder, DecoderConfig& config, std::vector<std::string>& ignored) {
   const std::filesystem::path path = folder / "generation_config.json";
   std::error_code error;

@@ -9,9 +9,9 @@
 
 namespace pith { inline namespace v0 {
 
-/// One linear layer out of a safetensors file: `weight` [out, in] and, if there is one, `bias` [out]; a projector, say.
+/// Loads one linear layer, such as a projector, from a safetensors file: `weight` [out, in] and, if present, `bias` [out].
 ///
-/// Throws   FormatError naming file and tensor if the weight is missing or shapes make no sense
+/// Throws   FormatError naming file and tensor if the weight is missing or shapes do not match
 template <class S = float> Linear<S> load_linear(const std::filesystem::path& path, const std::string& prefix = "") {
   const Safetensors file = Safetensors::map(path);
   const auto refuse = [&](const std::string& name, const std::string& why) {

@@ -26,31 +26,32 @@
 #include <pith/peft/linear_adapter.hpp>
 #include <pith/peft/model_adapter.hpp>
 
+// Loads PEFT adapter folders for a decoder: LoRA and its variants, prompt tuning, prefix tuning.
 namespace pith { inline namespace v0 {
 
-/// What a module of a PEFT folder changes in this projection.
+/// The change that a module of a PEFT folder makes to one projection.
 ///
-/// Cost     a copy of its numbers; for DoRA one pass over the base's weight
-/// Throws   FormatError if the two do not fit; UnsupportedError where numbers of the base are needed that it does not show
+/// Cost     a copy of the module's numbers; for DoRA one pass over the base weight
+/// Throws   FormatError if the two do not match; UnsupportedError if base values are needed that it does not expose
 template <class S> LinearAdapter<S> make_overlay(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base);
 
-/// Binds a PEFT folder to a decoder: LoRA, rsLoRA, DoRA, AdaLoRA with all they bring along, or prompt tuning.
+/// Loads a PEFT folder for a decoder: LoRA, rsLoRA, DoRA or AdaLoRA, with biases and saved modules, or prompt tuning.
 ///
 ///   const auto adapter = load_adapter("my-lora", llama);
 ///   session.use(&adapter);
 ///
-/// Everything that the folder changes has a place in the decoder, and everything that its config asks for is in the folder. Where PEFT
-/// saved the base's own table or head along, it is looked at: the same numbers change nothing, others stand in the base's place.
+/// Every change in the folder must have a place in the decoder, and everything the config asks for must be in the folder. If PEFT also
+/// saved the base's table or head, equal numbers change nothing; different ones replace the base's.
 ///
-/// Cost     a copy of its numbers, widened; for DoRA one pass over the weights it adapts
-/// Throws   what PeftFolder throws; FormatError naming the module if folder and decoder do not fit
+/// Cost     a copy of the adapter's numbers, widened; for DoRA one pass over the weights it adapts
+/// Throws   what PeftFolder throws; FormatError naming the module if folder and decoder do not match
 template <class S> ModelAdapter<S> load_adapter(const PeftFolder& folder, const Decoder<S>& decoder);
 template <class S> ModelAdapter<S> load_adapter(const std::filesystem::path& folder, const Decoder<S>& decoder) {
   return load_adapter(PeftFolder(folder), decoder);
 }
 
-/// Binds a folder of prefix tuning: keys and values that a session begins with, {.prefix = load_prefix(…)}. Its rows are seen by every
-/// token and never rotated; tokens begin at position num_virtual_tokens.
+/// Loads a prefix-tuning folder: keys and values that a session starts with, {.prefix = load_prefix(…)}. Every token sees them, and
+/// they are never rotated; tokens start at position num_virtual_tokens.
 ///
 /// Throws   as load_adapter()
 template <KvStorage T = float> KvPrefix load_prefix(const PeftFolder& folder, const Decoder<arithmetic_t<T>>& decoder);
@@ -60,7 +61,7 @@ template <KvStorage T = float> KvPrefix load_prefix(const std::filesystem::path&
 
 namespace detail {
 
-/// copy(first, rows) fills rows of a base: are they those of `rows`? Bases that are rounded to bytes show what rounding leaves of them.
+/// Whether a base has these rows; copy(first, rows) fills rows of the base. An int8 base is compared after rounding.
 template <class S, class Copy> bool same_rows(const Matrix<S>& rows, const Copy& copy) {
   constexpr Index together = 32;
   Matrix<S> own;
@@ -79,7 +80,7 @@ template <class S, class Copy> bool same_rows(const Matrix<S>& rows, const Copy&
   return true;
 }
 
-/// Throws   FormatError if a table or head that PEFT saved along is of another vocabulary than the decoder
+/// Throws   FormatError if a table or head saved by PEFT has another vocabulary than the decoder
 template <class S>
 void check_saved_along(const PeftFolder& folder, std::string_view module, const Matrix<S>& weight, Index rows, Index cols) {
   if (weight.rows() == rows && weight.cols() == cols) return;
@@ -90,7 +91,7 @@ void check_saved_along(const PeftFolder& folder, std::string_view module, const 
                                            : std::string()));
 }
 
-/// Finds the place of every module of a folder in a decoder, and the module of every place that the config asks for.
+/// Assigns every module of a folder to its place in a decoder, and checks that every place named by the config has a module.
 template <class S> class AdapterBinder {
  public:
   AdapterBinder(const PeftFolder& folder, const Decoder<S>& decoder) : folder_(folder), decoder_(decoder), steps_(folder.steps_left()) {}
@@ -170,8 +171,8 @@ template <class S> class AdapterBinder {
       parts_.embed_tokens = Embedding<S>(std::move(along));
   }
 
-  /// Of a tied base, PEFT knows table and head as one parameter: what it saved along of one is both, and ensure_weight_tying ties what
-  /// replaces them too.
+  /// In a tied base, PEFT treats table and head as one parameter: a saved copy of one is a copy of both, and ensure_weight_tying also ties
+  /// their replacements.
   void head() {
     const AnyLinear<S>& base = decoder_.weights().lm_head;
     if (!decoder_.config().tie_word_embeddings) return projection(head_name, base, parts_.lm_head);

@@ -23,50 +23,51 @@
 #include <pith/io/detail/peft_targets.hpp>
 #include <pith/io/detail/text.hpp>
 
+// Reads adapter_config.json.
 namespace pith { inline namespace v0 {
 
-/// Which biases of the base an adapter was trained with, and replaces.
+/// Which base biases were trained with the adapter, and are replaced by it.
 enum class PeftBias : std::uint8_t { none, all, lora_only };
 
-/// An adapter_config.json, defaults filled in, expressions compiled.
+/// An adapter_config.json with defaults filled in and expressions compiled.
 struct PeftConfig {
   PeftType type = PeftType::lora;
-  std::string base_model = {};  ///< base_model_name_or_path, for people
+  std::string base_model = {};  ///< base_model_name_or_path, informative only
 
-  Index rank = 8;                                  ///< r; AdaLoRA: init_r, which divides alpha whatever was kept
+  Index rank = 8;                                  ///< r; AdaLoRA: init_r, which divides alpha even if fewer triplets were kept
   double alpha = 8;                                ///< lora_alpha
   detail::ModuleNumbers<Index> rank_pattern = {};  ///< LoRA only
   detail::ModuleNumbers<double> alpha_pattern = {};
-  std::map<std::string, Index, std::less<>> kept = {};  ///< AdaLoRA's rank_pattern: triplets kept, by the name of the tensor
+  std::map<std::string, Index, std::less<>> kept = {};  ///< AdaLoRA's rank_pattern: triplets kept, by tensor name
   bool rslora = false, dora = false, lora_bias = false;
-  bool ensure_weight_tying = false;  ///< what replaces the table of a tied base replaces its head
+  bool ensure_weight_tying = false;  ///< in a tied base, the table's replacement also replaces the head
   PeftBias bias = PeftBias::none;
   detail::TargetModules targets = {};
-  std::vector<std::string> ignored = {};  ///< foreign keys that name something, with their values
+  std::vector<std::string> ignored = {};  ///< unknown keys that were passed over, with their values
 
   Index num_virtual_tokens = 0;                                  ///< prompt and prefix tuning
-  Index token_dim = 0, num_attention_heads = 0, num_layers = 0;  ///< of the keys and values; 0: not said
+  Index token_dim = 0, num_attention_heads = 0, num_layers = 0;  ///< of the keys and values; 0: not given
 
-  /// The rank and the alpha of a module by the patterns.
+  /// Rank and alpha of a module, patterns applied.
   Index rank_of(std::string_view module, std::size_t& steps) const { return rank_pattern.of(module, rank, steps); }
   double alpha_of(std::string_view module, std::size_t& steps) const { return alpha_pattern.of(module, alpha, steps); }
 };
 
-/// Reads an adapter_config.json of PEFT: LORA, ADALORA, PROMPT_TUNING or PREFIX_TUNING.
+/// Reads a PEFT adapter_config.json: LORA, ADALORA, PROMPT_TUNING or PREFIX_TUNING.
 ///
-/// Every field that would change the numbers is understood or refused by name. So is a field pith has never heard of, unless it is null,
-/// false, 0 or empty, a text under a name that is of no method (as trainers leave their own), or its name begins with _ or unsloth_.
+/// Every field that would change the numbers is read or refused by name. An unknown field is refused too, unless it is null, false, 0 or
+/// empty, a text whose name suggests no method (as trainers add), or its name begins with _ or unsloth_.
 ///
-/// Throws   FormatError naming file, key, what was found and expected; UnsupportedError naming what pith does not do
+/// Throws   FormatError naming file, key, found and expected; UnsupportedError naming the unsupported feature
 PeftConfig read_peft_config(const std::filesystem::path& path);
 PeftConfig parse_peft_config(std::string_view json, std::string_view name = "adapter_config.json");
 
-/// Bounds for files that lie: real configs have a few KiB, and name some hundred modules.
+/// Bounds against corrupt files: real configs have a few KiB and name some hundred modules.
 inline constexpr std::size_t max_peft_config_bytes = 1 << 20, max_peft_names = 8192, max_peft_modules = 65536;
 
 namespace detail {
 
-/// What all names and expressions of a folder may take together on all its modules: about half a second.
+/// Total matching steps for all names and expressions of a folder on all its modules: about half a second.
 inline constexpr std::size_t max_pattern_steps = std::size_t{1} << 27;
 
 class PeftConfigReader {
@@ -115,8 +116,8 @@ class PeftConfigReader {
     out_.lora_bias = c_.boolean("lora_bias", false);
     if (out_.dora && out_.lora_bias) c_.refuse("lora_bias", "false where use_dora is true");
     out_.ensure_weight_tying = c_.boolean("ensure_weight_tying", false);
-    c_.boolean("merge_weights", false);   // of PEFT before 0.3: how its own forward pass went
-    c_.boolean("fan_in_fan_out", false);  // how the base was stored when it was trained: no tensor here depends on it
+    c_.boolean("merge_weights", false);   // of PEFT before 0.3: affects only its own forward pass
+    c_.boolean("fan_in_fan_out", false);  // storage order of the base in training; no tensor here depends on it
     const std::string bias = c_.string("bias", "none");
     if (bias != "none" && bias != "all" && bias != "lora_only") c_.refuse("bias", "\"none\", \"all\" or \"lora_only\"");
     out_.bias = bias == "none" ? PeftBias::none : bias == "all" ? PeftBias::all : PeftBias::lora_only;
@@ -196,7 +197,7 @@ class PeftConfigReader {
       if (pattern == nullptr) return;
       if (!pattern->is_object() || pattern->size() > max_peft_names)
         c_.refuse(key, text("an object from modules to numbers, at most ", max_peft_names));
-      for (const auto& [module, value] : pattern->items()) add(module, value);  // in the order of the file: the first that matches wins
+      for (const auto& [module, value] : pattern->items()) add(module, value);  // in file order: the first match wins
     };
     if (lora) {
       read("rank_pattern", [&](std::string_view module, const Json& value) {
@@ -224,10 +225,10 @@ class PeftConfigReader {
     if (c_.size("num_transformer_submodules", 1) != 1)
       unsupported("num_transformer_submodules other than 1 is of encoder-decoder models, which are not supported");
     if (!strings("modules_to_save").empty()) unsupported("modules_to_save beside a prompt is not supported");
-    c_.boolean("prefix_projection", false);  // what is saved is the projected prefix
+    c_.boolean("prefix_projection", false);  // the projected prefix is saved
   }
 
-  /// Each key is read above, changes no number, is foreign, or is not understood.
+  /// Refuses every key that was not read above, unless it changes no number or may be passed over.
   void refuse_others() {
     for (const auto& [key, value] : document_.root().items()) {
       if (is_inert(value) || is_peft_key(out_.type, key)) continue;

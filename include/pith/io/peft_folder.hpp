@@ -23,28 +23,29 @@
 #include <pith/io/peft_config.hpp>
 #include <pith/io/safetensors.hpp>
 
+// Opens and checks an adapter folder as PEFT saves it.
 namespace pith { inline namespace v0 {
 
-/// The numbers of one module of a PEFT folder: y = x Wᵀ + ((x downᵀ) ∘ gain) upᵀ, and what else was trained of it.
+/// One module of a PEFT folder: y = x Wᵀ + ((x downᵀ) ∘ gain) upᵀ, and its other trained parts.
 template <class S = float> struct PeftModule {
-  Matrix<S> down = {};       ///< [rank, in]; no rows: nothing is added
-  Matrix<S> up = {};         ///< [out, rank]
+  Matrix<S> down = {};       ///< [rank, in] A; no rows: no low-rank part
+  Matrix<S> up = {};         ///< [out, rank] B
   Vector<S> gain = {};       ///< [rank] scale, times AdaLoRA's λ
   Vector<S> up_bias = {};    ///< [out] scale·β, or empty
   Vector<S> magnitude = {};  ///< [out] DoRA's m, or empty
-  Matrix<S> weight = {};     ///< [out, in] instead of the base's, or empty; a norm's is [features, 1]
-  Vector<S> bias = {};       ///< [out] instead of the base's, or empty
-  /// [out, in] what PEFT saved along of the base's own table or head because that was adapted or resized, or empty. Not a delta: where it
-  /// is not what the base has, it stands in its place.
+  Matrix<S> weight = {};     ///< [out, in] replaces the base's, or empty; a norm's is [features, 1]
+  Vector<S> bias = {};       ///< [out] replaces the base's, or empty
+  /// [out, in] the base's own table or head, saved by PEFT because it was adapted or resized, or empty. Not a delta: if it differs from
+  /// the base's, it replaces it.
   Matrix<S> base_weight = {};
 };
 
-/// A folder as PEFT saves it, adapter_config.json and adapter_model.safetensors, opened and checked as far as that goes without its base.
+/// A PEFT folder (adapter_config.json and adapter_model.safetensors), opened and checked as far as possible without its base.
 ///
-/// Every tensor has its place in a module the config asks for, with the rank the config gives it; every module has all its tensors.
+/// Every tensor belongs to a module that the config asks for and has the config's rank; every module has all its tensors.
 ///
-/// Cost     one look at every number
-/// Throws   FormatError naming file, tensor or key, expected and found; UnsupportedError naming what pith does not do
+/// Cost     one pass over all numbers
+/// Throws   FormatError naming file, tensor or key, expected and found; UnsupportedError naming the unsupported feature
 class PeftFolder {
  public:
   explicit PeftFolder(const std::filesystem::path& folder)
@@ -61,18 +62,17 @@ class PeftFolder {
   const Safetensors& file() const { return file_; }
   bool prompt_tuned() const { return config_.type == PeftType::prompt_tuning || config_.type == PeftType::prefix_tuning; }
 
-  /// The paths of all modules that it changes, sorted.
+  /// Paths of all modules that it changes, sorted.
   std::vector<std::string> modules() const {
     std::vector<std::string> names;
     for (const auto& [name, module] : modules_) names.push_back(name);
     return names;
   }
-  /// What opening the folder has left of the steps that its names and expressions may take: whoever matches more of them goes on from
-  /// there.
+  /// Matching steps left after opening the folder; later matching continues with them.
   std::size_t steps_left() const { return steps_left_; }
   bool contains(std::string_view module) const { return modules_.find(module) != modules_.end(); }
 
-  /// Throws   FormatError if there is no such module, or its scale does not fit an S
+  /// Throws   FormatError if there is no such module, or its scale does not fit in S
   template <class S = float> PeftModule<S> load(std::string_view name) const {
     const auto found = modules_.find(name);
     if (found == modules_.end()) refuse(detail::text("changes no module ", detail::in_quotes(name)));
@@ -141,8 +141,8 @@ class PeftFolder {
     refuse(detail::text("holds no ", what, " of module ", detail::in_quotes(module)));
   }
 
-  /// use(name) for every name of modules_to_save that means a module: by the end of its path, which need not be a whole component, or as
-  /// one that it lies in.
+  /// Calls use(name) for every name of modules_to_save that matches the module: the module's path ends in it (not necessarily at a
+  /// component), or the module lies inside it.
   template <class Use> void each_saved_as(std::string_view module, const Use& use) {
     config_.targets.saved.each_ending(module, steps_left_, use);
     config_.targets.saved.each_within(module, steps_left_, use);
@@ -182,7 +182,7 @@ class PeftFolder {
     check_saved();
   }
 
-  /// PEFT lets modules_to_save name modules that the model does not have, if only it has one of them.
+  /// PEFT lets modules_to_save name modules that the model does not have, as long as it has one of them.
   void check_saved() {
     const std::vector<std::string>& names = config_.targets.saved.names();
     std::set<std::string_view> held;
@@ -218,7 +218,7 @@ class PeftFolder {
     if (saved || module[weight]) return check_replacement(name, module, saved);
     if (module[base_weight] && module[base_weight]->shape.size() != 2)
       refuse(*module[base_weight], detail::text("is ", detail::shape_list(module[base_weight]->shape), ", expected a matrix"));
-    if (!module[down] && !module[up]) {  // a bias, or what the base has, alone
+    if (!module[down] && !module[up]) {  // only a bias, or only a copy of the base's weight
       for (const Part part : {up_bias, lambda, magnitude})
         if (module[part]) missing(name, "lora_A");
       if (!module[bias]) return;
@@ -248,7 +248,7 @@ class PeftFolder {
         refuse(*module[lambda], detail::text("has ", rank, " rows, expected the ", kept->second, " that rank_pattern keeps of it"));
   }
 
-  /// A part is there exactly where the config says so.
+  /// Checks that a part is present exactly where the config asks for it.
   void check_part(const std::string& name, const Module& module, Part part, std::string_view what, bool wanted, std::string_view why,
                   const std::vector<Index>& shape) const {
     if (wanted && !module[part]) missing(name, detail::text(what, ", though ", why));

@@ -21,28 +21,27 @@
 #include <pith/io/safetensors_writer.hpp>
 #include <pith/peft/low_rank.hpp>
 
+// Writes low-rank adapters as a PEFT folder.
 namespace pith { inline namespace v0 {
 
-/// What a LoRA folder says of itself besides its numbers.
+/// Descriptive fields of a LoRA folder.
 struct PeftWriterOptions {
   std::string base_model = {};          ///< base_model_name_or_path
-  std::string task_type = "CAUSAL_LM";  ///< what PEFT wraps the model for; empty: null
+  std::string task_type = "CAUSAL_LM";  ///< the PEFT task that wraps the model; empty: null
 };
 
-/// Collects low-rank adapters by module and writes them as a LoRA folder that PEFT reads: adapter_config.json and
-/// adapter_model.safetensors.
+/// Collects low-rank adapters by module and writes them as a LoRA folder for PEFT: adapter_config.json and adapter_model.safetensors.
 ///
 ///   LoraFolderWriter writer({.base_model = "my-model"});
 ///   writer.add("model.layers.0.self_attn.q_proj", lora);
 ///   writer.write("my-lora");
 ///
-/// Any LowRankAdapter can be added. PEFT knows one scale for all components of a module: where gains differ, as AdaLoRA's do, they go into
-/// B; where they are equal they become lora_alpha. RowCompaction and alphas that differ between modules become patterns of whole paths.
+/// Accepts any LowRankAdapter. PEFT has one scale per module: equal gains become lora_alpha, different gains (as in AdaLoRA) are multiplied
+/// into B. RowCompaction, and alphas that differ between modules, become patterns of whole paths.
 ///
 /// Heap     a copy of the numbers
-/// Throws   FormatError for a name that is no module's or is given twice, rank 0, numbers that are not finite, options that are not UTF-8,
-/// a
-///          bias on some modules only, and what the system refuses
+/// Throws   FormatError for a name that is no module path or given twice, rank 0, numbers that are not finite, options that are not UTF-8,
+///          a bias on some modules only, and errors of the system
 template <class S = float> class LoraFolderWriter {
  public:
   explicit LoraFolderWriter(PeftWriterOptions options = {}) : options_(std::move(options)) {
@@ -58,7 +57,7 @@ template <class S = float> class LoraFolderWriter {
     insert(module, down, up, gain, bias);
   }
 
-  /// Writes both files or none: a failure leaves the folder as it was. The folder is made if it is not there.
+  /// Writes both files or neither: after a failure the folder is as before. Creates the folder if needed.
   void write(const std::filesystem::path& folder) const {
     if (modules_.empty()) raise<FormatError>("pith::LoraFolderWriter: nothing was added");
     const bool biased = modules_.begin()->second.bias.size() > 0;
@@ -90,7 +89,7 @@ template <class S = float> class LoraFolderWriter {
     Index rank() const { return down.rows(); }
   };
 
-  /// Makes a folder; takes it back, with what it had to make above it, while nothing is in it at the end.
+  /// Creates a folder and its missing parents; removes those that are still empty at the end.
   class NewFolder {
    public:
     explicit NewFolder(const std::filesystem::path& folder) {
@@ -111,7 +110,7 @@ template <class S = float> class LoraFolderWriter {
     NewFolder& operator=(const NewFolder&) = delete;
 
    private:
-    std::vector<std::filesystem::path> made_;  // the innermost first
+    std::vector<std::filesystem::path> made_;  // innermost first
   };
 
   [[noreturn]] static void refuse(const std::string& name, std::string_view what) {
@@ -136,7 +135,7 @@ template <class S = float> class LoraFolderWriter {
     modules_.emplace(name, std::move(module));
   }
 
-  /// The alpha that a reader, dividing by the rank, turns back into exactly this scale: alpha / rank in double, rounded to S.
+  /// The alpha from which a reader gets exactly this scale: alpha / rank in double, rounded to S.
   static double alpha_for(S scale, Index rank) {
     const double alpha = double(scale) * double(rank);
     for (const double candidate : {alpha, std::nextafter(alpha, 2 * alpha), std::nextafter(alpha, 0.0)})
@@ -144,7 +143,7 @@ template <class S = float> class LoraFolderWriter {
     return alpha;
   }
 
-  /// adapter_config.json.
+  /// The text of adapter_config.json.
   std::string config(bool biased) const {
     const Module& first = modules_.begin()->second;
     std::string ranks, alphas, targets;
@@ -155,8 +154,8 @@ template <class S = float> class LoraFolderWriter {
     };
     for (const auto& [name, module] : modules_) {
       add(targets, name, "");
-      // A pattern is an expression whose dots stand for any letter, and the first that matches the end of a path wins; so that no path
-      // takes another's number, every path has its own, from its beginning, with its dots escaped.
+      // A pattern is an expression in which a dot matches any character, and the first that matches the end of a path wins. Every path
+      // therefore has its own pattern: anchored at its beginning, with its dots escaped.
       if (module.rank() != first.rank()) add(ranks, pattern(name), detail::text(": ", module.rank()));
       if (module.alpha != first.alpha) add(alphas, pattern(name), ": " + number(module.alpha));
     }
@@ -177,7 +176,7 @@ template <class S = float> class LoraFolderWriter {
                         ",\n  \"modules_to_save\": null,\n  \"layers_to_transform\": null,\n  \"layers_pattern\": null",
                         ",\n  \"rank_pattern\": ", closed('{', ranks, '}'), ",\n  \"alpha_pattern\": ", closed('{', alphas, '}'), "\n}\n");
   }
-  /// The shortest digits that read back as alpha. PEFT's type for it is int: whole ones are written so.
+  /// The shortest digits that read back as alpha. PEFT types it as int, so whole numbers are written without a point.
   static std::string number(double alpha) {
     if (alpha == std::floor(alpha) && std::abs(alpha) < 1e15) return std::to_string(static_cast<long long>(alpha));
     char digits[32];

@@ -29,11 +29,11 @@ namespace pith { inline namespace v0 {
 
 /// A safetensors file: named tensors over bytes that are mapped or in memory. Copies share the bytes.
 ///
-/// Every rule of the format is checked on opening, so a Safetensors that exists is sound: no offset leads outside the file, no
-/// size overflows, no two tensors overlap. Opening reads the header only.
+/// Opening checks every rule of the format and reads the header only. An open Safetensors is therefore sound: no offset leads outside the
+/// file, no size overflows, no two tensors overlap.
 class Safetensors {
  public:
-  /// Throws   FormatError naming file, tensor, what was expected and found
+  /// Throws   FormatError naming file, tensor, found and expected
   static Safetensors map(const std::filesystem::path& path) { return Safetensors(detail::FileBytes::map(path)); }
   static Safetensors read(const std::filesystem::path& path) { return Safetensors(detail::FileBytes::read(path)); }
   static Safetensors parse(std::vector<std::byte> bytes, std::string name = "memory") {
@@ -47,15 +47,15 @@ class Safetensors {
       : file_(std::move(file)),
         header_(std::make_shared<const detail::SafetensorsHeader>(detail::read_header(file_.bytes(), file_.name()))) {}
 
-  const std::string& name() const { return file_.name(); }  ///< the file, for messages
+  const std::string& name() const { return file_.name(); }  ///< the file's name, for messages
   std::size_t size() const { return file_.size(); }         ///< bytes of the whole file
   bool mapped() const { return file_.mapped(); }
   std::span<const TensorInfo> tensors() const { return header_->tensors; }  ///< in the order of their data
   const std::map<std::string, std::string>& metadata() const { return header_->metadata; }
-  /// Keeps every view of this file's tensors valid for as long as it is held.
+  /// Keeps all tensor views of this file valid while it is held.
   const std::shared_ptr<const void>& keep_alive() const { return file_.keep_alive(); }
 
-  /// The tensor of that name, or nullptr. O(log tensors).
+  /// Returns the tensor with this name, or nullptr. O(log tensors).
   const TensorInfo* find(std::string_view tensor) const {
     const auto& tensors = header_->tensors;
     const auto at = std::lower_bound(header_->by_name.begin(), header_->by_name.end(), tensor,
@@ -63,16 +63,16 @@ class Safetensors {
     return at != header_->by_name.end() && tensors[*at].name == tensor ? &tensors[*at] : nullptr;
   }
 
-  /// The tensor of that name.
+  /// Returns the tensor with this name.
   ///
-  /// Throws   FormatError naming the one most like it
+  /// Throws   FormatError naming the most similar name
   const TensorInfo& at(std::string_view tensor) const {
     const TensorInfo* info = find(tensor);
     if (info == nullptr) raise_missing(tensor);
     return *info;
   }
 
-  /// The tensor's memory; `tensor` is one of this file's.
+  /// The tensor's memory; `tensor` must be one of this file's.
   std::span<const std::byte> bytes(const TensorInfo& tensor) const {
     if (tensor.begin > tensor.end || tensor.end > file_.size() - header_->data_begin) [[unlikely]]
       raise<FormatError>(
@@ -80,17 +80,17 @@ class Safetensors {
     return file_.bytes().subspan(header_->data_begin + tensor.begin, tensor.bytes());
   }
   std::span<const std::byte> bytes(std::string_view tensor) const { return bytes(at(tensor)); }
-  /// Says that the tensor has been read: FileBytes::release().
+  /// Call after reading a tensor: frees its pages (FileBytes::release()).
   void release(const TensorInfo& tensor) const { file_.release(bytes(tensor)); }
 
-  /// Whether the tensor lies on a multiple of its element size, as most writers arrange and the format does not demand.
+  /// Whether the tensor's data is aligned to its element size; most writers align, the format does not require it.
   template <class T> bool aligned(const TensorInfo& tensor) const {
     return reinterpret_cast<std::uintptr_t>(bytes(tensor).data()) % alignof(T) == 0;
   }
 
-  /// The tensor where it lies, without a copy. Valid while this, a copy, or keep_alive() exists.
+  /// A view of the tensor, without a copy. Valid while this, a copy, or keep_alive() exists.
   ///
-  /// Throws   FormatError if there is none, it has another rank or type, or lies misaligned (load_matrix() copies)
+  /// Throws   FormatError if the tensor is missing, misaligned (load_matrix() copies), or of another rank or type
   template <class T> ConstMatrixRef<T> matrix(std::string_view tensor) const {
     const TensorInfo& info = ranked(tensor, 2);
     return {in_place<T>(info), info.shape[0], info.shape[1]};
@@ -102,7 +102,7 @@ class Safetensors {
 
   /// A copy as S. Floating S takes F64, F32, F16 and BF16 (F64 is rounded to float); integral S takes any integer type whose values fit.
   ///
-  /// Throws   FormatError if there is none, it has another rank, or a value does not fit; UnsupportedError for another type
+  /// Throws   FormatError if the tensor is missing, has another rank, or a value does not fit; UnsupportedError for another type
   template <class S> Matrix<S> load_matrix(std::string_view tensor) const {
     const TensorInfo& info = ranked(tensor, 2);
     Matrix<S> out(info.shape[0], info.shape[1]);
@@ -113,7 +113,7 @@ class Safetensors {
     ranked(tensor, 1);
     return load_values<S>(tensor);
   }
-  /// As load_vector(), for a tensor of any rank: its values in row-major order.
+  /// Like load_vector(), for a tensor of any rank: its values in row-major order.
   template <class S> Vector<S> load_values(std::string_view tensor) const {
     const TensorInfo& info = at(tensor);
     Vector<S> out(info.elements());
@@ -121,7 +121,7 @@ class Safetensors {
     return out;
   }
 
-  /// As load_values(), into memory for tensor.elements() values.
+  /// Like load_values(), into memory for tensor.elements() values.
   template <class S> void copy_values(const TensorInfo& tensor, S* out) const {
     detail::check_conversion<S>(name(), tensor);
     const Index bad = detail::convert_values(tensor.dtype, bytes(tensor).data(), tensor.elements(), out);
@@ -155,7 +155,8 @@ class Safetensors {
   [[noreturn]] void raise_missing(std::string_view tensor) const {
     const TensorInfo* nearest = nullptr;
     std::size_t best = 0;
-    for (const TensorInfo& other : header_->tensors) {  // ends in common: enough to catch a wrong layer, prefix or suffix
+    for (const TensorInfo& other : header_->tensors) {  // similarity: length of common start and end, enough to catch a wrong layer, prefix
+                                                        // or suffix
       const std::size_t shorter = (std::min)(tensor.size(), other.name.size());
       std::size_t front = 0, back = 0;
       while (front < shorter && tensor[front] == other.name[front]) ++front;

@@ -21,15 +21,15 @@
 
 namespace pith { inline namespace v0 {
 
-/// Collects tensors and writes them as one safetensors file, whole or not at all.
+/// Collects tensors and writes them as one safetensors file, completely or not at all.
 ///
-/// The header is padded to 8 bytes and tensors go by element size, largest first, then by name: every tensor lies aligned, and
-/// the same tensors make the same bytes.
+/// The header is padded to 8 bytes, and tensors are ordered by element size (largest first), then by name: every tensor is aligned, and
+/// equal tensors give equal bytes.
 ///
-/// Throws   FormatError for a name given twice, text that is not UTF-8, data of another size than its shape, and what the system refuses
+/// Throws   FormatError for a name given twice, text that is not UTF-8, data whose size does not match its shape, and errors of the system
 class SafetensorsWriter {
  public:
-  /// Text about the file; a key given again replaces the earlier text.
+  /// Adds metadata text; a repeated key replaces the earlier text.
   void metadata(const std::string& key, std::string value) {
     detail::check_utf8("metadata key", key);
     detail::check_utf8("metadata", value);
@@ -62,12 +62,12 @@ class SafetensorsWriter {
     insert({std::move(name), dtype, std::move(shape), std::vector<std::byte>(data.begin(), data.end()), {}});
   }
 
-  /// Remembers where the data is: it must stay there until the file is written. For tensors too large to hold twice.
+  /// Adds a tensor without a copy: the data must stay in place until the file is written. For tensors too large to hold twice.
   void add_view(std::string name, DType dtype, std::vector<Index> shape, std::span<const std::byte> data) {
     insert({std::move(name), dtype, std::move(shape), {}, data});
   }
 
-  /// Writes the file beside its name and renames it over what was there.
+  /// Writes a temporary file and renames it over `path`.
   void write(const std::filesystem::path& path) const {
     detail::AtomicFile file(path);
     write(file);
@@ -80,7 +80,7 @@ class SafetensorsWriter {
     for (const Entry* entry : order) file.write(entry->bytes());
   }
 
-  /// The same file in memory.
+  /// The file as bytes in memory.
   std::vector<std::byte> bytes() const {
     const std::vector<const Entry*> order = ordered();
     std::vector<std::byte> out = header(order);

@@ -22,21 +22,21 @@
 
 namespace pith { inline namespace v0 {
 
-/// Writes all that a session knows into a safetensors file: rows as they are stored, positions, what policies keep, and the logits after
-/// the newest token. Not what it is made of: model, adapter, policies and prefix are named, by fingerprint and layout, and must be there at
-/// load.
+/// Saves the state of a session as a safetensors file: rows as stored, positions, the policies' statistics, and the logits after the newest
+/// token. Model, adapter, policies and prefix are not saved: the file names them by fingerprint and layout, and they must be present when
+/// it is loaded.
 ///
 /// Heap     a copy of the rows
-/// Throws   StateError inside a journal, FormatError with what the system refuses
+/// Throws   StateError inside a journal, FormatError with the system's error
 template <class S, KvStorage T> void save_session(const Session<S, T>& session, const std::filesystem::path& path);
 
-/// Goes on from where a session of the same model, storage, policies and prefix was saved.
+/// Continues from a saved session with the same model, storage, policies and prefix.
 ///
-/// Throws   FormatError for a file that is none of save_session()'s, is damaged, or belongs to a session made of something else; then the
-///          session is as it was
+/// Throws   FormatError for a file not written by save_session(), a damaged one, or one of a different session; the session is then
+///          unchanged
 template <class S, KvStorage T> void load_session(Session<S, T>& session, const std::filesystem::path& path);
 
-/// The same for one cache of somebody's own loop.
+/// Overloads for one cache of a user's own loop.
 template <class P, class M, KvStorage T> void save_cache(const KvCache<P, M, T>& cache, const std::filesystem::path& path);
 template <class P, class M, KvStorage T> void load_cache(KvCache<P, M, T>& cache, const std::filesystem::path& path);
 
@@ -44,7 +44,7 @@ namespace detail {
 
 inline constexpr std::string_view session_format = "pith session 1";
 
-/// What a row is made of in a file: bytes of Q8 have no other name.
+/// The element type of stored rows; Q8 rows are saved as bytes.
 template <KvStorage T> using StoredUnit = std::conditional_t<std::is_same_v<T, Q8>, std::uint8_t, T>;
 
 template <KvStorage T> void write_cache(SafetensorsWriter& writer, const std::string& prefix, const KvSnapshot<T>& s) {
@@ -114,7 +114,7 @@ class SnapshotReader {
   }
 
   std::uint64_t fingerprint() const { return number("fingerprint", text_of("fingerprint")); }
-  /// Fingerprint of the adapter in use when it was saved; 0: none.
+  /// Fingerprint of the adapter in use when saved; 0: none.
   std::uint64_t adapter() const { return text_of("adapter") == "none" ? 0 : number("adapter", text_of("adapter")); }
 
   [[noreturn]] void refuse(const std::string& why) const { raise<FormatError>(text("pith: ", in_quotes(file_.name()), " ", why)); }
@@ -150,7 +150,7 @@ class SnapshotReader {
 
 inline std::string layer_prefix(std::size_t layer) { return text("layers.", layer, "."); }
 
-/// A writer that says what the file is.
+/// A writer with the metadata of a session file.
 inline SafetensorsWriter session_writer() {
   SafetensorsWriter writer;
   writer.metadata("format", std::string(session_format));

@@ -10,7 +10,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// One tensor of a safetensors file, as its header describes it.
+/// A tensor of a safetensors file, as its header describes it.
 struct TensorInfo {
   std::string name;
   DType dtype = DType::f32;
@@ -23,10 +23,10 @@ struct TensorInfo {
   std::size_t bytes() const { return end - begin; }
 };
 
-/// Limits of reader and writer. The first is the format's own; the others let no header cost more than 64 MB of memory besides its bytes.
+/// Limits of reader and writer. The first is the format's; the others bound a header's cost to 64 MB of memory besides its bytes.
 inline constexpr std::size_t max_header_bytes = 100'000'000;
 inline constexpr std::size_t max_header_entries = std::size_t{1} << 18;     ///< tensors
-inline constexpr std::size_t max_header_text_bytes = std::size_t{4} << 20;  ///< of one text of the metadata, as JSON writes it
+inline constexpr std::size_t max_header_text_bytes = std::size_t{4} << 20;  ///< of one metadata text, as JSON writes it
 inline constexpr std::size_t max_header_memory = std::size_t{42} << 20;     ///< for names, shapes and metadata
 inline constexpr std::size_t max_tensor_name_bytes = 4096;
 inline constexpr std::size_t max_tensor_rank = 64;
