@@ -1,4 +1,5 @@
 #pragma once
+// Activation functions: SiLU, GELU, ReLU, tanh, and SwiGLU's silu(gate) ∘ up.
 
 #include <cmath>
 #include <concepts>
@@ -10,7 +11,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// A function of one number. Optional: `template <class S> packets(p)`, the same function of a packet, bit for bit;
+/// A function of one number. Optional members: `template <class S> packets(p)`, the same function of a packet, bit for bit;
 /// derivative(z), for training.
 template <class A, class S>
 concept Activation = requires(const A a, S z) {
@@ -21,7 +22,7 @@ namespace detail {
 
 template <class S> using packet_t = typename Simd<S>::Packet;
 
-/// 1 / (1 + e^-z), from e^-|z|: neither end overflows, and far out it is exactly 0 or 1.
+/// 1 / (1 + e^-z), computed from e^-|z|: it overflows at neither end, and far out it is exactly 0 or 1.
 template <class S> packet_t<S> sigmoid(packet_t<S> z) {
   using V = Simd<S>;
   const packet_t<S> one = V::broadcast(S(1)), e = V::exp_down(V::sub(V::zero(), V::abs(z)));
@@ -31,7 +32,7 @@ template <class S> packet_t<S> sigmoid(packet_t<S> z) {
 /// z · sigmoid(z)
 template <class S> packet_t<S> silu(packet_t<S> z) { return Simd<S>::mul(z, sigmoid<S>(z)); }
 
-/// √(2/π) (z + 0.044715 z³), what the tanh form of gelu takes the tanh of.
+/// √(2/π) (z + 0.044715 z³), the argument of tanh in the tanh form of GELU.
 template <class S> packet_t<S> gelu_argument(packet_t<S> z) {
   using V = Simd<S>;
   constexpr S root = S(0.79788456080286535588), cubic = root * S(0.044715);
@@ -42,7 +43,7 @@ template <class S> S of_one(packet_t<S> p) { return Simd<S>::first(p); }
 
 }  // namespace detail
 
-/// z / (1 + e^-z); the gate of Llama's feed-forward block.
+/// SiLU: z / (1 + e^-z), the gate of Llama's feed-forward block.
 ///
 /// Paper    arXiv:1702.03118
 struct Silu {
@@ -54,7 +55,7 @@ struct Silu {
   template <class S> detail::packet_t<S> packets(detail::packet_t<S> z) const { return detail::silu<S>(z); }
 };
 
-/// z Φ(z) with the normal distribution itself (`gelu` in config.json).
+/// GELU: z Φ(z), with the exact normal distribution Φ (`gelu` in config.json).
 ///
 /// Paper    arXiv:1606.08415
 struct Gelu {
@@ -65,7 +66,7 @@ struct Gelu {
   }
 };
 
-/// 0.5 z (1 + tanh(√(2/π) (z + 0.044715 z³))) (`gelu_new` and `gelu_pytorch_tanh`).
+/// GELU's tanh form: 0.5 z (1 + tanh(√(2/π) (z + 0.044715 z³))) (`gelu_new` and `gelu_pytorch_tanh`).
 struct GeluTanh {
   template <std::floating_point S> S operator()(S z) const { return detail::of_one<S>(packets<S>(detail::Simd<S>::broadcast(z))); }
   template <std::floating_point S> S derivative(S z) const {
@@ -74,13 +75,13 @@ struct GeluTanh {
     constexpr S root = S(0.79788456080286535588);
     return s + z * S(2) * s * (S(1) - s) * root * (S(1) + S(3) * S(0.044715) * z * z);
   }
-  template <class S> detail::packet_t<S> packets(detail::packet_t<S> z) const {  // (1 + tanh u) / 2 is sigmoid(2u)
+  template <class S> detail::packet_t<S> packets(detail::packet_t<S> z) const {  // (1 + tanh u) / 2 = sigmoid(2u)
     const detail::packet_t<S> u = detail::gelu_argument<S>(z);
     return detail::Simd<S>::mul(z, detail::sigmoid<S>(detail::Simd<S>::add(u, u)));
   }
 };
 
-/// max(z, 0); NaN stays NaN.
+/// ReLU: max(z, 0); NaN stays NaN.
 struct Relu {
   template <std::floating_point S> S operator()(S z) const { return z < S(0) ? S(0) : z; }
   template <std::floating_point S> S derivative(S z) const { return z > S(0) ? S(1) : S(0); }
@@ -89,7 +90,7 @@ struct Relu {
   }
 };
 
-/// (e^z − e^-z) / (e^z + e^-z)
+/// tanh: (e^z − e^-z) / (e^z + e^-z)
 struct Tanh {
   template <std::floating_point S> S operator()(S z) const { return std::tanh(z); }
   template <std::floating_point S> S derivative(S z) const {
@@ -100,7 +101,7 @@ struct Tanh {
 
 /// Applies an activation to every number, in place.
 ///
-/// Law      a number's result depends on that number alone, bit for bit: not on its place, nor on its company
+/// Law      a number's result depends on that number alone, bit for bit: not on its place or its neighbours
 template <class S, Activation<S> A> void activate(const A& activation, MatrixRef<S> x) {
   for (Index t = 0; t < x.rows(); ++t) {
     S* row = x.data() + t * x.outerStride();
@@ -112,7 +113,7 @@ template <class S, Activation<S> A> void activate(const A& activation, MatrixRef
   }
 }
 
-/// out = silu(gate) ∘ up, the middle of SwiGLU.
+/// out = silu(gate) ∘ up, the middle step of SwiGLU.
 ///
 /// Shapes   gate, up, out [tokens, features]; out may be gate or up
 /// Throws   ShapeError if they disagree

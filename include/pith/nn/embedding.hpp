@@ -1,4 +1,5 @@
 #pragma once
+// Token embeddings: a table with a row for each token.
 
 #include <concepts>
 #include <cstddef>
@@ -15,13 +16,13 @@
 
 namespace pith { inline namespace v0 {
 
-/// What an embedding table may be stored as.
+/// The types an embedding table may be stored in.
 template <class T>
 concept EmbeddingStorage = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, bfloat16> || std::same_as<T, half>;
 
-/// A table of token rows [vocabulary, features], kept in the type of the file it came from and widened to S row by row.
+/// A table of token rows [vocabulary, features], stored in the type of its file; each row is widened to S when it is read.
 ///
-/// Immutable, so copies share the table. It owns its rows, or maps rows that somebody else owns and keeps that owner alive.
+/// It owns its rows, or maps another owner's rows and keeps that owner alive. It is immutable, and copies share the table.
 template <class S = float> class Embedding {
  public:
   using Scalar = S;
@@ -34,7 +35,7 @@ template <class S = float> class Embedding {
     *this = Embedding(ConstMatrixRef<T>(*owned), owned);
   }
 
-  /// Maps rows that `keep_alive` owns; without it they must outlive the embedding and its copies.
+  /// Maps rows that `keep_alive` owns; without `keep_alive` the rows must outlive the embedding and its copies.
   template <EmbeddingStorage T>
   explicit Embedding(ConstMatrixRef<T> rows, std::shared_ptr<const void> keep_alive = nullptr)
       : owner_(std::move(keep_alive)),
@@ -45,8 +46,8 @@ template <class S = float> class Embedding {
         row_bytes_(static_cast<std::size_t>(rows.outerStride()) * sizeof(T)),
         value_bytes_(sizeof(T)) {}
 
-  Index rows() const { return rows_; }  ///< tokens of the vocabulary
-  Index cols() const { return cols_; }  ///< features of a token
+  Index rows() const { return rows_; }  ///< size of the vocabulary
+  Index cols() const { return cols_; }  ///< features of each token
   std::size_t bytes() const { return static_cast<std::size_t>(rows_) * static_cast<std::size_t>(cols_) * value_bytes_; }
 
   /// out[i] = row of tokens[i], widened.
@@ -102,7 +103,7 @@ template <EmbeddingStorage T> Embedding(Matrix<T>) -> Embedding<arithmetic_t<T>>
 template <EmbeddingStorage T> Embedding(ConstMatrixRef<T>) -> Embedding<arithmetic_t<T>>;
 template <EmbeddingStorage T> Embedding(ConstMatrixRef<T>, std::shared_ptr<const void>) -> Embedding<arithmetic_t<T>>;
 
-/// out = the soft prompt's rows, then the rows of the tokens: what a decoder is fed under prompt tuning.
+/// out = [soft prompt; E[tokens]]: the soft prompt's rows, then the rows of the tokens, as a decoder reads them under prompt tuning.
 ///
 /// Shapes   soft_rows [soft, features] · out [soft + tokens, features]
 /// Heap     none
@@ -117,7 +118,7 @@ void prepend(std::type_identity_t<ConstMatrixRef<S>> soft_rows, const Embedding<
   out.topRows(soft_rows.rows()) = soft_rows;
 }
 
-/// out = the soft prompt's rows, then rows that are embedded already.
+/// out = [soft prompt; token rows], for tokens that are embedded already.
 ///
 /// Shapes   soft_rows [soft, features] · token_rows [tokens, features] · out [soft + tokens, features]
 /// Heap     none

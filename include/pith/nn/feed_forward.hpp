@@ -1,4 +1,5 @@
 #pragma once
+// Feed-forward blocks of a transformer: the plain block and SwiGLU.
 
 #include <algorithm>
 #include <concepts>
@@ -15,9 +16,9 @@ namespace pith { inline namespace v0 {
 
 namespace detail {
 
-inline constexpr Index feed_forward_tile = 64;  // tokens whose hidden rows exist at once
+inline constexpr Index feed_forward_tile = 64;  // tokens whose hidden rows are held at the same time
 
-/// forward(x, y, ws) in tiles of tokens: `tile(x, y, tokens)` for each.
+/// Calls tile(x, y, tokens) for one tile of tokens after another.
 template <class S, class F> void in_tiles(ConstMatrixRef<S> x, MatrixRef<S> y, F&& tile) {
   for (Index t = 0; t < x.rows(); t += feed_forward_tile) {
     const Index tokens = (std::min)(feed_forward_tile, x.rows() - t);
@@ -33,10 +34,10 @@ inline void check_chain(std::string_view where, std::string_view what, Index is,
 
 }  // namespace detail
 
-/// down(act(up(x))), the feed-forward block of a transformer. Any LinearOp can stand in either place: an adapter around a Linear too.
+/// y = down(act(up(x))), the feed-forward block of a transformer. Both layers may be any LinearOp, such as an adapter around a Linear.
 ///
 /// Shapes   up [in → hidden] · down [hidden → out] · x [tokens, in] · y [tokens, out]
-/// Heap     none in forward(x, y, ws), given ws of workspace_bytes(tokens, workers); hidden rows of at most 64 tokens exist at once
+/// Heap     none in forward(x, y, ws), given ws of workspace_bytes(tokens, workers), which holds hidden rows of at most 64 tokens
 /// Throws   ShapeError if the layers or the shapes disagree
 /// Law      a row's result depends on that row alone, bit for bit, if that holds for both layers
 template <LinearOp Up = Linear<float>, LinearOp Down = Up, class Act = Gelu>
@@ -84,10 +85,10 @@ class FeedForward {
   Act activation_;
 };
 
-/// down(silu(gate(x)) ∘ up(x)), the feed-forward block of the Llama family.
+/// SwiGLU: y = down(silu(gate(x)) ∘ up(x)), the feed-forward block of the Llama family.
 ///
 /// Shapes   gate, up [in → hidden] · down [hidden → out] · x [tokens, in] · y [tokens, out]
-/// Heap     none in forward(x, y, ws), given ws of workspace_bytes(tokens, workers); hidden rows of at most 64 tokens exist at once
+/// Heap     none in forward(x, y, ws), given ws of workspace_bytes(tokens, workers), which holds hidden rows of at most 64 tokens
 /// Throws   ShapeError if the layers or the shapes disagree
 /// Law      a row's result depends on that row alone, bit for bit, if that holds for the three layers
 /// Paper    arXiv:2002.05202

@@ -1,4 +1,5 @@
 #pragma once
+// Linear layers with weights of eight bits and one scale for each output.
 
 #include <algorithm>
 #include <cmath>
@@ -21,10 +22,11 @@ namespace pith { inline namespace v0 {
 
 namespace detail {
 
-/// codes = round(w / scale), scale = max |w| / 127, halves away from zero. Returns the scale: 0 for a row of zeros or of nothing above
-/// 127 of the smallest normal numbers, not-a-number for a row that holds one or an infinity.
+/// codes = round(w / scale) with scale = max |w| / 127, halves rounded away from zero. Returns the scale.
+///
+/// The scale is 0 if max |w| / 127 is not a normal number (zeros, or very small weights), and NaN if the row holds NaN or infinity.
 template <class T> float int8_encode(const T* w, Index n, std::int8_t* codes) {
-  float largest = 0, odd = 0;  // odd: not-a-number as soon as anything is not finite
+  float largest = 0, odd = 0;  // odd: NaN once any weight is not finite
   for (Index k = 0; k < n; ++k) {
     const float v = widen(w[k]);
     largest = (std::max)(largest, std::abs(v));
@@ -39,7 +41,7 @@ template <class T> float int8_encode(const T* w, Index n, std::int8_t* codes) {
   }
   const float inverse = 1 / scale;
   for (Index k = 0; k < n; ++k) {
-    const float v = widen(w[k]) * inverse;  // at most 127 and a rounding: the cast below cannot overflow
+    const float v = widen(w[k]) * inverse;  // at most 127 up to rounding: the cast below cannot overflow
     codes[k] = static_cast<std::int8_t>(static_cast<std::int32_t>(v + std::copysign(.5f, v)));
   }
   return scale;
@@ -47,15 +49,15 @@ template <class T> float int8_encode(const T* w, Index n, std::int8_t* codes) {
 
 }  // namespace detail
 
-/// A weight matrix in bytes: w[o, k] ≈ scale[o] · code[o, k], codes in -127 … 127, one scale for each output. A quarter of the bytes of
-/// float; what is multiplied by them stays float.
+/// A weight matrix in bytes: w[o, k] ≈ scale[o] · code[o, k], with codes in -127 … 127 and one scale for each output.
 ///
-/// Quantised and packed once, immutable, and shared by copies. A row with a number that is not finite decodes to not-a-number as a whole.
+/// It takes a quarter of the memory of float; activations stay float. It is quantised and packed once, immutable, and shared by copies. A
+/// row that holds NaN or infinity decodes to NaN as a whole.
 ///
 /// Shapes   weight [out, in], float, bfloat16 or half · scales [out]
-/// Heap     once, at construction; besides, until that is over, 32 rows of codes
+/// Heap     once, at construction, plus 32 rows of codes while it is constructed
 /// Throws   CapacityError if the panels could not be addressed
-/// Law      each decoded weight is off by at most half its row's scale, max |w[o, ·]| / 254, and a rounding
+/// Law      each decoded weight is off by at most half its row's scale, max |w[o, ·]| / 254, plus rounding
 class Int8Weight {
  public:
   using Scalar = float;
@@ -66,7 +68,7 @@ class Int8Weight {
       : Int8Weight(weight.rows(), weight.cols(), [&](Index first, Index n) { return weight.middleRows(first, n); }) {}
   template <detail::EigenDense W> explicit Int8Weight(const W& weight) : Int8Weight(ConstMatrixRef<detail::scalar_t<W>>(weight)) {}
 
-  /// Of rows that are made as they are needed, as PackedWeight takes them: a block of float, bfloat16 or half.
+  /// Takes rows from a callback, as PackedWeight does: rows_at(first, n) returns n rows of float, bfloat16 or half.
   template <class RowsAt> Int8Weight(Index out, Index in, const RowsAt& rows_at) : scales_(out) {
     using Stored = std::remove_cvref_t<decltype(*rows_at(0, 0).data())>;
     static_assert(std::is_same_v<arithmetic_t<Stored>, float>, "pith: int8 weights are computed in float: pass float, bfloat16 or half");
@@ -85,7 +87,7 @@ class Int8Weight {
   const PackedWeight<std::int8_t>& codes() const { return codes_; }
   const Vector<float>& scales() const { return scales_; }
 
-  /// Rows first_row … of what it stands for, scale · code.
+  /// Writes the decoded rows first_row …, scale · code.
   ///
   /// Shapes   rows [any, in]
   /// Throws   ShapeError if there are no such rows
@@ -101,7 +103,7 @@ class Int8Weight {
 
 namespace detail {
 
-/// Panels of codes, whose sums become outputs when they are scaled.
+/// Panels of codes; finish() scales their sums to outputs.
 struct Int8Panels : PackedPanels<std::int8_t> {
   const float* scales;
   const float* bias;  // nullptr: none
@@ -119,10 +121,10 @@ struct Int8Panels : PackedPanels<std::int8_t> {
 
 }  // namespace detail
 
-/// y = x Wᵀ + bias over bytes: y[t, o] = scale[o] · Σ_k x[t, k] code[o, k] + bias[o]. x is not rounded.
+/// y = x Wᵀ + bias for 8-bit weights: y[t, o] = scale[o] · Σ_k x[t, k] code[o, k] + bias[o]. x is not rounded.
 ///
 /// Shapes   x [tokens, in] · w [out, in] · bias [out] or empty · y [tokens, out]; y overlaps none of the others
-/// Cost     2·tokens·in·out flops; one token at the speed of reading a byte for each weight
+/// Cost     2·tokens·in·out flops; one token takes the time of reading a byte for each weight
 /// Heap     none, given ws of matmul_workspace_bytes<std::int8_t>(tokens, in, workers)
 /// Throws   ShapeError if the shapes disagree, CapacityError if ws is too small
 /// Law      each sum is one multiply-add chain over k in ascending order from 0, scaled once: its bits depend on its own row of x and of w
@@ -133,13 +135,13 @@ inline void matmul(ConstMatrixRef<float> x, const Int8Weight& w, ConstVectorRef<
                   detail::Int8Panels{{w.codes()}, w.scales().data(), bias.size() != 0 ? bias.data() : nullptr}, ws);
 }
 
-/// y = x Wᵀ + bias over bytes: the cheapest form to decode from, and to draft with. Copies share the codes.
+/// y = x Wᵀ + bias for 8-bit weights: the cheapest form for decoding and for draft models. Copies share the codes.
 ///
 /// Shapes   weight [out, in] · bias [out] or empty · x [tokens, in] · y [tokens, out]
-/// Cost     2·tokens·in·out flops; one token at the speed of reading a byte for each weight
+/// Cost     2·tokens·in·out flops; one token takes the time of reading a byte for each weight
 /// Heap     at construction only
 /// Throws   ShapeError if the shapes disagree
-/// Law      forward() is within rounding of Linear over what copy_weight() gives
+/// Law      forward() is within rounding of a Linear over the rows that copy_weight() writes
 class Int8Linear {
  public:
   using Scalar = float;

@@ -1,4 +1,5 @@
 #pragma once
+// Linear layers y = x Wᵀ + bias: over an own matrix, another owner's matrix, or packed panels.
 
 #include <algorithm>
 #include <concepts>
@@ -17,19 +18,19 @@
 namespace pith { inline namespace v0 {
 
 namespace detail {
-/// Enough for forward and for backward, whose depth is out.
+/// Bytes of workspace for forward (depth in) and backward (depth out).
 template <class S> std::size_t dense_workspace_bytes(Index in, Index out, Index tokens, Index workers) {
   return matmul_workspace_bytes<S>(tokens, (std::max)(in, out), workers);
 }
 }  // namespace detail
 
-/// y = x Wᵀ + bias, owning its numbers.
+/// y = x Wᵀ + bias; owns its weight and bias.
 ///
 /// Shapes   weight [out, in] · bias [out] or empty · x [tokens, in] · y [tokens, out]
 /// Cost     2·tokens·in·out flops
 /// Heap     none in forward(x, y, ws) and backward(dy, dx, ws), given ws of workspace_bytes(tokens, workers)
 /// Throws   ShapeError if the shapes disagree
-/// Law      the same bits as LinearView and PackedLinear of the same numbers, however many tokens there are
+/// Law      the same bits as LinearView and PackedLinear of the same numbers, for any number of tokens
 template <class S = float> class Linear {
  public:
   using Scalar = S;
@@ -38,7 +39,7 @@ template <class S = float> class Linear {
   explicit Linear(Matrix<S> weight, Vector<S> bias = {}) : weight_(std::move(weight)), bias_(std::move(bias)) {
     detail::check_bias("Linear", weight_.rows(), bias_.size());
   }
-  /// Does not compile: it would be a copy of another layout.
+  /// Does not compile: a column-major weight would be copied into another layout.
   template <detail::ColumnMajor W> explicit Linear(const W&, Vector<S> = {}) { detail::bindable<S, W>(); }
 
   void forward(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const { matmul(x, ConstMatrixRef<S>(weight_), bias(), y, ws); }
@@ -62,7 +63,7 @@ template <class S = float> class Linear {
   Vector<S> bias_;
 };
 
-/// The same over somebody else's numbers, possibly stored narrower (T) than they are computed with (S). They must outlive it.
+/// y = x Wᵀ + bias over a weight and bias that the caller owns and that must outlive the view. T, the stored type, may be narrower than S.
 ///
 /// Shapes   weight [out, in], any row stride · bias [out] or empty
 template <class S = float, class T = S> class LinearView {
@@ -76,13 +77,13 @@ template <class S = float, class T = S> class LinearView {
     detail::check_bias("LinearView", weight.rows(), bias.size());
   }
   explicit LinearView(const Linear<S>& linear) requires std::same_as<S, T> : LinearView(linear.weight(), linear.bias()) {}
-  LinearView(Linear<S>&&) = delete;  // it would outlive what it shows
+  LinearView(Linear<S>&&) = delete;  // the view would outlive its layer
   template <detail::OwningTemporary W> explicit LinearView(W&&) = delete;
   template <class W, class B>
   requires(detail::OwningTemporary<W> || detail::OwningTemporary<B>) LinearView(W&&, B&&)
   = delete;
   LinearView(const LinearView&) = default;
-  LinearView& operator=(const LinearView& other) {  // a map assigned to copies numbers: bind again instead
+  LinearView& operator=(const LinearView& other) {  // assigning a map would copy its numbers: bind it again instead
     std::construct_at(&weight_, other.weight_);
     std::construct_at(&bias_, other.bias_);
     return *this;
@@ -115,7 +116,7 @@ template <detail::EigenDense W> LinearView(const W&) -> LinearView<arithmetic_t<
 template <detail::EigenDense W, class B>
 LinearView(const W&, const B&) -> LinearView<arithmetic_t<detail::scalar_t<W>>, detail::scalar_t<W>>;
 
-/// The same over panels packed once: the form for decoding, where reading the weights is all the time there is. Copies share the panels.
+/// y = x Wᵀ + bias over panels packed once: the form for decoding, where reading the weights takes all the time. Copies share the panels.
 ///
 /// Heap     at construction only
 template <class S = float, class T = S> class PackedLinear {
@@ -158,16 +159,16 @@ template <detail::EigenDense W> PackedLinear(const W&) -> PackedLinear<arithmeti
 template <detail::EigenDense W, class B>
 PackedLinear(const W&, const B&) -> PackedLinear<arithmetic_t<detail::scalar_t<W>>, detail::scalar_t<W>>;
 
-/// Any LinearOp behind one type and one virtual call: what a decoder holds. Copies share the same immutable layer.
+/// Any LinearOp behind one type and one virtual call; a decoder holds its layers in it. Copies share the same immutable layer.
 ///
-/// Heap     once, when it is made of a layer
-/// Throws   StateError when an empty one is asked for anything but empty(); UnsupportedError when the layer lacks what is asked for
+/// Heap     once, when it is made from a layer
+/// Throws   StateError if it is empty and any member but empty() is called; UnsupportedError if the layer lacks the member called
 template <class S = float> class AnyLinear {
  public:
   using Scalar = S;
 
   AnyLinear() = default;
-  /// `keep_alive` is held as long as the layer is: the mapping a view looks into.
+  /// Holds `keep_alive` as long as the layer: for example the file mapping under a LinearView.
   template <class L>
   requires(!std::same_as<std::remove_cvref_t<L>, AnyLinear> && LinearOp<std::remove_cvref_t<L>>)
       AnyLinear(L&& op, std::shared_ptr<const void> keep_alive = {})

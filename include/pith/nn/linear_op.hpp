@@ -1,4 +1,5 @@
 #pragma once
+// The concept of a linear layer, y = x Wᵀ + bias, which all other layers and adapters take.
 
 #include <concepts>
 #include <cstddef>
@@ -11,7 +12,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// A projection: y = x Wᵀ + bias. Optional members: backward(dy, dx, ws), workspace_bytes(tokens, workers), bytes().
+/// A linear layer: forward() computes y = x Wᵀ + bias. Optional members: backward(dy, dx, ws), workspace_bytes(tokens, workers), bytes().
 template <class L>
 concept LinearOp = requires(const L l, ConstMatrixRef<typename L::Scalar> x, MatrixRef<typename L::Scalar> y, Workspace& ws) {
   { l.in() } -> std::convertible_to<Index>;
@@ -19,14 +20,14 @@ concept LinearOp = requires(const L l, ConstMatrixRef<typename L::Scalar> x, Mat
   l.forward(x, y, ws);
 };
 
-/// A base whose numbers can be read: for merging, DoRA's norm, writing.
+/// A linear layer whose weight and bias can be read: for merging adapters, for DoRA's norm and for writing files.
 template <class L>
 concept DenseLinear = LinearOp<L> && requires(const L l, Index first_row, MatrixRef<typename L::Scalar> rows) {
   l.copy_weight(first_row, rows);
   { l.bias() } -> std::convertible_to<ConstVectorRef<typename L::Scalar>>;
 };
 
-/// A base that gradients pass through: dx = dy W.
+/// A linear layer that gradients pass through: dx = dy W.
 template <class L>
 concept BackwardLinear = LinearOp<L> &&
     requires(const L l, ConstMatrixRef<typename L::Scalar> dy, MatrixRef<typename L::Scalar> dx, Workspace& ws) {
@@ -53,7 +54,7 @@ template <LinearOp L> std::size_t bytes_of(const L& l) {
   }
 }
 
-/// The convenience of every layer: allocates the result and a workspace.
+/// The short form of every layer's forward(): allocates the result and a workspace.
 template <class L> Matrix<typename L::Scalar> forward_alone(const L& l, ConstMatrixRef<typename L::Scalar> x) {
   Workspace ws(workspace_bytes_of(l, x.rows(), 1));
   Matrix<typename L::Scalar> y(x.rows(), l.out());

@@ -15,7 +15,7 @@ namespace pith { inline namespace v0 {
 /// y = x Wᵀ + bias over packed panels.
 ///
 /// Shapes   x [tokens, in] · w [out, in] · bias [out] or empty · y [tokens, out]; y overlaps none of the others
-/// Cost     2·tokens·in·out flops; up to a register tile of tokens (3 on AVX2) at the speed of reading w
+/// Cost     2·tokens·in·out flops; up to one register tile of tokens (3 on AVX2) takes the time of reading w
 /// Heap     none, given ws of matmul_workspace_bytes<T>(tokens, in, workers)
 /// Throws   ShapeError if the shapes disagree, CapacityError if ws is too small
 /// Law      each output is one multiply-add chain over k in ascending order from the bias (or 0): its bits depend on its own row of x
@@ -24,17 +24,17 @@ template <class T>
 void matmul(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> x, const PackedWeight<T>& w,
             std::type_identity_t<ConstVectorRef<arithmetic_t<T>>> bias, std::type_identity_t<MatrixRef<arithmetic_t<T>>> y, Workspace& ws);
 
-/// The same bits over a row-major map [out, in], without packing it first: blocks are transposed on their way into L1.
+/// y = x Wᵀ + bias over a row-major map [out, in], with the same bits and without packing: blocks are transposed on their way into L1.
 template <class T>
 void matmul(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> x, ConstMatrixRef<T> w,
             std::type_identity_t<ConstVectorRef<arithmetic_t<T>>> bias, std::type_identity_t<MatrixRef<arithmetic_t<T>>> y, Workspace& ws);
 
-/// y = x W: the other way through a layer.
+/// y = x W, as the backward pass of a layer needs it.
 ///
 /// Shapes   x [tokens, out] · w [out, in] · y [tokens, in]
 /// Heap     none, given ws of matmul_workspace_bytes<T>(tokens, out, workers)
 /// Throws   ShapeError if the shapes disagree, CapacityError if ws is too small
-/// Law      as matmul(), each chain over the rows of w in ascending order from 0
+/// Law      as for matmul(); each chain runs over the rows of w in ascending order from 0
 template <class T>
 void matmul_transposed(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> x, ConstMatrixRef<T> w,
                        std::type_identity_t<MatrixRef<arithmetic_t<T>>> y, Workspace& ws);
@@ -43,9 +43,9 @@ namespace detail {
 
 inline constexpr Index token_block = 128;                  // tokens that share a pass over the weights
 inline constexpr Index copied_depth = 512;                 // columns of x copied together: 128 rows of them fit half of L2
-inline constexpr Index copied_stride = copied_depth + 16;  // no power of two: rows spread over all sets of L1
-inline constexpr Index copy_tokens = 24;                   // from here on rows of x that lie far apart would evict each other
-inline constexpr Index fetched_ahead = 2048;               // bytes: as far as the core has to look ahead to hide a read
+inline constexpr Index copied_stride = copied_depth + 16;  // not a power of two: rows spread over all sets of L1
+inline constexpr Index copy_tokens = 24;                   // with this many tokens, distant rows of x would evict each other
+inline constexpr Index fetched_ahead = 2048;               // bytes: the prefetch distance that hides a read
 inline constexpr double worth_waking = 1 << 16;            // multiply-adds below which a second worker costs more than it saves
 
 template <class S> struct Product {
@@ -64,13 +64,13 @@ template <class S> struct Product {
   Index x_stride, y_stride, tokens, in, out;
 };
 
-/// Where the chains of some columns start: the bias, or zeros.
+/// The start of the chains of some columns: the bias, or zeros.
 template <class S> const S* first_sums(const Product<S>& o, Index column) {
   alignas(64) static constexpr S zeros[4 * panel_width] = {};
   return o.bias ? o.bias + column : zeros;
 }
 
-/// y[begin … end) of panel p, continued by `depth` rows of weights. Meanwhile `row_bytes` for each of them are fetched from `ahead` on.
+/// Adds the products of `depth` rows of weights to y[begin … end) of panel p, and prefetches `row_bytes` for each row from `ahead` on.
 template <class S, class T>
 void panel_rows(const Product<S>& o, Index p, Index begin, Index end, const S* x, Index x_stride, const T* w, Index depth, bool first,
                 const void* ahead, Index row_bytes) {
@@ -80,7 +80,7 @@ void panel_rows(const Product<S>& o, Index p, Index begin, Index end, const S* x
   const Index step = row_bytes / tiles;
   S edge[std::size_t(most * panel_width)];
   for (Index i = 0; i < tiles; ++i) {
-    const Share rows = share(end - begin, i, tiles);  // even tiles: a single token left over would wait for its own latency
+    const Share rows = share(end - begin, i, tiles);  // even tiles: a single leftover token could not hide its latency
     const Index tokens = rows.end - rows.begin;
     S* y = o.y + (begin + rows.begin) * o.y_stride + column;
     const Index y_stride = o.y_stride;
@@ -107,8 +107,10 @@ void panel_rows(const Product<S>& o, Index p, Index begin, Index end, const S* x
   }
 }
 
-/// One register tile of tokens over panels [begin, end) as they are stored. Several panels together for one token: more chains hide their
-/// latency, and the hardware, which follows a stream within its page, follows more of them. Bytes take longer to widen than to read: two.
+/// Multiplies one register tile of tokens by the panels as they are stored.
+///
+/// A single token takes several panels together: more chains hide their latency, and the hardware prefetches more streams, each within its
+/// page. Bytes take longer to widen than to read, so that two panels are enough.
 template <class Source, class S> void product_streamed(const Product<S>& o, const Source& w, Share panels) {
   using T = typename Source::Stored;
   constexpr int together = sizeof(T) == 1 ? (std::min)(2, TileShape<S>::alone) : TileShape<S>::alone;
@@ -126,7 +128,7 @@ template <class Source, class S> void product_streamed(const Product<S>& o, cons
   for (; p < panels.end; ++p) panel_rows(o, p, 0, o.tokens, o.x, o.x_stride, w.panel(p), in, true, ahead(), Source::row_bytes);
 }
 
-/// Any number of tokens: weights in blocks that stay in L1 while the tokens pass by.
+/// Multiplies any number of tokens by blocks of weights, which stay in L1 while the tokens pass.
 template <class Source, class S> void product_blocked(const Product<S>& o, const Source& w, Share panels, S* block, S* copy) {
   constexpr Index depth = TileShape<S>::depth;
   const Index in = o.in, tokens = o.tokens;
@@ -155,7 +157,7 @@ template <class Source, class S> void product_blocked(const Product<S>& o, const
   }
 }
 
-/// For sources whose sums are not yet the outputs: what is left to do once those of some panels are whole.
+/// Calls the source's finish(), if it has one: it turns the complete sums of some panels into outputs.
 template <class Source, class S> void finish(const Product<S>& o, const Source& w, Share panels) {
   if constexpr (requires { w.finish(o, panels); }) w.finish(o, panels);
 }
@@ -200,7 +202,7 @@ void check_product(const char* where, const ConstMatrixRef<S>& x, Index in, Inde
 
 }  // namespace detail
 
-/// What one product takes from its workspace at most, packed or mapped; monotone in tokens.
+/// Bytes of workspace that one product needs at most, packed or mapped; monotone in tokens.
 template <class T> constexpr std::size_t matmul_workspace_bytes(Index tokens, Index in, Index workers = 1) {
   using S = arithmetic_t<T>;
   if (tokens <= 0 || in <= 0) return 0;

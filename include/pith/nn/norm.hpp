@@ -1,4 +1,5 @@
 #pragma once
+// RMSNorm and LayerNorm.
 
 #include <cmath>
 #include <cstddef>
@@ -12,7 +13,7 @@ namespace pith { inline namespace v0 {
 
 namespace detail {
 
-/// Σ f(x_i), number i in lane i % width of accumulator i / width % 4, lanes past the end adding f's `pad`: the order depends on n alone.
+/// Σ f(xᵢ): number i goes to lane i % width of accumulator i / width % 4, and lanes past the end add f(pad): the order depends on n alone.
 template <class S, class F> S sum_packets(const S* x, Index n, S pad, F&& f) {
   using V = Simd<S>;
   typename V::Packet sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
@@ -34,7 +35,7 @@ template <class S> void check_norm(std::string_view where, Index weight, S eps) 
 
 }  // namespace detail
 
-/// y = w ∘ x / √(mean(x²) + eps), row by row; eps inside the root.
+/// RMSNorm: y = w ∘ x / √(mean(x²) + eps), row by row.
 ///
 /// Shapes   weight [features] · x, y [tokens, features]; y may be x
 /// Heap     none
@@ -78,7 +79,7 @@ template <class S = float> class RmsNorm {
   S eps_ = S(1e-6);
 };
 
-/// y = w ∘ (x - mean(x)) / √(var(x) + eps) + b, row by row; the variance is the mean square of the differences.
+/// LayerNorm: y = w ∘ (x - mean(x)) / √(var(x) + eps) + b, row by row, with var(x) = mean((x - mean(x))²).
 ///
 /// Shapes   weight [features] · bias [features] or empty · x, y [tokens, features]; y may be x
 /// Heap     none

@@ -1,4 +1,5 @@
 #pragma once
+// Weights packed in panels of 32 outputs.
 
 #include <algorithm>
 #include <cstddef>
@@ -16,10 +17,10 @@ namespace pith { inline namespace v0 {
 
 namespace detail {
 
-inline constexpr Index panel_width = 32;  // a constant of the format; the packet width is only a loop bound
+inline constexpr Index panel_width = 32;  // a constant of the format, independent of the packet width
 
-/// Where column c of a panel lies in each of the panel's rows: bfloat16 keeps c and c + 16 side by side, so that one 32-bit word
-/// widens to both with a shift and a mask.
+/// The place of column c in each row of a panel. bfloat16 keeps c and c + 16 side by side, so that a shift and a mask widen one 32-bit
+/// word to both.
 template <class T> constexpr Index panel_slot(Index c) {
   if constexpr (std::is_same_v<T, bfloat16>) {
     return c % 16 * 2 + c / 16;
@@ -30,14 +31,14 @@ template <class T> constexpr Index panel_slot(Index c) {
 
 }  // namespace detail
 
-/// A weight matrix in panels of 32 outputs: one sequential stream for a product with one token, the same bytes for many.
+/// A weight matrix in panels of 32 outputs. A product with one token reads it as one sequential stream; many tokens use the same panels.
 ///
-/// Packed once, immutable, and shared by copies. The last panel is padded with zeros.
+/// It is packed once, immutable, and shared by copies. The last panel is padded with zeros.
 ///
-/// Shapes   weight [out, in] as checkpoints have it · panels [ceil(out / 32)][in][32]
+/// Shapes   weight [out, in] as in checkpoints · panels [ceil(out / 32)][in][32]
 /// Heap     once, at construction
 /// Throws   CapacityError if the panels could not be addressed
-/// Law      copy_rows() gives back the numbers it was made of, bit for bit
+/// Law      copy_rows() returns the numbers it was made from, bit for bit
 template <class T> class PackedWeight {
  public:
   using Scalar = arithmetic_t<T>;
@@ -46,7 +47,7 @@ template <class T> class PackedWeight {
   PackedWeight() = default;
   explicit PackedWeight(ConstMatrixRef<T> weight)
       : PackedWeight(weight.rows(), weight.cols(), [&](Index first, Index rows) { return weight.middleRows(first, rows); }) {}
-  /// Of rows that are made as they are needed: rows_at(first, n), at most 32 together, each row once and in order, is [n, in].
+  /// Takes rows from a callback: rows_at(first, n) returns rows [n, in]. It is asked for each row once, in order, at most 32 at a time.
   template <class RowsAt> PackedWeight(Index out, Index in, const RowsAt& rows_at) : in_(in), out_(out) {
     const Index size = detail::checked_product("PackedWeight", detail::checked_product("PackedWeight", panels(), width), in_);
     const std::size_t bytes = static_cast<std::size_t>(detail::checked_product("PackedWeight", size, Index(sizeof(T))));
@@ -61,13 +62,13 @@ template <class T> class PackedWeight {
   Index panels() const { return (out_ + width - 1) / width; }
   std::size_t bytes() const { return static_cast<std::size_t>(panels() * width * in_) * sizeof(T); }
 
-  /// Panel p as [in][32]: outputs 32p … 32p + 31. bfloat16 keeps outputs c and c + 16 of a panel side by side.
+  /// Panel p as [in][32], with outputs 32p … 32p + 31. bfloat16 keeps outputs c and c + 16 of a panel side by side.
   const T* panel(Index p) const {
     PITH_ASSERT(0 <= p && p < panels());
     return data_.get() + p * width * in_;
   }
 
-  /// Rows first_row … of the matrix it was made of, widened.
+  /// Writes rows first_row … of the original matrix, widened.
   ///
   /// Shapes   rows [any, in]
   /// Throws   ShapeError if there are no such rows

@@ -1,4 +1,5 @@
 #pragma once
+// softmax and softmax_n.
 
 #include <algorithm>
 #include <cmath>
@@ -13,9 +14,10 @@ namespace pith { inline namespace v0 {
 
 namespace detail {
 
-/// One row, in place or not; returns log(n + Σ exp(x)), -inf for a row with nothing in it.
+/// out = exp(x - m) / (n exp(-m) + Σ exp(x - m)) with m = max(x, 0 if n > 0), for one row; out may be x. Returns log(n + Σ exp(x)).
 ///
-/// Number i is added in lane i % width, and what stands behind the end adds 0: entries of -inf at the end change no bit.
+/// It returns -inf for a row without entries above -inf. Number i is added in lane i % width, and lanes past the end add 0: entries of -inf
+/// at the end change no bit.
 template <class S> S softmax_row(const S* x, S* out, Index size, S n = S(0)) {
   using V = Simd<S>;
   using Packet = typename V::Packet;
@@ -26,7 +28,7 @@ template <class S> S softmax_row(const S* x, S* out, Index size, S n = S(0)) {
   if (i < size) most = V::larger(most, V::load_part(x + i, size - i, lowest));
   const S max = V::largest(most);
   if (max == lowest) [[unlikely]] {
-    bool empty = true;  // a maximum may have lost a NaN on its way
+    bool empty = true;  // the maximum may have dropped a NaN
     for (i = 0; i < size; ++i) empty = empty && x[i] == lowest;
     std::fill_n(out, size, empty ? S(0) : std::numeric_limits<S>::quiet_NaN());
     return empty ? lowest : std::numeric_limits<S>::quiet_NaN();
@@ -51,7 +53,7 @@ template <class S> S softmax_row(const S* x, S* out, Index size, S n = S(0)) {
 
 }  // namespace detail
 
-/// softmax of each row, in place. Entries of -inf become 0; a row of nothing else becomes zeros, never NaN.
+/// softmax(x) = exp(x) / Σ exp(x) of each row, in place. Entries of -inf become 0; a row of -inf alone becomes zeros, never NaN.
 ///
 /// Shapes   x [rows, cols], any row stride
 /// Heap     none
@@ -60,7 +62,7 @@ template <class S> void softmax(MatrixRef<S> x) {
   for (Index r = 0; r < x.rows(); ++r) detail::softmax_row<S>(x.data() + r * x.outerStride(), x.data() + r * x.outerStride(), x.cols());
 }
 
-/// The same into another matrix.
+/// softmax of each row, into another matrix.
 ///
 /// Shapes   x, out [rows, cols]
 /// Throws   ShapeError if they disagree
@@ -69,7 +71,7 @@ template <class S> void softmax(ConstMatrixRef<S> x, std::type_identity_t<Matrix
   for (Index r = 0; r < x.rows(); ++r) detail::softmax_row<S>(x.data() + r * x.outerStride(), out.data() + r * out.outerStride(), x.cols());
 }
 
-/// exp(x) / (n + Σ exp(x)) of each row, in place: n extra keys of logit 0 and value 0.
+/// softmax_n(x) = exp(x) / (n + Σ exp(x)) of each row, in place: as if there were n more keys of logit 0 and value 0.
 ///
 /// Shapes   x [rows, cols]
 /// Throws   ShapeError if n is negative or not a number

@@ -1,4 +1,5 @@
 #pragma once
+// The kernel of matmul(): register tiles over panels of weights.
 
 #include <algorithm>
 #include <cstddef>
@@ -15,38 +16,38 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// How many accumulators the register file holds, and what follows from it.
+/// The size of a register tile, which follows from the number of registers.
 template <class S> struct TileShape {
   using V = Simd<S>;
   static constexpr int row = int(panel_width) / V::width;                   // packets in a row of a panel
-  static constexpr int budget = V::registers == 32 ? 24 : 12;               // accumulators, leaving room for weights and a broadcast
-  static constexpr int tokens = budget / (std::min)(4, row);                // rows of x together: 3 on AVX2, 12 on AVX-512
-  static constexpr int alone = (std::max)(1, (std::min)(4, 8 / row));       // panels together for one token
+  static constexpr int budget = V::registers == 32 ? 24 : 12;               // accumulators, with room left for weights and a broadcast
+  static constexpr int tokens = budget / (std::min)(4, row);                // rows of x in a tile: 3 on AVX2, 12 on AVX-512
+  static constexpr int alone = (std::max)(1, (std::min)(4, 8 / row));       // panels in a tile of one token
   static constexpr Index depth = 24576 / (panel_width * Index(sizeof(S)));  // rows of a panel block: three quarters of a 32 KiB L1
 
-  static constexpr int packets(int tile_tokens) {  // packets of a row together
+  static constexpr int packets(int tile_tokens) {  // packets of a row in a tile
     int n = row;
     while (n * tile_tokens > budget) n /= 2;
     return n;
   }
 };
 
-/// One operand of a tile of the product, and where its chains begin and end.
+/// The arguments of a tile: its rows of x, and where its chains start and where the sums go.
 template <class S> struct TileArgs {
   const S* x;  // [tokens, depth]
   Index x_stride;
   Index depth;
-  const S* from;  // what the chains start from: the bias (stride 0) or the sums so far
+  const S* from;  // start of the chains: the bias (stride 0) or the sums so far
   Index from_stride;
   S* to;
   Index to_stride;
-  const char* ahead;  // what is read next from memory: fetched bit by bit while this is computed
-  Index ahead_step;   // bytes for each row of weights
+  const char* ahead;  // the memory to read next: prefetched in steps during the computation
+  Index ahead_step;   // bytes prefetched for each row of weights
 };
 
-/// to[t, c] = from[t, c] + Σ_k x[t, k] w[k, c], k ascending, one multiply-add chain per output; for every column c of `Panels` panels
-/// that lie panel_stride apart.
+/// to[t, c] = from[t, c] + Σ_k x[t, k] w[k, c], k ascending, one multiply-add chain for each output.
 ///
+/// c runs over all columns of `Panels` panels, which lie panel_stride apart.
 /// Every lane is its own chain, so no number depends on Tokens, Panels or the packet width.
 template <class T, int Tokens, int Panels = 1> struct PanelTile {
   using S = arithmetic_t<T>;
@@ -54,7 +55,7 @@ template <class T, int Tokens, int Panels = 1> struct PanelTile {
   using Packet = typename V::Packet;
   static constexpr int row = TileShape<S>::row, together = TileShape<S>::packets(Tokens * Panels);
 
-  static constexpr int lines = (std::max)(1, int(panel_width* Index(sizeof(T))) / 64);  // of the cache, in a row of a panel
+  static constexpr int lines = (std::max)(1, int(panel_width* Index(sizeof(T))) / 64);  // cache lines in a row of a panel
 
   /// First column of packet i of part `part`.
   static constexpr Index column(int part, int i) {
@@ -79,7 +80,7 @@ template <class T, int Tokens, int Panels = 1> struct PanelTile {
   }
 
  private:
-  // The smaller side of the tile waits in registers while the other one passes: 12 + 3 + 1 of AVX2's 16.
+  // The smaller side of the tile stays in registers while the other side passes: 12 + 3 + 1 of AVX2's 16 registers.
   static void step(const S* x, Index x_stride, const T* w, int part, Packet (&sum)[std::size_t(Tokens)][std::size_t(together)]) {
     if constexpr (Tokens <= together) {
       Packet xs[std::size_t(Tokens)];
@@ -139,7 +140,7 @@ template <class T, int Tokens, int Panels = 1> struct PanelTile {
   }
 };
 
-/// The tile of `tokens` rows, at most Most.
+/// Runs the tile of `tokens` rows, at most Most.
 template <class T, int Most = TileShape<arithmetic_t<T>>::tokens>
 void run_tile(int tokens, const TileArgs<arithmetic_t<T>>& a, const T* w) {
   if constexpr (Most > 1) {
@@ -148,13 +149,13 @@ void run_tile(int tokens, const TileArgs<arithmetic_t<T>>& a, const T* w) {
   PanelTile<T, Most>::run(a, w);
 }
 
-/// Panels as they were packed.
+/// The weights as packed panels.
 template <class T> struct PackedPanels {
   using Stored = T;
   using S = arithmetic_t<T>;
   const PackedWeight<T>& weight;
-  static constexpr bool direct = true;                   // one tile of tokens multiplies the panels as they are
-  static constexpr bool copies = sizeof(T) < sizeof(S);  // more tokens widen a block first, once for all of them
+  static constexpr bool direct = true;                   // one tile of tokens reads the panels directly
+  static constexpr bool copies = sizeof(T) < sizeof(S);  // for more tokens, each block is first widened into scratch
 
   const T* panel(Index p) const { return weight.panel(p); }
   const void* address(Index p, Index k0) const { return weight.panel(p) + k0 * panel_width; }
@@ -177,7 +178,7 @@ template <class T> struct PackedPanels {
   }
 };
 
-/// A [out, in] map: each block is transposed into scratch, then multiplied by the same kernel.
+/// The weights as a map [out, in]: each block is transposed into scratch for the same kernel.
 template <class T> struct MappedRows {
   using Stored = T;
   using S = arithmetic_t<T>;
@@ -190,7 +191,7 @@ template <class T> struct MappedRows {
   const S* block(Index p, Index k0, Index depth, S* scratch) const {
     using V = Simd<S>;
     constexpr int width = V::width;
-    const Index last = weight.rows() - 1;  // rows past the end repeat it: their outputs are dropped
+    const Index last = weight.rows() - 1;  // rows past the end repeat the last row: their outputs are dropped
     for (Index r = 0; r < panel_width; r += width) {
       const T* rows[std::size_t(width)];
       for (int i = 0; i < width; ++i) rows[i] = weight.data() + (std::min)(p * panel_width + r + i, last) * weight.outerStride() + k0;
@@ -210,7 +211,7 @@ template <class T> struct MappedRows {
   }
 };
 
-/// A [in, out] map, the other way round: rows are copied as they lie.
+/// The weights as a map [in, out]: rows are copied into scratch as they lie.
 template <class T> struct MappedColumns {
   using Stored = T;
   using S = arithmetic_t<T>;
