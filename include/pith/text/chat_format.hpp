@@ -19,14 +19,15 @@
 #include <pith/text/detail/utf8.hpp>
 #include <pith/text/tokenizer.hpp>
 
+// Writes conversations in the chat format of a model family.
 namespace pith { inline namespace v0 {
 
 struct ChatOptions {
-  bool add_generation_prompt = true;  ///< ends where the assistant's answer begins
-  bool match_special = false;         ///< special tokens spelled out in a message become those tokens, as in transformers
+  bool add_generation_prompt = true;  ///< ends with the opening of the assistant's answer
+  bool match_special = false;         ///< special tokens written in a message become special tokens, as in transformers
 };
 
-/// How a model family writes a conversation: a value, one for each published format. No template is interpreted.
+/// The chat format of a model family, one of the published formats. Templates are not interpreted.
 ///
 ///   const ChatFormat format = ChatFormat::of(tokenizer);   // by the folder's chat_template, or
 ///   const ChatFormat format = ChatFormat::named("llama3"); // by name
@@ -41,8 +42,7 @@ class ChatFormat {
       if (style.name == name) return ChatFormat(style);
     raise<UnsupportedError>(detail::text("pith::ChatFormat: no format '", name, "'; there are ", listed()));
   }
-  /// The format of a folder's chat template, recognised by its text: the published templates of the formats, unchanged but for a last
-  /// newline.
+  /// Finds the format of the folder's chat template by comparing texts: the published template, with or without a last newline.
   ///
   /// Throws   UnsupportedError listing the names, one of which may be given to named()
   static ChatFormat of(const Tokenizer& tokenizer) {
@@ -59,7 +59,7 @@ class ChatFormat {
   }
 
   std::string_view name() const { return style_->name; }
-  /// Tokens that end an answer, as text.
+  /// Texts of the tokens that end an answer.
   std::vector<std::string> stop() const {
     std::vector<std::string> out;
     for (const std::string_view s : style_->stop)
@@ -67,12 +67,11 @@ class ChatFormat {
     return out;
   }
 
-  std::string
-      date;  ///< today, spelled as the format does: llama3.1 "26 Jul 2024", granite3.3 "April 07, 2025", smollm3 "04 September 2026"
-  bool thinking = true;  ///< qwen3 and smollm3: let the model reason before it answers
+  std::string date;  ///< today, as the format writes it: llama3.1 "26 Jul 2024", granite3.3 "April 07, 2025", smollm3 "04 September 2026"
+  bool thinking = true;  ///< qwen3 and smollm3: the model may reason before it answers
 
-  /// The conversation as text, with where the messages' own words stand in it. The text holds the format's special tokens, so it is
-  /// encoded with add_special = false. Bytes of a message that are no UTF-8 count as U+FFFD, as in Tokenizer::encode().
+  /// Writes the conversation as text, with the ranges of the messages. The text contains special tokens, so encode it with
+  /// add_special = false. Invalid UTF-8 in a message becomes U+FFFD, as in Tokenizer::encode().
   ///
   /// Throws   FormatError if the format has no place for a message; StateError if it needs a date
   RenderedChat render(std::span<const Message> messages, bool add_generation_prompt = true) const {
@@ -94,7 +93,7 @@ class ChatFormat {
     return render(std::span(messages.begin(), messages.size()), add_generation_prompt);
   }
 
-  /// The conversation as ids.
+  /// Writes the conversation as ids.
   std::vector<Token> encode(const Tokenizer& tokenizer, std::span<const Message> messages, const ChatOptions& options = {}) const {
     const RenderedChat chat = render(messages, options.add_generation_prompt);
     return tokenizer.encode(chat.text,
@@ -104,7 +103,7 @@ class ChatFormat {
     return encode(tokenizer, std::span(messages.begin(), messages.size()), options);
   }
 
-  /// Ids that end an answer: the tokenizer's and the format's.
+  /// Ids that end an answer: those of the tokenizer and of the format.
   std::vector<Token> stop_tokens(const Tokenizer& tokenizer) const {
     std::vector<Token> out(tokenizer.stop_tokens().begin(), tokenizer.stop_tokens().end());
     for (const std::string& s : stop())

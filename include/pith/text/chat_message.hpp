@@ -13,10 +13,10 @@ struct Message {
   std::string content;
 };
 
-/// A conversation as the model wants to read it.
+/// A conversation as text in a model's chat format.
 struct RenderedChat {
   std::string text;
-  std::vector<TextRange> contents;  ///< where the messages' own words stand; the rest is the format's
+  std::vector<TextRange> contents;  ///< ranges of the messages' contents; the rest belongs to the format
 };
 
 }}  // namespace pith::v0

@@ -9,27 +9,26 @@
 
 namespace pith { inline namespace v0 {
 
-/// Text from tokens as a model makes them: what is final comes at once, halves of a character wait for the rest.
+/// Turns tokens into text as they are generated; incomplete characters wait for their remaining bytes.
 ///
 ///   Detokenizer text(tokenizer, {.skip_special = true});
 ///   generate(session, logits, options, rng, [&](Token t) { std::cout << text.add(t) << std::flush; });
 ///   std::cout << text.finish();
 ///
-/// Law      all that add() and finish() return, in a row, is what decode() makes of the whole list; but for tokens <0xHH> whose bytes are
-/// no
-///          UTF-8 as a whole, where decode() would take back characters that were shown
+/// Law      the concatenated results of add() and finish() equal decode() of all tokens, except for runs of <0xHH> that are not UTF-8
+///          as a whole: decode() would take back characters already shown
 class Detokenizer {
  public:
   explicit Detokenizer(Tokenizer tokenizer, bool skip_special = false)
       : tokenizer_(std::move(tokenizer)), skip_special_(skip_special), stream_(tokenizer_.parts_->decoder, true) {}
 
-  /// The text that is certain once this token is known.
+  /// Adds a token and returns the text that is now final.
   std::string add(Token id) {
     std::string out;
     if (const auto piece = tokenizer_.parts_->piece(id, skip_special_)) stream_.add(*piece, out);
     return out;
   }
-  /// What was waiting. The next add() begins a new text.
+  /// Returns the remaining text. The next add() begins a new text.
   std::string finish() {
     std::string out;
     stream_.finish(out);

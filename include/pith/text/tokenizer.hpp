@@ -16,50 +16,51 @@
 #include <pith/text/detail/tokenizer_parts.hpp>
 #include <pith/text/text_range.hpp>
 
+// Text to token ids, and ids to text.
 namespace pith { inline namespace v0 {
 
 struct EncodeOptions {
-  bool add_special = true;    ///< adds what the folder puts around a text, such as <s>; not for text that holds it already, as chats do
-  bool match_special = true;  ///< special tokens spelled out in the text become those tokens, else ordinary text
-  std::span<const TextRange> plain = {};  ///< in order; special tokens that reach into one of these become ordinary text in any case
+  bool add_special = true;    ///< adds the folder's tokens around a text, such as <s>; not for text that already has them (chats)
+  bool match_special = true;  ///< special tokens written in the text become special tokens, else ordinary text
+  std::span<const TextRange> plain = {};  ///< ranges in order; a special token that overlaps one is always ordinary text
 };
 
 struct DecodeOptions {
-  bool skip_special = false;     ///< leaves special tokens out
-  bool clean_up_spaces = false;  ///< "a , b" → "a, b" and the like, as transformers does where a folder asks for it; it damages code
+  bool skip_special = false;     ///< omits special tokens
+  bool clean_up_spaces = false;  ///< "a , b" → "a, b" and the like, as transformers does if a folder asks for it; damages code
 };
 
-/// Text ↔ token ids, as the tokenizer.json of a Hugging Face folder says. A small value: copies share the tables, and any number of
+/// Text ↔ token ids, by the tokenizer.json of a Hugging Face folder. Copies share the tables, and any number of
 /// threads may use one.
 ///
 /// Law      under byte-level tokenizers that do not normalise, decode(encode(text)) == text for every UTF-8 text
 class Tokenizer {
  public:
-  /// Bytes that are no UTF-8 count as U+FFFD, one for each maximal part that could begin a character.
+  /// Invalid UTF-8 is read as U+FFFD, one for each maximal part that could begin a character.
   ///
   /// Cost     linear in the text and n log n in its longest word
   std::vector<Token> encode(std::string_view text, const EncodeOptions& options = {}) const;
 
-  /// Ids that stand for no token are left out: an embedding table may have more rows than there are tokens.
+  /// Skips ids without a token: an embedding table may have more rows than there are tokens.
   std::string decode(std::span<const Token> ids, const DecodeOptions& options = {}) const;
 
-  /// The token as the file spells it, such as "Ġhello" or "▁hello"; nothing for an id without one.
+  /// The token as the file spells it, such as "Ġhello" or "▁hello"; nullopt for an id without a token.
   std::optional<std::string> token(Token id) const { return parts_->token(id); }
-  /// The id of a token spelled so.
+  /// The id of the token with this spelling.
   std::optional<Token> id(std::string_view token) const { return parts_->id(token); }
-  /// Decoding may leave this token out.
+  /// Whether decoding can omit this token.
   bool is_special(Token id) const { return parts_->is_special(id); }
 
-  /// Tokens that end a text, as transformers chooses them: generation_config.json's, else config.json's, else the tokenizer's.
+  /// Tokens that end a text, chosen as in transformers: from generation_config.json, else config.json, else the tokenizer.
   std::span<const Token> stop_tokens() const { return parts_->stop_tokens; }
-  /// The folder's chat template, as it stands; empty: none. ChatFormat::of() recognises it.
+  /// The folder's chat template, verbatim; empty: none. ChatFormat::of() recognises it.
   const std::string& chat_template() const { return parts_->chat_template; }
-  /// What the folder says and loading did not follow, a sentence each.
+  /// Settings of the folder that loading did not follow, one sentence each.
   std::span<const std::string> ignored() const { return parts_->ignored; }
 
-  /// Above the largest id.
+  /// The largest id + 1.
   Index size() const { return static_cast<Index>(parts_->id_limit); }
-  /// Refuses a tokenizer with tokens that a model of this vocabulary does not have.
+  /// Refuses a tokenizer that has tokens outside this vocabulary.
   ///
   /// Throws   FormatError naming the token
   void check_vocabulary(Index vocab_size) const {
@@ -68,7 +69,7 @@ class Tokenizer {
                                       "' of id ", size() - 1, ", the model a vocabulary of ", vocab_size, ": they do not belong together"));
   }
 
-  /// For load_tokenizer().
+  /// Called by load_tokenizer().
   explicit Tokenizer(std::shared_ptr<const detail::TokenizerParts> parts) : parts_(std::move(parts)) {}
 
  private:
@@ -86,7 +87,7 @@ inline std::vector<Token> Tokenizer::encode(std::string_view text, const EncodeO
   }
   std::vector<Token> out;
   if (options.add_special) out = parts.prefix;
-  std::size_t range = 0;  // the first of `plain` that ends behind the match at hand
+  std::size_t range = 0;  // the first of `plain` that ends after the current match
   const auto may = [&](const detail::AddedToken& token, std::size_t begin, std::size_t end) {
     if (!token.special) return true;
     if (!options.match_special) return false;

@@ -27,10 +27,10 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// A file that appears whole or not at all: written beside its name, synced, then renamed over it.
+/// A file that appears completely or not at all: written under a temporary name, synced, then renamed.
 ///
-/// Who has the old file open or mapped keeps the old bytes. A failure, or no commit(), leaves the old file as it was. The new file has the
-/// mode of the old one and, where the system lets it, its owner; behind a symbolic link, the file that the link leads to is replaced.
+/// Readers that have the old file open or mapped keep the old bytes. After a failure, or without commit(), the old file is unchanged. The
+/// new file gets the mode of the old one and, if permitted, its owner; a symbolic link is followed to its target.
 ///
 /// Throws   FormatError with the system's reason
 class AtomicFile {
@@ -40,7 +40,7 @@ class AtomicFile {
     const bool exists = std::filesystem::exists(old);
     if (exists && !std::filesystem::is_regular_file(old))
       raise<FormatError>(text("pith: cannot replace '", path_.string(), "': it is not a regular file"));
-    do {  // a name nobody else uses: exclusive creation decides
+    do {  // exclusive creation guarantees an unused name
       temporary_ = beside();
       file_ = create(temporary_, exists);
     } while (file_ == nullptr && errno == EEXIST);
@@ -59,13 +59,13 @@ class AtomicFile {
     if (!bytes.empty() && std::fwrite(bytes.data(), 1, bytes.size(), file_) != bytes.size()) fail("write", temporary_, errno);
   }
 
-  /// Puts the file in its place.
+  /// Renames the file into place.
   void commit() {
     finish();
     if (const std::error_code error = replace()) fail("replace", path_, error.value());
   }
 
-  /// Puts two files in their places, or none: where the second cannot be, the first is as it was.
+  /// Renames both files into place, or neither: if the second fails, the first is restored.
   static void commit(AtomicFile& first, AtomicFile& second) {
     first.finish();
     second.finish();
@@ -104,22 +104,22 @@ class AtomicFile {
   static std::filesystem::file_status status_of(const std::filesystem::path& path) {
     std::error_code error;
     const std::filesystem::file_status status = std::filesystem::status(path, error);
-    if (status.type() == std::filesystem::file_type::none) fail("inspect", path, error.value());  // not: there is none
+    if (status.type() == std::filesystem::file_type::none) fail("inspect", path, error.value());  // an error, not a missing file
     return status;
   }
 
-  /// The file at the end of a chain of symbolic links, which need not exist.
+  /// The end of a chain of symbolic links; it need not exist.
   static std::filesystem::path target_of(std::filesystem::path path) {
     std::error_code error;
     for (int links = 0; std::filesystem::is_symlink(std::filesystem::symlink_status(path, error)); ++links) {
       const std::filesystem::path next = std::filesystem::read_symlink(path, error);
       if (error || links == 40) fail("follow", path, error ? error.value() : ELOOP);
-      path = path.parent_path() / next;  // next alone where it is absolute
+      path = path.parent_path() / next;  // an absolute `next` replaces the path
     }
     return path;
   }
 
-  /// A short name in the same folder.
+  /// A short temporary name in the same folder.
   std::filesystem::path beside() const {
     static std::atomic<unsigned> serial_number{std::random_device{}()};
     return path_.parent_path() / text(".pith-", serial_number.fetch_add(1), ".tmp");
@@ -141,7 +141,7 @@ class AtomicFile {
 #endif
   }
 
-  /// Owner and mode of the file that will be replaced; what the system refuses stays, and nobody may read more than before.
+  /// Copies owner and mode of the file to be replaced, as far as permitted; never widens read access.
   void take_after() {
 #if PITH_HAS_POSIX_FILES
     struct ::stat old {};

@@ -20,13 +20,13 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Tables of rotary angles that older writers saved: the config says the same.
+/// Tables of rotary angles saved by older writers; the config determines them.
 inline bool is_rope_table(std::string_view tensor) {
   return tensor.ends_with(".rotary_emb.inv_freq") || tensor.ends_with(".rotary_emb.cos_cached") ||
          tensor.ends_with(".rotary_emb.sin_cached");
 }
 
-/// Which tensors of the files a config asks for, found and checked before any is read. Sets vocab_size where the config left it out.
+/// Finds and checks the tensors that a config asks for, before any is read. Sets vocab_size if the config omits it.
 class CheckpointPlan {
  public:
   using Place = CheckpointFiles::Place;
@@ -73,13 +73,13 @@ class CheckpointPlan {
     const auto at = tensors_.find(name);
     return at == tensors_.end() ? Place{} : at->second;
   }
-  /// Tensors without a place, by name, and promises of the config that the files do not keep.
+  /// Tensors without a place, by name, and biases in the files that the config does not declare.
   const std::vector<std::string>& ignored() const { return ignored_; }
   std::size_t bytes() const { return bytes_; }
 
  private:
   struct Promise {
-    const char* reason;  ///< why a bias must be there; nullptr: it need not
+    const char* reason;  ///< why the bias is required; nullptr: optional
   };
 
   [[noreturn]] void missing(const std::string& name, std::string_view why) const {
@@ -109,7 +109,7 @@ class CheckpointPlan {
     if (bias.reason != nullptr) missing(name + ".bias", text("; ", bias.reason));
   }
 
-  /// Checkpoints of GPTQ, AWQ, bitsandbytes and compressed-tensors hold float tensors too: their names give them away.
+  /// Recognises quantised checkpoints (GPTQ, AWQ, bitsandbytes, compressed-tensors) by tensor names; they also hold float tensors.
   void refuse_quantised() const {
     constexpr std::string_view marks[] = {".qweight",       ".qzeros",        ".scales",          ".g_idx",
                                           ".SCB",           ".absmax",        ".quant_map",       ".weight_scale",
@@ -125,7 +125,7 @@ class CheckpointPlan {
       }
   }
 
-  /// Tensors under the names of another program, or of a wrapper that was saved along.
+  /// Refuses tensor names of another program, or of a wrapper saved with the model.
   void refuse_other_names() const {
     constexpr struct {
       std::string_view table, what;
@@ -157,7 +157,7 @@ class CheckpointPlan {
     return at > layers.size() && at < name.size() && name[at] == '.' ? layer : -1;
   }
 
-  /// What would change the numbers of a module that is computed.
+  /// Refuses a tensor that would change the numbers of a computed module.
   [[noreturn]] void refuse_leftover(const Safetensors& file, std::string_view name, const DecoderConfig& config) const {
     const auto has = [&](std::string_view part) { return name.find(part) != std::string_view::npos; };
     const char* what = has(".lora_") || has(".base_layer.")    ? "; it is of an adapter: merge that with PEFT before the model is saved"
@@ -169,7 +169,7 @@ class CheckpointPlan {
                                  " decoder, but lies in a module that it computes with", what));
   }
 
-  /// A tied config may hide that what was trained is another head; beside a head of its own, a model may have been trained with both.
+  /// Refuses a classifier's head without an lm_head: a tied config may hide it. Beside an lm_head, it is only ignored.
   void refuse_classifier(const Safetensors& file, std::string_view name) const {
     const bool classifies = name.starts_with("score.") || name.starts_with("classifier.") || name.starts_with("qa_outputs.");
     if (classifies && !files_.find(head))
@@ -201,8 +201,8 @@ class CheckpointPlan {
   std::size_t bytes_ = 0;
 };
 
-/// Of everything that decides what a cached row means. Sharding, tensor order and spelling of the config make no difference.
-/// `rounded`: what the weights became after reading; empty: nothing.
+/// Hash of everything that determines the meaning of a cached row; sharding, tensor order and config spelling do not matter.
+/// `rounded`: the format the weights were rounded to; empty: none.
 inline std::uint64_t fingerprint(const DecoderConfig& c, const CheckpointPlan& plan, std::string_view rounded = {}) {
   Fingerprint f;
   if (!rounded.empty()) f.string(rounded);

@@ -28,23 +28,23 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The bytes of a file, mapped or read; copies share them, and the last one gives them back.
+/// The bytes of a file, mapped or read; copies share them, and the last one frees them.
 ///
-/// A mapping shows the file itself: whoever shortens the file under it makes the next read of the missing part a bus error.
-/// Replacing a file by renaming another over it, as pith's own writers do, is safe.
+/// A mapping shows the file itself: if the file is truncated, reading the missing part is a bus error. Replacing it by a rename, as pith's
+/// writers do, is safe.
 class FileBytes {
  public:
-  /// Maps the file read-only; where the system cannot map, reads it.
+  /// Maps the file read-only, or reads it where the system cannot map.
   ///
   /// Throws   FormatError with the system's reason
   static FileBytes map(const std::filesystem::path& path);
 
-  /// Reads the file into memory. One of more than `most` bytes is refused before any is read.
+  /// Reads the file into memory; refuses a file of more than `most` bytes before reading.
   ///
   /// Throws   FormatError with the system's reason, or both sizes
   static FileBytes read(const std::filesystem::path& path, std::size_t most = (std::numeric_limits<std::size_t>::max)());
 
-  /// Takes over bytes that are in memory already; `name` stands for the file in messages.
+  /// Takes bytes that are already in memory; messages call them `name`.
   static FileBytes own(std::vector<std::byte> bytes, std::string name) {
     auto owner = std::make_shared<const std::vector<std::byte>>(std::move(bytes));
     return {std::span<const std::byte>(*owner), owner, std::move(name), false};
@@ -55,9 +55,9 @@ class FileBytes {
   std::size_t size() const { return bytes_.size(); }
   const std::string& name() const { return name_; }  ///< for messages
   bool mapped() const { return mapped_; }
-  /// Gives the memory behind `part` back to the system where it is a mapping's: whoever looks again reads the file again.
+  /// Frees the pages behind `part` of a mapping; a later access reads the file again.
   void release(std::span<const std::byte> part) const;
-  /// Keeps the bytes where they are for as long as it is held.
+  /// Keeps the bytes in place while it is held.
   const std::shared_ptr<const void>& keep_alive() const { return owner_; }
 
  private:
@@ -79,7 +79,7 @@ class FileBytes {
 class InputFile {
  public:
   explicit InputFile(const std::filesystem::path& path)
-      : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {  // a pipe of that name must not block
+      : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {  // must not block on a pipe
     if (fd_ < 0) raise_file("open", path, errno);
     struct ::stat status {};
     const bool known = ::fstat(fd_, &status) == 0;
@@ -174,7 +174,7 @@ inline void FileBytes::release([[maybe_unused]] std::span<const std::byte> part)
 inline FileBytes FileBytes::map(const std::filesystem::path& path) {
 #if PITH_HAS_MMAP
   const InputFile file(path);
-  if (file.size() == 0) return own({}, path.string());  // nothing can be mapped of an empty file
+  if (file.size() == 0) return own({}, path.string());  // an empty file cannot be mapped
   std::shared_ptr<const void> owner = file.map();
   const std::span<const std::byte> bytes(static_cast<const std::byte*>(owner.get()), file.size());
   return {bytes, std::move(owner), path.string(), true};

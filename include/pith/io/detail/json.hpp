@@ -20,7 +20,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Receives JSON piece by piece and lays it into a document that measure_json() has found large enough.
+/// Builds a JsonDocument from parser events; measure_json() has found it large enough.
 class JsonBuilder {
  public:
   JsonBuilder(std::string_view json, std::string_view file, JsonDocument& out) : json_(json), file_(file), out_(out) {}
@@ -30,7 +30,7 @@ class JsonBuilder {
   bool number_integer(std::int64_t value) { return put(Json::Kind::whole).whole_ = value, true; }
   bool number_unsigned(std::uint64_t value) { return put(Json::Kind::natural).natural_ = value, true; }
   bool number_float(double value, const std::string&) { return put(Json::Kind::real).real_ = value, true; }
-  bool binary(nlohmann::json::binary_t&) { return false; }  // of other formats than text
+  bool binary(nlohmann::json::binary_t&) { return false; }  // occurs only in binary formats
   bool string(std::string& value) {
     const std::string_view kept = keep(value);
     Json& to = put(Json::Kind::string);
@@ -64,7 +64,7 @@ class JsonBuilder {
   std::string_view keep(const std::string& letters) {
     char* to = out_.text_.data() + used_;
     if (letters.empty()) return "";
-    PITH_ASSERT(letters.size() <= out_.text_.size() - used_);  // no escape is shorter than what it stands for
+    PITH_ASSERT(letters.size() <= out_.text_.size() - used_);  // an escape is never shorter than its character
     std::memcpy(to, letters.data(), letters.size());
     used_ += letters.size();
     return {to, letters.size()};
@@ -99,10 +99,10 @@ class JsonBuilder {
   std::array<Json*, JsonLimits::deepest> open_{};
 };
 
-/// An object read from JSON text; it keeps the order of its keys. The text may go afterwards.
+/// Parses a JSON object; keys keep their order. `json` is not needed afterwards.
 ///
-/// Heap     64 MB at most, for the limits of any file that pith reads
-/// Throws   FormatError naming the file: not JSON, over a limit, a key twice, no object
+/// Heap     64 MB at most, under the limits of any file that pith reads
+/// Throws   FormatError naming the file: not JSON, over a limit, a repeated key, not an object
 inline JsonDocument parse_json(std::string_view json, std::string_view file, const JsonLimits& limits = {}) {
   const JsonExtent extent = measure_json(json, file, limits);
   JsonDocument document(extent.values, extent.text_bytes);
@@ -112,7 +112,7 @@ inline JsonDocument parse_json(std::string_view json, std::string_view file, con
   return document;
 }
 
-/// As parse_json(); a file over the limit is refused before it is read.
+/// parse_json() of a file; a file over the limit is refused before it is read.
 inline JsonDocument read_json(const std::filesystem::path& path, const JsonLimits& limits = {.bytes = max_config_bytes}) {
   const FileBytes file = FileBytes::read(path, limits.bytes);
   return parse_json(file.text(), file.name(), limits);

@@ -14,9 +14,9 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Typed access to the keys of one object of a configuration file. null counts as absent. Numbers may be spelled either way, 4 or 4.0.
+/// Typed access to the keys of a JSON object. null counts as absent; 4 and 4.0 are the same number.
 ///
-/// Throws   FormatError naming file, key, what was found and expected
+/// Throws   FormatError naming file, key, found and expected
 class JsonFields {
  public:
   JsonFields(std::string_view file, const Json& object, std::string prefix = {})
@@ -31,7 +31,7 @@ class JsonFields {
     const Json* at = object_.find(key);
     return at == nullptr || at->is_null() ? nullptr : at;
   }
-  /// Present, and null: for the few keys where that is not the same as absent.
+  /// Whether the key is present and null, for the few keys where null is not absence.
   bool is_null(const char* key) const {
     const Json* at = object_.find(key);
     return at != nullptr && at->is_null();

@@ -10,36 +10,36 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// What JSON text may ask of its reader. The defaults are those of a configuration. A document of 32 MB takes at most 64 MB besides its
-/// text, whatever it says.
+/// Limits on JSON text; the defaults are those of a configuration. A document of 32 MB takes at most 64 MB besides its text, for any
+/// content.
 struct JsonLimits {
   std::size_t bytes = std::size_t{16} << 20;   ///< of the whole text
   std::size_t values = std::size_t{1} << 18;   ///< objects, lists, texts, numbers and literals
   std::size_t longest = std::size_t{1} << 20;  ///< bytes of one text between its quotes
-  static constexpr std::size_t deepest = 32;   ///< objects and lists within each other
+  static constexpr std::size_t deepest = 32;   ///< nesting of objects and lists
   static constexpr std::size_t digits = 1024;  ///< bytes of a number or literal
 };
 
-/// Upper bounds of what a text holds; for text that is JSON.
+/// Upper bounds of a JSON text's content.
 struct JsonExtent {
   std::size_t values = 0, objects = 0, text_bytes = 0;
 };
 
-/// Where a byte is, for a message.
+/// The place of a byte, for a message.
 inline std::string json_place(std::string_view json, std::size_t byte) {
   const auto before = json.substr(0, byte);
   return text("byte ", byte, " (line ", 1 + std::count(before.begin(), before.end(), '\n'), ")");
 }
 
-/// What a folder holds in place of a large file where git was cloned without Git LFS.
+/// Refuses a Git LFS pointer: git leaves one in place of a large file if cloned without LFS.
 inline void refuse_lfs_pointer(std::string_view bytes, std::string_view file) {
   if (bytes.starts_with("version https://git-lfs.github.com/spec/v1")) [[unlikely]]
     raise<FormatError>(text("pith: ", in_quotes(file),
                             " is a Git LFS pointer, not the file that it points to: run git lfs pull in its folder, or download the file"));
 }
 
-/// Bounds what a parser of this text will need before it needs any: one pass that looks at quotes and brackets only, and takes no memory.
-/// `base` is where the text begins in its file.
+/// Bounds the memory that parsing will need, in one pass over quotes and brackets, without allocating. `base` is the text's offset in its
+/// file.
 ///
 /// Throws   FormatError naming file and place: over a limit, a zero byte, NaN or Infinity, a Git LFS pointer
 inline JsonExtent measure_json(std::string_view json, std::string_view file, const JsonLimits& limits = {}, std::size_t base = 0) {
@@ -99,7 +99,7 @@ inline JsonExtent measure_json(std::string_view json, std::string_view file, con
   return extent;
 }
 
-/// A parser's own words, short enough for a message.
+/// The parser's own reason, short enough for a message.
 inline std::string json_reason(std::string_view reason) {
   constexpr std::size_t longest = 200;
   return std::string(reason.substr(0, longest)) + (reason.size() > longest ? "…" : "");

@@ -16,11 +16,11 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// One value of a JsonDocument. Values lie one after another in the order of the text, an object's or list's before those it holds: nothing
-/// owns anything, so giving a document back is freeing three blocks, whatever it nests. Does not move; hand on references.
+/// A value of a JsonDocument. Values lie in the order of the text, an object or list before its members, in one block: freeing a document
+/// frees three blocks, however deeply it nests. Not movable; pass references.
 class Json {
  public:
-  enum class Kind : std::uint8_t { null, boolean, whole, natural, real, string, list, object };  ///< natural: a whole number from 0
+  enum class Kind : std::uint8_t { null, boolean, whole, natural, real, string, list, object };  ///< natural: a whole number >= 0
 
   Json() = default;  ///< null
   Json(const Json&) = delete;
@@ -34,13 +34,13 @@ class Json {
   bool is_object() const { return kind_ == Kind::object; }
   bool is_structured() const { return is_array() || is_object(); }
 
-  std::size_t size() const { return count_; }  ///< of an object or list; of anything else 0
+  std::size_t size() const { return count_; }  ///< of an object or list; else 0
   bool empty() const { return count_ == 0; }
-  std::string_view key() const { return key_; }  ///< under which its object holds it
+  std::string_view key() const { return key_; }  ///< its key in the enclosing object
 
-  /// bool, double, std::string or std::string_view. A whole number is exact up to 2^53.
+  /// Returns a bool, double, std::string or std::string_view. A whole number is exact up to 2^53.
   ///
-  /// Throws   StateError if it is something else
+  /// Throws   StateError for another type
   template <class T> T get() const {
     if constexpr (std::is_same_v<T, bool>) {
       expect(is_boolean());
@@ -57,7 +57,7 @@ class Json {
   friend bool operator==(const Json& a, std::string_view b) { return a.is_string() && a.letters() == b; }
   friend bool operator==(const Json& a, std::same_as<bool> auto b) { return a.is_boolean() && a.boolean_ == b; }
 
-  /// The value under that key of an object, or nullptr; also if it is no object. O(log size).
+  /// Returns the value under a key, or nullptr if this is no object or has no such key. O(log size).
   const Json* find(std::string_view key) const {
     if (!is_object()) return nullptr;
     const auto before = [this](std::uint32_t member, std::string_view wanted) { return this[member].key_ < wanted; };
@@ -95,11 +95,11 @@ class Json {
    private:
     const Json* at_ = nullptr;
   };
-  /// What a list or object holds, in the order of the text.
+  /// Iterates over the members of a list or object in the order of the text.
   Iterator begin() const { return Iterator(this + 1); }
   Iterator end() const { return Iterator(this + extent_); }
 
-  /// The same as pairs: for (const auto& [key, value] : object.items()).
+  /// Iterates over key and value: for (const auto& [key, value] : object.items()).
   struct Member {
     std::string_view key;
     const Json& value;
@@ -120,7 +120,7 @@ class Json {
   };
   Members items() const { return Members(*this); }
 
-  /// As JSON text for a message: at most about `longest` bytes of it.
+  /// JSON text for a message, at most about `longest` bytes.
   std::string dump(std::size_t longest = 120) const {
     std::string out;
     append(out, longest);
@@ -184,21 +184,21 @@ class Json {
   }
 
   Kind kind_ = Kind::null;
-  std::uint32_t count_ = 0;   // of what it holds
-  std::uint32_t length_ = 0;  // of a text
-  std::uint32_t extent_ = 1;  // values in all, itself and what those it holds hold included
+  std::uint32_t count_ = 0;   // number of members
+  std::uint32_t length_ = 0;  // length of a text
+  std::uint32_t extent_ = 1;  // number of values, itself and all descendants
   std::string_view key_;
   union {
     bool boolean_;
     std::int64_t whole_;
     std::uint64_t natural_ = 0;
     double real_;
-    const std::uint32_t* children_;  // how far they are from here: a list's in order, an object's by key
+    const std::uint32_t* children_;  // offsets of the members from here: a list's in order, an object's by key
     const char* letters_;
   };
 };
 
-/// A JSON text in memory. Whoever moves it moves no value.
+/// A JSON text in memory. Moving it leaves its values in place.
 class JsonDocument {
  public:
   JsonDocument(std::size_t values, std::size_t text_bytes) : values_(values), children_(values), text_(text_bytes) {}

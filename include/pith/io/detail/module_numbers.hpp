@@ -17,10 +17,10 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Numbers by module: the first key that matches wins, in the order of the file. Keys are expressions of the end of a path.
+/// Numbers by module: the first matching key wins, in file order. Keys are expressions that match the end of a path.
 ///
-/// Nearly all keys are names, whose dots stand for any letter, or whole paths with their dots escaped: those of one length with the same
-/// wild places are looked up together.
+/// Nearly all keys are names, whose dots match any character, or whole paths with escaped dots: those with equal length and wildcards are
+/// looked up together.
 template <class N> class ModuleNumbers {
  public:
   void add(std::string_view key, std::string_view where, N value) {
@@ -28,10 +28,10 @@ template <class N> class ModuleNumbers {
     values_.push_back(value);
     if (std::optional<Literal> literal = Literal::read(key)) {
       Group& group = groups_[{literal->letters.size(), literal->whole, std::move(literal->wild)}];
-      group.emplace(std::move(literal->letters), index);  // of equal keys the first stays
+      group.emplace(std::move(literal->letters), index);  // of equal keys the first wins
       return;
     }
-    static_cast<void>(Pattern(key, where));  // alone: no parenthesis may leak out of the group around it
+    static_cast<void>(Pattern(key, where));  // checked alone, since its parentheses must not affect the group around it
     patterns_.emplace_back(index, Pattern(text("(.*\\.)?(", key, ")$"), where));
     states_ += patterns_.back().second.states();
     if (states_ > most_states)
@@ -45,7 +45,7 @@ template <class N> class ModuleNumbers {
     std::string letters;
     for (const auto& [shape, group] : groups_) {
       spend_steps(steps, 4, path);
-      if (shape.length > path.size()) break;  // the longer ones follow
+      if (shape.length > path.size()) break;  // the rest are longer
       const std::size_t first = path.size() - shape.length;
       if (first > 0 && (shape.whole || path[first - 1] != '.')) continue;
       spend_steps(steps, NameIndex::look_up + shape.length / 8, path);
@@ -61,11 +61,11 @@ template <class N> class ModuleNumbers {
   }
 
  private:
-  /// A key that is letters and dots only: `a.b` with a wild dot, `a\.b`, `^a\.b`.
+  /// A key of letters and dots only: `a.b` with a wild dot, `a\.b`, `^a\.b`.
   struct Literal {
     std::string letters = {};
-    std::vector<std::size_t> wild = {};  ///< places of dots that stand for any letter
-    bool whole = false;                  ///< of the whole path, not its end
+    std::vector<std::size_t> wild = {};  ///< places of dots that match any character
+    bool whole = false;                  ///< matches the whole path, not its end
 
     static std::optional<Literal> read(std::string_view key) {
       Literal out{.whole = key.starts_with('^')};

@@ -14,9 +14,9 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Takes n steps out of a budget for the matching of names and expressions.
+/// Spends n steps of a matching budget.
 ///
-/// Throws   FormatError when it is spent
+/// Throws   FormatError when the budget is exhausted
 inline void spend_steps(std::size_t& steps, std::size_t n, std::string_view path) {
   if (steps < n) [[unlikely]]
     raise<FormatError>(
@@ -24,12 +24,12 @@ inline void spend_steps(std::size_t& steps, std::size_t n, std::string_view path
   steps -= n;
 }
 
-/// A list of module names that finds those which a path ends in or lies in without looking at each: one look-up for each run of the path's
-/// components that is as long as one of the names.
+/// A set of module names that finds those a path ends in or lies in, without a scan: one look-up for each run of path components that
+/// is as long as a name.
 class NameIndex {
  public:
-  static constexpr std::size_t longest = 512;  ///< of a module's path; longer names match none
-  static constexpr std::size_t look_up = 32;   ///< steps
+  static constexpr std::size_t longest = 512;  ///< bytes of a module's path; longer names match none
+  static constexpr std::size_t look_up = 32;   ///< cost in steps
 
   NameIndex() = default;
   NameIndex(std::vector<std::string> names) : names_(std::move(names)) {
@@ -44,14 +44,14 @@ class NameIndex {
   bool empty() const { return names_.empty(); }
   bool contains(std::string_view path) const { return by_name_.find(path) != by_name_.end(); }
 
-  /// The last components of path are one of the names.
+  /// Whether the last components of `path` are one of the names.
   bool ends(std::string_view path, std::size_t& steps) const {
     for (std::size_t first = 0; first <= path.size(); first = next(path, first))
       if (found(path, path.substr(first), steps) != nullptr) return true;
     return false;
   }
 
-  /// use(name) with the first of equal names, for each that is a component of path or several on end.
+  /// Calls use(name) for each name that equals one or several consecutive components of path; of equal names, the first.
   template <class Use> void each_within(std::string_view path, std::size_t& steps, const Use& use) const {
     for (std::size_t first = 0; first <= path.size(); first = next(path, first))
       for (std::size_t end = next(path, first) - 1;; end = next(path, end + 1) - 1) {
@@ -65,14 +65,14 @@ class NameIndex {
     return any;
   }
 
-  /// use(name) for each that path ends in, which need not be whole components.
+  /// Calls use(name) for each name that path ends in, also within a component.
   template <class Use> void each_ending(std::string_view path, std::size_t& steps, const Use& use) const {
     for (std::size_t first = 0; first < path.size(); ++first)
       if (const std::string* name = found(path, path.substr(first), steps)) use(*name);
   }
 
  private:
-  /// Where the component after the one that begins at `first` begins: beyond the path's end after the last.
+  /// Start of the component after the one at `first`; beyond the end after the last.
   static std::size_t next(std::string_view path, std::size_t first) {
     const std::size_t dot = path.find('.', first);
     return dot == std::string_view::npos ? path.size() + 1 : dot + 1;

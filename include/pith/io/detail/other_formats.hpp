@@ -13,9 +13,9 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// A file by which another format is known, and what a refusal says of it.
+/// A file that identifies another format, and the text of the refusal.
 struct OtherFormat {
-  std::string_view file;  ///< a name; begins with a dot: the end of one
+  std::string_view file;  ///< a file name; with a leading dot, an extension
   std::string_view what;
 };
 
@@ -49,7 +49,7 @@ inline constexpr OtherFormat other_adapters[] = {
     {"adapter_model.safetensors", "is not enough: fetch the adapter_config.json that belongs to it"},
 };
 
-/// The first of these formats that a folder's files show, as the end of a sentence: "; its <file> …". Empty: none of them.
+/// The first of these formats found in a folder, as the end of a sentence: "; its <file> …". Empty: none.
 template <std::size_t N> std::string shown_format(const std::filesystem::path& folder, const OtherFormat (&formats)[N]) {
   constexpr std::size_t most_files = 10'000;
   std::vector<std::string> names;

@@ -13,11 +13,11 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// A regular expression that takes bounded time and stack whatever it says: what adapter configs use of Python's `re`, over ASCII.
+/// A regular expression with bounded time and stack for any input: the part of Python's `re` that adapter configs use, over ASCII.
 ///
-/// Literals, `.`, classes, groups, `|`, `* + ? {m,n}` (lazy or not: whether there is a match is the same), `^ $ \A \Z \b \B`,
-/// `\d \w \s` and their opposites, lookahead. All states of the expression walk along the text at once, so nothing backtracks;
-/// std::regex would follow a hostile expression until the stack or the year ends.
+/// Literals, `.`, classes, groups, `|`, `* + ? {m,n}` (greedy or lazy: the result is the same), `^ $ \A \Z \b \B`, `\d \w \s` and their
+/// opposites, lookahead. All states advance together through the text, without backtracking, so that a hostile expression cannot exhaust
+/// time or stack, as it can with std::regex.
 ///
 /// Throws   FormatError for a broken expression, or one that takes too long; UnsupportedError for back references, lookbehind,
 ///          flags, possessive repetitions and other letters after a backslash
@@ -27,16 +27,16 @@ class Pattern {
   Pattern(std::string_view expression, std::string_view where)
       : source_(expression), where_(where), program_(PatternReader(expression, where).program()) {}
 
-  /// Whether the whole text matches. `steps` is what may still be spent, over many calls.
+  /// Whether the whole text matches. `steps` is the remaining budget, shared by many calls.
   bool matches(std::string_view name, std::size_t& steps) const { return walk(0, name, 0, true, steps); }
-  std::size_t states() const { return program_.code.size(); }  ///< what it takes in memory
+  std::size_t states() const { return program_.code.size(); }  ///< its size in memory
 
  private:
-  /// From a state and a place in the text to acceptance: at the end of the text, or anywhere.
+  /// Whether acceptance is reached from a state and a position: at the end of the text, or anywhere.
   bool walk(std::size_t start, std::string_view name, std::size_t from, bool to_end, std::size_t& steps) const {
-    steps -= (std::min)(steps, 32 + program_.code.size() / 16);  // the memory below
+    steps -= (std::min)(steps, 32 + program_.code.size() / 16);  // for the allocation below
     std::vector<std::size_t> now, then{start};
-    std::vector<std::size_t> seen(program_.code.size(), 0);  // 1 + the last place where the state was entered
+    std::vector<std::size_t> seen(program_.code.size(), 0);  // 1 + the last position at which the state was entered
     for (std::size_t at = from;; ++at) {
       now.swap(then);
       then.clear();

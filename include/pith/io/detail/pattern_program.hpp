@@ -13,13 +13,13 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// What a Pattern walks along: a list of states made of an expression.
+/// The states of a compiled Pattern.
 struct PatternProgram {
   enum class Op : std::uint8_t { accept, set, split, begin, end, word, not_word, ahead, not_ahead };
   using Letters = std::bitset<128>;
   struct Instruction {
     Op op = Op::accept;
-    std::uint32_t x = 0, y = 0;  ///< a set; where a split, or what follows a lookahead, goes on
+    std::uint32_t x = 0, y = 0;  ///< a set; targets of a split; the state after a lookahead
   };
   std::vector<Letters> sets = {};
   std::vector<Instruction> code = {};
@@ -37,7 +37,7 @@ struct PatternProgram {
   static bool is_word(char c) { return static_cast<unsigned char>(c) < 0x80 && word_letters().test(static_cast<unsigned char>(c)); }
 };
 
-/// Reads an expression by recursive descent and unfolds it.
+/// Compiles an expression: recursive descent, then unfolding into states.
 class PatternReader {
   using Letters = PatternProgram::Letters;
   using Op = PatternProgram::Op;
@@ -64,9 +64,9 @@ class PatternReader {
 
   struct Node {
     Kind kind = Kind::sequence;
-    Op op = Op::accept;                      ///< of an assertion, or of a lookahead
-    std::size_t set = 0;                     ///< which letters
-    std::size_t least = 0, most = 0;         ///< of a repetition
+    Op op = Op::accept;                      ///< kind of an assertion or lookahead
+    std::size_t set = 0;                     ///< index of the letters it matches
+    std::size_t least = 0, most = 0;         ///< bounds of a repetition
     std::vector<std::size_t> children = {};  ///< nodes
   };
 
@@ -129,7 +129,7 @@ class PatternReader {
     return at_ > first;
   }
 
-  /// A repetition, if there is one here. As in Python, a brace that opens none is a letter.
+  /// Reads a repetition, if there is one. As in Python, a brace that opens none is a literal.
   bool count(std::size_t& least, std::size_t& most) {
     if (take("*")) return least = 0, most = unbounded, true;
     if (take("+")) return least = 1, most = unbounded, true;
@@ -176,7 +176,7 @@ class PatternReader {
   }
   std::size_t look(Op op) { return add({.kind = Kind::ahead, .op = op, .children = {closed(alternatives())}}); }
 
-  /// What follows a backslash.
+  /// Reads the part after a backslash.
   Letters escaped() {
     if (at_ == source_.size()) refuse("ends in a backslash");
     const char c = source_[at_++];
@@ -251,7 +251,7 @@ class PatternReader {
       case Kind::repeat: {
         for (std::size_t i = 0, before = ~code_.size(); i < node.least && before != code_.size(); ++i) {
           before = code_.size();
-          emit(node.children[0]);  // what unfolds to nothing does so any number of times
+          emit(node.children[0]);  // an empty repetition is empty
         }
         std::vector<std::size_t> skips;
         for (std::size_t i = node.least; i < node.most; ++i) {

@@ -15,13 +15,13 @@ inline bool one_of(std::string_view key, std::initializer_list<std::string_view>
   return std::find(keys.begin(), keys.end(), key) != keys.end();
 }
 
-/// A value by which a key asks for nothing, whatever it is.
+/// A value under which any key has no effect.
 inline bool is_inert(const Json& value) {
   return value.is_null() || value == false || (value.is_string() && value.get<std::string_view>().empty()) ||
          (value.is_number() && value.get<double>() == 0) || (value.is_structured() && value.empty());
 }
 
-/// A key of PEFT's that is read, or that changes no number once the adapter is trained.
+/// A PEFT key that is read, or that changes no number of a trained adapter.
 inline bool is_peft_key(PeftType type, std::string_view key) {
   if (one_of(key, {"peft_type", "base_model_name_or_path", "task_type", "inference_mode", "auto_mapping", "revision", "peft_version",
                    "runtime_config", "modules_to_save"}))
@@ -50,7 +50,7 @@ inline bool is_peft_key(PeftType type, std::string_view key) {
                      "velora_config",
                      "megatron_core",
                      "qalora_group_size",
-                     "merge_weights"}))  // of PEFT before 0.3: how its own forward pass went
+                     "merge_weights"}))  // of PEFT before 0.3: affects only its own forward pass
       return true;
     return type == PeftType::adalora &&
            one_of(key, {"init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"});
@@ -61,7 +61,7 @@ inline bool is_peft_key(PeftType type, std::string_view key) {
              : one_of(key, {"encoder_hidden_size", "prefix_projection", "init_weights"});
 }
 
-/// A key that is not PEFT's and speaks of no method, as trainers and people leave their own: PEFT passes over it.
+/// A key that is not PEFT's and names no method, as trainers and users add: PEFT passes over it.
 inline bool is_foreign_key(std::string_view key, bool has_text) {
   if (key.starts_with("_") || key.starts_with("unsloth_")) return true;
   constexpr std::string_view of_methods[] = {"lora",  "alora", "adalora", "dora", "invocation", "use_",  "init",   "target", "trainable",

@@ -12,12 +12,11 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// What a tensor of an adapter file is to its module.
-/// base_weight: what the base itself has there, saved along.
+/// The part of a module that an adapter tensor holds. base_weight: a saved copy of the base's own weight.
 enum class PeftPart : std::uint8_t { down, up, up_bias, lambda, magnitude, base_bias, base_weight, weight, bias, prompt, count };
 inline constexpr std::size_t num_peft_parts = static_cast<std::size_t>(PeftPart::count);
 
-/// A tensor's name taken apart.
+/// The components of a tensor name.
 struct PeftName {
   std::string module = {};  ///< path inside the base model; empty for the rows of a prompt
   PeftPart part = PeftPart::prompt;
@@ -31,7 +30,7 @@ struct PeftSuffix {
   std::string_view ending;
   PeftPart part;
 };
-/// LoRA's endings have `.weight`, AdaLoRA's and the magnitude have none.
+/// LoRA's suffixes have `.weight`; those of AdaLoRA and the magnitude do not.
 inline constexpr std::array<PeftSuffix, 11> peft_suffixes{{{".lora_A.weight", PeftPart::down},
                                                            {".lora_A", PeftPart::down},
                                                            {".lora_B.weight", PeftPart::up},
@@ -44,7 +43,7 @@ inline constexpr std::array<PeftSuffix, 11> peft_suffixes{{{".lora_A.weight", Pe
                                                            {".base_layer.weight", PeftPart::base_weight},
                                                            {".weight", PeftPart::weight}}};
 
-/// A path of components like model.layers.0.mlp.up_proj: what else would a tensor's name lead to.
+/// Whether text is a dotted path such as model.layers.0.mlp.up_proj.
 inline bool is_module_path(std::string_view path) {
   const auto letter = [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
@@ -55,7 +54,7 @@ inline bool is_module_path(std::string_view path) {
   return true;
 }
 
-/// The adapter's own name, which PEFT takes out of a tensor's and other writers may have left in.
+/// Removes the adapter's own name, which PEFT omits but other writers may leave in.
 inline std::string without_adapter_name(std::string name) {
   constexpr std::string_view own = ".default";
   for (const std::string_view ending : {".weight", ".bias", ""})
@@ -63,7 +62,7 @@ inline std::string without_adapter_name(std::string name) {
   return name;
 }
 
-/// Throws   FormatError for a name that is no part of an adapter; UnsupportedError for parts pith does not read
+/// Throws   FormatError for a name that is no part of an adapter; UnsupportedError for unsupported parts
 inline PeftName parse_peft_name(std::string_view tensor, std::string_view file) {
   const auto of_tensor = [&](std::string_view why) { return text("pith: ", in_quotes(file), ": tensor ", in_quotes(tensor), why); };
   std::string name(tensor);

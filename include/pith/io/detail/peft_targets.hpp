@@ -17,7 +17,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Names of modules as adapter configs give them: a list of last components (or whole paths), or one expression for the whole path.
+/// Module names in an adapter config: a list of last components or whole paths, or one expression for the whole path.
 struct ModuleNames {
   NameIndex list = {};
   std::optional<Pattern> expression = {};
@@ -28,11 +28,11 @@ struct ModuleNames {
   }
   bool names_exactly(std::string_view path) const { return list.contains(path); }
 
-  /// The last components of path are name.
+  /// Whether `name` is the last components of `path`.
   static bool ends_in(std::string_view path, std::string_view name) {
     return path.ends_with(name) && (path.size() == name.size() || path[path.size() - name.size() - 1] == '.');
   }
-  /// path is name or lies in it, at any depth.
+  /// Whether path is `name` or lies inside it, at any depth.
   static bool lies_in(std::string_view path, std::string_view name) {
     for (std::size_t at = path.find(name); at != std::string_view::npos && !name.empty(); at = path.find(name, at + 1)) {
       const std::size_t end = at + name.size();
@@ -45,13 +45,13 @@ struct ModuleNames {
 /// The last component of a module's path.
 inline std::string_view last_of(std::string_view path) { return path.substr(path.rfind('.') + 1); }  // npos + 1: all of it
 
-/// Heads that transformers and TRL put on a decoder instead of its own.
+/// Whether the module is a classification head that transformers or TRL put in place of the lm_head.
 inline bool heads_a_classifier(std::string_view module) {
   constexpr std::string_view heads[] = {"score", "classifier", "qa_outputs", "v_head", "value_head", "reward_head", "summary"};
   return std::any_of(std::begin(heads), std::end(heads), [&](std::string_view head) { return ModuleNames::lies_in(module, head); });
 }
 
-/// A name of modules_to_save that a module of a llama, mistral or qwen2 decoder may end in, or lie in; the others no such decoder has.
+/// Whether a module of a llama, mistral or qwen2 decoder can end in this modules_to_save name, or lie in it.
 inline bool may_be_of_a_decoder(std::string_view saved) {
   constexpr std::string_view parts[] = {
       "model",     "layers",  "self_attn", "mlp",          "q_proj",          "k_proj",  "v_proj",    "o_proj",
@@ -61,21 +61,21 @@ inline bool may_be_of_a_decoder(std::string_view saved) {
   return number || std::any_of(std::begin(parts), std::end(parts), [&](std::string_view part) { return part.ends_with(last); });
 }
 
-/// Which modules of a model an adapter config asks for.
+/// The modules that an adapter config asks for.
 struct TargetModules {
-  bool said = false;        ///< false: the tensors alone tell
-  bool all_linear = false;  ///< every projection but the head
+  bool said = false;        ///< false: the config names no targets, the tensors decide
+  bool all_linear = false;  ///< every projection except the head
   ModuleNames names = {}, excluded = {};
-  NameIndex saved = {};                       ///< modules_to_save: whole modules, never wrapped
+  NameIndex saved = {};                       ///< modules_to_save: modules replaced as a whole
   std::vector<Index> layers = {};             ///< layers_to_transform, sorted; empty: all
-  std::vector<Pattern> layers_patterns = {};  ///< what must stand before a layer's number, as `.*\.(name)`; empty: anything
+  std::vector<Pattern> layers_patterns = {};  ///< must precede a layer's number, as `.*\.(name)`; empty: anything
 
   bool match(std::string_view path, std::size_t& steps) const {
     if (excluded.matches(path, steps)) return false;
     if (saved.within(path, steps)) return false;
     if (!said) return true;
     if (all_linear) return !ModuleNames::ends_in(path, "lm_head");
-    if (names.names_exactly(path)) return true;  // a whole path passes by the layers, as in the reference
+    if (names.names_exactly(path)) return true;  // a whole path is not filtered by layer, as in PEFT
     if (!names.matches(path, steps)) return false;
     if (layers.empty()) return true;
     const std::optional<Index> layer = layer_of(path, steps);
@@ -83,7 +83,7 @@ struct TargetModules {
   }
 
  private:
-  /// The number after the first `.name.number.`; the leading dot must be there.
+  /// The number in the first `.name.number.`; the leading dot is required.
   std::optional<Index> layer_of(std::string_view path, std::size_t& steps) const {
     for (std::size_t dot = path.find('.'); dot != std::string_view::npos; dot = path.find('.', dot + 1)) {
       std::size_t end = dot + 1;

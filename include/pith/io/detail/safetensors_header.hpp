@@ -24,16 +24,16 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The header of a safetensors file, every rule of the format checked.
+/// The header of a safetensors file; all rules of the format have been checked.
 struct SafetensorsHeader {
   std::vector<TensorInfo> tensors;              ///< in the order of their data
-  std::vector<std::uint32_t> by_name;           ///< indices into tensors, in the order of names
+  std::vector<std::uint32_t> by_name;           ///< indices into tensors, by name
   std::map<std::string, std::string> metadata;  ///< free text about the file
-  std::size_t data_begin = 0;                   ///< where the data starts in the file
+  std::size_t data_begin = 0;                   ///< offset of the data in the file
 };
 
-/// Receives the JSON of a header piece by piece. What the format does not foresee at a place is refused there, so nesting cannot
-/// go deeper than the format's three levels and nothing is stored that is not a tensor or metadata.
+/// Builds a header from JSON events. It refuses anything unexpected at once, so nesting stays within the format's three levels, and only
+/// tensors and metadata are stored.
 class HeaderReader {
  public:
   HeaderReader(std::string_view file, std::size_t data_begin, SafetensorsHeader& header)
@@ -134,8 +134,8 @@ class HeaderReader {
 
  private:
   enum class Place { before, root, metadata, tensor, shape, offsets, after };
-  static constexpr std::size_t block = 16;      ///< what an allocation takes besides its bytes
-  static constexpr std::size_t tree_node = 48;  ///< of a std::map, besides what it holds, and its allocation
+  static constexpr std::size_t block = 16;      ///< overhead of an allocation
+  static constexpr std::size_t tree_node = 48;  ///< overhead of a std::map node
 
   static std::size_t letters(const std::string& s) { return sizeof s + block + s.size(); }
   void hold(std::size_t bytes) {
@@ -143,7 +143,7 @@ class HeaderReader {
     if (held_ > max_header_memory) refuse(text("the header takes more than ", max_header_memory, " bytes of memory"));
   }
 
-  /// The size that dtype and shape promise against the one data_offsets give.
+  /// Compares the size of dtype and shape with data_offsets.
   void check_size() const {
     std::size_t bits = dtype_bits(tensor_.dtype);
     for (const Index extent : tensor_.shape)
@@ -192,7 +192,7 @@ class HeaderReader {
   bool has_metadata_ = false;
 };
 
-/// Names once each; data without overlap, without holes, and to the last byte of the file.
+/// Checks that names are unique and that data neither overlaps, has holes, nor ends before the end of the file.
 inline void check_layout(std::string_view file, std::size_t data_bytes, SafetensorsHeader& header) {
   auto& tensors = header.tensors;
   std::sort(tensors.begin(), tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
@@ -221,7 +221,7 @@ inline void check_layout(std::string_view file, std::size_t data_bytes, Safetens
         text("pith: ", in_quotes(file), ": tensors cover ", filled, " bytes of data, expected all ", data_bytes, HeaderReader::remedy));
 }
 
-/// The header of a file of these bytes. Offsets are checked against what the file holds, so any tensor may be read afterwards.
+/// Reads the header of a file. Offsets are checked against its size, so every tensor can be read afterwards.
 inline SafetensorsHeader read_header(std::span<const std::byte> bytes, std::string_view file) {
   const auto refuse = [&](const std::string& what) {
     raise<FormatError>(text("pith: ", in_quotes(file), ": ", what, HeaderReader::remedy));

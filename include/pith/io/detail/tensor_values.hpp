@@ -17,14 +17,14 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The value of type T at any address, aligned or not.
+/// Reads a T from any address, aligned or not.
 template <class T> T load_unaligned(const std::byte* from) {
   T value;
   std::memcpy(static_cast<void*>(&value), from, sizeof value);
   return value;
 }
 
-/// One value widened, or rounded from double to float.
+/// Widens a value, or rounds it from double to float.
 template <class S, class T> S to_scalar(T value) {
   if constexpr (std::is_same_v<T, bfloat16>) {
     return static_cast<S>(detail::bits_as<float>(std::uint32_t(value.value) << 16));
@@ -35,7 +35,7 @@ template <class S, class T> S to_scalar(T value) {
   }
 }
 
-/// Calls visit(T{}) for the C++ type of a dtype that has one.
+/// Calls visit(T{}) for the C++ type of a dtype, if it has one.
 template <class Visit> void with_type(DType dtype, Visit&& visit) {
   switch (dtype) {
     case DType::f64:
@@ -74,7 +74,7 @@ inline bool is_integer(DType dtype) {
   return integer;
 }
 
-/// Refuses, by name, an element type that cannot become S.
+/// Refuses, by name, an element type that cannot be converted to S.
 template <class S> void check_conversion(std::string_view file, const TensorInfo& tensor) {
   constexpr bool wants_float = std::is_floating_point_v<S>;
   if (tensor.dtype == dtype_of<S>() || (wants_float && is_floating(tensor.dtype)) || (std::is_integral_v<S> && is_integer(tensor.dtype)))
@@ -86,7 +86,7 @@ template <class S> void check_conversion(std::string_view file, const TensorInfo
                                                      : dtype_name(dtype_of<S>())));
 }
 
-/// out[i] = value i; the index of the first that does not fit an integral S, or -1. The pair of types is one check_conversion() let pass.
+/// out[i] = value i. Returns the index of the first value that does not fit an integral S, or -1. check_conversion() must have passed.
 template <class S> Index convert_values(DType dtype, const std::byte* from, Index n, S* out) {
   if (n == 0) return -1;
   if (dtype == dtype_of<S>()) {
@@ -108,7 +108,7 @@ template <class S> Index convert_values(DType dtype, const std::byte* from, Inde
   return bad;
 }
 
-/// The index of the first value that is NaN or infinite as an S, or -1. One pass over the data, mostly bit operations.
+/// The index of the first value that is NaN or infinite as S, or -1. One pass, mostly bit operations.
 template <class S> Index first_non_finite(DType dtype, const std::byte* from, Index n) {
   Index bad = -1;
   with_type(dtype, [&]<class T>(T) {
@@ -116,7 +116,7 @@ template <class S> Index first_non_finite(DType dtype, const std::byte* from, In
       using Bits = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint16_t>>;
       constexpr int mantissa = std::is_same_v<T, double> ? 52 : std::is_same_v<T, float> ? 23 : std::is_same_v<T, half> ? 10 : 7;
       constexpr Bits exponent = static_cast<Bits>((Bits(~Bits{0}) >> 1) & ~((Bits{1} << mantissa) - 1));
-      constexpr Index block = 4096;  // a branch a block, none a value
+      constexpr Index block = 4096;  // one branch per block, not per value
       for (Index first = 0; first < n && bad < 0; first += block) {
         const Index last = n - first < block ? n : first + block;
         unsigned found = 0;

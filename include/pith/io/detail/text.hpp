@@ -10,14 +10,14 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// At most `longest` bytes of UTF-8 text, cut between letters.
+/// At most `longest` bytes of UTF-8 text, cut between characters.
 inline std::string_view whole_letters(std::string_view s, std::size_t longest) {
   if (s.size() <= longest) return s;
   while (longest > 0 && (static_cast<unsigned char>(s[longest]) & 0xC0) == 0x80) --longest;
   return s.substr(0, longest);
 }
 
-/// A name from a file, fit for a message: short, one line.
+/// A name from a file as a message shows it: short, on one line.
 inline std::string in_quotes(std::string_view name) {
   constexpr std::size_t longest = 120;
   std::string out = "'";
@@ -31,7 +31,7 @@ inline std::string shape_list(std::span<const Index> shape) {
   return out += "]";
 }
 
-/// Refuses text that is not UTF-8: overlong forms, surrogates and values beyond Unicode included.
+/// Refuses text that is not UTF-8, including overlong forms, surrogates and values beyond Unicode.
 inline void check_utf8(std::string_view what, std::string_view s) {
   for (std::size_t i = 0; i < s.size();) {
     const auto byte = [&](std::size_t at) { return at < s.size() ? static_cast<unsigned char>(s[at]) : 0u; };
@@ -51,7 +51,7 @@ inline void check_utf8(std::string_view what, std::string_view s) {
   }
 }
 
-/// UTF-8 as a JSON string: what the grammar reserves escaped, the rest as it is.
+/// Appends UTF-8 as a JSON string, with reserved characters escaped.
 inline void append_json_text(std::string& out, std::string_view s) {
   constexpr char hex[] = "0123456789abcdef";
   out += '"';

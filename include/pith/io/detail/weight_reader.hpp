@@ -22,13 +22,13 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Turns planned tensors into weights, one at a time, in the order a token meets them.
+/// Reads planned tensors into weights, one at a time, in order of use.
 template <class S> class WeightReader {
  public:
   WeightReader(const CheckpointPlan& plan, WeightsLayout layout, bool check_finite)
       : plan_(plan), layout_(layout), check_finite_(check_finite) {}
 
-  /// start(name) before each tensor, finish(bytes) after it.
+  /// Calls start(name) before each tensor and finish(bytes) after it.
   template <class Start, class Finish>
   void read_all(const DecoderConfig& config, DecoderWeights<S>& out, const Start& start, const Finish& finish) {
     const auto step = [&](const std::string& name, auto&& read) {
@@ -68,15 +68,15 @@ template <class S> class WeightReader {
 
  private:
   using Place = CheckpointPlan::Place;
-  static constexpr Index rows_together = 32;  ///< checked and copied while they are in the cache
+  static constexpr Index rows_together = 32;  ///< rows checked and copied together while they are in cache
 
-  /// What a mapped projection looks into.
+  /// Memory that a mapped projection needs.
   struct Alive {
     std::shared_ptr<const void> file;
     Vector<S> bias;
   };
 
-  /// Of elements [first, first + count) of a tensor.
+  /// Checks elements [first, first + count) of a tensor.
   void check_values(const Place& place, Index first, Index count) const {
     if (!check_finite_) return;
     const TensorInfo& tensor = *place.tensor;
@@ -89,7 +89,7 @@ template <class S> class WeightReader {
   }
   void check_values(const Place& place) const { check_values(place, 0, place.tensor->elements()); }
 
-  /// use(rows, in_place) with the tensor's rows as T where Usable<T>, else converted to S. Not in place: the rows vanish afterwards.
+  /// Calls use(rows, in_place) with rows of T if Usable<T>, else converted to S. If not in place, the rows are valid only during the call.
   template <template <class> class Usable, class Use> static void with_rows(const Place& place, Use&& use) {
     const std::string& name = place.tensor->name;
     with_type(place.tensor->dtype, [&]<class T>(T) {
@@ -116,7 +116,7 @@ template <class S> class WeightReader {
         out = AnyLinear<S>(LinearView<S, T>(rows, alive->bias), alive);
         return;
       }
-      // Values are looked at where they are copied from: each comes from memory once.
+      // Checking the source of each copy reads every value from memory once.
       const auto checked_rows = [&](Index first, Index n) {
         check_values(place, first * rows.cols(), n * rows.cols());
         return rows.middleRows(first, n);
@@ -152,7 +152,7 @@ template <class S> class WeightReader {
   }
 
   bool mapped() const { return layout_ == WeightsLayout::mapped; }
-  /// Else file and weights would be in memory together.
+  /// Frees the file's pages; otherwise file and weights would both stay in memory.
   void release(const Place& place) const {
     if (!mapped()) place.file->release(*place.tensor);
   }
