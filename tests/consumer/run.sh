@@ -29,7 +29,8 @@ configure_and_run() {  # name, cmake arguments; runs every program of the projec
 }
 
 # The install is moved after it was made: nothing in it may know where it was.
-cmake -S "$source" -B "$work/build" -DPITH_BUILD_TESTS=OFF -DPITH_BUILD_EXAMPLES=OFF -DPITH_BUILD_BENCH=OFF >"$work/log" 2>&1 \
+library_only=(-DPITH_BUILD_TESTS=OFF -DPITH_BUILD_EXAMPLES=OFF -DPITH_BUILD_BENCH=OFF)
+cmake -S "$source" -B "$work/build" "${library_only[@]}" >"$work/log" 2>&1 \
   || { cat "$work/log"; fail install "does not configure"; }
 cmake --install "$work/build" --prefix "$work/first" >/dev/null
 mv "$work/first" "$work/elsewhere"
@@ -38,7 +39,18 @@ if grep -rlE "$work/first|$source" "$work/elsewhere"; then fail install "knows w
 (cd "$source/include" && find pith -name '*.hpp' | sort) >"$work/expected"
 (cd "$work/elsewhere/include" && find pith -name '*.hpp' | sort) >"$work/installed"
 diff "$work/expected" "$work/installed" || fail install "lacks headers"
-cmp "$source/LICENSE" "$work/elsewhere/share/licenses/pith/LICENSE" || fail install "lacks the licence"
+cmp "$source/LICENSE" "$work/elsewhere/share/doc/pith/LICENSE" || fail install "lacks the licence"
+
+# A packager names the folders.
+cmake -S "$source" -B "$work/named" "${library_only[@]}" -DCMAKE_INSTALL_INCLUDEDIR=inc/one -DCMAKE_INSTALL_DATADIR=data -DCMAKE_INSTALL_DOCDIR=docs \
+  >"$work/log" 2>&1 || { cat "$work/log"; fail 'named folders' "do not configure"; }
+cmake --install "$work/named" --prefix "$work/placed" >/dev/null
+diff "$work/expected" <(cd "$work/placed/inc/one" && find pith -name '*.hpp' | sort) || fail 'named folders' "lack headers"
+cmp "$source/LICENSE" "$work/placed/docs/LICENSE" || fail 'named folders' "lack the licence"
+include=$(PKG_CONFIG_PATH=$work/placed/data/pkgconfig pkg-config --variable=includedir pith)
+[[ $include -ef $work/placed/inc/one ]] || fail 'named folders' "pith.pc says $include"
+grep -q 'inc/one' "$work/placed/data/cmake/pith/pith-targets.cmake" || fail 'named folders' "the targets have other includes"
+say 'named folders' ok
 
 configure_and_run find_package -DCMAKE_PREFIX_PATH="$work/elsewhere" -DPITH_EXPECTED="${version%.*}" -G "Unix Makefiles"
 configure_and_run fetch_content -DPITH_SOURCE="$source" -G "Unix Makefiles"
