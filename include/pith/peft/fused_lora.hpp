@@ -10,10 +10,10 @@
 
 namespace pith { inline namespace v0 {
 
-/// loralib's adapter of a fused projection (query, key and value in one weight), on some of its equal blocks of outputs: block j of those
-/// enabled has rows j·rank … of A and j·out/blocks … of B.
+/// LoRA on a fused projection (query, key and value in one weight), as loralib stores it: adapters for some of its equal output blocks.
 ///
-/// It becomes one adapter of rank · enabled components, each 0 outside its block.
+/// The j-th enabled block has rows j·rank … of A and rows j·out/blocks … of B. The result is one adapter of rank · enabled components, each
+/// of which is 0 outside its block.
 ///
 /// Shapes   down A [enabled · rank, in] · up B [enabled · out / blocks, rank] · blocks [of the weight] whether each has an adapter
 /// Throws   ShapeError if the shapes disagree or no block is enabled

@@ -1,4 +1,5 @@
 #pragma once
+// Houlsby (bottleneck) adapters, x + up(act(down(x))) around a frozen sub-layer: sequential, Pfeiffer, parallel.
 
 #include <algorithm>
 #include <cmath>
@@ -17,21 +18,23 @@
 
 namespace pith { inline namespace v0 {
 
-/// What a sequential block is added to.
+/// The rows that a sequential block adds its result to.
 enum class HoulsbySkip {
   hidden,  ///< the sub-layer's output
-  input,   ///< what the block reads: after the model's norm where norm_before says so
-  sum,     ///< the sub-layer's output and its input, before the norm
+  input,   ///< the block's own input, after the model's norm if norm_before is set
+  sum,     ///< the sum of the sub-layer's output and input, before the norm
 };
 
-/// Where a bottleneck stands around a sub-layer with output h and input u, of a model with a norm LN or none:
-/// sequential o = core(z) + skip with z = LN(h + u) or h, y = LN(o + u) or o; parallel y = LN(core(u) + h + u).
+/// The place of a bottleneck around a sub-layer with output h and input u, in a model with or without a norm LN.
+///
+///   sequential: o = core(z) + skip,   z = LN(h + u) or h,   y = LN(o + u) or o
+///   parallel:   y = LN(core(u) + h + u)
 struct HoulsbyOptions {
   bool parallel = false;
   bool norm_before = false;  ///< z = LN(h + u) (`original_ln_before`)
   bool norm_after = true;    ///< y = LN(o + u) (`original_ln_after`); false where the model adds the residual itself
   HoulsbySkip skip = HoulsbySkip::hidden;
-  bool own_norm_over_skip = false;  ///< its own norm behind sees core + skip, not core alone (`adapter_residual_before_ln`)
+  bool own_norm_over_skip = false;  ///< the block's own norm behind takes core + skip, not core alone (`adapter_residual_before_ln`)
 
   friend bool operator==(const HoulsbyOptions&, const HoulsbyOptions&) = default;
   static HoulsbyOptions houlsby() { return {}; }
@@ -40,7 +43,7 @@ struct HoulsbyOptions {
   static HoulsbyOptions adapter_plus() { return {.norm_before = true, .norm_after = false, .skip = HoulsbySkip::input}; }
 };
 
-/// c of a block between d features: d / reduction, rounded down, at least 1.
+/// The bottleneck width c for d features: max(1, ⌊d / reduction⌋).
 ///
 /// Throws   ShapeError unless d and the reduction are above 0
 inline Index houlsby_size(Index d, double reduction) {
@@ -49,30 +52,31 @@ inline Index houlsby_size(Index d, double reduction) {
   return (std::max<Index>)(1, static_cast<Index>(double(d) / reduction));
 }
 
-/// The numbers of a block; what is empty is not there.
+/// The weights of a block; leave optional parts empty.
 template <class S = float> struct HoulsbyWeights {
   Linear<S> down, up;                                   ///< D [c, d] and Up [d, c], with their biases
-  Vector<S> scale = {};                                 ///< what core is multiplied by: [1], [d] for one of each feature, or empty: 1
+  Vector<S> scale = {};                                 ///< factor of core: [1], or [d] with one for each feature; empty: 1
   Vector<S> gate = {};                                  ///< [d] g
   S gate_bias = 0;                                      ///< g0
-  std::optional<LayerNorm<S>> before = {}, after = {};  ///< its own norms: before D, and behind
+  std::optional<LayerNorm<S>> before = {}, after = {};  ///< the block's own norms: before D, and behind
 };
 
-/// The model's norm where it has none at this point.
+/// Stands for the model's norm if the model has none at this point.
 struct NoNorm {
   template <class S> void forward(ConstMatrixRef<S> x, MatrixRef<S> y) const { y = x; }
 };
 
-/// Adapter-based tuning: a small feed-forward block core(z) = scale ∘ (f(z Dᵀ + b) Upᵀ + u) beside or behind a frozen sub-layer. Not
-/// linear, so it cannot be merged.
+/// Adapter tuning: adds a small feed-forward block beside or behind a frozen sub-layer.
 ///
-/// A gate multiplies core by the mean of sigmoid(z g + g0) over all rows of a call: one sequence at a time, and tokens one by one give
-/// other numbers than all at once.
+///   x + up(act(down(x))),   in full: core(z) = scale ∘ (act(z Dᵀ + b) Upᵀ + bᵤ), placed as in HoulsbyOptions
+///
+/// The block is not linear, so it cannot be merged. A gate multiplies core by the mean of sigmoid(z g + g0) over all rows of a call: pass
+/// one sequence at a time; token by token, the results differ from those of a whole sequence.
 ///
 /// Shapes   hidden h, residual u, y [tokens, d]; y is neither of the others
 /// Heap     none in forward(), given ws of workspace_bytes(tokens, workers)
 /// Throws   ShapeError if the shapes disagree
-/// Law      with Up and its bias 0: LN(h + u) where the norm stands behind, the layer without it
+/// Law      if Up and its bias are 0 and the norm stands behind: LN(h + u), the layer without the block
 /// Paper    Houlsby: arXiv:1902.00751; Pfeiffer: arXiv:2005.00247; parallel: arXiv:2110.04366
 template <class S = float, Activation<S> Act = Relu> class HoulsbyAdapter {
  public:
@@ -94,7 +98,7 @@ template <class S = float, Activation<S> Act = Relu> class HoulsbyAdapter {
     if (after_) detail::check_chain("HoulsbyAdapter", "size() of its norm behind", after_->size(), d);
   }
 
-  /// `norm` is the model's: a LayerNorm, a RmsNorm, NoNorm{}.
+  /// `norm` is the model's norm: a LayerNorm, an RmsNorm or NoNorm{}.
   template <class Norm>
   void forward(ConstMatrixRef<S> hidden, ConstMatrixRef<S> residual, const Norm& norm, MatrixRef<S> y, Workspace& ws) const {
     check_shape("HoulsbyAdapter", "hidden", hidden, any_extent, size());

@@ -11,13 +11,13 @@
 
 namespace pith { inline namespace v0 {
 
-/// LoRA on a table of embeddings: a token's row plus scale · B A[:, token].
+/// LoRA on a table of embeddings: out = E[token] + scale · B A[:, token].
 ///
 /// Shapes   table [vocabulary, features] · down A [rank, vocabulary] · up B [features, rank], as PEFT stores them
-/// Cost     2·tokens·rank·features flops over the base
+/// Cost     2·tokens·rank·features flops in addition to the base
 /// Heap     none in gather()
 /// Throws   ShapeError if the shapes disagree
-/// Law      at scale 0 the bits of the table
+/// Law      at scale 0, out has the bits of the table
 /// Paper    LoRA: arXiv:2106.09685
 template <class S = float> class LoraEmbedding {
  public:
@@ -31,7 +31,7 @@ template <class S = float> class LoraEmbedding {
     up_ = up.transpose();
   }
 
-  /// out[i] = row of tokens[i].
+  /// out[i] = adapted row of tokens[i].
   ///
   /// Shapes   out [tokens, features]
   /// Throws   as Embedding::gather()
@@ -40,7 +40,7 @@ template <class S = float> class LoraEmbedding {
     for (std::size_t i = 0; i < tokens.size(); ++i) add_to(tokens[i], out, static_cast<Index>(i));
   }
 
-  /// W + scale (B A)ᵀ as a table of its own.
+  /// A new table: E + scale (B A)ᵀ.
   Embedding<S> merged() const {
     Matrix<S> rows(table_.rows(), table_.cols());
     table_.copy_rows(0, rows);
@@ -59,7 +59,7 @@ template <class S = float> class LoraEmbedding {
   }
 
   Embedding<S> table_;
-  Matrix<S> tokens_, up_;  // A transposed: a token is a row; Bᵀ
+  Matrix<S> tokens_, up_;  // Aᵀ, with a row for each token; Bᵀ
   S scale_;
 };
 

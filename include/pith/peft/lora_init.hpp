@@ -1,4 +1,5 @@
 #pragma once
+// How A and B of a fresh adapter are initialised.
 
 #include <cmath>
 #include <random>
@@ -10,14 +11,14 @@
 
 namespace pith { inline namespace v0 {
 
-/// What a fresh adapter starts from. B = 0, so the layer starts as its base, unless said otherwise.
+/// The initial values of a fresh adapter. B = 0 unless stated, so that the layer starts as its base.
 enum class LoraStart {
-  normal,      ///< A ~ N(0, σ²), as the LoRA paper has it
-  kaiming,     ///< A uniform in ±1/√in, whatever the rank: loralib's and PEFT's default, the `lora` of adapters
-  gaussian,    ///< A ~ N(0, 1/rank²), PEFT's
+  normal,      ///< A ~ N(0, σ²), as in the LoRA paper
+  kaiming,     ///< A uniform in ±1/√in for every rank: the default of loralib and PEFT, `lora` of adapters
+  gaussian,    ///< A ~ N(0, 1/rank²), as in PEFT
   uniform,     ///< A uniform in ±1/√in, B in ±1/√rank: PEFT's init_lora_weights = false, for tests
-  bert,        ///< A, B ~ N(0, σ²), the `bert` of adapters; with Λ = 0 beside them what AdaLoRA and IncreLoRA start from
-  orthogonal,  ///< both at random over two halves of one orthogonal basis: B A = 0, and both move from the first step
+  bert,        ///< A, B ~ N(0, σ²): `bert` of adapters; with Λ = 0, the start of AdaLoRA and IncreLoRA
+  orthogonal,  ///< A and B random over two halves of one orthogonal basis: B A = 0, and both train from the first step
 };
 
 struct LoraInit {
@@ -25,7 +26,7 @@ struct LoraInit {
   double sigma = 0.02;  ///< of `normal` and `bert`
 };
 
-/// A [rank, in] and B [out, rank].
+/// The factors A [rank, in] and B [out, rank].
 template <class S> struct LoraFactors { Matrix<S> down, up; };
 
 namespace detail {
@@ -39,12 +40,12 @@ template <class S, std::uniform_random_bit_generator Rng> void fill_uniform(Matr
     for (Index c = 0; c < m.cols(); ++c) m(r, c) = static_cast<S>(bound * (2 * canonical<double>(rng) - 1));
 }
 
-/// Rows of a random orthogonal matrix, by Gram and Schmidt, each swept twice.
+/// A random orthogonal matrix, by Gram-Schmidt with two sweeps for each row.
 template <std::uniform_random_bit_generator Rng> Matrix<double> orthogonal_rows(Index n, Rng& rng) {
   Matrix<double> q(n, n);
   for (Index r = 0; r < n; ++r) {
     double left = 0;
-    while (!(left > 1e-6)) {  // a draw that lies among the rows before it is drawn again
+    while (!(left > 1e-6)) {  // draws again if the row depends on the rows before it
       fill_normal<double>(q.row(r), 1, rng);
       q.row(r).normalize();
       for (int sweep = 0; sweep < 2; ++sweep) {
@@ -59,9 +60,9 @@ template <std::uniform_random_bit_generator Rng> Matrix<double> orthogonal_rows(
 
 }  // namespace detail
 
-/// Numbers for a fresh adapter, A first, row by row.
+/// Draws the factors of a fresh adapter: A first, row by row.
 ///
-/// Throws   ShapeError for negative sizes, a σ below 0 or not finite, or an odd rank that is to be split in halves
+/// Throws   ShapeError for negative sizes, a σ below 0 or not finite, or an odd rank with LoraStart::orthogonal
 template <class S = float, std::uniform_random_bit_generator Rng>
 LoraFactors<S> fresh_factors(Index in, Index out, Index rank, const LoraInit& init, Rng& rng) {
   if (in < 0 || out < 0 || rank < 0 || !(init.sigma >= 0) || !std::isfinite(init.sigma)) [[unlikely]]
@@ -105,7 +106,7 @@ LoraFactors<S> fresh_factors(Index in, Index out, Index rank, const LoraInit& in
   return f;
 }
 
-/// An adapter that has learned nothing yet.
+/// A fresh, untrained LoRA adapter.
 ///
 /// Throws   as fresh_factors() and LoraAdapter
 template <class S = float, std::uniform_random_bit_generator Rng>

@@ -1,4 +1,5 @@
 #pragma once
+// ModelAdapter: the changes that one adapter makes to a whole decoder.
 
 #include <algorithm>
 #include <array>
@@ -21,14 +22,14 @@
 
 namespace pith { inline namespace v0 {
 
-/// The projections of a decoder layer, in the order a token meets them.
+/// The projections of a decoder layer, in the order of computation.
 enum class Projection : std::uint8_t { q, k, v, o, gate, up, down };
 inline constexpr std::size_t num_projections = 7;
-/// Their paths inside a layer, as checkpoints and adapters spell them.
+/// The paths of the projections inside a layer, as in checkpoints and adapter files.
 inline constexpr std::array<const char*, num_projections> projection_names{
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"};
 
-/// The decoder an adapter is made for: Decoder::adapter_target().
+/// Identifies the decoder that an adapter is made for: Decoder::adapter_target().
 struct AdapterTarget {
   std::uint64_t fingerprint = 0;
   Index num_layers = 0, hidden = 0, intermediate = 0, q = 0, kv = 0, vocab = 0;
@@ -43,7 +44,7 @@ struct AdapterTarget {
   Index in(Projection p) const { return p == Projection::o ? q : p == Projection::down ? intermediate : hidden; }
 };
 
-/// What an adapter changes in one layer. A norm of no features leaves the base's.
+/// The changes to one layer. A norm without features leaves the base's norm in place.
 template <class S = float> struct LayerAdapter {
   std::array<LinearAdapter<S>, num_projections> projections = {};
   RmsNorm<S> input_layernorm = {}, post_attention_layernorm = {};
@@ -51,16 +52,16 @@ template <class S = float> struct LayerAdapter {
   const LinearAdapter<S>& operator[](Projection p) const { return projections[static_cast<std::size_t>(p)]; }
 };
 
-/// All that an adapter changes in a decoder; what is empty stays the base's.
+/// The changes to a decoder; empty parts leave the base in place.
 template <class S = float> struct AdapterParts {
-  std::vector<LayerAdapter<S>> layers = {};  ///< [layers], or none at all
+  std::vector<LayerAdapter<S>> layers = {};  ///< [layers], or empty
   LinearAdapter<S> lm_head = {};
   Embedding<S> embed_tokens = {};
   RmsNorm<S> norm = {};
   Matrix<S> prompt = {};  ///< [rows, hidden] soft prompt, before the first token
 };
 
-/// One adapter of a decoder, immutable and shareable: Session::use(&adapter) is all it takes to switch.
+/// One adapter of a decoder, immutable and shareable. Session::use(&adapter) switches to it.
 ///
 ///   const ModelAdapter<float> polite = load_adapter("polite-lora", llama);
 ///   session.use(&polite);
@@ -77,11 +78,11 @@ template <class S = float> class ModelAdapter {
 
   const AdapterTarget& target() const { return target_; }
   const AdapterParts<S>& parts() const { return parts_; }
-  /// Of every number, never 0: rows cached under another adapter, or another scale of the same, are of no use under this one.
+  /// A hash of all numbers, never 0. It tells apart cached rows of different adapters, or of another scale of the same adapter.
   std::uint64_t fingerprint() const { return fingerprint_; }
   std::size_t bytes() const;
 
-  /// What it does to a projection; nullptr: nothing.
+  /// The changes to a projection; nullptr: none.
   const LinearAdapter<S>* projection(Index layer, Projection p) const {
     if (parts_.layers.empty()) return nullptr;
     const LinearAdapter<S>& overlay = parts_.layers[static_cast<std::size_t>(layer)][p];
@@ -90,7 +91,7 @@ template <class S = float> class ModelAdapter {
   const LinearAdapter<S>* lm_head() const { return parts_.lm_head.empty() ? nullptr : &parts_.lm_head; }
 
  private:
-  /// visit(name, overlay, out, in) for every projection and the head.
+  /// Calls visit(name, overlay, out, in) for every projection and the head.
   template <class Visit> void for_each_overlay(Visit&& visit) const {
     for (std::size_t l = 0; l < parts_.layers.size(); ++l)
       for (std::size_t p = 0; p < num_projections; ++p)
@@ -98,7 +99,7 @@ template <class S = float> class ModelAdapter {
               target_.in(Projection(p)));
     visit(std::string("lm_head"), parts_.lm_head, target_.vocab, target_.hidden);
   }
-  /// visit(name, norm) for every norm.
+  /// Calls visit(name, norm) for every norm.
   template <class Visit> void for_each_norm(Visit&& visit) const {
     for (std::size_t l = 0; l < parts_.layers.size(); ++l) {
       visit(detail::text("layers[", l, "].input_layernorm"), parts_.layers[l].input_layernorm);

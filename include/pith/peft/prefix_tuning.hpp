@@ -9,7 +9,9 @@
 
 namespace pith { inline namespace v0 {
 
-/// What prefix tuning trains in place of the prefix itself: second(tanh(first(embedding))). Only its result is ever stored.
+/// Prefix tuning: the network that is trained instead of the prefix itself. Checkpoints store only its result.
+///
+///   prefix = second(tanh(first(embedding))),   K' = [prefix_K; K],   V' = [prefix_V; V] in every layer's attention
 ///
 /// Shapes   embedding [virtual tokens, width] · first [width → hidden] · second [hidden → 2 · layers · width]
 /// Throws   ShapeError if they do not fit
@@ -24,7 +26,7 @@ template <class S = float> class PrefixEncoder {
     check_shape("PrefixEncoder", "weight of second", second_.weight(), any_extent, first_.out());
   }
 
-  /// The prefix itself: what prefix_tuning() of kv/prefix_tuning.hpp takes.
+  /// The prefix, as prefix_tuning() of kv/prefix_tuning.hpp takes it.
   Matrix<S> rows() const {
     Matrix<S> hidden = first_.forward(embedding_);
     activate(Tanh{}, MatrixRef<S>(hidden));

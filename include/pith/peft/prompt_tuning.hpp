@@ -15,7 +15,9 @@
 
 namespace pith { inline namespace v0 {
 
-/// A soft prompt: rows that stand before the embedded text, before any padding; the text begins at position rows().
+/// Prompt tuning: a soft prompt P of learned rows before the embedded text, input = [P; E[tokens]].
+///
+/// The rows stand before any padding; the text begins at position rows().
 ///
 /// Shapes   rows [virtual tokens, features]
 /// Paper    Prompt tuning: arXiv:2104.08691
@@ -26,21 +28,21 @@ template <class S = float> class PromptTuning {
   PromptTuning() = default;
   explicit PromptTuning(Matrix<S> rows) : rows_(std::move(rows)) {}
 
-  /// Every number from N(0, 1).
+  /// Rows drawn from N(0, 1).
   template <std::uniform_random_bit_generator Rng> static PromptTuning random(Index tokens, Index features, Rng& rng) {
     check_sizes(tokens, features);
     Matrix<S> rows(tokens, features);
     detail::fill_normal<S>(rows, 1, rng);
     return PromptTuning(std::move(rows));
   }
-  /// The rows of tokens drawn evenly from the vocabulary.
+  /// The embeddings of tokens drawn uniformly from the vocabulary.
   template <std::uniform_random_bit_generator Rng> static PromptTuning sampled(Index tokens, const Embedding<S>& table, Rng& rng) {
     check_sizes(tokens, table.rows() - 1);
     std::vector<Token> ids;
     for (Index i = 0; i < tokens; ++i) ids.push_back(static_cast<Token>(canonical<double>(rng) * double(table.rows())));
     return of_tokens(ids, table);
   }
-  /// The rows of a text, cut off at `tokens`, or repeated until there are as many.
+  /// The embeddings of a text, cut off at `tokens` or repeated to that length.
   static PromptTuning from_text(Index tokens, std::span<const Token> text, const Embedding<S>& table) {
     check_sizes(tokens, static_cast<Index>(text.size()) - 1);
     std::vector<Token> ids;
@@ -48,7 +50,7 @@ template <class S = float> class PromptTuning {
     return of_tokens(ids, table);
   }
 
-  /// out = these rows, then the rows of the tokens: what a decoder's prefill() takes.
+  /// out = [P; E[tokens]], as a decoder's prefill() takes it.
   ///
   /// Shapes   out [rows() + tokens, features]
   /// Heap     none
@@ -59,7 +61,7 @@ template <class S = float> class PromptTuning {
 
   const Matrix<S>& rows() const { return rows_; }
   Index size() const { return rows_.rows(); }
-  MatrixRef<S> rows() { return rows_; }  ///< for training: their gradient is that of the first rows of what went in
+  MatrixRef<S> rows() { return rows_; }  ///< for training: its gradient is the gradient of the input's first rows
   template <class F> void each_parameter(ConstMatrixRef<S> gradient, F&& f) { f("prompt_embeddings", rows(), gradient); }
   Index parameters() const { return rows_.size(); }
 

@@ -1,4 +1,5 @@
 #pragma once
+// Training of adapters: backward passes over a frozen base, and AdamW.
 
 #include <algorithm>
 #include <cmath>
@@ -23,7 +24,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// What a frozen layer has for gradients: none.
+/// The gradients of a frozen layer: none.
 struct NoGradients {
   void set_zero() {}
 };
@@ -37,7 +38,7 @@ template <class S> struct DoraGradients {
   }
 };
 
-/// Of a layer that is trained whole.
+/// The gradients of a layer that is trained as a whole.
 template <class S> struct LinearGradients {
   Matrix<S> weight;  ///< [out, in]
   Vector<S> bias;    ///< [out]
@@ -56,7 +57,7 @@ template <class Up, class Down> struct FeedForwardGradients {
   }
 };
 
-/// Zeros for everything that is trained in a layer.
+/// Zero gradients for all parameters that are trained in a layer.
 template <LinearOp Base, LowRankAdapter Adapter>
 LowRankGradients<typename Base::Scalar> gradients_of(const LoraLinear<Base, Adapter>& layer) {
   return {detail::most_rank(layer.adapter()), layer.in(), layer.out()};
@@ -71,12 +72,12 @@ template <LinearOp Up, LinearOp Down, class Act> auto gradients_of(const FeedFor
   using Downs = decltype(gradients_of(block.down()));
   return FeedForwardGradients<Ups, Downs>{gradients_of(block.up()), gradients_of(block.down())};
 }
-/// A layer without an adapter is frozen.
+/// Overload for a layer without an adapter, which is frozen.
 template <LinearOp L> NoGradients gradients_of(const L&) { return {}; }
 
-/// backward(layer, x, dy, grads, dx, ws): adds to grads what a batch says of the adapter, and writes dL/dx. The base is frozen.
+/// Backward pass of a layer: adds the adapter's gradients of one batch to grads and writes dx = dL/dx. The base is frozen.
 ///
-/// Shapes   x, dx [tokens, in] · dy [tokens, out]; dx may be [0, 0]: not wanted
+/// Shapes   x, dx [tokens, in] · dy [tokens, out]; dx may be [0, 0] if not needed
 /// Heap     as low_rank_backward(); ws as for forward()
 /// Throws   ShapeError if the shapes disagree
 template <LinearOp L>
@@ -94,7 +95,7 @@ void backward(const LoraLinear<Base, Adapter>& layer, ConstMatrixRef<typename Ba
   if (dx.size() > 0) layer.backward(dy, dx, ws);
 }
 
-/// With n held constant: dm += Σ dy ∘ (x (W + ΔW)ᵀ) / n.
+/// Backward pass of DoRA, with the norms n held constant: dm += Σ dy ∘ (x (W + ΔW)ᵀ) / n.
 template <DenseLinear Base, LowRankAdapter Adapter>
 void backward(const DoraLinear<Base, Adapter>& layer, ConstMatrixRef<typename Base::Scalar> x, ConstMatrixRef<typename Base::Scalar> dy,
               DoraGradients<typename Base::Scalar>& grads, MatrixRef<typename Base::Scalar> dx,
@@ -113,7 +114,7 @@ void backward(const DoraLinear<Base, Adapter>& layer, ConstMatrixRef<typename Ba
   if (dx.size() > 0) layer.backward(dy, dx, ws);
 }
 
-/// Trained whole, over numbers that somebody else holds and may change.
+/// Backward pass of a layer that is trained as a whole: dW += dyᵀ x. The caller owns the weight and updates it.
 template <class S>
 void backward(const LinearView<S, S>& layer, std::type_identity_t<ConstMatrixRef<S>> x, std::type_identity_t<ConstMatrixRef<S>> dy,
               LinearGradients<S>& grads, std::type_identity_t<MatrixRef<S>> dx, Workspace& ws) {
@@ -125,7 +126,7 @@ void backward(const LinearView<S, S>& layer, std::type_identity_t<ConstMatrixRef
   if (dx.size() > 0) layer.backward(dy, dx, ws);
 }
 
-/// Through both layers and the activation between them; the hidden rows are computed again.
+/// Backward pass through both layers and the activation between them; the hidden rows are recomputed.
 template <LinearOp Up, LinearOp Down, class Act, class Ups, class Downs>
 void backward(const FeedForward<Up, Down, Act>& block, ConstMatrixRef<typename Up::Scalar> x, ConstMatrixRef<typename Up::Scalar> dy,
               FeedForwardGradients<Ups, Downs>& grads, MatrixRef<typename Up::Scalar> dx, Workspace& ws) {
@@ -141,13 +142,13 @@ void backward(const FeedForward<Up, Down, Act>& block, ConstMatrixRef<typename U
   backward(block.up(), x, dz, grads.up, dx, ws);
 }
 
-/// What backward() of this block needs of ws: more than forward() of short batches, the hidden rows not being in tiles.
+/// Bytes of workspace that backward() of this block needs. They may exceed those of forward(), because the hidden rows are not tiled.
 template <LinearOp Up, LinearOp Down, class Act>
 std::size_t backward_workspace_bytes(const FeedForward<Up, Down, Act>& block, Index tokens, Index workers = 1) {
   return (std::max)(detail::workspace_bytes_of(block.up(), tokens, workers), detail::workspace_bytes_of(block.down(), tokens, workers));
 }
 
-/// DyLoRA's rank for the next step, drawn evenly from first … last: for all layers the same.
+/// DyLoRA's rank b for the next step, drawn uniformly from first … last; use the same b for all layers.
 ///
 /// Throws   ShapeError unless 1 <= first <= last
 template <std::uniform_random_bit_generator Rng> Index sample_rank(Index first, Index last, Rng& rng) {
@@ -156,7 +157,7 @@ template <std::uniform_random_bit_generator Rng> Index sample_rank(Index first, 
   return first + static_cast<Index>(canonical<double>(rng) * double(last - first + 1));
 }
 
-/// DyLoRA's frozen mode, as its published script trains: only component rank − 1 keeps its gradient.
+/// DyLoRA's frozen mode, which its published script uses: only component rank − 1 keeps its gradient.
 ///
 /// Throws   ShapeError if there is no such component
 template <class S> void keep_last_component(LowRankGradients<S>& grads, Index rank) {
@@ -175,17 +176,22 @@ struct AdamWOptions {
   double weight_decay = 0.01;
 };
 
-/// From 0 to 1 in `warmup` steps, then down to 0 at `total`. A component that IncreLoRA adds starts over: its own age, and what was left
-/// then.
+/// A learning-rate factor: rises from 0 to 1 in `warmup` steps, then falls to 0 at `total`.
+///
+/// A component that IncreLoRA adds starts over: pass its own age as `step`, and the steps that were left when it was added as `total`.
 inline double warmup_decay(Index step, Index warmup, Index total) {
   if (step < warmup) return double(step) / double((std::max<Index>)(1, warmup));
   return (std::max)(0.0, double(total - step) / double((std::max<Index>)(1, total - warmup)));
 }
 
-/// Adam with decoupled weight decay. What belongs to a parameter it knows by its name: parameters may come and go.
+/// AdamW: Adam with decoupled weight decay, for step t of a parameter p with gradient g.
 ///
-/// Heap     when it sees a name for the first time
-/// Throws   ShapeError if a gradient has another shape than its parameter, a name comes back with another shape, or options make no sense
+///   m = β₁ m + (1 - β₁) g,   v = β₂ v + (1 - β₂) g²,   p = (1 - η λ) p - η m̂ / (√v̂ + ε),   m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ)
+///
+/// The state of a parameter is found by its name, so that parameters may come and go.
+///
+/// Heap     when a name is new
+/// Throws   ShapeError if a gradient and its parameter differ in shape, a known name comes with another shape, or an option is out of range
 /// Paper    arXiv:1711.05101
 template <class S = float> class AdamW {
  public:
@@ -198,7 +204,7 @@ template <class S = float> class AdamW {
                                      ": expected finite numbers, betas in [0, 1) and an epsilon above 0"));
   }
 
-  /// One step of one parameter; `factor` scales the learning rate.
+  /// Updates one parameter; `factor` scales the learning rate.
   void update(std::string_view name, MatrixRef<S> value, ConstMatrixRef<S> gradient, double factor = 1) {
     check_shape("AdamW::update", "gradient", gradient, value.rows(), value.cols());
     State& state = states_.try_emplace(std::string(name), State{value.rows(), value.cols()}).first->second;
@@ -212,7 +218,7 @@ template <class S = float> class AdamW {
     value.array() -= first * state.mean.array() / ((second * state.square.array()).sqrt() + S(o.epsilon));
   }
 
-  /// One step of all an adapter trains, and its refresh().
+  /// Updates all trained parameters of an adapter and calls its refresh().
   template <class Adapter> void step(std::string_view name, Adapter& adapter, const LowRankGradients<S>& grads, double factor = 1) {
     adapter.each_parameter(grads, [&](std::string_view part, MatrixRef<S> value, ConstMatrixRef<S> gradient) {
       update(std::string(name) + "." + std::string(part), value, gradient, factor);
@@ -227,7 +233,7 @@ template <class S = float> class AdamW {
     layer.refresh();
   }
 
-  Index age(std::string_view name) const {  ///< steps a parameter has made
+  Index age(std::string_view name) const {  ///< number of updates of a parameter
     const auto found = states_.find(name);
     return found == states_.end() ? 0 : found->second.steps;
   }

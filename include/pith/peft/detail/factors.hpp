@@ -7,7 +7,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// A and Bᵀ, component by component: row r of both. So truncating, masking and growing move whole rows.
+/// The factors A and Bᵀ. Component r is row r of both, so that truncating, masking and growing move whole rows.
 template <class S> struct Factors {
   Factors() = default;
   /// Shapes   a [rank, in] · b [out, rank]

@@ -1,4 +1,5 @@
 #pragma once
+// Detects numbers that changed after others were computed from them.
 
 #include <algorithm>
 #include <cstdint>
@@ -11,20 +12,20 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Bit by bit: a number that is not one equals itself, 0 and -0 differ.
+/// Whether two vectors have the same bits: NaN equals itself, 0 and -0 differ.
 template <class S> bool same_numbers(ConstVectorRef<S> a, ConstVectorRef<S> b) {
   using Word = std::conditional_t<sizeof(S) == 4, std::uint32_t, std::uint64_t>;
   return a.size() == b.size() &&
          std::equal(a.data(), a.data() + a.size(), b.data(), [](S x, S y) { return bits_as<Word>(x) == bits_as<Word>(y); });
 }
 
-/// Numbers that others were computed from, as they were then.
+/// A copy of the numbers that others were computed from, to detect later changes.
 ///
 /// Cost     one comparison for each number
 template <class S> class Fresh {
  public:
   void set(ConstVectorRef<S> numbers) { numbers_ = numbers; }
-  /// Throws   StateError if they are others now
+  /// Throws   StateError if the numbers have changed
   void check(std::string_view where, std::string_view what, ConstVectorRef<S> numbers) const {
     if (!same_numbers<S>(numbers_, numbers)) [[unlikely]]
       raise<StateError>(text("pith::", where, ": ", what, " changed after the last refresh(): call refresh() first"));
@@ -34,13 +35,13 @@ template <class S> class Fresh {
   Vector<S> numbers_;
 };
 
-/// Lets an adapter refuse what it would add before anything is written.
+/// Lets an adapter throw before anything is written, if its numbers are stale.
 template <class A> void check_ready(const A& adapter) {
   static_cast<void>(adapter.gain());
   if constexpr (requires { adapter.bias(); }) static_cast<void>(adapter.bias());
 }
 
-/// How often an adapter has handed out its numbers for writing, or 0 if it does not count.
+/// The adapter's count of accesses for writing, or 0 if it does not count them.
 template <class A> std::uint64_t changes_of(const A& adapter) {
   if constexpr (requires { adapter.changes(); }) {
     return adapter.changes();

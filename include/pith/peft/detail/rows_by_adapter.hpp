@@ -1,4 +1,5 @@
 #pragma once
+// Runs of rows that are computed under different adapters in one pass.
 
 #include <algorithm>
 #include <cstddef>
@@ -15,13 +16,13 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// That many neighbouring rows are computed under one adapter; nullptr: the base.
+/// A run of consecutive rows that use one adapter (nullptr: the base model).
 template <class S> struct RowsOfAdapter {
   const ModelAdapter<S>* adapter = nullptr;
   Index rows = (std::numeric_limits<Index>::max)();
 };
 
-/// Which adapter each row of a matrix is computed under: the runs in order, the first `skipped` rows of them left out. No run: the base.
+/// The adapter of each row of a matrix: runs in order, without their first `skipped` rows. Without runs all rows use the base.
 template <class S> struct RowsByAdapter {
   std::span<const RowsOfAdapter<S>> runs = {};
   Index skipped = 0;
@@ -29,7 +30,7 @@ template <class S> struct RowsByAdapter {
   bool empty() const { return runs.empty(); }
   RowsByAdapter from(Index row) const { return {runs, skipped + row}; }
 
-  /// visit(first, rows, adapter) for the pieces of a matrix of so many rows, those of the base left out.
+  /// Calls visit(first, rows, adapter) for each run of a matrix with `rows` rows that uses an adapter.
   template <class Visit> void for_each(Index rows, Visit&& visit) const {
     Index first = -skipped;
     for (const RowsOfAdapter<S>& run : runs) {
@@ -40,9 +41,9 @@ template <class S> struct RowsByAdapter {
   }
 };
 
-/// A base projection with what the adapters of its rows lay over it: every weight of the base is read once for all rows.
+/// A base projection with each row's adapter applied. Each weight of the base is read once for all rows.
 ///
-/// `overlay_of(adapter)` finds an adapter's overlay, or nullptr.
+/// overlay_of(adapter) returns the adapter's change of this projection, or nullptr.
 template <class S, class OverlayOf>
 void forward_runs(const AnyLinear<S>& base, const RowsByAdapter<S>& runs, OverlayOf&& overlay_of, std::type_identity_t<ConstMatrixRef<S>> x,
                   std::type_identity_t<MatrixRef<S>> y, Workspace& ws) {
@@ -62,7 +63,7 @@ void forward_runs(const AnyLinear<S>& base, const RowsByAdapter<S>& runs, Overla
   });
 }
 
-/// One projection of a layer under adapters, as a LinearOp: what a SwiGlu is made of while adapters are in use.
+/// One projection of a layer under adapters, as a LinearOp, for a SwiGlu with adapters.
 template <class S> struct AdaptedLinear {
   using Scalar = S;
   const AnyLinear<S>& base;
