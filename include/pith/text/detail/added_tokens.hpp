@@ -16,23 +16,23 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// A token that is cut out of the text before the model sees it.
+/// A token that is cut out of the text before the model's own tokens are found.
 struct AddedToken {
   Token id = 0;
   std::string content;
-  bool single_word = false;  ///< only where no word continues on either side
-  bool lstrip = false;       ///< takes the white space before it
-  bool rstrip = false;       ///< takes the white space behind it
-  bool normalized = false;   ///< looked for in normalised text
-  bool special = false;      ///< left out of decoded text on request
+  bool single_word = false;  ///< matches only whole words
+  bool lstrip = false;       ///< also takes the white space before it
+  bool rstrip = false;       ///< also takes the white space after it
+  bool normalized = false;   ///< matches in normalised text
+  bool special = false;      ///< can be omitted from decoded text
 };
 
-/// Finds which of many strings occur in a text: at each place the longest, from the left, none overlapping.
+/// Finds the longest of many strings at each place of a text, from left to right, without overlaps.
 ///
-/// The automaton of Aho and Corasick reads the text backwards, so at each byte it knows the longest string that begins there; going
-/// forward, the leftmost ones are taken.
+/// An Aho-Corasick automaton reads the text backwards, so that it knows at each byte the longest string that begins there; a forward pass
+/// then takes the leftmost matches.
 ///
-/// Cost     linear in the text, whatever the strings are
+/// Cost     linear in the text, for any strings
 class StringMatcher {
  public:
   struct Match {
@@ -53,7 +53,7 @@ class StringMatcher {
       for (std::size_t i = strings[k].size(); i-- > 0;) at = grow(at, byte_of(strings[k], i));
       if (at != 0) nodes_[at].longest = static_cast<std::uint32_t>(k);
     }
-    // Nodes in order of depth: what a node falls back to is shallower.
+    // Nodes in order of depth: the node to fall back to is shallower.
     std::vector<std::uint32_t> order(nodes_.size());
     for (std::uint32_t n = 0; n < order.size(); ++n) order[n] = n;
     std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return nodes_[a].depth < nodes_[b].depth; });
@@ -67,7 +67,7 @@ class StringMatcher {
 
   bool empty() const { return nodes_.empty(); }
 
-  /// All places where a string begins, last first, with the longest that does.
+  /// Finds all places where a string begins, last first, with the longest string there.
   void find(std::string_view text, std::vector<Match>& matches) const {
     matches.clear();
     if (empty()) return;
@@ -117,30 +117,30 @@ class StringMatcher {
   std::array<std::uint32_t, 256> roots_{};
 };
 
-/// A part of a text: an added token, or text for the model.
+/// A part of a text: an added token, or ordinary text.
 struct TextPiece {
   std::size_t begin, end;
   const AddedToken* token;  ///< nullptr: text
 };
 
-/// The added tokens that are looked for in raw, or in normalised text.
+/// Splits a text at added tokens, either in raw or in normalised text.
 class AddedTokenSplitter {
  public:
   AddedTokenSplitter() = default;
-  /// `patterns`: what is looked for, in the order of `tokens`.
+  /// `patterns`: the text of each token, in the order of `tokens`.
   AddedTokenSplitter(std::vector<const AddedToken*> tokens, const std::vector<std::string>& patterns)
       : tokens_(std::move(tokens)), matcher_(std::vector<std::string_view>(patterns.begin(), patterns.end())) {
     for (const auto& p : patterns) sizes_.push_back(p.size());
   }
 
-  /// Memory of split() between texts.
+  /// Buffer of split(), reused between texts.
   using Scratch = std::vector<StringMatcher::Match>;
 
-  /// Calls take(piece) for the parts of `text` in order; empty ones are left out. Tokens that may(token, begin, end) refuses are text.
+  /// Calls take(piece) for the non-empty parts of `text`, in order. A token refused by may(token, begin, end) is ordinary text.
   template <class May, class Take> void split(std::string_view text, Scratch& matches, May&& may, Take&& take) const {
     matcher_.find(text, matches);
     std::size_t done = 0;    // end of the last piece
-    std::size_t search = 0;  // matches before it overlap an earlier one
+    std::size_t search = 0;  // earlier matches overlap a taken one
     while (!matches.empty()) {
       const StringMatcher::Match match = matches.back();
       matches.pop_back();

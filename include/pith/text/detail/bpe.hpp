@@ -18,24 +18,24 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// What a file says of a BPE model, before any of it is believed.
+/// A BPE model as its file states it, unchecked.
 struct BpeFile {
   StringList keys;
   std::vector<std::uint32_t> ids;  ///< [keys]
-  StringList merges;               ///< "left right" each, or left and right in turn
+  StringList merges;               ///< one "left right" each, or left and right alternating
   bool merges_in_pairs = false;
   bool byte_fallback = false, fuse_unk = false, ignore_merges = false;
   std::optional<std::string> unk_token;
 };
 
-/// Byte pair encoding: a word's symbols merge, the pair of lowest rank first and of equals the leftmost, until none can.
+/// Byte pair encoding: merges the pair of lowest rank (leftmost of equals) among a word's symbols until no pair merges.
 ///
 /// Cost     n log n for a word of n symbols
 class Bpe {
  public:
-  /// `byte_level`: words are bytes and keys name them by GPT-2's map.
+  /// `byte_level`: words are bytes, and keys spell them by GPT-2's map.
   ///
-  /// Throws   FormatError naming `file` and the entry at fault
+  /// Throws   FormatError naming `file` and the faulty entry
   Bpe(const BpeFile& file, bool byte_level, std::string_view name) : byte_level_(byte_level), ignore_merges_(file.ignore_merges) {
     build_vocabulary(file, name);
     build_merges(file, name);
@@ -48,7 +48,7 @@ class Bpe {
     build_cut();
   }
 
-  /// Memory of encode() between words.
+  /// Buffers of encode(), reused between words.
   struct Scratch {
     std::vector<std::uint32_t> symbols;
     std::vector<Merge> merges;
@@ -63,12 +63,12 @@ class Bpe {
       std::uint32_t id;
       friend bool operator<(const Entry& a, const Entry& b) {
         return a.rank != b.rank ? a.rank > b.rank : a.at > b.at;
-      }  // a heap's top is least
+      }  // the smallest at the top
     };
     std::vector<Entry> heap;
   };
 
-  /// Appends the ids of a word. A text without word breaks is cut where no merge can reach across, and is as fast as with them.
+  /// Appends the ids of a word. A text without word breaks is cut where no merge can cross, so that it is as fast as text with breaks.
   void encode(std::string_view word, std::vector<Token>& out, Scratch& scratch) const {
     if (ignore_merges_)
       if (const std::uint32_t id = vocabulary_.find(word); id != no_id) return out.push_back(static_cast<Token>(id));
@@ -79,26 +79,26 @@ class Bpe {
     }
   }
 
-  /// The id of a token spelled as in the file.
+  /// The id of the token with this spelling in the file.
   std::uint32_t find(std::string_view token) const {
     if (!byte_level_) return vocabulary_.find(token);
     if (const auto bytes = ByteMap::table().bytes(token)) return vocabulary_.find(*bytes);
     return literal_.find(token);
   }
   bool has(std::uint32_t id) const { return vocabulary_.has(id) || literal_.has(id); }
-  /// The token spelled as in the file.
+  /// The token's spelling in the file.
   std::string token(std::uint32_t id) const {
     if (literal_.has(id)) return std::string(literal_.key(id));
     return byte_level_ ? ByteMap::table().names(vocabulary_.key(id)) : std::string(vocabulary_.key(id));
   }
-  /// The bytes a token of a byte-level model stands for; of others, its text.
+  /// The bytes of a token in a byte-level model; otherwise its text.
   std::string_view bytes(std::uint32_t id) const { return literal_.has(id) ? literal_.key(id) : vocabulary_.key(id); }
   std::size_t id_limit() const { return vocabulary_.id_limit(); }
   bool byte_level() const { return byte_level_; }
 
  private:
-  static constexpr std::string_view space_mark = "\xE2\x96\x81";  // U+2581, a space of sentencepiece
-  static constexpr std::size_t short_word = 32;                   // symbols; below, looking at all pairs is faster than a heap
+  static constexpr std::string_view space_mark = "\xE2\x96\x81";  // U+2581, sentencepiece's space
+  static constexpr std::size_t short_word = 32;                   // symbols; shorter words try all pairs, which is faster than a heap
 
   void build_vocabulary(const BpeFile& file, std::string_view name) {
     std::size_t limit = 0;
@@ -174,8 +174,8 @@ class Bpe {
           text("pith: '", name, "': model.byte_fallback with ", found, " of the 256 byte tokens <0x00> .. <0xFF> in model.vocab"));
   }
 
-  // A text may be cut before a mark of space that follows another character, unless a merge joins the two, the mark is no symbol, or what
-  // lies between two marks may vanish.
+  // A text may be cut before a space mark that follows another character, unless a merge joins the two, the mark is not a symbol, or text
+  // between two marks may be dropped.
   void note_joins(std::string_view token) {
     for (std::size_t at = token.find(space_mark, 1); at != std::string_view::npos; at = token.find(space_mark, at + 1))
       if (!token.substr(0, at).ends_with(space_mark)) joins_space_[byte_of(token, at - 1)] = true;
@@ -188,7 +188,7 @@ class Bpe {
   }
 
   void add_symbols(std::string_view word, std::vector<std::uint32_t>& symbols) const {
-    bool unknown = false;  // the last character was none
+    bool unknown = false;  // the last character was unknown
     const auto missing = [&](std::string_view character) {
       if (fallback_[0] != no_id) {
         for (const char c : character) symbols.push_back(fallback_[static_cast<unsigned char>(c)]);
@@ -236,7 +236,7 @@ class Bpe {
 
   void merge_short(Scratch& scratch) const {
     auto& symbols = scratch.symbols;
-    auto& merges = scratch.merges;  // of each symbol with the next
+    auto& merges = scratch.merges;  // [symbol] its merge with the next
     merges.clear();
     for (std::size_t i = 0; i + 1 < symbols.size(); ++i) merges.push_back(merges_.find(symbols[i], symbols[i + 1]));
     while (!merges.empty()) {
@@ -274,7 +274,7 @@ class Bpe {
       Scratch::Link& left = link(top.at);
       if (left.id == no_id || left.next < 0) continue;
       Scratch::Link& right = link(left.next);
-      if (merges_.find(left.id, right.id).id != top.id) continue;  // one of the two has changed since
+      if (merges_.find(left.id, right.id).id != top.id) continue;  // left or right has changed since
       left.id = top.id;
       left.next = right.next;
       right.id = no_id;
@@ -290,9 +290,9 @@ class Bpe {
   bool byte_level_, ignore_merges_, fuse_unk_ = false, cuts_ = false;
   std::uint32_t unk_ = no_id;
   Vocabulary vocabulary_;  // byte-level: keys are bytes
-  Vocabulary literal_;     // byte-level: tokens whose spelling names no bytes; no text reaches them
+  Vocabulary literal_;     // byte-level: tokens whose spelling is not a byte string; unreachable by encoding
   MergeTable merges_;
-  std::array<bool, 256> joins_space_{};        // last byte of a character → some merge joins it to a mark of space behind it
+  std::array<bool, 256> joins_space_{};        // [last byte of a character] whether a merge joins it to a space mark after it
   std::array<std::uint32_t, 256> first_{};     // byte-level: the token of each byte
   std::array<std::uint32_t, 256> fallback_{};  // <0x00> .. <0xFF>, if the model has them
 };

@@ -11,7 +11,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// GPT-2's names of bytes: printable Latin-1 stands for itself, the other 68 bytes are U+0100, U+0101, … in order.
+/// GPT-2's spelling of bytes: printable Latin-1 is itself, the other 68 bytes are U+0100, U+0101, … in order.
 class ByteMap {
  public:
   static const ByteMap& table() {
@@ -21,7 +21,7 @@ class ByteMap {
 
   void append_name(std::string& out, unsigned char byte) const { append_code_point(out, names_[byte]); }
 
-  /// The bytes that a string of names stands for; none if one of its characters names no byte.
+  /// The bytes that a string spells; nullopt if one of its characters spells no byte.
   std::optional<std::string> bytes(std::string_view names) const {
     std::string out;
     out.reserve(names.size());

@@ -8,18 +8,19 @@
 #include <pith/core/check.hpp>
 #include <pith/text/detail/chat_writer.hpp>
 
+// Renders conversations in each published chat format.
 namespace pith { inline namespace v0 { namespace detail {
 
-/// What a style renders: a conversation, and what its format leaves open.
+/// Input of a style: a conversation and the format's options.
 struct ChatInput {
-  std::string_view format;  ///< for messages
+  std::string_view format;  ///< the format's name, for messages
   std::span<const Message> messages;
   bool add_generation_prompt = true;
   std::string_view date;
   bool thinking = true;
 
   bool begins_with_system() const { return !messages.empty() && messages.front().role == "system"; }
-  /// All messages but a leading system message.
+  /// All messages except a leading system message.
   std::span<const Message> turns() const { return messages.subspan(begins_with_system() ? 1 : 0); }
   std::string_view system() const { return begins_with_system() ? std::string_view(messages.front().content) : std::string_view(); }
   [[noreturn]] void refuse(std::size_t turn, std::string_view what) const {
@@ -36,7 +37,7 @@ inline constexpr std::string_view roles_alternate = "Conversation roles must alt
 inline constexpr std::string_view roles_alternate_after_system =
     "After the optional system message, conversation roles must alternate user/assistant/user/assistant/...";
 
-/// Turns that all look alike: open, role, middle, content, close.
+/// Marks of a turn: open, role, middle, content, close.
 struct TurnMarks {
   std::string_view open, middle, close;
 };
@@ -66,7 +67,7 @@ inline void write_smollm2(ChatWriter& out, const ChatInput& in) {
   write_chatml_with(out, in, "You are a helpful AI assistant named SmolLM, trained by Hugging Face");
 }
 
-/// Qwen3: earlier turns lose their reasoning, the last ones keep it.
+/// Qwen3: removes the reasoning from all turns before the last query.
 inline void write_qwen3(ChatWriter& out, const ChatInput& in) {
   std::size_t last_query = in.messages.empty() ? 0 : in.messages.size() - 1;
   for (std::size_t i = in.messages.size(); i-- > 0;) {
@@ -117,7 +118,7 @@ inline constexpr std::string_view smollm3_default = "You are a helpful AI assist
 
 inline std::string without(std::string_view s, std::string_view part) { return replaced(s, part, ""); }
 
-/// SmolLM3: a system text in any case, with a flag in it that switches reasoning. As published it has the date and is not closed.
+/// SmolLM3: always has a system text, with a flag that switches reasoning. As published, it has the date and the turn is not closed.
 inline void write_smollm3_as(ChatWriter& out, const ChatInput& in, bool published) {
   constexpr std::string_view override_flag = "/system_override", no_think = "/no_think", think = "/think";
   const std::string_view system = in.system();
@@ -158,7 +159,7 @@ inline void write_llama3(ChatWriter& out, const ChatInput& in) {
   for (const Message& m : in.messages) write_turn(out, llama3_marks, m.role, trimmed(m.content));
   if (in.add_generation_prompt) out.markup("<|start_header_id|>assistant<|end_header_id|>\n\n");
 }
-/// Llama 3.1 and 3.2: a system turn with the date in any case.
+/// Llama 3.1 and 3.2: always have a system turn with the date.
 inline void write_llama3_1(ChatWriter& out, const ChatInput& in) {
   out.markup("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: ");
   out.markup(in.date).markup("\n\n").content(trimmed(in.system())).markup("<|eot_id|>");
@@ -184,7 +185,7 @@ inline void write_llama2(ChatWriter& out, const ChatInput& in) {
   }
 }
 
-/// Mistral's [INST] formats differ in their spaces and in the turn that carries the system text.
+/// Marks of Mistral's [INST] formats, which differ in spaces and in the turn that has the system text.
 struct MistralMarks {
   std::string_view open, close, answer;
   bool trims_answer, system_last;
@@ -251,7 +252,7 @@ inline void write_phi3(ChatWriter& out, const ChatInput& in) {
   out.markup(in.add_generation_prompt ? "<|assistant|>\n" : "<|endoftext|>");
 }
 inline void write_phi4(ChatWriter& out, const ChatInput& in) { write_turns(out, phi4_marks, in); }
-/// Phi-4 as first published: each user turn opens the answer.
+/// Phi-4 as first published: each user turn opens an answer.
 inline void write_phi4_first(ChatWriter& out, const ChatInput& in) {
   for (const Message& m : in.messages) {
     if (m.role == "assistant") {

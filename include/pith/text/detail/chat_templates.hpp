@@ -16,8 +16,8 @@ struct ChatStyle {
   std::string_view name;
   void (*write)(ChatWriter&, const ChatInput&);
   std::array<std::string_view, 3> stop;  ///< tokens that end an answer
-  std::string_view date = {};            ///< the format's own default, or an example if needs_date
-  bool needs_date = false;               ///< the format has no default
+  std::string_view date = {};            ///< the format's default, or an example if needs_date
+  bool needs_date = false;               ///< the format has no default date
 };
 
 inline constexpr std::array chat_styles = {
@@ -54,15 +54,15 @@ inline const ChatStyle* find_chat_style(std::string_view name) {
   return nullptr;
 }
 
-/// A published chat template by length and fingerprint of its text without a last newline: a template with and without it renders the
-/// same, and files come with either.
+/// A published chat template, identified by length and hash of its text without a last newline, which files have or lack; it renders the
+/// same either way.
 struct ChatTemplate {
   std::size_t size;
   std::uint64_t fingerprint;
   std::string_view style;
 };
 
-/// Each renders every conversation of its style's golden cases as the style does.
+/// Each template renders all golden cases of its style exactly as the style does.
 inline constexpr std::array chat_templates = {
     ChatTemplate{196, 0xF893FAEEA1DA0A3C, "chatml"},            // OpenHermes-2.5-Mistral-7B and many others
     ChatTemplate{199, 0x8D8669DADE67BF95, "chatml"},            // the same, its newlines spelled \n

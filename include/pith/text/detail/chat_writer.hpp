@@ -14,7 +14,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Builds a RenderedChat from the format's words and the messages'.
+/// Builds a RenderedChat from markup and message contents.
 class ChatWriter {
  public:
   ChatWriter& markup(std::string_view s) {
@@ -31,7 +31,7 @@ class ChatWriter {
   RenderedChat out_;
 };
 
-/// Without white space at either end, as Python's str.strip() removes it.
+/// Strips white space at both ends, like Python's str.strip().
 inline std::string_view trimmed(std::string_view s) {
   const auto white = [&](std::size_t i) {
     const char32_t c = code_point(s, i).value;

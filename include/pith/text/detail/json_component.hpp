@@ -12,7 +12,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// One component of tokenizer.json and where it stands.
+/// A component of tokenizer.json and its path, for messages.
 class Component {
  public:
   Component(std::string_view file, const Json& value, std::string path) : file_(file), value_(value), path_(std::move(path)) {
@@ -24,7 +24,7 @@ class Component {
   [[noreturn]] void unsupported(std::string_view what) const {
     raise<UnsupportedError>(text("pith: ", in_quotes(file_), ": ", path_, " ", what));
   }
-  /// The value of a key; nullptr where it is absent or null.
+  /// Returns the value of a key; nullptr if absent or null.
   const Json* find(const char* key) const {
     const Json* at = value_.find(key);
     return at == nullptr || at->is_null() ? nullptr : at;
@@ -40,7 +40,7 @@ class Component {
     if (!value->is_boolean()) refuse(text("has '", key, "' ", value->dump(), ", expected true or false"));
     return value->get<bool>();
   }
-  /// A whole number from 0.
+  /// Reads a whole number >= 0.
   std::size_t count(const char* key, std::size_t otherwise) const {
     const Json* value = find(key);
     if (value == nullptr) return otherwise;
@@ -48,14 +48,14 @@ class Component {
     if (!(number >= 0 && number <= 1e9)) refuse(text("has '", key, "' ", value->dump(), ", expected a whole number from 0"));
     return static_cast<std::size_t>(number);
   }
-  /// One character.
+  /// Reads a single character.
   std::string character(const char* key) const {
     std::string value = string(key);
     if (value.empty() || code_point(value, 0).size != value.size())
       refuse(text("has '", key, "' ", in_quotes(value), ", expected one character"));
     return value;
   }
-  /// The text to look for: pattern.String; or, where `regex` is given, pattern.Regex in it.
+  /// Reads pattern.String; or pattern.Regex into `regex`, if given.
   std::string pattern(std::string* regex = nullptr) const {
     const Json* value = find("pattern");
     const Json *plain = value == nullptr ? nullptr : value->find("String"), *expression = value == nullptr ? nullptr : value->find("Regex");
@@ -68,7 +68,7 @@ class Component {
                                    : "has a pattern that is neither {\"String\": text} nor {\"Regex\": text}");
     return plain->get<std::string>();
   }
-  /// Calls visit(component) for this one or, in order, for those that a Sequence holds under `list`.
+  /// Calls visit(component) for this one or, if it is a Sequence, in order for the members of `list`.
   template <class Visit> void flatten(const char* list, Visit&& visit, int depth = 0) const {
     if (type() != "Sequence") return visit(*this);
     if (depth == deepest) refuse(text("nests Sequence deeper than ", deepest));

@@ -10,12 +10,12 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// What happens to text before it is cut into words: NFC, a prefix, replacements, in the order of the file.
+/// Normalises text before it is cut into words: NFC, a prefix, replacements, in file order.
 class Normalizer {
  public:
   struct Step {
     enum class Kind { nfc, prepend, replace } kind;
-    std::string from = {}, to = {};  ///< prepend: `to`
+    std::string from = {}, to = {};  ///< prepend uses `to` only
   };
 
   Normalizer() = default;

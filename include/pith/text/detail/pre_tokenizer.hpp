@@ -14,19 +14,19 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Whether text gets a leading space.
+/// When text gets a leading space.
 enum class PrependScheme : std::uint8_t { always, first, never };
 
-/// Cuts text into the words that the model sees one by one.
+/// Cuts text into words, which the model encodes one by one.
 class PreTokenizer {
  public:
   struct Step {
     enum class Kind : std::uint8_t { split, split_spaces, digits, byte_level, metaspace } kind;
     SplitPattern pattern = SplitPattern::gpt2;             ///< split
-    bool one_by_one = false;                               ///< digits: each alone, else runs of them
+    bool one_by_one = false;                               ///< digits: each digit alone, else runs of digits
     bool add_prefix_space = false;                         ///< byte_level
     bool use_regex = true;                                 ///< byte_level: cut by GPT-2's pattern
-    std::string replacement = {};                          ///< metaspace: stands for a space
+    std::string replacement = {};                          ///< metaspace: replaces a space
     PrependScheme prepend_scheme = PrependScheme::always;  ///< metaspace
     bool cut = true;                                       ///< metaspace: a word begins at each replacement
   };
@@ -34,7 +34,7 @@ class PreTokenizer {
   PreTokenizer() = default;
   explicit PreTokenizer(std::vector<Step> steps) : steps_(std::move(steps)) {}
 
-  /// Words are bytes, which the model knows by GPT-2's names.
+  /// Whether words are bytes, which the model spells by GPT-2's map.
   bool byte_level() const {
     return std::any_of(steps_.begin(), steps_.end(), [](const Step& s) { return s.kind == Step::Kind::byte_level; });
   }
@@ -47,7 +47,7 @@ class PreTokenizer {
     if (piece.empty()) return;
     if (k == steps_.size()) return take(piece);
     const Step& step = steps_[k];
-    // Hands on what lies between the ends that end_of(begin) names.
+    // Passes on the words between the ends that end_of(begin) returns.
     const auto cut = [&](std::string_view s, auto&& end_of) {
       for (std::size_t begin = 0; begin < s.size();) {
         const std::size_t end = end_of(begin);
@@ -62,7 +62,7 @@ class PreTokenizer {
     switch (step.kind) {
       case Step::Kind::split:
         return cut_by(step.pattern, piece);
-      case Step::Kind::split_spaces:  // a space ends the word it follows
+      case Step::Kind::split_spaces:  // a space ends the word before it
         return cut(piece, [&](std::size_t begin) { return std::min(piece.find(' ', begin), piece.size() - 1) + 1; });
       case Step::Kind::digits:
         return cut(piece, [&](std::size_t begin) { return digits_end(piece, begin, step.one_by_one); });

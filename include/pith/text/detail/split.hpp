@@ -10,8 +10,8 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The patterns that byte-level tokenizers cut text into words with. A folder spells one out; it is recognised by its text and
-/// scanned by hand below, in one pass and without a regex engine.
+/// The patterns by which byte-level tokenizers cut text into words. A folder's pattern is recognised by its text and scanned by the code
+/// below, in one pass without a regex engine.
 enum class SplitPattern : std::uint8_t { gpt2, qwen, cl100k, o200k, tekken };
 
 namespace split_text {
@@ -34,7 +34,7 @@ inline constexpr std::string_view tekken =
 #undef PITH_SPLIT_SPACES
 }  // namespace split_text
 
-/// The pattern with this text, if it is a known one.
+/// Returns the pattern with this text, if it is known.
 inline std::optional<SplitPattern> split_pattern(std::string_view regex) {
   if (regex == split_text::gpt2) return SplitPattern::gpt2;
   if (regex == split_text::qwen) return SplitPattern::qwen;
@@ -44,9 +44,9 @@ inline std::optional<SplitPattern> split_pattern(std::string_view regex) {
   return std::nullopt;
 }
 
-/// Finds where the word that begins at a byte ends. Every character of any text belongs to some word.
+/// Finds the end of the word that begins at a byte. Every character of a text belongs to a word.
 ///
-/// Cost     linear in the text: each step back stays within the run that was just read
+/// Cost     linear in the text: backtracking stays within the last run
 class SplitScanner {
  public:
   SplitScanner(SplitPattern pattern, std::string_view text) : pattern_(pattern), text_(text), classes_(CharClasses::table()) {}
@@ -78,7 +78,7 @@ class SplitScanner {
     const CodePoint c = code_point(text_, i);
     return {c.value, classes_[c.value], c.size};
   }
-  // The end of the run of characters in `mask`.
+  // End of the run of characters in `mask`.
   std::size_t run(std::size_t i, std::uint8_t mask) const {
     for (Char c = at(i); c.is(mask); c = at(i)) i += c.size;
     return i;
@@ -93,7 +93,7 @@ class SplitScanner {
     return i;
   }
 
-  // 's 't 're 've 'm 'll 'd; i if there is none. Folding case, U+017F is an s as well.
+  // 's 't 're 've 'm 'll 'd; i if there is none. With `fold`, U+017F counts as s.
   std::size_t contraction(std::size_t i, bool fold) const {
     if (i >= text_.size() || text_[i] != '\'') return i;
     const auto letter = [&](std::size_t k) {
@@ -123,7 +123,7 @@ class SplitScanner {
     }
     return end;
   }
-  // The end of ` ?[^\s\p{L}\p{N}]+` and of the line ends (and slashes) behind it; i if there is none.
+  // End of ` ?[^\s\p{L}\p{N}]+` and the line ends (and slashes) after it; i if there is none.
   std::size_t others(std::size_t i, bool slashes) const {
     const std::size_t begin = i + (text_[i] == ' ' ? 1 : 0);
     std::size_t end = run_of_others(begin);
@@ -174,7 +174,7 @@ class SplitScanner {
   }
   std::size_t cased(std::size_t i, bool contractions, int digits) const {
     const Char c = at(i);
-    const std::size_t behind = i + (may_lead(c) ? c.size : 0);  // the pattern prefers a leading character that is no letter
+    const std::size_t behind = i + (may_lead(c) ? c.size : 0);  // the pattern prefers a leading non-letter
     for (const bool lower : {true, false}) {
       for (const std::size_t from : {behind, i}) {
         const std::size_t end = lower ? ends_lower(from) : begins_upper(from);

@@ -16,19 +16,19 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// How tokens become text.
+/// Decoder settings: how tokens become text.
 struct TokenDecoder {
   enum class Kind : std::uint8_t { join, byte_level, metaspace, chain };  ///< join: a space between tokens
   struct Step {
     enum class Kind : std::uint8_t { replace, byte_fallback, fuse, strip } kind;
     std::string from = {}, to = {};  ///< replace
-    std::string content = {};        ///< strip: a character,
-    std::size_t start = 0;           ///< removed so often at most from the front
+    std::string content = {};        ///< strip: the character to remove
+    std::size_t start = 0;           ///< strip: the most to remove from the front
   };
   Kind kind = Kind::join;
-  std::string replacement = {};                          ///< metaspace: stands for a space
+  std::string replacement = {};                          ///< metaspace: replaces a space
   PrependScheme prepend_scheme = PrependScheme::always;  ///< metaspace
-  std::vector<Step> steps = {};                          ///< chain; behind `fuse` only `strip`
+  std::vector<Step> steps = {};                          ///< chain; after `fuse` only `strip`
 };
 
 /// The byte of a token <0xHH>.
@@ -50,17 +50,17 @@ inline std::string_view without_front(std::string_view s, std::string_view conte
   return s;
 }
 
-/// The text of tokens, one after the other.
+/// Joins the text of tokens, one after the other.
 ///
-/// Eager, it gives text as soon as it is certain, but for runs of tokens <0xHH>: whether such a run is a text as a whole, only its end
-/// tells, and it is shown as soon as what came of it is one. Otherwise the end of each run is waited for.
+/// Eager: appends text as soon as it is final, and a run of <0xHH> as soon as its bytes are UTF-8, although only the end of the run decides
+/// whether it is text. Not eager: waits for the end of each run.
 class TextStream {
  public:
   TextStream(const TokenDecoder& decoder, bool eager) : decoder_(&decoder), eager_(eager) {
     for (const TokenDecoder::Step& step : decoder.steps) strips_.push_back(step.start);
   }
 
-  /// Appends what is final once `token` is known.
+  /// Appends the text that is final after `token`.
   void add(std::string_view token, std::string& out) {
     switch (decoder_->kind) {
       case TokenDecoder::Kind::join:
@@ -68,7 +68,7 @@ class TextStream {
         break;
       case TokenDecoder::Kind::byte_level: {
         held_.append(token);
-        std::size_t done = 0;  // a character that more bytes could complete stays
+        std::size_t done = 0;  // stops at a character that more bytes could complete
         while (done < held_.size()) {
           const Utf8Front front = utf8_front(std::string_view(held_).substr(done));
           if (front.cut) break;
@@ -88,7 +88,7 @@ class TextStream {
     first_ = false;
   }
 
-  /// Appends what was held back: no more tokens come.
+  /// Appends the text held back; call after the last token.
   void finish(std::string& out) {
     if (decoder_->kind == TokenDecoder::Kind::byte_level) {
       append_utf8(out, held_);
@@ -116,7 +116,7 @@ class TextStream {
       case TokenDecoder::Step::Kind::strip: {
         std::size_t each = step.start;
         const std::string_view rest = without_front(token, step.content, fused_ ? strips_[k] : each);
-        if (fused_ && !rest.empty()) strips_[k] = 0;  // the front of the text is past
+        if (fused_ && !rest.empty()) strips_[k] = 0;  // past the front of the text
         return pass(k + 1, rest, out);
       }
       case TokenDecoder::Step::Kind::byte_fallback: {
@@ -130,7 +130,7 @@ class TextStream {
       }
     }
   }
-  // A run of bytes is a text, or as many U+FFFD.
+  // A run of bytes is text, or one U+FFFD per byte.
   void release(std::size_t k, std::string& out) {
     if (held_.empty()) return;
     const std::string run = std::exchange(held_, {});
@@ -139,8 +139,8 @@ class TextStream {
   }
 
   const TokenDecoder* decoder_;
-  std::string held_;                 // bytes of a character that is not complete
-  std::vector<std::size_t> strips_;  // [steps] what a strip behind `fuse` may still remove
+  std::string held_;                 // bytes of an incomplete character
+  std::vector<std::size_t> strips_;  // [steps] how many characters a strip after `fuse` may still remove
   bool eager_;
   bool first_ = true, fused_ = false;
 };

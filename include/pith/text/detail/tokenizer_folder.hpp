@@ -20,13 +20,13 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The optional files beside a tokenizer.json.
+/// The optional files beside tokenizer.json.
 class TokenizerFolder {
  public:
   explicit TokenizerFolder(const std::filesystem::path& folder)
       : folder_(folder), config_(read("tokenizer_config.json")), map_(read("special_tokens_map.json")) {}
 
-  /// The text of bos_token, eos_token, …: text, or an object with `content`.
+  /// The text of bos_token, eos_token, …: a string, or an object with `content`.
   std::optional<std::string> special(const char* key) const {
     for (const JsonDocument* file : {&config_, &map_}) {
       const Json* at = file->root().find(key);
@@ -35,13 +35,13 @@ class TokenizerFolder {
     }
     return std::nullopt;
   }
-  /// What a flag says, if anything.
+  /// The value of a flag, if present.
   std::optional<bool> flag(const char* key) const {
     const Json* at = config_.root().find(key);
     return at != nullptr && at->is_boolean() ? std::optional(at->get<bool>()) : std::nullopt;
   }
 
-  /// added_tokens_decoder: id → token. Entries that make no sense are left out; tokenizer.json decides.
+  /// Reads added_tokens_decoder: id → token. Skips invalid entries, since tokenizer.json decides.
   std::vector<AddedToken> added() const {
     std::vector<AddedToken> out;
     const Json* list = config_.root().find("added_tokens_decoder");
@@ -68,7 +68,7 @@ class TokenizerFolder {
     return out;
   }
 
-  /// The only, or the default, chat template; chat_template.jinja counts before tokenizer_config.json.
+  /// The only or default chat template; chat_template.jinja comes before tokenizer_config.json.
   std::string chat_template() const {
     std::error_code missing;
     const std::filesystem::path own = folder_ / "chat_template.jinja";
@@ -83,8 +83,8 @@ class TokenizerFolder {
     return at != nullptr && at->is_string() ? at->get<std::string>() : std::string();
   }
 
-  /// eos_token_id of generation_config.json, else of config.json: a number or a list. A file that is no JSON says nothing of it, and is no
-  /// reason to refuse a tokenizer.
+  /// eos_token_id of generation_config.json, else of config.json: a number or a list. A file that is not JSON counts as missing and does
+  /// not prevent loading.
   std::vector<Token> stop_ids() const {
     for (const char* name : {"generation_config.json", "config.json"}) try {
         if (std::vector<Token> ids = stop_ids(read(name)); !ids.empty()) return ids;
@@ -119,7 +119,7 @@ class TokenizerFolder {
   JsonDocument config_, map_;
 };
 
-/// What load_tokenizer() does.
+/// Implements load_tokenizer().
 inline std::shared_ptr<const TokenizerParts> read_tokenizer_folder(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "tokenizer.json";
   std::error_code missing;

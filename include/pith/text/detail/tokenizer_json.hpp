@@ -41,7 +41,7 @@ inline Normalizer normalizer_of(const Component& all) {
   return Normalizer(std::move(steps));
 }
 
-/// Whether text gets a leading space: `prepend_scheme`, or `add_prefix_space` in the spelling of older files.
+/// When text gets a leading space: `prepend_scheme`, or `add_prefix_space` in older files.
 inline PrependScheme prepend_scheme_of(const Component& c) {
   const bool old_form = c.find("add_prefix_space") != nullptr, adds = c.boolean("add_prefix_space", true);
   if (c.find("prepend_scheme") == nullptr) return adds ? PrependScheme::always : PrependScheme::never;
@@ -66,7 +66,7 @@ inline PreTokenizer::Step split_of(const Component& c) {
   if (!pattern)
     c.unsupported(
         text("is a Split with an unknown pattern \"", regex, "\": those of GPT-2, Qwen2, Llama 3, GPT-4o and Mistral Nemo are known"));
-  // Every character belongs to a match, so keeping the matches alone and keeping all is the same.
+  // Every character belongs to a match, so keeping only the matches keeps everything.
   if (!(behavior == "Isolated" && !inverted) && !(behavior == "Removed" && inverted))
     c.unsupported(text("is a Split with behavior '", behavior, "' and invert ", inverted ? "true" : "false",
                        ": Isolated with false and Removed with true are known"));
@@ -129,7 +129,7 @@ inline TokenDecoder decoder_of(const Component& all) {
   return decoder;
 }
 
-/// Puts what a TemplateProcessing adds around what earlier ones added.
+/// Adds the tokens of a TemplateProcessing around those of earlier ones.
 inline void add_template(const Component& c, TokenizerParts& parts) {
   const Json *single = c.find("single"), *special = c.find("special_tokens");
   if (single == nullptr || !single->is_array()) c.refuse("has no list 'single'");
@@ -159,7 +159,7 @@ inline void add_template(const Component& c, TokenizerParts& parts) {
   parts.suffix.insert(parts.suffix.end(), after.begin(), after.end());
 }
 
-/// Sorts added tokens by id and holds them against the model's vocabulary.
+/// Sorts added tokens by id and checks them against the model's vocabulary.
 inline std::vector<AddedToken> checked_added(std::vector<AddedToken> tokens, const Bpe& model, std::string_view file) {
   std::erase_if(tokens, [](const AddedToken& t) { return t.content.empty(); });
   std::stable_sort(tokens.begin(), tokens.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
@@ -198,7 +198,7 @@ inline void add_splitters(TokenizerParts& parts) {
   parts.normalized = AddedTokenSplitter(std::move(normalized), normalized_patterns);
 }
 
-/// The model's object of tokenizer.json, its lists apart.
+/// Reads the model's object of tokenizer.json, without its lists.
 inline void read_model(const Component& model, TokenizerSax& sax) {
   if (const Json* type = model.find("type"); type != nullptr && *type != "BPE")
     model.unsupported(text("is ", type->is_string() ? in_quotes(type->get<std::string_view>()) : type->dump(), ": BPE is known"));
@@ -215,7 +215,7 @@ inline void read_model(const Component& model, TokenizerSax& sax) {
   sax.bpe.ignore_merges = model.boolean("ignore_merges", false);
 }
 
-/// Reads the text of a tokenizer.json. `more`: added tokens that another file names; those this one has count.
+/// Reads the text of a tokenizer.json. `more`: added tokens named by another file; this file's take precedence.
 ///
 /// Throws   FormatError, UnsupportedError naming the file and the place in it
 inline TokenizerParts read_tokenizer_json(std::string_view json, const std::string& file, std::vector<AddedToken> more = {}) {
@@ -253,7 +253,7 @@ inline TokenizerParts read_tokenizer_json(std::string_view json, const std::stri
       const std::string type = c.type();
       if (type == "TemplateProcessing") {
         add_template(c, parts);
-      } else if (type != "ByteLevel") {  // ByteLevel moves offsets only
+      } else if (type != "ByteLevel") {  // ByteLevel changes only offsets
         c.unsupported(text("is ", in_quotes(type), ": ByteLevel, TemplateProcessing and Sequence are known"));
       }
     });

@@ -18,13 +18,13 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Memory of one encode().
+/// Buffers of one encode().
 struct EncodeScratch {
   AddedTokenSplitter::Scratch raw, normalized;
   Bpe::Scratch bpe;
 };
 
-/// All that a tokenizer knows; never changes once it is loaded.
+/// All data of a tokenizer, constant after loading.
 struct TokenizerParts {
   std::string file;  // for messages
   Normalizer normalizer;
@@ -33,7 +33,7 @@ struct TokenizerParts {
   TokenDecoder decoder;
   std::vector<AddedToken> added = {};            // by ascending id
   AddedTokenSplitter raw = {}, normalized = {};  // point into `added`
-  std::vector<Token> prefix = {}, suffix = {};   // of a text with special tokens
+  std::vector<Token> prefix = {}, suffix = {};   // added around a text
   std::vector<Token> stop_tokens = {};
   std::string chat_template = {};
   std::vector<std::string> ignored = {};
@@ -59,7 +59,7 @@ struct TokenizerParts {
     return id == no_id ? std::nullopt : std::optional(static_cast<Token>(id));
   }
 
-  /// What the decoder is given of a token.
+  /// The token's text as the decoder takes it; nullopt if it is omitted.
   std::optional<std::string> piece(Token id, bool skip_special) const {
     const AddedToken* const added_token = find_added(id);
     if (added_token != nullptr && skip_special && added_token->special) return std::nullopt;
@@ -71,7 +71,7 @@ struct TokenizerParts {
     return bytes ? std::move(*bytes) : std::move(spelled);
   }
 
-  /// Encodes text between added tokens that are looked for in raw text. `at_start`: it begins the whole text.
+  /// Encodes the text between added tokens of the raw splitter. `at_start`: it begins the whole text.
   void encode_text(std::string_view text, bool at_start, bool match_special, std::vector<Token>& out, EncodeScratch& scratch) const {
     std::string normal;
     if (!normalizer.changes_nothing()) text = normal = normalizer(text);

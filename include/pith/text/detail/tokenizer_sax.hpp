@@ -18,8 +18,8 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Reads tokenizer.json as it streams by: the long lists (vocabulary, merges, added tokens) go straight into arrays, and what is left,
-/// a few hundred bytes, is written out again as JSON without them. So a file costs its tables and no tree.
+/// Reads tokenizer.json from parser events: puts the long lists (vocabulary, merges, added tokens) into arrays and writes the rest, a few
+/// hundred bytes, as JSON again. Loading thus costs the tables, without a JSON tree.
 class TokenizerSax {
  public:
   TokenizerSax(std::string_view json, std::string_view file) : json_(json), file_(file) {}
@@ -109,7 +109,7 @@ class TokenizerSax {
   }
 
  private:
-  // ignored: a list or an object under a key of a later version.
+  // ignored: a list or object under an unknown key
   enum class Place : std::uint8_t { rest, vocab, merges, merge, added, added_entry, ignored };
   static constexpr std::size_t deepest = 64;
   static constexpr std::uint32_t largest_id = 1u << 24;  // tables are as long as the largest id
@@ -125,14 +125,14 @@ class TokenizerSax {
   Place here() const { return places_.empty() ? Place::rest : places_.back(); }
   bool top() const { return places_.size() == 1; }
   bool in_model() const { return places_.size() == 2 && model_; }
-  // The value of the key just read is one of the long lists.
+  // Whether the key just read names one of the long lists.
   bool hides() const { return (top() && key_ == "added_tokens") || (in_model() && (key_ == "vocab" || key_ == "merges")); }
 
   void separate() {
     if (!separated_) rest += ',';
     separated_ = false;
   }
-  // A long list's key was left out; what is no list is written with it, for whoever reads the rest to refuse.
+  // Drops the key of a long list. If its value is no list, the key is written after all, so that reading `rest` refuses it.
   void begin_value() {
     separate();
     if (!hides()) return;
@@ -185,7 +185,7 @@ class TokenizerSax {
                   key_ == "id"        ? "a whole number"
                   : key_ == "content" ? "text"
                                       : "true or false"));
-    return true;  // a key of a later version
+    return true;  // an unknown key
   }
   std::size_t merge_index() const { return bpe.merges.size() / (bpe.merges_in_pairs ? 2 : 1); }
 
@@ -249,10 +249,10 @@ class TokenizerSax {
   std::vector<Place> places_;
   std::string key_;
   bool model_ = false;     // the object at the second level is the model
-  bool separated_ = true;  // no comma is due
+  bool separated_ = true;  // no comma needed
   bool has_added_ = false;
-  unsigned seen_ = 0;      // keys of the added token at hand
-  std::size_t parts_ = 0;  // of the merge at hand
+  unsigned seen_ = 0;      // keys seen of the current added token
+  std::size_t parts_ = 0;  // parts seen of the current merge
   std::size_t added_size_ = 0;
 };
 

@@ -13,7 +13,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// What split patterns ask of a character, as bits. Categories are utf8proc's; white space is Unicode's White_Space.
+/// Character classes of the split patterns, as bits. Categories are utf8proc's; white space is Unicode's White_Space.
 namespace char_class {
 inline constexpr std::uint8_t letter = 1;   // \p{L}
 inline constexpr std::uint8_t number = 2;   // \p{N}
@@ -59,7 +59,7 @@ inline std::uint8_t classify(char32_t c) {
   }
 }
 
-/// The classes of all characters: pages of 256, each kept once.
+/// Classes of all characters: pages of 256, each distinct page stored once.
 class CharClasses {
  public:
   static const CharClasses& table() {
@@ -83,11 +83,11 @@ class CharClasses {
   std::vector<Page> pages_;
 };
 
-/// The normal form NFC of UTF-8.
+/// Normal form NFC of UTF-8.
 ///
-/// Cost     n log n, however many marks follow each other: utf8proc's own loop orders them by insertion, so they are ordered here
+/// Cost     n log n for any number of marks in a row: they are sorted here, since utf8proc's own loop sorts by insertion
 inline std::string nfc(std::string_view s) {
-  // Below U+0300 there is nothing to compose.
+  // Characters below U+0300 compose with nothing.
   if (std::none_of(s.begin(), s.end(), [](char c) { return static_cast<unsigned char>(c) >= 0xCC; })) return std::string(s);
   std::vector<utf8proc_int32_t> points;
   points.reserve(s.size() + 8);

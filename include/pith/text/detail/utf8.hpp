@@ -7,16 +7,16 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// U+FFFD, which stands for bytes that are no character.
+/// U+FFFD, which replaces invalid bytes.
 inline constexpr std::string_view replacement_character = "\xEF\xBF\xBD";
 
 inline unsigned byte_of(std::string_view s, std::size_t i) { return static_cast<unsigned char>(s[i]); }
 
-/// What stands at the front of a non-empty `s`.
+/// The front of a non-empty `s`.
 struct Utf8Front {
-  std::size_t size;  ///< bytes of a character; of no character, the longest part that could begin one (Unicode 3.9: maximal subpart)
-  bool valid;        ///< a whole character
-  bool cut;          ///< no character, but more bytes could complete one
+  std::size_t size;  ///< bytes of the character, or of the longest part that could begin one (Unicode 3.9: maximal subpart)
+  bool valid;        ///< a complete character
+  bool cut;          ///< incomplete: more bytes could complete it
 };
 
 inline Utf8Front utf8_front(std::string_view s) {
@@ -24,7 +24,7 @@ inline Utf8Front utf8_front(std::string_view s) {
   if (lead < 0x80) return {1, true, false};
   const std::size_t length = lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
   if (length == 0) return {1, false, false};
-  // Overlong forms, surrogates and values beyond Unicode show in the second byte.
+  // The second byte excludes overlong forms, surrogates and values beyond Unicode.
   const unsigned least = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80, most = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
   std::size_t n = 1;
   while (n < length && n < s.size()) {
@@ -35,7 +35,7 @@ inline Utf8Front utf8_front(std::string_view s) {
   return {n, n == length, n < length && n == s.size()};
 }
 
-/// Length of the longest prefix that is UTF-8.
+/// Length of the longest valid prefix.
 inline std::size_t valid_utf8(std::string_view s) {
   std::size_t i = 0;
   while (i < s.size()) {
@@ -50,7 +50,7 @@ inline std::size_t valid_utf8(std::string_view s) {
   return i;
 }
 
-/// Appends `s` with U+FFFD for each maximal part of it that is no character.
+/// Appends `s` with U+FFFD for each maximal invalid part.
 inline void append_utf8(std::string& out, std::string_view s) {
   while (!s.empty()) {
     const std::size_t good = valid_utf8(s);
@@ -67,7 +67,7 @@ struct CodePoint {
   std::size_t size;  ///< bytes
 };
 
-/// The character at byte i of UTF-8.
+/// The character at byte i of valid UTF-8.
 inline CodePoint code_point(std::string_view s, std::size_t i) {
   const unsigned lead = byte_of(s, i);
   const auto tail = [&](std::size_t k) { return static_cast<char32_t>(byte_of(s, i + k) & 0x3F); };
@@ -93,7 +93,7 @@ inline void append_code_point(std::string& out, char32_t c) {
   put(0x80 | (c & 0x3F));
 }
 
-/// First byte of the character before byte i > 0 of UTF-8.
+/// First byte of the character before byte i > 0 of valid UTF-8.
 inline std::size_t before(std::string_view s, std::size_t i) {
   do --i;
   while (i > 0 && (byte_of(s, i) & 0xC0) == 0x80);

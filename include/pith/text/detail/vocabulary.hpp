@@ -12,7 +12,7 @@ namespace pith { inline namespace v0 { namespace detail {
 
 inline constexpr std::uint32_t no_id = 0xFFFFFFFF;
 
-/// Many strings in one piece of memory.
+/// Many strings in one block of memory.
 class StringList {
  public:
   void push_back(std::string_view s) {
@@ -30,7 +30,7 @@ class StringList {
   std::vector<std::size_t> ends_;
 };
 
-/// A hash whose seed differs between runs, so that no file can be made of keys that collide.
+/// A hash with a random seed per run, so that no file can contain keys chosen to collide.
 class SeededHash {
  public:
   SeededHash() : seed_(mix(static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(this)) ^ secret)) {}
@@ -56,14 +56,14 @@ class SeededHash {
   std::uint64_t seed_;
 };
 
-/// Keys ↔ ids. Ids need not be contiguous; every key and every id occurs once.
+/// Keys ↔ ids. Ids need not be contiguous; every key and id is unique.
 class Vocabulary {
  public:
   Vocabulary() = default;
-  /// Room for `count` keys with ids below `ids`.
+  /// Reserves `count` keys with ids below `ids`.
   Vocabulary(std::size_t count, std::size_t ids) : entry_of_(ids, no_id), slots_(std::bit_ceil(2 * count + 2)) { keys_id_.reserve(count); }
 
-  /// False, and nothing added, if the key or the id is there already.
+  /// Adds a key; returns false, and adds nothing, if the key or the id exists.
   bool add(std::string_view key, std::uint32_t id) {
     Slot& slot = slots_[place(key)];
     if (slot.entry != no_id || entry_of_[id] != no_id) return false;
@@ -79,9 +79,9 @@ class Vocabulary {
     return entry == no_id ? no_id : keys_id_[entry];
   }
   bool has(std::uint32_t id) const { return id < entry_of_.size() && entry_of_[id] != no_id; }
-  std::string_view key(std::uint32_t id) const { return keys_[entry_of_[id]]; }  ///< of an id that has() one
+  std::string_view key(std::uint32_t id) const { return keys_[entry_of_[id]]; }  ///< has(id) must hold
   std::size_t size() const { return keys_.size(); }
-  std::size_t id_limit() const { return entry_of_.size(); }  ///< above the largest id
+  std::size_t id_limit() const { return entry_of_.size(); }  ///< the largest id + 1
 
  private:
   struct Slot {
@@ -105,19 +105,19 @@ class Vocabulary {
   std::vector<Slot> slots_ = std::vector<Slot>(2);
 };
 
-/// Two neighbours become one symbol.
+/// The result of merging two neighbouring symbols.
 struct Merge {
-  std::uint32_t rank = no_id;  ///< no_id: the two do not merge
+  std::uint32_t rank = no_id;  ///< no_id: they do not merge
   std::uint32_t id = no_id;
 };
 
-/// (left, right) → rank and result; lower ranks go first.
+/// (left, right) → rank and result; lower ranks merge first.
 class MergeTable {
  public:
   MergeTable() = default;
   explicit MergeTable(std::size_t count) : slots_(std::bit_ceil(2 * count + 2)) {}
 
-  /// Of a pair that comes twice the later rank counts.
+  /// A repeated pair takes the later rank.
   void set(std::uint32_t left, std::uint32_t right, Merge merge) { slots_[place(pair(left, right))] = {pair(left, right), merge}; }
   Merge find(std::uint32_t left, std::uint32_t right) const { return slots_[place(pair(left, right))].merge; }
 
