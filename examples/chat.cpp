@@ -1,4 +1,4 @@
-// A conversation in a terminal with the model of any folder that has a tokenizer, under any cache policy, adapter or draft.
+// A terminal chat with the model of any folder that has a tokenizer, under any cache policy, adapter or draft.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -44,7 +44,7 @@ const std::string usage =
   --seed N                                                                                                           [1]
   --threads N                                                                                                        [1])";
 
-std::atomic<bool> interrupted{false};  // lock-free, as a signal handler wants it
+std::atomic<bool> interrupted{false};  // lock-free, as a signal handler needs it
 static_assert(std::atomic<bool>::is_always_lock_free);
 extern "C" void interrupt(int) { interrupted = true; }
 
@@ -54,7 +54,7 @@ std::string today(const char* format) {
   return std::strftime(text, sizeof text, format, std::localtime(&now)) > 0 ? text : "";
 }
 
-/// What was said and read; the session reads only what is new of each turn.
+/// The messages so far and the tokens read; each turn, the session reads only the new tokens.
 class Conversation {
  public:
   Conversation(const Tokenizer& tokenizer, const ChatFormat& format, const std::string& system)
@@ -68,8 +68,8 @@ class Conversation {
   }
   void say(std::string role, std::string content) { messages_.push_back({std::move(role), std::move(content)}); }
 
-  /// The tokens that the model has not read. If the turns before are written otherwise now (reasoning is left out), it begins again:
-  /// `restart` is then true.
+  /// Tokens that the model has not read. If earlier turns now render differently (without reasoning), reading starts again from the
+  /// beginning and `restart` is true.
   std::vector<Token> unread(bool& restart) {
     std::vector<Token> all = format_.encode(tokenizer_, messages_);
     restart = anew_ || read_.size() >= all.size() || !std::equal(read_.begin(), read_.end(), all.begin());
@@ -79,7 +79,7 @@ class Conversation {
     read_ = std::move(all);
     return rest;
   }
-  /// Tokens that the model has read of its own answer.
+  /// Records the tokens of its own answer that the model has read.
   void has_read(std::span<const Token> answer) { read_.insert(read_.end(), answer.begin(), answer.end()); }
   std::span<const Token> read() const { return read_; }
 
@@ -95,7 +95,7 @@ class Conversation {
   std::string system_;
   std::vector<Message> messages_;
   std::vector<Token> read_;
-  bool anew_ = false;  // the session holds a conversation that is over
+  bool anew_ = false;  // the session still holds the previous conversation
 };
 
 struct Options {
@@ -104,7 +104,7 @@ struct Options {
   Index tokens = 0;
 };
 
-/// Answers by the model alone, or by the model and a draft.
+/// Answers with the model alone, or with the model and a draft.
 template <class Answer>
 void converse(Session<float>& session, Conversation& conversation, const Tokenizer& tokenizer, example::TrainedLength& trained,
               Answer&& answer) {
@@ -155,7 +155,7 @@ void converse_with(Draft& draft, Session<float>& session, Conversation& conversa
   const SpeculativeOptions speculation{.draft_tokens = 4, .sampler = options.sampler, .rules = options.rules};
   SpeculativeDecoder spec(session, draft, speculation);
   converse(session, conversation, tokenizer, trained, [&](std::vector<Token> turn, bool restart, auto&& on_token) {
-    if (!restart && spec.pending() >= 0) {  // the decoder reads its pending token by itself, if the conversation goes on with it
+    if (!restart && spec.pending() >= 0) {  // the decoder reads its pending token itself, if the conversation continues with it
       restart = turn.front() != spec.pending();
       if (!restart) turn.erase(turn.begin());
     }

@@ -1,5 +1,4 @@
-// An adapter, an evicting cache, merging and speculation on one unconverted model, each alone and all together: what each costs and
-// changes.
+// An adapter, an evicting cache, merging and speculation on one unconverted model, each alone and all together, with cost and effect.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -22,7 +21,7 @@ namespace {
 
 constexpr Index prompt_bytes = 400, continued = 300, measured = 100;
 
-/// A LoRA of rank 8 on every projection, as PEFT would write it: small numbers, which cost what trained ones do.
+/// A rank-8 LoRA on every projection, as PEFT would write it; its small random numbers cost as much as trained ones.
 ModelAdapter<float> peft_adapter(const Decoder<float>& decoder) {
   const fs::path folder = fs::temp_directory_path() / ("pith-compose-" + std::to_string(std::random_device{}()));
   std::mt19937_64 rng(3);
@@ -39,7 +38,7 @@ ModelAdapter<float> peft_adapter(const Decoder<float>& decoder) {
     }
   writer.write(folder);
   ModelAdapter<float> adapter = load_adapter(folder, decoder);
-  fs::remove_all(folder);  // the numbers are in memory
+  fs::remove_all(folder);  // already loaded
   return adapter;
 }
 
@@ -50,7 +49,7 @@ struct Features {
 struct Composition {
   const Decoder<float>& decoder;
   const ModelAdapter<float>& adapter;
-  std::span<const Token> prompt, future;  ///< of the true text
+  std::span<const Token> prompt, future;  ///< the original text
 
   Session<float> start(const Features& f) const {
     const AnyPolicy<float> policy = f.evicts ? AnyPolicy<float>(HeavyHitter{.heavy = 64, .recent = 64}) : AnyPolicy<float>(Dense{});
@@ -73,7 +72,7 @@ struct Composition {
     return sum / static_cast<double>(future.size());
   }
 
-  /// Prints a line; returns the text.
+  /// Prints a line and returns the text.
   std::vector<Token> run(const char* name, const Features& f) const {
     auto session = start(f);
     std::mt19937_64 rng(1);

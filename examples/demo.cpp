@@ -1,4 +1,4 @@
-// The main job: one trained model, several cache policies, what each costs in memory and in quality.
+// Compares cache policies on one trained model, in memory and in quality.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -24,7 +24,7 @@ struct Contender {
   std::string name;
   Index rows;
   AnyPolicy<float> policy;
-  bool leaves_trained_length = false;  ///< in a stream its distances grow without bound
+  bool leaves_trained_length = false;  ///< in a stream, its distances grow without bound
 };
 
 std::vector<Contender> contenders(Index rows) {

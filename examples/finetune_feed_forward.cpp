@@ -1,5 +1,5 @@
-// A trained FeedForward learns another task through LoRA, DyLoRA, AdaLoRA and IncreLoRA, each with about the same number of trained numbers
-// in the end; then the adapters are merged and what that saves is timed.
+// Trains a FeedForward for another task with LoRA, DyLoRA, AdaLoRA and IncreLoRA, with about the same number of trained parameters in the
+// end; then merges the adapters and times the difference.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -23,7 +23,7 @@ constexpr int pretrain_steps = 800, steps = 600;
 
 using Block = FeedForward<LinearView<float>, LinearView<float>, Silu>;
 
-/// The numbers of a block, and the block over them.
+/// The weights of a block, and the block that uses them.
 struct Task {
   Matrix<float> up, down;
   Block block() const { return Block(LinearView<float>(up), LinearView<float>(down)); }
@@ -43,7 +43,7 @@ template <class A, class B> double loss_of(const A& block, const B& goal, const 
   return double((block.forward(x) - goal.forward(x)).squaredNorm()) / double(x.size());
 }
 
-/// step(x, dy, factor) for each batch.
+/// Calls step(t, x, dy) for each batch; dy is the gradient of the mean squared error.
 template <class A, class B, class Step> void train(const A& block, const B& goal, int count, std::mt19937_64& rng, Step&& step) {
   example::Progress progress;
   for (int t = 0; t < count; ++t) {
@@ -54,7 +54,7 @@ template <class A, class B, class Step> void train(const A& block, const B& goal
   }
 }
 
-/// Trains a copy of the old task's block, whole, from nothing.
+/// Trains all weights of a block for the old task, from scratch.
 Task pretrained(const Block& goal, std::mt19937_64& rng) {
   Task made = random_task(rng);
   const Block block = made.block();
@@ -86,8 +86,7 @@ template <class Block> double microseconds(const Block& block) {
   return times[150];
 }
 
-/// Wraps both layers, trains, merges, and prints a line. `allocate(step, block, grads, scores)` comes before the optimizer, `after` behind
-/// it.
+/// Wraps both layers, trains, merges, and prints a line. `before` runs before the optimizer's step, `after` after it.
 template <class Adapter, class Before, class After>
 bool adapt(const char* name, const Task& old, const Block& goal, Adapter up, Adapter down, Before&& before, After&& after) {
   FeedForward block(LoraLinear(LinearView<float>(old.up), std::move(up)), LoraLinear(LinearView<float>(old.down), std::move(down)), Silu{});
@@ -153,7 +152,7 @@ int finetune(example::CommandLine& line) {
   std::mt19937_64 ranks(3);
   good &=
       adapt("DyLoRA", old, goal, dylora(features, hidden), dylora(hidden, features), nothing, [&, step = 0](auto& block, auto&) mutable {
-        const Index rank = ++step < steps - 1 ? sample_rank(1, each, ranks) : each;  // the rank of the next step; all of them in the end
+        const Index rank = ++step < steps - 1 ? sample_rank(1, each, ranks) : each;  // the rank of the next step; the full rank at the end
         block.up().adapter().set_rank(rank);
         block.down().adapter().set_rank(rank);
       });

@@ -1,4 +1,4 @@
-// Text from any Llama-family folder under any cache policy. Folders without a tokenizer.json take and give token ids.
+// Generates text with any Llama-family folder under any cache policy. Folders without a tokenizer.json take and print token ids.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -40,7 +40,7 @@ void run(example::CommandLine& line) {
   const std::string choice = line.option("--policy", "sinks:4:252"), ids = line.option("--ids", ""),
                     text = line.option("--prompt", "Ownership is a set of rules that ");
   const Index tokens = line.option<Index>("--tokens", 200, 1, most_tokens),
-              threads = line.option<Index>("--threads", 1, 1, cores);  // more than the machine has only wait for each other
+              threads = line.option<Index>("--threads", 1, 1, cores);  // more threads than cores only wait for each other
   const float temperature = line.option("--temperature", 0.7f, 0.f, 100.f), top_p = line.option("--top-p", 0.9f, 0.f, 1.f),
               penalty = line.option("--repetition-penalty", 1.f, 0.01f, 100.f);
   const auto seed = line.option<std::uint64_t>("--seed", 1, 0, std::numeric_limits<std::uint64_t>::max());

@@ -1,4 +1,4 @@
-// A stream without end in constant memory: sinks + window at cache positions, far past the length the model was trained on.
+// An endless stream in constant memory: sinks + window at cache positions, far past the length the model was trained on.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

@@ -1,5 +1,4 @@
-// What a folder holds and what pith would do with it: shape, types, memory, windows, what is ignored, or why it is refused. Of a PEFT
-// folder: what it changes, and what that costs.
+// Shows a folder's shape, types, memory, windows and ignored parts, or why it is refused; for a PEFT folder, its changes and their cost.
 #include <algorithm>
 #include <cstdio>
 #include <exception>
@@ -68,7 +67,7 @@ struct Totals {
   std::size_t parameters = 0, on_disk = 0, packed = 0;
 };
 
-/// Panels hold 32 outputs each; what is narrower than float stays so.
+/// Panels hold 32 outputs each; types narrower than float keep their width.
 Totals add_up(const CheckpointFiles& files, const Checkpoint<float>& loaded) {
   Totals totals;
   for (const Safetensors& file : files.files()) {

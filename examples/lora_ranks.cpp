@@ -1,4 +1,4 @@
-// One DyLoRA adapter at every rank, on a weight of the shipped model: what a rank costs and how far it gets.
+// One DyLoRA adapter at every rank, on a weight of the shipped model: cost and error of each rank.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -26,7 +26,7 @@ Matrix<float> tokens_like(Index tokens, Index features, std::mt19937_64& rng) {
   return x;
 }
 
-/// Trains the layer towards `goal`; `rank(step)` says with how many components.
+/// Trains the layer towards `goal`; `rank(step)` returns the number of components to train.
 template <class Layer, class Rank> void train(Layer& layer, const Linear<float>& goal, Rank&& rank, std::mt19937_64& rng) {
   AdamW<float> adam({.learning_rate = 5e-3, .weight_decay = 0});
   const Index batch = 64;
@@ -49,7 +49,7 @@ template <class Layer> double error(const Layer& layer, const Linear<float>& goa
   return double((merged.weight() - goal.weight()).norm() / goal.weight().norm());
 }
 
-/// Microseconds a token, the median of many.
+/// Median microseconds per token.
 template <class Layer> double microseconds(const Layer& layer) {
   Matrix<float> x = Matrix<float>::Ones(1, layer.in()), y(1, layer.out());
   Workspace ws(layer.workspace_bytes(1));
@@ -96,7 +96,7 @@ int lora_ranks(example::CommandLine& line) {
   const double plain = microseconds(base);
   const double nothing = double((first.weight() - goal.weight()).norm() / goal.weight().norm());
   std::printf("%6s %10.3f %12.3f %14s %12.2f\n", "none", nothing, nothing, "", plain);
-  // One component need not help: at alpha / rank it weighs 32 times what it does among 32.
+  // One component alone may not help: at alpha / rank it weighs 32 times as much as among 32.
   double before = std::numeric_limits<double>::infinity();
   bool falls = true;
   for (Index rank = 1; rank <= most; rank *= 2) {

@@ -1,4 +1,4 @@
-// Two PEFT folders on one model: what a switch costs, what they do to a text, and a batch where every conversation has its own.
+// Two PEFT folders on one model: the cost of a switch, their effect on a text, and a batch with a different adapter per conversation.
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -28,7 +28,7 @@ LowRankTerm<float> noise(Index out, Index in, std::mt19937_64& rng) {
   return term;
 }
 
-/// Rank 1: the rows of the head's weight that give two bytes their logits change places.
+/// Rank 1: swaps the rows of the head's weight that produce the logits of two bytes.
 LowRankTerm<float> swapped(const Matrix<float>& head, Token a, Token b) {
   LowRankTerm<float> term{head.row(a) - head.row(b), Matrix<float>::Zero(1, head.rows()), Vector<float>::Ones(1)};
   term.up_rows(0, a) = -1;
@@ -90,7 +90,7 @@ int lora_switch(example::CommandLine& line) {
     std::printf("%-8s %8zu bytes beside the model's %zu, bound in %.1f ms\n", folder.filename().string().c_str(), loaded.back().bytes(),
                 decoder.weights().bytes(), 1e3 * timer.seconds());
   }
-  fs::remove_all(made);  // the numbers are in memory
+  fs::remove_all(made);  // already loaded
   const std::vector<std::pair<std::string, const ModelAdapter<float>*>> adapters{
       {"base", nullptr}, {folders[0].filename().string(), &loaded[0]}, {folders[1].filename().string(), &loaded[1]}};
 
@@ -108,7 +108,7 @@ int lora_switch(example::CommandLine& line) {
     std::printf("  %-6s …%s\n", name.c_str(), continued(session, prompt, 70).c_str());
   }
 
-  // Nine conversations, three under each: one after the other, and every weight read once for all of them.
+  // Nine conversations, three per adapter: first one after the other, then together with every weight read once.
   constexpr std::size_t count = 9, steps = 100;
   std::vector<Session<float>> alone, together;
   std::vector<Session<float>*> batch;

@@ -1,4 +1,4 @@
-// A vision-language model on its images: which image tokens to keep in the cache, what to make of the others, and what it costs in answers.
+// A vision-language model: which image tokens to keep in the cache, how to merge the others, and the effect on its answers.
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -33,7 +33,7 @@ struct Model {
   Index patches() const { return images.front().rows(); }
 };
 
-/// How a prompt of `tokens`, `rows` of them kept, is cut down.
+/// How a prompt of `tokens` is reduced to `rows`.
 struct Selection {
   const char* name;
   AnyPolicy<float> (*make)(Index rows);
@@ -55,7 +55,7 @@ struct Outcome {
   double image_rows = 0, row_bytes = 0, seconds = 0;
 };
 
-/// Every dialogue, the scenes shared among the pool's threads. start(scene's prompt length) begins a session, image(scene) gives its rows.
+/// Runs all dialogues, scenes in parallel. start(scene's prompt length) begins a session, image(scene) returns the scene's rows.
 template <class Start, class Image> Outcome run(Model& model, Start&& start, Image&& image) {
   std::vector<Outcome> each(model.scenes.size());
   std::atomic<std::size_t> next = 0;
@@ -98,12 +98,12 @@ template <class Start, class Image> Outcome run(Model& model, Start&& start, Ima
   return all;
 }
 
-/// An image's rows as they are given to the prompt.
+/// An image's rows, unchanged.
 struct PlainImage {
   const Matrix<float>& rows;
   MediaRows<float> media() const { return {.rows = rows}; }
 };
-/// The same after ToMe: at most half of the tokens merge at a time, those most alike first.
+/// An image's rows after ToMe: each step merges at most half of the tokens, the most similar first.
 struct MergedImage {
   Matrix<float> rows;
   Vector<float> masses;
@@ -180,18 +180,18 @@ void tables(Model& model) {
   }
 }
 
-/// What gnuplot reads.
+/// Input files for gnuplot.
 struct Picture {
   example::OutputFile similarities, pixels, patches;
   explicit Picture(const std::filesystem::path& folder)
       : similarities(folder / "similarity.dat"), pixels(folder / "pixels.dat"), patches(folder / "patches.dat") {}
 };
 
-/// One head of one layer after text prior at a fifth of the image's rows: what its picture is drawn from.
+/// Writes data for the picture: one head of one layer after text prior, with a fifth of the image's rows kept.
 void write_picture(const Model& model, const std::filesystem::path& folder, Picture& out) {
   const std::size_t scene = 0, layer = model.decoder.weights().layers.size() - 1;
   const Index head = 0, keep = rows_at_keep_ratio(model.patches(), .2);
-  const double min_similarity = .5;  // below, a patch is dropped
+  const double min_similarity = .5;  // less similar patches are dropped
   const MediaRows<float> media{.rows = model.images[scene]};
   const SplicedPrompt<float> prompt = example::scene_prompt(model.decoder, model.scenes[scene], media);
   const SessionOptions options{.max_prompt = 120, .max_tokens = 300};

@@ -1,5 +1,5 @@
-// Every policy of the catalogue at several budgets on the shipped model: what it costs in memory and in quality, within the length the
-// model was trained on. A prompt of 192 bytes, then 64 bytes measured one by one.
+// Every policy of the catalogue at several budgets on the shipped model, in memory and in quality, within the trained length. A prompt of
+// 192 bytes, then 64 bytes measured one by one.
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -24,7 +24,7 @@ void print_table() {
   }
 }
 
-/// One policy per layer: some need the layer's own weights.
+/// One policy per layer, since some need the layer's weights.
 std::vector<AnyPolicy<float>> per_layer(const PolicyEntry<float>& entry, Index rows, const Decoder<float>& decoder) {
   const auto rope = std::make_shared<const Rope<float>>(decoder.config().rope());
   std::vector<AnyPolicy<float>> policies;
@@ -74,7 +74,7 @@ void shootout(example::CommandLine& line) {
       progress.show(std::string(entry.name), runs++, all_runs);
       char cell[64];
       auto session = decoder.start(std::span<const AnyPolicy<float>>(per_layer(entry, rows, decoder)), options);
-      if (entry.name == "text-prior") {  // bytes are text: all would stay
+      if (entry.name == "text-prior") {  // bytes are text, so it would keep them all
         std::snprintf(cell, sizeof cell, "   %15s  %9s %8s", "all text stays", "", "");
         cells += cell;
         continue;

@@ -1,4 +1,4 @@
-// A prompt read once, compressed once and answered many times: from a file, and as a prefix that several conversations share.
+// A prompt read once, compressed once and answered many times: from a file, and as a prefix shared by several conversations.
 #include <cstdio>
 #include <filesystem>
 #include <random>
@@ -41,7 +41,7 @@ void prompt_once(example::CommandLine& line) {
   }
   std::printf("a prompt of %zu tokens, %td rows a head of it kept, saved in %ju bytes\n\n", prompt.size(), policy.keep,
               static_cast<std::uintmax_t>(fs::file_size(saved)));
-  auto session = decoder.start(policy, {.max_prompt = 200});  // in another process, another day
+  auto session = decoder.start(policy, {.max_prompt = 200});  // possibly in another process, later
   for (const std::uint64_t seed : {1u, 2u, 3u}) {
     load_session(session, saved);
     std::printf("  …%s\n", answer(session, seed).c_str());

@@ -1,5 +1,5 @@
-// A model that drafts for itself: prompt lookup, its weights rounded to bytes, and the same weights over a small cache. What is accepted,
-// what is read, what it gains.
+// A model that drafts for itself: with prompt lookup, with its weights rounded to int8, and with the same weights over a small cache.
+// Measures acceptance, memory traffic and speed.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -20,7 +20,7 @@ namespace {
 constexpr Index prompt_tokens = 192, new_tokens = 400, target_rows = 128, draft_tokens = 4;
 constexpr SamplerOptions sampled{.temperature = 0.7f, .top_p = 0.95f}, greedy{.temperature = 0};
 
-/// What one pass reads: the weights once, however many tokens ride along; the rows of a cache once for each token.
+/// Bytes read per pass: the weights once for any number of tokens, the rows of a cache once for each token.
 struct Reads {
   double weights = 0, cache = 0;
 };
@@ -28,7 +28,7 @@ struct Reads {
 double row_bytes(const DecoderConfig& c) {
   return 2. * double(sizeof(float)) * double(c.num_hidden_layers * c.num_key_value_heads * c.head_dim);
 }
-double weight_bytes(const Decoder<float>& decoder) {  // the embedding table is only looked up in
+double weight_bytes(const Decoder<float>& decoder) {  // without the embedding table, of which a pass reads only single rows
   return double(decoder.weights().bytes() - decoder.weights().embed_tokens.bytes());
 }
 
@@ -63,7 +63,7 @@ Run plain(const Decoder<float>& decoder, std::span<const Token> prompt, const Sa
   return run;
 }
 
-/// `draft_reads`: of one pass of the draft.
+/// `draft_reads`: bytes read by one pass of the draft.
 template <class MakeDraft>
 Run speculate(const Decoder<float>& decoder, std::span<const Token> prompt, const SamplerOptions& sampler, MakeDraft&& make_draft,
               const Reads& draft_reads, DraftLength length = DraftLength::fixed, float guess_cost = 0) {
@@ -94,14 +94,14 @@ void print_run(const char* text, const char* draft, const Run& run, const Run& a
   std::printf(" %12.0f %8.2fx %8.2fx\n", run.bytes_per_token, alone.bytes_per_token / run.bytes_per_token, alone.seconds / run.seconds);
 }
 
-/// Tokens of a step with γ guesses, each accepted with probability α where the one before it was.
+/// Expected tokens of a step with γ guesses of acceptance probability α: 1 + α + … + α^γ.
 double tokens_per_step(double alpha, Index guesses) {
   double tokens = 1, power = 1;
   for (Index i = 0; i < guesses; ++i) tokens += power *= alpha;
   return tokens;
 }
 
-/// How many times fewer bytes a text takes with the best of 1 … 8 guesses, each a pass over all weights and `draft_rows`.
+/// Reduction in bytes read for a text, with the best of 1 … 8 guesses, if each guess reads all weights and `draft_rows` rows.
 double gain(double weights, double row, double context, double draft_rows, double alpha, bool cache_read_once) {
   double best = 0;
   for (Index guesses = 1; guesses <= 8; ++guesses) {
@@ -168,8 +168,8 @@ int self_speculation(example::CommandLine& line) {
       "\n  These weights fit into the core's own caches, so \"faster by\" measures arithmetic; \"fewer by\" is what counts once weights\n"
       "  come from memory.\n");
 
-  // A guess of a same-weights draft stays with probability α. It reads all weights and 48 rows, and saves at best one plain token:
-  // all weights and the whole context.
+  // Drafting with the same weights: a guess, accepted with probability α, reads all weights and 48 rows, and saves at best one plain token,
+  // which reads all weights and the whole context.
   std::printf(
       "\nSame weights over 48 rows as a draft, a guess accepted with probability %.2f, by the bytes of a growing Dense target,\n"
       "the best of 1 to 8 guesses:\n\n",

@@ -1,5 +1,5 @@
-// An evicting cache in your own attention loop, with nothing of pith but the cache: append, look, observe, evict. Twice: heavy hitters at
-// text positions, where a query looks at every row alike; sinks + window at cache positions, where the sinks need a second query.
+// An evicting cache in your own attention loop: append, attend, observe, evict; pith provides only the cache. Twice: heavy hitters at text
+// positions, where a query treats all rows alike; sinks + window at cache positions, where the sinks need a second query.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -25,8 +25,8 @@ Matrix<float> random_rows(Index rows, Index cols, std::mt19937_64& rng) {
   return m;
 }
 
-/// Softmax attention as anybody writes it, for the queries [group, head_dim] of one kv head; leaves the weights for the cache to see. The
-/// first `sinks` rows are looked at with other queries.
+/// Plain softmax attention for the queries [group, head_dim] of one kv head; returns the weights for the cache to observe. The first
+/// `sinks` rows are attended with other queries.
 Matrix<float> your_attention(const Matrix<float>& q, Rows keys, Rows values, Matrix<float>& weights, const Matrix<float>& q_sinks = {},
                              Index sinks = 0) {
   weights = q * keys.transpose();
@@ -41,7 +41,7 @@ void heavy_hitters() {
   KvCache cache(shape, HeavyHitter{.heavy = 96, .recent = 32}, {.max_chunk = 1});
 
   std::mt19937_64 rng(1);
-  const Matrix<float> topic = random_rows(1, 32, rng);  // what every query asks for a little, and few keys answer
+  const Matrix<float> topic = random_rows(1, 32, rng);  // a weak common part of all queries, which few keys match
   double error = 0, size = 0;
   for (int token = 0; token < 2000; ++token) {
     Matrix<float> k = random_rows(1, 64, rng), v = random_rows(1, 64, rng), q = random_rows(8, 32, rng);
@@ -55,12 +55,12 @@ void heavy_hitters() {
       Matrix<float> weights;
       const Matrix<float> exact = your_attention(queries, dense.keys(h), dense.values(h), weights);
       const Matrix<float> out = your_attention(queries, cache.keys(h), cache.values(h), weights);
-      cache.observe({.kv_head = h, .weights = weights});  // would not compile for a Window: it never asks
+      cache.observe({.kv_head = h, .weights = weights});  // would not compile for Window, which observes nothing
       error += (out - exact).squaredNorm();
       size += exact.squaredNorm();
     }
     dense.evict();
-    cache.evict();  // at most 128 rows a head between tokens
+    cache.evict();  // at most 128 rows per head between tokens
   }
   std::printf("dense         %5td rows  %8zu bytes\n", dense.size(0), dense.bytes());
   std::printf("heavy hitters %5td rows  %8zu bytes  relative error of the output %.3f\n", cache.size(0), cache.bytes(),
@@ -89,7 +89,7 @@ void sinks_at_cache_positions() {
     Matrix<float> all(1, 256), all_sinks(1, 256), expected(1, 256), out(1, 256), without(1, 256);
     for (Index h = 0; h < shape.num_kv_heads; ++h) {
       const Matrix<float> queries = rotated(rope, q, h, token);
-      const Matrix<float> q_sinks = rotated(rope, q, h, token - cache.gap());  // to the sinks the window is next to them
+      const Matrix<float> q_sinks = rotated(rope, q, h, token - cache.gap());  // for the sinks, as if the window followed them directly
       const Rows keys = cache.keys(h, RopePositions::cache), values = cache.values(h);
       out.middleCols(h * 128, 128) =
           your_attention(queries, keys, values, weights, q_sinks, cache.sinks()).reshaped<Eigen::RowMajor>(1, 128);
@@ -98,7 +98,7 @@ void sinks_at_cache_positions() {
       all_sinks.middleCols(h * 128, 128) = q_sinks.reshaped<Eigen::RowMajor>(1, 128);
     }
     attend(all, cache.view(), expected, ws, NoObserver{}, {.q_sinks = all_sinks, .gap = cache.gap()});
-    cache.evict();  // at most 64 rows a head between tokens
+    cache.evict();  // at most 64 rows per head between tokens
     wrong += (out - expected).squaredNorm();
     forgotten += (without - expected).squaredNorm();
     size += expected.squaredNorm();

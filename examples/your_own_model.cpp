@@ -1,5 +1,5 @@
-// A model of your own as a draft: anything with decode(), checkpoint() and crop() will do. This one is a single attention layer over
-// random vectors, written by hand, that looks for what followed the newest token before. Its cache evicts, and is rolled back exactly.
+// Your own model as a draft: it needs decode(), checkpoint() and crop(). This one is a single attention layer over random vectors that
+// looks up the token after an earlier occurrence of the newest one. Its cache evicts, and is rolled back exactly.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -31,7 +31,7 @@ class Induction {
     logits_.resize(std::ssize(tokens), vocab_size());
     for (Index i = 0; i < logits_.rows(); ++i) {
       text_.push_back(tokens[std::size_t(i)]);
-      cache_.append(words_.row(text_[text_.size() - 2]), words_.row(text_.back()));  // keyed by the token before it
+      cache_.append(words_.row(text_[text_.size() - 2]), words_.row(text_.back()));  // keyed by the previous token
       const Matrix<float> scores = (20.f * words_.row(text_.back()) * cache_.keys(0).transpose()).array().exp();
       const Matrix<float> weights = scores / scores.sum();
       logits_.row(i) = 6.f * weights * cache_.values(0) * words_.transpose();
@@ -50,7 +50,7 @@ class Induction {
   static constexpr Index dim = 128;
   KvCache<HeavyHitter> cache_;
   Matrix<float> words_, logits_;  ///< [vocab, dim]; [tokens, vocab]
-  std::vector<Token> text_{0};    ///< a token before the first one, then all of them
+  std::vector<Token> text_{0};    ///< a start token, then all tokens read
 };
 
 int your_own_model(example::CommandLine& line) {
@@ -70,7 +70,7 @@ int your_own_model(example::CommandLine& line) {
   std::printf("\n\n%td tokens in %td passes of the target, %.0f%% of the guesses accepted\n", spec.stats().tokens, spec.stats().steps,
               100 * spec.stats().acceptance_rate());
 
-  auto alone = decoder.start(SinkWindow{.sinks = 4, .window = 252});  // and without it: the same text
+  auto alone = decoder.start(SinkWindow{.sinks = 4, .window = 252});  // without the draft: the same text
   const auto expected = generate(alone, alone.prefill(std::span(text).first(400)), {.max_tokens = 240, .sampler = {.temperature = 0}}, rng);
   return spec.pending() == expected.back() ? 0 : 1;
 }

@@ -5,11 +5,11 @@
 
 #include "support/model_text.hpp"
 
-/// Keeps the rows with the smallest values, and the newest: attention parks on tokens that have little to say.
+/// Keeps the rows with the smallest values, and the newest: tokens with little content tend to absorb attention.
 struct QuietValues {
   pith::Index quiet = 8, recent = 24;
   pith::Index budget() const { return quiet + recent; }
-  pith::Index stats(const pith::AttentionShape&) const { return 1; }  // one number beside each row: the norm of its value
+  pith::Index stats(const pith::AttentionShape&) const { return 1; }  // one number per row: the norm of its value
   template <class S> void admit(const pith::KvRows<S>& fresh, pith::MatrixRef<S> stats) const {
     stats.row(0) = -fresh.values.rowwise().norm();
   }

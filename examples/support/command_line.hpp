@@ -26,15 +26,15 @@
 #include <unistd.h>
 #endif
 
-// What every example does around its own work: reads its command line, says what went wrong, shows how far it is, writes files.
+// Shared by all examples: reads the command line, reports errors and progress, writes files.
 namespace example {
 
-/// A command line that asks for nothing there is.
+/// An invalid command line.
 struct UsageError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-/// The whole of `text` as a number of least .. most; `what` names it in the refusal.
+/// Parses all of `text` as a number of least .. most; `what` names it in the refusal.
 template <class Number> Number number(const std::string& what, const std::string& text, Number least, Number most) {
   const char *const first = text.c_str(), *const last = first + text.size();
   Number value{};
@@ -58,12 +58,12 @@ template <class Number> Number number(const std::string& what, const std::string
                    shown(least) + " to " + shown(most));
 }
 
-/// Options, `--name VALUE` or `--name=VALUE`, and the other arguments in order. Options are taken first; done() refuses what is left over.
+/// Options, `--name VALUE` or `--name=VALUE`, and the other arguments in order. Take options first; done() refuses the rest.
 class CommandLine {
  public:
   CommandLine(int argc, char** argv) : left_(argv + std::min(argc, 1), argv + argc) {}
 
-  /// Whether `name` stands alone on the line.
+  /// Whether the flag `name` is present.
   bool flag(std::string_view name) {
     const auto found = std::find(left_.begin(), left_.end(), name);
     if (found == left_.end()) return false;
@@ -94,7 +94,7 @@ class CommandLine {
     return value ? number(std::string(name), *value, least, most) : otherwise;
   }
 
-  /// The next argument that is no option.
+  /// The next argument that is not an option.
   std::string next(std::string otherwise) {
     if (left_.empty()) return otherwise;
     refuse_option();
@@ -121,9 +121,9 @@ class CommandLine {
   std::vector<std::string> left_;
 };
 
-/// The main of an example: `usage` for --help, what main(CommandLine&) returns (nothing: 0), or 1 and one sentence on stderr.
+/// Runs the example's main: prints `usage` for --help; returns the result of main(CommandLine&) (void: 0), or 1 and one sentence on stderr.
 template <class Main> int run(int argc, char** argv, const char* usage, Main&& main) {
-  std::setvbuf(stdout, nullptr, _IOLBF, 1 << 14);  // a line appears when it is written, in a file or a pipe as well
+  std::setvbuf(stdout, nullptr, _IOLBF, 1 << 14);  // a line appears as soon as it is written, also in a file or pipe
   for (int i = 1; i < argc; ++i)
     if (const std::string_view argument = argv[i]; argument == "--help" || argument == "-h") {
       std::printf("%s\n", usage);
@@ -153,7 +153,7 @@ template <class Main> int run(int argc, char** argv, const char* usage, Main&& m
   }
 }
 
-/// How far a long run is, on one line of a terminal; where stderr is a file or a pipe, nothing.
+/// Progress of a long run, on one terminal line; silent if stderr is a file or pipe.
 class Progress {
  public:
   Progress() = default;
@@ -161,7 +161,7 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
   ~Progress() { clear(); }
 
-  /// At most ten times a second, so that it may be called for every token.
+  /// Updates at most ten times a second, so it can be called for every token.
   void show(const std::string& what, double done, double total) {
     if (!terminal_) return;
     const auto now = std::chrono::steady_clock::now();
@@ -171,7 +171,7 @@ class Progress {
     std::fflush(stderr);
     shown_ = true;
   }
-  /// Before a line is printed: both may go to the same terminal.
+  /// Clears the line; call before printing, since both may share a terminal.
   void clear() {
     if (!shown_) return;
     std::fprintf(stderr, "\r\x1b[K");
@@ -189,7 +189,7 @@ class Progress {
   std::chrono::steady_clock::time_point next_{};
 };
 
-/// A text file, whose opening and writing is checked.
+/// A text file with checked opening and writing.
 class OutputFile {
  public:
   explicit OutputFile(std::filesystem::path path) : path_(std::move(path)), out_(path_) {

@@ -11,12 +11,12 @@
 
 #include "model_text.hpp"
 
-// Windows of held-out bytes under a cache policy, and what the session thinks of their last bytes: how the examples measure quality.
+// Measures quality in the examples: log-probabilities of the last bytes of held-out windows, under a cache policy.
 namespace example {
 
 inline constexpr pith::Index window_bytes = 256, prompt_bytes = 192, measured = window_bytes - prompt_bytes;
 
-/// What a session thinks of the measured bytes of every window: one row of log-probabilities a byte.
+/// Log-probabilities for the measured bytes of every window, one row per byte.
 struct ShortRun {
   std::size_t bytes_held = 0;
   std::vector<std::vector<double>> thoughts;
@@ -49,7 +49,7 @@ inline Quality compare(const ShortRun& run, const ShortRun& dense, std::span<con
   return {quality.nats / bytes, quality.divergence / bytes};
 }
 
-/// `count` windows evenly apart, each token 0 and then window_bytes bytes.
+/// `count` evenly spaced windows of token 0 and window_bytes bytes.
 class Windows {
  public:
   Windows(std::span<const pith::Token> text, std::size_t count) {

@@ -3,7 +3,7 @@
 #include <pith/io.hpp>
 #include <pith/pith.hpp>
 
-// What most programs of this project use, compiled once in instances.cpp instead of in each: your own programs need nothing of it.
+// Templates used by most programs of this project, compiled once in instances.cpp; your own programs do not need it.
 namespace pith {
 
 extern template class Decoder<float>;

@@ -16,7 +16,7 @@
 
 #include "command_line.hpp"
 
-// What the examples on the shipped byte-level model share: its folder, its text, and nats per byte.
+// Shared by the examples on the shipped byte-level model: its folder, its text, and nats per byte.
 namespace example {
 
 /// The folder named on the command line, or the model that ships with pith.
@@ -43,7 +43,7 @@ inline std::vector<pith::Token> held_out(const std::filesystem::path& folder, pi
   return tokens;
 }
 
-/// log softmax(logits): what a model thinks of every next token.
+/// log softmax(logits).
 inline std::vector<double> log_probabilities(pith::ConstVectorRef<float> logits) {
   const double top = logits.maxCoeff();
   double sum = 0;
@@ -53,7 +53,7 @@ inline std::vector<double> log_probabilities(pith::ConstVectorRef<float> logits)
   return out;
 }
 
-/// Mean nats a byte of reading `text` one token at a time: what -log p(next) comes to.
+/// Mean nats per byte, -log p(next), of `text` read token by token.
 template <class Session> double nats_per_byte(Session& session, std::span<const pith::Token> text) {
   double nats = 0;
   for (std::size_t i = 0; i + 1 < text.size(); ++i)

@@ -39,7 +39,7 @@ struct Scene {
   std::vector<Question> dialogue;
 };
 
-/// The first `most` images of a folder that holds scenes.safetensors and scenes.jsonl.
+/// Loads the first `most` images of a folder with scenes.safetensors and scenes.jsonl.
 inline std::vector<Scene> load_scenes(const std::filesystem::path& folder, std::size_t most = 1000) {
   const pith::Safetensors file = pith::Safetensors::map(folder / "scenes.safetensors");
   const std::vector<pith::Index> shape(file.at("patches").shape.begin(), file.at("patches").shape.end());
@@ -67,7 +67,7 @@ inline std::vector<Scene> load_scenes(const std::filesystem::path& folder, std::
   return scenes;
 }
 
-/// Token 0, the image, and the first question: what is read before anything leaves.
+/// Token 0, the image, and the first question: the prompt before any row is evicted.
 inline pith::SplicedPrompt<float> scene_prompt(const pith::Decoder<float>& decoder, const Scene& scene,
                                                const pith::MediaRows<float>& image) {
   constexpr pith::Token placeholder = -1;
@@ -82,14 +82,14 @@ struct Answers {
   int all_right() const { return right[color_of] + right[pattern_of] + right[where_is]; }
 };
 
-/// Reads the image and all questions with their true answers. An answer counts when each of its bytes was the likeliest.
+/// Reads the image and all questions with their true answers. An answer is right if each of its bytes was the likeliest.
 template <class Session>
 void answer(Session& session, const pith::Decoder<float>& decoder, const Scene& scene, const pith::MediaRows<float>& image,
             Answers& answers) {
   const pith::SplicedPrompt<float> prompt = scene_prompt(decoder, scene, image);
   session.clear();
   pith::Vector<float> expected = session.prefill(prompt.embeddings, prompt.kinds, {.masses = prompt.masses}).row(0);
-  const auto read = [&](std::span<const pith::Token> tokens) {  // in chunks; the last row is what comes next
+  const auto read = [&](std::span<const pith::Token> tokens) {  // in chunks; the last row follows the last token
     pith::Matrix<float> rows(static_cast<pith::Index>(tokens.size()), session.vocab_size());
     const std::size_t chunk = 9;  // max_draft + 1
     for (std::size_t t = 0; t < tokens.size(); t += chunk) {
@@ -115,7 +115,7 @@ void answer(Session& session, const pith::Decoder<float>& decoder, const Scene& 
   }
 }
 
-/// Mean KL from what a session with the full cache thinks: what leaving rows out has changed.
+/// Mean KL divergence from a session with the full cache: the effect of leaving rows out.
 inline double divergence(const Answers& full, const Answers& other) {
   double sum = 0;
   for (std::size_t i = 0; i < full.thoughts.size(); ++i)

@@ -9,7 +9,7 @@
 
 namespace example {
 
-/// How far the next token looks back at most, as rope turns it: in the text, or among the kept rows at cache positions.
+/// The longest distance that rope sees at the next token: in the text, or among the kept rows at cache positions.
 inline pith::Position longest_distance(const pith::Session<float>& session) {
   pith::Position longest = 0;
   for (const auto& cache : session.caches()) {
@@ -23,7 +23,7 @@ inline pith::Position longest_distance(const pith::Session<float>& session) {
   return longest;
 }
 
-/// Says once, on stderr, that the text has left the length the model was trained on, where it does.
+/// Warns once, on stderr, when the text exceeds the trained length.
 class TrainedLength {
  public:
   TrainedLength(const pith::Session<float>& session, pith::Index trained, std::string policy)
@@ -39,7 +39,7 @@ class TrainedLength {
   }
 
  private:
-  /// What it may hold without reaching the trained length by itself.
+  /// Rows that a policy may hold without reaching the trained length by itself.
   pith::Index rows() const { return std::min(session_.caches()[0].budget(), std::max<pith::Index>(1, trained_ / 2)); }
 
   const pith::Session<float>& session_;
