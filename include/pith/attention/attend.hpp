@@ -16,30 +16,33 @@
 
 namespace pith { inline namespace v0 {
 
+// Attention over the rows of a cache: softmax(q Kᵀ/√d) V, grouped-query heads, a sliding window and softmax_n included.
+
+/// Options of attend().
 template <class S> struct AttendOptions {
   Position first_query = -1;       ///< position of the first query; -1: the queries are the newest tokens, view.next - tokens + i
-  Index window = 0;                ///< sliding-window models: the distance rope sees must be < window; 0: none
-  S n = 0;                         ///< softmax_n: n extra keys of logit 0 and value 0
-  ConstMatrixRef<S> q_sinks = {};  ///< [tokens, num_heads*head_dim] the same queries rotated by position - gap; read KvRun::sinks
-  Position gap = 0;                ///< how much nearer the sinks are than their positions say: what their distances are measured with
-  Index observe_last = -1;         ///< the observer is shown only so many of the last queries; -1: all
+  Index window = 0;                ///< sliding-window models: rows at a rope distance >= window are hidden; 0: none
+  S n = 0;                         ///< softmax_n: weights are exp(x) / (n + Σ exp(x)), as with n extra keys of logit 0 and value 0
+  ConstMatrixRef<S> q_sinks = {};  ///< [tokens, num_heads*head_dim] the queries rotated by position - gap, for reading KvRun::sinks
+  Position gap = 0;                ///< subtracted from the distances to sinks: they are this much nearer than their positions say
+  Index observe_last = -1;         ///< number of last queries shown to the observer; -1: all
 };
 
-/// What the queries of one tile looked at in one kv head: valid until the observer returns.
+/// Attention weights of the queries of one tile in one kv head: valid until the observer returns.
 template <class S> struct AttentionTile {
   Index kv_head = 0;
   ConstMatrixRef<S> weights;    ///< [queries*group, rows] softmax rows, query by query; columns = rows of the head's last run (no prefix)
-  ConstVectorRef<S> log_sum;    ///< [queries*group] log of the softmax's denominator: log Σ exp(logit), prefix and n included
+  ConstVectorRef<S> log_sum;    ///< [queries*group] log of the softmax's denominator: log(n + Σ exp(logit)), prefix included
   ConstMatrixRef<S> queries;    ///< [queries*group, head_dim] as given
-  Index first_query_index = 0;  ///< row of q that the first of them is
+  Index first_query_index = 0;  ///< row of q that holds the first of these queries
   Index num_queries = 0;
-  Position first_query = 0;  ///< its position
+  Position first_query = 0;  ///< position of the first of these queries
 };
 
-/// Watches nothing and costs nothing.
+/// An observer that watches nothing and costs nothing.
 struct NoObserver {};
 
-/// What attend() takes: `rows` are those of the largest head, prefix included; `tokens` as many as one call brings, 1 if it only decodes.
+/// Workspace bytes for attend(). `rows`: rows of the largest head, prefix included; `tokens`: most queries of a call, 1 if it only decodes.
 template <class S = float>
 std::size_t attend_workspace_bytes(const AttentionShape& shape, Index rows, Index workers = 1, Index tokens = detail::attention_tile) {
   shape.check("attend_workspace_bytes");
@@ -50,7 +53,7 @@ std::size_t attend_workspace_bytes(const AttentionShape& shape, Index rows, Inde
 
 namespace detail {
 
-/// The checks of attend(); returns the rows of the largest head.
+/// Checks the arguments of attend(); returns the rows of the largest head.
 template <class T>
 Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& view, const MatrixRef<arithmetic_t<T>>& out,
                    const AttendOptions<arithmetic_t<T>>& options) {
@@ -94,20 +97,22 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
 
 }  // namespace detail
 
-/// Attends each query to every cached row at or before its own position, scaled by 1/sqrt(head_dim). A query that sees no row gets zeros.
+/// Attends each query to every cached row at or before its own position. A query that sees no row gets zeros.
+///
+///   out = softmax(q Kᵀ/√d) V, softmax_n: w_r = exp(x_r) / (n + Σ exp(x))
 ///
 /// Query heads of a group share every row read; queries go in tiles of at most 16, kv heads are split over the workers of ws. The observer
-/// is called once per tile and kv head, tiles of a head in ascending order; different heads may be shown by different threads at once. It
-/// must not throw where ws has several workers.
+/// is called once per tile and kv head, in ascending order of a head's tiles; threads may call it for different heads at once. It must not
+/// throw if ws has several workers.
 ///
 /// Shapes   q [tokens, num_heads*head_dim] (already rotated) · view rows [size(h), head_dim] per kv head
 ///          out [tokens, num_heads*head_dim]
 /// Cost     4·tokens·num_heads·rows·head_dim flops; K and V are read once per group and tile; rows no query of a tile sees are not read
 /// Heap     none, given ws of attend_workspace_bytes(shape, rows, workers, tokens)
 /// Throws   ShapeError if q, view and out disagree, CapacityError if ws is too small or positions run out
-/// Law      a query's bits depend on itself and its rows alone: not on other queries, tile, workers, or rows behind its last visible one
+/// Law      a query's bits depend only on the query and its rows: not on other queries, tile, workers, or rows behind its last visible one
 /// Law      an observer changes no bit of out; row order changes it by rounding only
-/// Law      a row of weight 0 adds nothing, whatever its value holds
+/// Law      a row of weight 0 adds nothing, even if its value is infinite or NaN
 /// Paper    GQA: arXiv:2305.13245
 template <KvStorage T, class Observer = NoObserver>
 void attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, const KvView<T>& view,

@@ -9,16 +9,18 @@
 
 namespace pith { inline namespace v0 {
 
-/// Numbers that keys and values may be stored as, one after the other; 16-bit ones are widened where they are used.
+// The interface between caches and attention kernels: rows in memory, described by pointers, strides and positions.
+
+/// Number types that keys and values may be stored as; kernels widen 16-bit ones when they read them.
 template <class T>
 concept PlainStorage = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, bfloat16> || std::same_as<T, half>;
 
-/// What the rows of a cache may be made of.
+/// Storage types for the rows of a cache.
 template <class T>
 concept KvStorage = PlainStorage<T> || std::same_as<T, Q8>;
 
 namespace detail {
-/// Units of T that a row of head_dim numbers takes: as many, or bytes of Q8.
+/// Units of T in a row of head_dim numbers: head_dim, or the bytes of a Q8 row.
 template <KvStorage T> Index row_units(Index head_dim) {
   if constexpr (PlainStorage<T>) {
     return head_dim;
@@ -28,22 +30,22 @@ template <KvStorage T> Index row_units(Index head_dim) {
 }
 }  // namespace detail
 
-/// Rows of one kv head that lie together in memory. A head offers one run, or two when it starts with a shared prefix.
+/// Rows of one kv head that lie together in memory. A head has one run, or two if it starts with a shared prefix.
 template <class T> struct KvRun {
   const T* keys = nullptr;              ///< row r at r*stride, head_dim numbers
   const T* values = nullptr;            ///< row r at r*stride, head_dim numbers
   Index rows = 0;                       ///< in no particular order
-  Index stride = 0;                     ///< units of T from one row to the next: numbers, at least head_dim, or bytes of Q8
+  Index stride = 0;                     ///< units of T from one row to the next: at least head_dim numbers, or the bytes of a Q8 row
   const Position* positions = nullptr;  ///< [rows]; nullptr: visible to every query (a prefix)
   const float* log_mass = nullptr;      ///< [rows] added to the logit; nullptr: all 0; -inf hides a row
-  Index sinks = 0;                      ///< the first rows are read with AttendOptions::q_sinks
+  Index sinks = 0;                      ///< number of first rows that AttendOptions::q_sinks reads
 };
 
-/// All an attention kernel needs to know of a cache, and owns none of it: where foreign caches and foreign kernels meet.
+/// Everything an attention kernel needs to know about a cache; it owns nothing. Your own cache or kernel can plug in here.
 template <class T> struct KvView {
   AttentionShape shape;
-  Position next = 0;               ///< position of the token to come
-  std::span<const KvRun<T>> runs;  ///< [num_kv_heads][1 or 2]: the runs of head 0, then of head 1, …; the last of a head are its own rows
+  Position next = 0;               ///< position of the next token
+  std::span<const KvRun<T>> runs;  ///< [num_kv_heads][1 or 2]: the runs of head 0, then of head 1, …; a head's last run holds its own rows
 };
 
 }}  // namespace pith::v0

@@ -13,10 +13,11 @@
 
 namespace pith { inline namespace v0 {
 
-/// One byte of a row in blocks of up to 32 numbers that share a 16-bit scale: what pointers and strides of such rows count in.
+/// Q8 stores rows as 8-bit codes in blocks of up to 32 numbers that share a 16-bit scale; a Q8 is one byte, the unit of pointers and
+/// strides.
 ///
-/// Blocks lie one behind the other: the scale as a half, then one signed byte a number. A whole block has the bytes of ggml's q8_0; the
-/// last one of a row is shorter where 32 does not divide its length.
+/// A block is its scale as a half, then one signed byte per number. A whole block has the bytes of ggml's q8_0; the last one of a row is
+/// shorter if 32 does not divide its length.
 struct Q8 {
   std::byte byte;
 };
@@ -27,7 +28,7 @@ template <> struct Arithmetic<Q8> { using type = float; };
 
 inline constexpr Index q8_block = 32;  ///< numbers that share a scale
 
-/// Bytes of a row of n numbers: 34 for each 32 of them.
+/// Bytes in a row of n numbers: 34 per block of 32.
 ///
 /// Throws   CapacityError if n is negative or far too large
 inline Index q8_row_bytes(Index n) {
@@ -35,10 +36,10 @@ inline Index q8_row_bytes(Index n) {
   return n + Index(sizeof(half)) * (n / q8_block + (n % q8_block != 0));
 }
 
-/// Rounds n numbers to out [q8_row_bytes(n)]: a block's scale is its largest magnitude over 127, a code x / scale, halves away from zero.
+/// Rounds n numbers to out [q8_row_bytes(n)]: scale = max |x| / 127 over the block, code = round(x / scale), halves away from zero.
 ///
-/// A block with a number that is not finite, or that the scale is too small for (beyond 127 * 65504), decodes to not-a-number as a whole.
-/// Magnitudes up to 3e-6 decode to 0 where no larger one is near.
+/// A block with a number that is not finite, or too large for the scale (beyond 127 * 65504), decodes to NaN as a whole. Magnitudes up to
+/// 3e-6 decode to 0 if their block holds no larger one.
 ///
 /// Heap     none
 /// Law      decoded numbers are off by at most half a scale, plus 127 times what the scale loses as a half
@@ -46,7 +47,7 @@ inline Index q8_row_bytes(Index n) {
 inline void q8_encode(const float* x, Index n, std::byte* out) {
   for (Index size; n > 0; n -= size, x += size) {
     size = (std::min)(n, q8_block);
-    float largest = 0, odd = 0;  // odd: not-a-number as soon as anything is not finite
+    float largest = 0, odd = 0;  // odd becomes NaN if any number is not finite
     for (Index i = 0; i < size; ++i) {
       largest = (std::max)(largest, std::abs(x[i]));
       odd += x[i] - x[i];
@@ -57,14 +58,14 @@ inline void q8_encode(const float* x, Index n, std::byte* out) {
     if (!finite) scale = std::numeric_limits<half>::quiet_NaN();
     std::memcpy(out, &scale, sizeof(half));
     out += sizeof(half);
-    // Codes belong to the scale before it became a half. Below the smallest normal number its inverse might not be finite.
+    // Codes use the scale before its rounding to half. The inverse of a subnormal scale might not be finite.
     const float inverse = finite && d >= (std::numeric_limits<float>::min)() ? 1 / d : 0;
     for (Index i = 0; i < size; ++i)
       *out++ = static_cast<std::byte>(inverse == 0 ? 0 : static_cast<std::int32_t>(std::round(x[i] * inverse)));
   }
 }
 
-/// The n numbers that q8_encode() left in row [q8_row_bytes(n)].
+/// Decodes the n numbers of a row [q8_row_bytes(n)] from q8_encode(): x = code · scale.
 ///
 /// Heap     none
 inline void q8_decode(const std::byte* row, Index n, float* out) {

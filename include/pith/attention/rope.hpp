@@ -16,38 +16,41 @@
 
 namespace pith { inline namespace v0 {
 
-/// How a model stretches its angles beyond the length it was trained on.
+// Rotary position embedding (rope): rotates queries and keys by their position.
+
+/// How a model scales its frequencies for texts beyond its trained length.
 enum class RopeType {
   none,
   linear,   ///< all frequencies divided by the factor
   dynamic,  ///< NTK: a larger theta once the length exceeds max_position_embeddings
-  llama3,   ///< long wavelengths divided by the factor, short ones kept, a blend between
+  llama3,   ///< frequencies of long wavelengths divided by the factor, short ones kept, a blend between
 };
 
-/// The members carry the names of rope_scaling in config.json; each type reads its own.
+/// Members are named as in rope_scaling of config.json; each type reads its own.
 struct RopeScaling {
   RopeType type = RopeType::none;
   double factor = 1;                           ///< linear, dynamic, llama3
   double low_freq_factor = 1;                  ///< llama3
   double high_freq_factor = 4;                 ///< llama3
-  Index original_max_position_embeddings = 0;  ///< llama3: the length before stretching
+  Index original_max_position_embeddings = 0;  ///< llama3: the length before scaling
 };
 
 struct RopeOptions {
   Index head_dim = 0;  ///< even
   double theta = 10000;
   RopeScaling scaling = {};
-  Index max_position_embeddings = 2048;  ///< dynamic: the length up to which nothing is scaled
+  Index max_position_embeddings = 2048;  ///< dynamic: longest text without scaling
 };
 
-/// Rotary position embedding: feature i of every head turns with feature i + head_dim/2 (the pairing of Hugging Face files).
+/// Rotary position embedding: rotates feature i of every head together with feature i + head_dim/2 (the pairing of Hugging Face files).
 ///
-/// Angles are computed as models are trained, in S throughout: position · theta^(-2i/head_dim). Immutable, shared by all layers and
-/// threads.
+///   (a, b) ← (a cos φ - b sin φ, b cos φ + a sin φ), φ = position · theta^(-2i/head_dim)
+///
+/// Angles are computed in S throughout, as in training. A Rope is immutable; all layers and threads share it.
 ///
 /// Cost     6 flops a pair; sines and cosines once per token for all its heads, from a table for the first table_positions positions
 /// Heap     at construction only
-/// Law      a token is rotated to the same bits alone or in company
+/// Law      a token is rotated to the same bits alone or in a batch
 /// Paper    arXiv:2104.09864
 template <class S> class Rope {
  public:
@@ -57,20 +60,21 @@ template <class S> class Rope {
   /// Throws   ShapeError for a head_dim that is odd, not positive or over max_head_dim, and for constants that give no finite frequencies
   explicit Rope(const RopeOptions& options);
 
-  /// Turns every head of x [tokens, heads*head_dim], in place, by its token's position.
+  /// Rotates every head of x [tokens, heads*head_dim], in place, by its token's position.
   ///
-  /// `length`: the length that dynamic scaling looks at, of the call in a prefill, of the token in decoding; 0: the largest position + 1.
+  /// `length`: the text length for dynamic scaling, at the end of the call in prefill, at the token in decoding; 0: the largest position
+  /// + 1.
   ///
-  /// Throws   ShapeError if x does not hold whole heads, one row a position, or a position is negative
+  /// Throws   ShapeError if x does not hold whole heads and one row per position, or a position is negative
   void rotate(std::type_identity_t<MatrixRef<S>> x, std::span<const Position> positions, Position length = 0) const;
 
-  /// Turns every head of x [tokens, heads*head_dim], in place, by a difference of positions, which may be negative.
+  /// Rotates every head of x [tokens, heads*head_dim], in place, by a difference of positions, which may be negative.
   ///
   /// Law      rotate(p) then rotate_by(d) == rotate(p + d), up to rounding
-  /// Throws   ShapeError as rotate(); UnsupportedError under dynamic scaling, where no difference means the same angle for all tokens
+  /// Throws   ShapeError as rotate(); UnsupportedError under dynamic scaling, where equal differences have different angles
   void rotate_by(std::type_identity_t<MatrixRef<S>> x, std::span<const Position> deltas) const;
 
-  ConstVectorRef<S> inv_freq() const { return inv_freq_; }  ///< [head_dim/2] radians a position, scaled; dynamic: of a short text
+  ConstVectorRef<S> inv_freq() const { return inv_freq_; }  ///< [head_dim/2] radians per position, scaled; dynamic: for short texts
   const RopeOptions& options() const { return options_; }
 
  private:
@@ -96,7 +100,7 @@ template <class S> void rope_angles(Position position, const S* inv, Index half,
   }
 }
 
-/// a, b = a cos - b sin, b cos + a sin
+/// (a, b) = (a cos - b sin, b cos + a sin)
 template <class S> void rope_turn(S* a, S* b, Index half, const S* cosines, const S* sines) {
   using V = Simd<S>;
   const auto pair = [](auto x, auto y, auto c, auto s, auto& to_x, auto& to_y) {

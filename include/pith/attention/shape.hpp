@@ -7,7 +7,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// How many heads an attention layer has: multi-head, grouped-query (GQA) and multi-query (MQA) alike.
+/// The head counts of an attention layer, for multi-head (MHA), grouped-query (GQA) and multi-query (MQA) attention.
 ///
 /// Query head h reads kv head h / group(): consecutive query heads share one.
 struct AttentionShape {

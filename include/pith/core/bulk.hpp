@@ -10,22 +10,23 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
+/// Deleter that remembers the alignment of the allocation.
 struct FreeBulk {
   std::align_val_t alignment{};
   void operator()(void* p) const { ::operator delete(p, alignment); }
 };
 using Bulk = std::unique_ptr<std::byte[], FreeBulk>;
 
-/// Uninitialised memory for numbers that are read from end to end, 64-byte aligned.
+/// Allocates uninitialised, 64-byte aligned memory for large arrays that are read from end to end.
 ///
-/// Whole blocks of 2 MiB in it are asked to be one page each, where the system has such pages: a stream then seldom waits for an address to
-/// be translated, and filling it takes a 512th of the page faults. Where it has none, nothing changes.
+/// Requests huge pages for whole blocks of 2 MiB: sequential reads then seldom wait for address translation, and filling the memory takes a
+/// 512th of the page faults. Systems without huge pages ignore the request.
 inline Bulk allocate_bulk(std::size_t bytes) {
   constexpr std::size_t line = 64, block = std::size_t(2) << 20;
   const std::align_val_t alignment{bytes >= block ? block : line};
   Bulk memory(static_cast<std::byte*>(::operator new(bytes, alignment)), FreeBulk{alignment});
 #if defined(MADV_HUGEPAGE)
-  if (bytes >= block) ::madvise(memory.get(), bytes / block * block, MADV_HUGEPAGE);  // advice: a refusal is no error
+  if (bytes >= block) ::madvise(memory.get(), bytes / block * block, MADV_HUGEPAGE);  // advice only: a refusal is no error
 #endif
   return memory;
 }

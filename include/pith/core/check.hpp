@@ -11,7 +11,9 @@
 
 #include <pith/core/types.hpp>
 
-/// A broken invariant inside the library. Off in release; a test defines it before the first include to turn it into a throw.
+// Errors and argument checks: the exception types, how they are thrown, and the shape checks that every call makes.
+
+/// Checks an invariant inside the library. Off in release; a test may define it before the first include to make it throw.
 #ifndef PITH_ASSERT
 #ifdef NDEBUG
 #define PITH_ASSERT(condition) static_cast<void>(0)
@@ -30,23 +32,23 @@
 
 namespace pith { inline namespace v0 {
 
-/// Operands whose shapes do not belong together.
+/// Shapes or parameters are invalid or do not fit together.
 struct ShapeError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
-/// Something is full, too long, or a workspace is too small.
+/// Something is full or too long, or a workspace is too small.
 struct CapacityError : std::length_error {
   using std::length_error::length_error;
 };
-/// A call that has no meaning at this point: the order of calls is wrong.
+/// A call is not allowed in the current state: the order of calls is wrong.
 struct StateError : std::logic_error {
   using std::logic_error::logic_error;
 };
-/// A file that breaks its format.
+/// A file violates its format.
 struct FormatError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
-/// A file that is sound but asks for something pith does not do.
+/// A file or request is valid but asks for something that pith does not support.
 struct UnsupportedError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -63,7 +65,7 @@ template <class N>
 requires std::is_arithmetic_v<N>
 void append_text(std::string& out, N number) { out += std::to_string(number); }
 
-/// Pieces of text and numbers in a row: error messages only, never on a hot path.
+/// Concatenates pieces of text and numbers; for error messages only, never on a hot path.
 template <class... Pieces> [[gnu::cold, gnu::noinline]] std::string text(const Pieces&... pieces) {
   std::string out;
   (append_text(out, pieces), ...);
@@ -77,7 +79,7 @@ inline std::string shape_text(Index rows, Index cols) {
 
 }  // namespace detail
 
-/// Throws Error with this message; without exceptions prints it and aborts. Every refusal of the library goes through here.
+/// Throws Error with this message; in a build without exceptions, prints it and aborts. Every error of the library is raised here.
 template <class Error> [[noreturn, gnu::cold, gnu::noinline]] void raise(const std::string& message) {
 #if PITH_HAS_EXCEPTIONS
   throw Error(message);
@@ -87,7 +89,7 @@ template <class Error> [[noreturn, gnu::cold, gnu::noinline]] void raise(const s
 #endif
 }
 
-inline constexpr Index any_extent = -1;  ///< in check_shape(): this extent is free
+inline constexpr Index any_extent = -1;  ///< in check_shape(): accepts any extent
 
 namespace detail {
 [[noreturn, gnu::cold, gnu::noinline]] inline void raise_shape(std::string_view where, std::string_view what, Index rows, Index cols,
@@ -99,7 +101,7 @@ namespace detail {
 }
 }  // namespace detail
 
-/// Always on. Compares a matrix with the shape expected of it; `any_extent` accepts anything.
+/// Checks that a matrix has the expected shape, in release builds as well; `any_extent` accepts anything.
 ///
 /// Cost     two compares
 /// Throws   ShapeError "pith::Linear: x is [4096, 1], expected [*, 4096]; did you mean x.transpose()?"
@@ -109,7 +111,7 @@ template <class M> void check_shape(std::string_view where, std::string_view wha
 }
 
 namespace detail {
-/// a * b, or a refusal: sizes that come from files are multiplied here before anything is allocated.
+/// a * b; throws on overflow. Sizes from files are multiplied here before anything is allocated.
 inline Index checked_product(std::string_view where, Index a, Index b) {
   Index product = 0;
   if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &product))

@@ -15,8 +15,8 @@
 
 namespace pith { inline namespace v0 {
 
-/// Runs f(0) … f(n-1) once each, on any threads, and returns when all have. Kernels call e(e.size(), f): index i is worker i.
-/// An executor of one's own never meets an exception: ExecutorRef, through which kernels reach it, keeps what f throws until the region has
+/// An executor runs f(0) … f(n-1) once each, on any threads, and returns when all have ended. Kernels call e(e.size(), f): index i is
+/// worker i. Your own executor never sees an exception: kernels call it through ExecutorRef, which holds what f throws until the region has
 /// ended. No result of pith depends on size().
 template <class E>
 concept Executor = requires(E& e, void (&f)(Index)) {
@@ -24,7 +24,7 @@ concept Executor = requires(E& e, void (&f)(Index)) {
   e(Index{1}, f);
 };
 
-/// The calling thread and no other.
+/// Runs everything on the calling thread.
 struct Serial {
   static constexpr Index size() { return 1; }
   template <class F> void operator()(Index n, F&& f) const {
@@ -35,7 +35,7 @@ inline constexpr Serial serial{};
 
 namespace detail {
 
-/// The body of a region that keeps what it throws: no thread of a pool is left by an exception, and none runs on when its caller has gone.
+/// The body of a region, with exceptions held back: none leaves a thread of a pool, and no thread runs on after its caller has left.
 template <class F> class GuardedRegion {
  public:
   explicit GuardedRegion(F& f) : f_(f) {}
@@ -56,7 +56,7 @@ template <class F> class GuardedRegion {
 #endif
   }
 
-  /// On the caller, after all have ended: what the lowest index that threw has thrown, whatever the number of threads.
+  /// Rethrows on the caller, after all have ended, the exception of the lowest index that threw, for any number of threads.
   void rethrow() {
 #if PITH_HAS_EXCEPTIONS
     if (error_) [[unlikely]]
@@ -75,9 +75,9 @@ template <class F> class GuardedRegion {
 
 }  // namespace detail
 
-/// A non-owning, type-erased executor: what a Workspace carries. The executor must outlive it.
+/// A non-owning, type-erased reference to an executor, held by every Workspace. The executor must outlive it.
 ///
-/// Throws   ShapeError for an executor without a worker; a region, what its lowest index that threw has thrown, once all have ended
+/// Throws   ShapeError for an executor without a worker; a region throws the exception of the lowest index that threw, once all have ended
 class ExecutorRef {
  public:
   ExecutorRef() : ExecutorRef(serial) {}
@@ -109,16 +109,16 @@ class ExecutorRef {
   void (*run_)(void*, Index, void*, void (*)(void*, Index));
 };
 
-/// A fixed set of threads for short regions: the caller is worker 0, the others wait spinning, then yielding, then parked.
+/// A fixed set of threads for short regions: the caller is worker 0; idle workers spin, then yield, then park.
 ///
 /// Heap     at construction only
-/// Throws   what the lowest index that threw has thrown, on the caller, when every worker has ended its share; the pool is as good as new
+/// Throws   on the caller, once every worker has ended its share, the exception of the lowest index that threw; the pool stays usable
 /// Law      a nested region, or one entered while another thread uses the pool, runs inline on its caller
 class ThreadPool {
  public:
   explicit ThreadPool(Index size = static_cast<Index>(std::thread::hardware_concurrency())) {
     if (size < 1) size = 1;
-    struct Guard {  // no destructor follows a constructor that threw: threads that did start are joined here
+    struct Guard {  // no destructor runs after a constructor throws: this joins the threads that did start
       ThreadPool* pool;
       ~Guard() {
         if (pool) pool->join();
@@ -154,8 +154,8 @@ class ThreadPool {
   }
 
  private:
-  static constexpr int spins = 2000;   // about 20 us: the gap between two regions of one decoded token
-  static constexpr int yields = 2000;  // then let others run for a millisecond or so before parking
+  static constexpr int spins = 2000;   // about 20 us, the gap between two regions of one decoded token
+  static constexpr int yields = 2000;  // about a millisecond for other threads before parking
 
   static void relax() {
 #if defined(__x86_64__) || defined(__i386__)

@@ -10,7 +10,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// FNV-1a, 64 bit: the same number on every machine.
+/// A 64-bit FNV-1a hash, equal on every machine: identifies weights and prefixes.
 class Fingerprint {
  public:
   void bytes(std::span<const std::byte> data) {

@@ -9,10 +9,12 @@
 
 #include <pith/core/types.hpp>
 
+// Random numbers that are reproducible across platforms.
+
 namespace pith { inline namespace v0 {
 
 namespace detail {
-/// 64 bits from any generator, most significant draw first: the same bits on every platform.
+/// Draws 64 bits from any generator, most significant draw first: the same bits on every platform.
 template <std::uniform_random_bit_generator Rng> std::uint64_t random_bits(Rng& rng) {
   constexpr std::uint64_t range = std::uint64_t((Rng::max)()) - std::uint64_t((Rng::min)());
   static_assert(range >= 0xFFFF, "pith: the generator yields fewer than 16 bits a call; use std::mt19937_64");
@@ -28,13 +30,13 @@ template <std::uniform_random_bit_generator Rng> std::uint64_t random_bits(Rng& 
 
 /// Uniform in [0, 1): the top 24 (float) or 53 (double) bits of one 64-bit draw.
 ///
-/// Law      the same bits on every platform; std::uniform_real_distribution promises no such thing
+/// Law      the same bits on every platform, which std::uniform_real_distribution does not promise
 template <std::floating_point S, std::uniform_random_bit_generator Rng> S canonical(Rng& rng) {
   constexpr int digits = std::numeric_limits<S>::digits < 53 ? std::numeric_limits<S>::digits : 53;
   return static_cast<S>(std::ldexp(static_cast<double>(detail::random_bits(rng) >> (64 - digits)), -digits));
 }
 
-/// Standard normal by Box and Muller, one value a call, computed in double.
+/// Standard normal by the Box-Muller method, one value per call, computed in double.
 ///
 /// Law      agrees to 1e-6 relative on every platform: log and cos are libm's
 template <std::floating_point S, std::uniform_random_bit_generator Rng> S normal(Rng& rng) {

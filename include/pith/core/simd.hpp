@@ -11,15 +11,15 @@
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wignored-attributes"  // packets as template arguments of Eigen's functions: alignment is not lost there
+#pragma GCC diagnostic ignored "-Wignored-attributes"  // packets as template arguments of Eigen's functions keep their alignment
 #endif
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The widest packet of S this build has: the one place that touches Eigen's packet internals. A packet of one number where
-/// vectorisation is off. Every lane of every elementwise function gives the bits that any other lane would.
+/// SIMD operations on the widest packet of S in this build (one number if vectorisation is off): the only place that uses Eigen's packet
+/// internals. Every lane of an elementwise function computes the same bits from the same input.
 ///
-/// Law      madd is one rounding where the target has FMA and two where it has not, never a mixture
+/// Law      madd rounds once if the target has FMA and twice if not, never a mixture
 template <class S> struct Simd {
   static_assert(std::is_same_v<S, float> || std::is_same_v<S, double>);
   using Packet = typename Eigen::internal::packet_traits<S>::type;
@@ -51,14 +51,14 @@ template <class S> struct Simd {
       return in_order(Eigen::internal::pmadd(a, b, c));
     } else {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMAF)
-      return std::fma(a, b, c);  // spelled out: whether a compiler contracts a * b + c may differ from loop to loop
+      return std::fma(a, b, c);  // explicit, because compilers contract a * b + c in some loops and not in others
 #else
       return in_order(a * b + c);
 #endif
     }
   }
 
-  /// e^a for a <= 0, all that softmax and the gates need: to 3 units in the last place of a float (the series' remainder
+  /// e^a for a <= 0, the range that softmax and the gates need: to 3 units in the last place of a float (the series' remainder
   /// r^7/5040 at |r| <= ln(2)/2 is half of that) and 4 of a double. Exactly 1 at 0, exactly 0 below the smallest normal
   /// number and at -inf, NaN stays NaN.
   static Packet exp_down(Packet a) {
@@ -66,11 +66,11 @@ template <class S> struct Simd {
     Packet e;
     if constexpr (std::is_same_v<S, float> && width > 1) {
       using Words = typename Eigen::internal::unpacket_traits<Packet>::integer_packet;
-      const Packet magic = broadcast(S(12582912));  // adding it rounds to an integer and leaves that in the lowest bits
+      const Packet magic = broadcast(S(12582912));  // adding it rounds to an integer, in the lowest bits
       Packet shifted = madd(a, broadcast(S(1.44269504)), magic);
       round_here(shifted);
       const Packet n = sub(shifted, magic);
-      Packet r = madd(n, broadcast(S(-0.693359375)), a);  // ln 2 in two parts: the first times n is exact
+      Packet r = madd(n, broadcast(S(-0.693359375)), a);  // ln 2 in two parts: n times the first is exact
       round_here(r);
       r = madd(n, broadcast(S(2.12194440e-4)), r);
       Packet p = broadcast(S(1.38888889e-3));
@@ -92,7 +92,7 @@ template <class S> struct Simd {
   static S largest(Packet a) { return Eigen::internal::predux_max(a); }
   static S first(Packet a) { return Eigen::internal::pfirst(a); }
 
-  /// The first n numbers at p, the other lanes `fill`: how tails go through the same code as everything else.
+  /// Loads the first n numbers at p and fills the other lanes with `fill`, so that tails run through the same code as whole packets.
   static Packet load_part(const S* p, Index n, S fill) {
     S lanes[std::size_t(width)];
     for (Index i = 0; i < width; ++i) lanes[i] = i < n ? p[i] : fill;
@@ -104,16 +104,16 @@ template <class S> struct Simd {
     for (Index i = 0; i < n; ++i) p[i] = lanes[i];
   }
 
-  /// width numbers stored narrower, one after the other, widened.
+  /// Loads `width` consecutive numbers of a narrower type, widened.
   static Packet load(const bfloat16* p) requires std::is_same_v<S, float>;
   static Packet load(const half* p) requires std::is_same_v<S, float>;
   static Packet load(const std::int8_t* p) requires std::is_same_v<S, float>;
 
-  /// Of 2 * width bfloat16 the even ones by a shift, the odd ones by a mask: half of what load() costs.
+  /// Loads 2 * width bfloat16, the even ones by a shift, the odd ones by a mask: half the cost of load().
   static Packet load_even(const bfloat16* p) requires std::is_same_v<S, float>;
   static Packet load_odd(const bfloat16* p) requires std::is_same_v<S, float>;
 
-  /// Makes the compiler hold a packet in a register instead of loading it again with every use.
+  /// Makes the compiler keep a packet in a register instead of reloading it at every use.
   static void pin([[maybe_unused]] Packet& a) {
 #if defined(__GNUC__) && defined(EIGEN_VECTORIZE_AVX512)
     asm("" : "+v"(a));
@@ -124,7 +124,7 @@ template <class S> struct Simd {
 #endif
   }
 
-  /// Makes the compiler round a packet here and now: -fassociative-math takes an addition and its subtraction out again.
+  /// Makes the compiler round a packet at this point: -fassociative-math would cancel an addition against its subtraction.
   static void round_here(Packet& a) {
 #if defined(__GNUC__) && (defined(EIGEN_VECTORIZE_SSE2) || (defined(__aarch64__) && defined(EIGEN_VECTORIZE_NEON)))
     pin(a);
@@ -133,7 +133,7 @@ template <class S> struct Simd {
 #endif
   }
 
-  /// A result that no compiler may regroup with others: without it, under -ffast-math, the same sum has other bits in each kernel.
+  /// Keeps the compiler from regrouping a result with others: under -ffast-math the same sum could have different bits in each kernel.
   static Packet in_order(Packet a) {
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || (defined(__clang__) && defined(__NO_MATH_ERRNO__))
     round_here(a);
@@ -149,14 +149,14 @@ template <class S> struct Simd {
     for (int i = 0; i < width; ++i) rows[i] = block.packet[i];
   }
 
-  /// Whether sum_each() adds neighbouring lanes first, then pairs of them, and so on; else halves.
+  /// Whether sum_each() adds neighbouring lanes first, then pairs of them, and so on; otherwise it adds halves.
 #if defined(EIGEN_VECTORIZE_AVX) && !defined(EIGEN_VECTORIZE_AVX512)
   static constexpr bool sums_neighbours = std::is_same_v<S, float>;
 #else
   static constexpr bool sums_neighbours = false;
 #endif
 
-  /// Lane i is the sum of the lanes of rows[i], always added in the same order; rows are used up.
+  /// Lane i of the result is the sum of the lanes of rows[i], always added in the same order; overwrites rows.
   static Packet sum_each(Packet (&rows)[std::size_t(width)]) {
 #if defined(EIGEN_VECTORIZE_AVX) && !defined(EIGEN_VECTORIZE_AVX512)
     if constexpr (sums_neighbours) {
@@ -217,7 +217,7 @@ template <class S> typename Simd<S>::Packet Simd<S>::load(const std::int8_t* p) 
 #elif defined(EIGEN_VECTORIZE_SSE2) && !defined(EIGEN_VECTORIZE_AVX)
   int bytes;
   std::memcpy(&bytes, p, sizeof(bytes));
-  __m128i words = _mm_cvtsi32_si128(bytes);  // each byte to the top of a word, then down again with its sign
+  __m128i words = _mm_cvtsi32_si128(bytes);  // moves each byte to the top of a word, then shifts it down with its sign
   words = _mm_unpacklo_epi8(words, words);
   return _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(words, words), 24));
 #else
@@ -249,7 +249,7 @@ template <class S> typename Simd<S>::Packet Simd<S>::load_odd(const bfloat16* p)
   }
 }
 
-/// out[i] = f(in[i]) packet by packet, the tail padded: a number's result does not depend on where it sits.
+/// out[i] = f(in[i]) packet by packet, with a padded tail: a number's result does not depend on its index.
 template <class S, class F> void map_packets(const S* in, S* out, Index n, F&& f) {
   using V = Simd<S>;
   Index i = 0;
@@ -257,7 +257,7 @@ template <class S, class F> void map_packets(const S* in, S* out, Index n, F&& f
   if (i < n) V::store_part(out + i, n - i, f(V::load_part(in + i, n - i, S(0))));
 }
 
-/// The same for two inputs.
+/// out[i] = f(a[i], b[i]) in the same way.
 template <class S, class F> void map_packets(const S* a, const S* b, S* out, Index n, F&& f) {
   using V = Simd<S>;
   Index i = 0;

@@ -10,6 +10,8 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 
+// Views of the caller's numbers, which every function of pith takes: they never copy.
+
 namespace pith { inline namespace v0 {
 
 namespace detail {
@@ -24,7 +26,7 @@ concept EigenDense = requires {
   typename expression_t<D>;
 };
 
-/// Rank-2 tensors, by their shape alone: no header of Eigen's tensors is needed to take one.
+/// Rank-2 tensors, recognised by their shape, so no header of Eigen's tensors is needed.
 template <class T>
 concept MatrixTensor = !EigenDense<T> && requires(T & t) {
   t.data();
@@ -46,7 +48,7 @@ concept RowMajorTensor3 = requires(T& t) {
   requires int(std::remove_cvref_t<T>::Layout) == int(Eigen::RowMajor);
 };
 
-/// The promise of every view: nothing is copied behind the caller's back, so what would need a copy does not compile.
+/// Enforces the promise of every view: no hidden copy. An argument that would need one does not compile.
 template <class S, class D> constexpr void bindable() {
   using E = expression_t<D>;
   static_assert(std::is_same_v<typename E::Scalar, S>,
@@ -66,7 +68,7 @@ template <class S, class D> constexpr void writable() {
                 "pith writes here: a temporary would be lost");
 }
 
-/// Distance between rows of what the view shows; one-column matrices step by their inner stride.
+/// Distance between rows of the viewed matrix; one-column matrices step by their inner stride.
 template <class E> Index row_stride(const E& m) {
   const bool column = bool(E::IsVectorAtCompileTime) && E::ColsAtCompileTime == 1 && E::RowsAtCompileTime != 1;
   if (!column && m.innerStride() != 1 && m.cols() > 1) [[unlikely]]
@@ -78,19 +80,19 @@ template <class E> Index row_stride(const E& m) {
   raise<ShapeError>(text("pith: a view of ", shape_text((std::max)(rows, Index(-1)), (std::max)(cols, Index(-1))), " numbers",
                          null ? " at a null pointer: expected memory that holds them" : " (*: negative): expected 0 or more"));
 }
-/// `data`, where it can hold that many numbers.
+/// Returns `data` if it can hold that many numbers, else throws.
 template <class P> P* checked_data(P* data, Index rows, Index cols) {
   if (rows < 0 || cols < 0 || (data == nullptr && rows > 0 && cols > 0)) [[unlikely]]
     raise_view(rows >= 0 && cols >= 0, rows, cols);
   return data;
 }
 
-/// A matrix or vector that dies at the end of the expression, and its numbers with it.
+/// A temporary matrix or vector, whose numbers die at the end of the expression.
 template <class M>
 concept OwningTemporary =
     !std::is_reference_v<M> && EigenDense<M> && std::is_base_of_v<Eigen::PlainObjectBase<expression_t<M>>, expression_t<M>>;
 
-/// A matrix with its numbers in memory, feature by feature: taking it where rows are expected would copy it.
+/// A column-major matrix in memory: passing it for rows would copy it.
 template <class M>
 concept ColumnMajor = EigenDense<M> && !bool(expression_t<M>::IsRowMajor) && !bool(expression_t<M>::IsVectorAtCompileTime) &&
                       (int(Eigen::internal::traits<expression_t<M>>::Flags) & int(Eigen::DirectAccessBit)) != 0;
@@ -107,11 +109,12 @@ template <class E> Index vector_length(const E& v) {
 /// A read-only view of [tokens, features] numbers: Eigen::Ref without its hidden temporary.
 ///
 /// Binds row-major matrices, maps, blocks (any row stride), row vectors, transposes of column-major matrices, and row-major rank-2 tensors.
-/// Everything that would need a copy does not compile and says what to do.
+/// An argument that would need a copy does not compile; the message says what to do.
 ///
 /// Heap     none, ever
-/// Throws   ShapeError if features turn out not to be contiguous (a map with a run-time inner stride), a size is negative, or numbers are
-///          said to lie at a null pointer
+/// Throws   ShapeError if features turn out not to be contiguous (a map with a run-time inner stride), a size is negative, or the pointer
+/// is
+///          null although there are numbers
 template <class S> class ConstMatrixRef : public Eigen::Map<const Matrix<S>, 0, Eigen::OuterStride<>> {
   using Base = Eigen::Map<const Matrix<S>, 0, Eigen::OuterStride<>>;
 
@@ -121,7 +124,7 @@ template <class S> class ConstMatrixRef : public Eigen::Map<const Matrix<S>, 0, 
   ConstMatrixRef(const S* data, Index rows, Index cols, Index stride)
       : Base(detail::checked_data(data, rows, cols), rows, cols, Eigen::OuterStride<>(stride)) {}
   ConstMatrixRef(const ConstMatrixRef&) = default;
-  /// Shows the other's numbers from now on: what is read-only can only be rebound.
+  /// Rebinds the view to the other's numbers; a read-only view writes none.
   ConstMatrixRef& operator=(const ConstMatrixRef& other) { return *std::construct_at(this, ConstMatrixRef(other)); }
 
   template <detail::EigenDense D>
@@ -132,7 +135,7 @@ template <class S> class ConstMatrixRef : public Eigen::Map<const Matrix<S>, 0, 
   ConstMatrixRef(const T& t) : ConstMatrixRef((detail::bindable_tensor<S, T>(), t.data()), t.dimension(0), t.dimension(1)) {}
 };
 
-/// A writable view; assigning to it writes the numbers it shows.
+/// A writable view of [tokens, features] numbers; assigning to it writes the viewed numbers.
 template <class S> class MatrixRef : public Eigen::Map<Matrix<S>, 0, Eigen::OuterStride<>> {
   using Base = Eigen::Map<Matrix<S>, 0, Eigen::OuterStride<>>;
 
@@ -157,7 +160,7 @@ template <class S> class MatrixRef : public Eigen::Map<Matrix<S>, 0, Eigen::Oute
   MatrixRef(T& t) : MatrixRef((detail::bindable_tensor<S, T>(), t.data()), t.dimension(0), t.dimension(1)) {}
 };
 
-/// A read-only view of contiguous numbers; vectors of either orientation, std::vector, std::array and std::span bind.
+/// A read-only view of contiguous numbers: binds vectors of either orientation, std::vector, std::array and std::span.
 template <class S> class ConstVectorRef : public Eigen::Map<const Vector<S>> {
   using Base = Eigen::Map<const Vector<S>>;
 
@@ -175,7 +178,7 @@ template <class S> class ConstVectorRef : public Eigen::Map<const Vector<S>> {
       : Base((detail::bindable<S, D>(), v.derived().data()), detail::vector_length(v.derived())) {}
 };
 
-/// A writable view of contiguous numbers; assigning to it writes them.
+/// A writable view of contiguous numbers; assigning to it writes the viewed numbers.
 template <class S> class VectorRef : public Eigen::Map<Vector<S>> {
   using Base = Eigen::Map<Vector<S>>;
 
@@ -197,7 +200,7 @@ template <class S> class VectorRef : public Eigen::Map<Vector<S>> {
       : Base((detail::writable<S, D>(), const_cast<S*>(v.derived().data())), detail::vector_length(v.derived())) {}
 };
 
-/// One head of a row-major rank-3 tensor [heads, tokens, dim] as [tokens, dim].
+/// A view [tokens, dim] of one head of a row-major rank-3 tensor [heads, tokens, dim].
 template <detail::RowMajorTensor3 T> auto head(T& t, Index h) {
   using S = std::remove_pointer_t<decltype(t.data())>;
   if (h < 0 || h >= t.dimension(0)) [[unlikely]]

@@ -14,13 +14,13 @@
 
 namespace pith { inline namespace v0 {
 
-/// What a kernel needs besides its operands: scratch memory and the threads to use.
+/// A workspace holds the scratch memory of a kernel and the executor for its threads.
 ///
-/// A bump arena: take() hands out 64-byte aligned pieces, a Scope gives back what was taken since it began.
-/// Sizes come from workspace_bytes(tokens, workers) of the object that will be given the workspace.
+/// A bump arena: take() returns 64-byte aligned pieces, a Scope releases everything taken since it began.
+/// Sizes come from workspace_bytes(tokens, workers) of the object that will use the workspace.
 ///
 /// Heap     once, at construction
-/// Throws   CapacityError when the arena is too small, saying by how much
+/// Throws   CapacityError if the arena is too small; the message states the bytes needed
 class Workspace {
  public:
   static constexpr std::size_t alignment = 64;
@@ -45,7 +45,7 @@ class Workspace {
   ExecutorRef executor() const { return executor_; }
   Index workers() const { return executor_.size(); }
 
-  /// Room for n values of T, uninitialised.
+  /// Takes memory for n values of T, uninitialised.
   template <class T> T* take(Index n) {
     static_assert(std::is_trivially_destructible_v<T> && alignof(T) <= alignment);
     const std::size_t size = padded_bytes<T>(n);
@@ -62,9 +62,9 @@ class Workspace {
   }
   template <class S> VectorRef<S> vector(Index size) { return {take<S>(size), size}; }
 
-  /// What take<T>(n · times …) uses up: the building block of every workspace_bytes(). Up to 64 of them can be added without overflow.
+  /// Bytes that take<T>(n · times …) uses: every workspace_bytes() is a sum of these. Up to 64 of them can be added without overflow.
   ///
-  /// Throws   CapacityError if a number is negative or no memory could hold the product
+  /// Throws   CapacityError if a number is negative or the product exceeds any memory
   template <class T, std::convertible_to<Index>... Times> static constexpr std::size_t bytes_for(Index n, Times... times) {
     bool fits = n >= 0;
     [[maybe_unused]] const auto multiply = [&](Index by) { fits = fits && by >= 0 && !__builtin_mul_overflow(n, by, &n); };
@@ -76,6 +76,7 @@ class Workspace {
     return bytes;
   }
 
+  /// Releases on destruction everything taken from the workspace since construction.
   class Scope {
    public:
     explicit Scope(Workspace& ws) : ws_(ws), used_(ws.used_) {}
@@ -102,7 +103,7 @@ class Workspace {
 };
 
 namespace detail {
-/// Contiguous share i of n pieces of work among `workers`, as even as can be.
+/// The contiguous share of one worker in n pieces of work, divided as evenly as possible.
 struct Share {
   Index begin, end;
 };
