@@ -17,27 +17,27 @@ namespace pith { inline namespace v0 { namespace detail {
 
 inline constexpr Index attention_block = 32;  ///< rows scored, weighed and summed together: a block of keys stays in L1
 
-/// Starts to bring a cache line in. Any address will do: what is fetched lies ahead, and may lie beyond the end.
+/// Prefetches a cache line. Any address is allowed, also one beyond the end of the rows.
 inline void fetch(const void* line) { __builtin_prefetch(line); }
 
-/// Where the features of a row stored as T end up once it is loaded in packets: the order that queries and sums are kept in.
+/// The order of the features of a row stored as T once it is loaded in packets; queries and sums are kept in this order.
 ///
-/// Pairs of bfloat16 are split by a shift and a mask, even features to one packet, odd ones to the next. Rows that are no whole number of
-/// packets are copied and padded with zeros first.
+/// A shift and a mask split pairs of bfloat16, even features to one packet, odd ones to the next. Rows that are no whole number of packets
+/// are first copied and padded with zeros.
 template <class T> struct RowLayout {
   using S = arithmetic_t<T>;
   using V = Simd<S>;
-  static constexpr int step = std::is_same_v<T, bfloat16> ? 2 : 1;  ///< packets that one load gives
+  static constexpr int step = std::is_same_v<T, bfloat16> ? 2 : 1;  ///< packets per load
 
   explicit RowLayout(Index dim)
       : head_dim(dim), packets((dim + V::width - 1) / V::width), whole(PlainStorage<T> && dim % (step * V::width) == 0) {}
 
   Index head_dim;
-  Index packets;  ///< of a padded row
-  bool whole;     ///< rows can be read where they are
+  Index packets;  ///< packets in a padded row
+  bool whole;     ///< rows can be read in place
   Index padded() const { return packets * V::width; }
 
-  /// A head's features times scale, in the order of loaded rows and padded with zeros; and back.
+  /// arrange() writes a head's features times scale in the order of loaded rows, padded with zeros; restore() is its inverse.
   void arrange(const S* features, S scale, S* to) const {
     each_place([=](Index feature, Index place) { to[place] = features[feature] * scale; });
     for (Index i = head_dim; i < padded(); ++i) to[i] = S(0);
@@ -46,7 +46,7 @@ template <class T> struct RowLayout {
     each_place([=](Index feature, Index place) { features[feature] = arranged[place] * scale; });
   }
 
-  /// Copies and widens rows to [rows, padded()], features in the order of loaded rows. Blocks of 8 bit fetch as many from `ahead` on.
+  /// Copies and widens rows to [rows, padded()], features in the order of loaded rows. 8-bit rows prefetch as many rows from `ahead` on.
   void stage(const T* rows, Index stride, Index count, S* to, [[maybe_unused]] const T* ahead = nullptr) const {
     for (Index r = 0; r < count; ++r, rows += stride, to += padded()) {
       if constexpr (!PlainStorage<T>) {
@@ -62,7 +62,7 @@ template <class T> struct RowLayout {
     }
   }
 
-  /// Packet i of a padded row, in a register for all its uses.
+  /// Loads packet i of a padded row into a register for all its uses.
   static typename V::Packet load(const T* row, Index i) {
     typename V::Packet loaded;
     if constexpr (step == 2) {
@@ -85,9 +85,9 @@ template <class T> struct RowLayout {
   }
 };
 
-/// Rows to work on, and what is fetched into the cache meanwhile: as many, one behind the other, from `ahead` on (nullptr: nothing).
+/// Rows to process, and the address from which as many contiguous rows are prefetched meanwhile (`ahead`; nullptr: none).
 ///
-/// Fetched evenly and in order of address, which is what memory likes best; few rows with many queries take all theirs at once.
+/// Prefetches are spread evenly and in order of address, the fastest pattern for memory; few rows with many queries prefetch all at once.
 template <class T> struct Rows {
   const T* first;
   Index stride, count;
@@ -96,7 +96,7 @@ template <class T> struct Rows {
 
 /// score[q, r] = Σ_i query[q, i] row[r, i] for Q queries: one multiply-add chain per lane, i ascending, then the lanes by halves.
 ///
-/// No bit depends on Q, on the number of rows, or on whether rows are read in place or staged.
+/// The bits do not depend on Q, on the number of rows, or on whether rows are read in place or staged.
 template <class T, int Q> struct ScoreKernel {
   using S = arithmetic_t<T>;
   using V = Simd<S>;
@@ -106,7 +106,7 @@ template <class T, int Q> struct ScoreKernel {
   static constexpr int line = (std::max)(step, int(64 / sizeof(T)) / V::width);  ///< packets in a cache line
 
   static void run(const S* query, Index padded, const Rows<T>& rows, S* score, Index score_stride) {
-    const T* const ahead = rows.ahead == nullptr ? rows.first : rows.ahead;  // lines already there cost next to nothing
+    const T* const ahead = rows.ahead == nullptr ? rows.first : rows.ahead;  // prefetching a cached line is almost free
     for (Index r = 0; r < rows.count; r += rows_together) {
       const T* row[std::size_t(rows_together)];
 #pragma GCC unroll 16
@@ -184,13 +184,13 @@ template <class T, int Q> struct ScoreKernel {
 
 /// sum[q, i] += Σ_r weight[q, r] row[r, i] for Q queries: one multiply-add chain per output, r ascending.
 ///
-/// No bit depends on Q, or on how the rows are cut into calls.
+/// The bits do not depend on Q, or on how the rows are cut into calls.
 template <class T, int Q> struct ValueKernel {
   using S = arithmetic_t<T>;
   using V = Simd<S>;
   using Packet = typename V::Packet;
   static constexpr int step = RowLayout<T>::step;
-  static constexpr int strip = (std::max)(step, (V::registers == 32 ? 16 : 8) / Q);  ///< packets of a row that have their sums in registers
+  static constexpr int strip = (std::max)(step, (V::registers == 32 ? 16 : 8) / Q);  ///< packets of a row whose sums fit in registers
 
   static void run(const S* weight, Index weight_stride, const Rows<T>& rows, S* sum, Index padded) {
     Index c = 0;
@@ -232,7 +232,7 @@ template <class T, int Q> struct ValueKernel {
   }
 };
 
-/// f(first, n) over `count` queries in groups of n = 4, 2 and 1 (a constant): the sizes that kernels come in.
+/// Calls f(first, n) over `count` queries in groups of n = 4, 2 and 1 (a constant), the sizes that kernels are compiled for.
 template <class F> void for_query_groups(Index count, F&& f) {
   Index first = 0;
   for (; first + 4 <= count; first += 4) f(first, std::integral_constant<int, 4>());

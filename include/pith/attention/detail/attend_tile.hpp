@@ -20,9 +20,9 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-inline constexpr Index attention_tile = 16;  ///< queries attended together, at most
+inline constexpr Index attention_tile = 16;  ///< most queries attended together
 
-/// Where a worker keeps what while it attends a tile: offsets into one slice of S.
+/// The scratch memory of a worker while it attends a tile: offsets into one slice of S.
 template <class S> struct TileMemory {
   Index lanes, head_dim, padded, row_stride, blocks;  ///< lanes: queries times group; padded: head_dim in whole packets
   Index queries, sink_queries, shown, sums, mass, largest, top, total, inverse, log_sum, stage, columns, weights, queries_that_see, size;
@@ -35,7 +35,7 @@ template <class S> struct TileMemory {
     lanes = product(shape.group(), (std::min)(tokens, attention_tile));
     head_dim = shape.head_dim;
     padded = (head_dim + width - 1) / width * width;
-    blocks = rows / attention_block + 2;                        // every run starts a block of its own
+    blocks = rows / attention_block + 2;                        // every run starts a new block
     row_stride = (blocks * attention_block / line | 1) * line;  // an odd number of lines: rows of weights do not share cache sets
     if (row_stride < blocks * attention_block) row_stride += 2 * line;
     size = 0;
@@ -68,7 +68,9 @@ template <class S> struct TileMemory {
   }
 };
 
-/// One kv head and up to attention_tile queries: scores of all rows, then weights and values block by block.
+/// Attention of up to attention_tile queries to one kv head: scores of all rows, then weights and values block by block.
+///
+///   out = Σ_r exp(x_r - top) v_r / (n exp(-top) + Σ_r exp(x_r - top)), x_r = q·k_r/√d + log_mass_r, top = max x
 template <class T> class AttendTile {
  public:
   using S = arithmetic_t<T>;
@@ -77,7 +79,7 @@ template <class T> class AttendTile {
   AttendTile(const TileMemory<S>& memory, S* scratch, std::span<const KvRun<T>> runs, Index group, const VisibilityLimits& limits, S n)
       : m_(memory), scratch_(scratch), runs_(runs), group_(group), limits_(limits), n_(n), layout_(memory.head_dim) {}
 
-  /// Takes in the queries of the head, [tokens] rows of q, head_dim numbers a query, `group` of them one after the other.
+  /// Loads the queries of the head: [tokens] rows of q, each with `group` queries of head_dim numbers one after the other.
   void load_queries(const S* q, Index q_stride, const S* sinks, Index sinks_stride, Index tokens, Position first) {
     tokens_ = tokens;
     first_ = first;
@@ -85,7 +87,7 @@ template <class T> class AttendTile {
     if (sinks != nullptr) scale_queries(sinks, sinks_stride, at(m_.sink_queries));
   }
 
-  /// Everything; `next` is what will be read after this head.
+  /// Computes the tile; `next` is the address of the rows that will be read after this head.
   void run(const T* next) {
     next_ = next;
     score_all();
@@ -108,7 +110,7 @@ template <class T> class AttendTile {
 
   /// Softmax rows of the last run, from query `first` of the tile on: [(tokens - first)*group, rows].
   ConstMatrixRef<S> weights(Index first) {
-    Index begin = 0;  // where the blocks of the last run do
+    Index begin = 0;  // first block of the last run
     for (const KvRun<T>& run : runs_.first(runs_.size() - 1)) begin += blocks_of(run);
     const Index end = begin + blocks_of(runs_.back());
     for (Index l = first * group_; l < lanes(); ++l) {
@@ -144,7 +146,7 @@ template <class T> class AttendTile {
 
   static Index blocks_of(const KvRun<T>& run) { return (run.rows + attention_block - 1) / attention_block; }
 
-  /// f(run, first row, rows, block): every run in blocks, numbered through.
+  /// Calls f(run, first row, rows, block) for the blocks of every run; blocks are numbered across runs.
   template <class F> void for_blocks(F&& f) const {
     Index block = 0;
     for (const KvRun<T>& run : runs_)
@@ -190,7 +192,7 @@ template <class T> class AttendTile {
     if (sinks < count) score_rows(at(m_.queries), run, row, sinks, count, block, begin, end);
   }
 
-  /// Rows first .. last of a block.
+  /// Scores the rows first .. last - 1 of a block.
   void score_rows(const S* queries, const KvRun<T>& run, Index row, Index first, Index last, Index block, Index begin, Index end) {
     const Index next = row + attention_block;
     const T* const ahead = next < run.rows ? run.keys + next * run.stride : run.values;
@@ -210,7 +212,7 @@ template <class T> class AttendTile {
     });
   }
 
-  /// Rows more than a block that values are fetched before their use: strip by strip the last of them comes late and is needed soon.
+  /// Rows beyond a block by which values are prefetched earlier: strips fetch the last of them late although they are needed soon.
   static constexpr Index fetch_lead = 8;
 
   void add_values(const KvRun<T>& run, Index row, Index count, Index block, Index begin, Index end) {
@@ -227,7 +229,7 @@ template <class T> class AttendTile {
 
   template <template <class, int> class Kernel, int Q, class U> static Kernel<U, Q> kernel_of(const Rows<U>&) { return {}; }
 
-  /// f(rows): where they are, or widened once for many queries, or padded.
+  /// Calls f with the rows: in place, widened once for many queries, or padded.
   template <class F> void with_rows(const Rows<T>& rows, Index queries, F&& f) {
     constexpr Index few = 8;
     if constexpr (PlainStorage<T>)
@@ -236,7 +238,7 @@ template <class T> class AttendTile {
     f(Rows<S>{at(m_.stage), m_.padded, rows.count, nullptr});
   }
 
-  /// The number that is subtracted from every logit of a lane. Not-a-number passes through the weights, whatever the maximum made of it.
+  /// Sets the number subtracted from every logit of a lane. NaN logits still reach the weights, even if the maximum drops them.
   void settle_top(Index lane) {
     S top = V::largest(V::load(at(m_.largest) + lane * V::width));
     if (n_ > 0) top = (std::max)(top, S(0));
@@ -263,13 +265,13 @@ template <class T> class AttendTile {
     at(m_.total)[lane] = sum;
     at(m_.inverse)[lane] = sum == S(0) ? S(0) : S(1) / sum;
     const S* const values = at(m_.sums) + lane * m_.padded;
-    typename V::Packet odd = V::zero();  // not-a-number as soon as anything is not finite
+    typename V::Packet odd = V::zero();  // becomes NaN if any number is not finite
     for (Index i = 0; i < m_.padded; i += V::width) odd = V::add(odd, V::sub(V::load(values + i), V::load(values + i)));
     if (!(V::sum(odd) == S(0))) [[unlikely]]
       sum_again(lane);
   }
 
-  /// A row of weight 0 adds nothing, but 0 * inf would: such lanes are summed again without those rows.
+  /// Sums a lane again without the rows of weight 0: they must add nothing, but 0 * inf would.
   void sum_again(Index lane) {
     S* const sums = at(m_.sums) + lane * m_.padded;
     std::fill_n(sums, m_.padded, S(0));

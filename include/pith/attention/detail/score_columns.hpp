@@ -14,15 +14,15 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The scores of a block of rows for many queries, rows lying in the lanes of packets: sums over features then need no shuffles, which
-/// cost ScoreKernel more than its products where heads are small. Turning the block takes about as long as scoring it for ten queries.
+/// Scores a block of transposed rows for many queries: with rows in the lanes of packets, sums over features need no shuffles, which cost
+/// ScoreKernel more than its products if heads are small. Transposing the block takes about as long as scoring it for ten queries.
 ///
-/// No bit differs from ScoreKernel's: what are its lanes are chains here, i ascending, and they are added in the same order.
+/// The bits equal ScoreKernel's: its lanes are chains here, i ascending, and they are added in the same order.
 template <class S> struct ColumnScores {
   using V = Simd<S>;
   using Packet = typename V::Packet;
   static constexpr int width = V::width;
-  static constexpr Index worth_turning = 16;  ///< queries
+  static constexpr Index worth_turning = 16;  ///< least queries for which transposing pays
 
   /// columns[i, r] = row[r, i], the last row repeated up to a whole block.
   static void turn(const Rows<S>& rows, Index padded, S* columns) {
@@ -47,7 +47,7 @@ template <class S> struct ColumnScores {
     });
   }
 
-  /// The same for Q queries.
+  /// score[q, r] for Q queries.
   template <int Q> static void run(const S* query, Index padded, const S* columns, S* score, Index score_stride) {
     constexpr int chains = (std::min)(width, V::registers == 32 ? 4 : 2), groups = width / chains;
     for (Index r = 0; r < attention_block; r += width) {
@@ -79,7 +79,7 @@ template <class S> struct ColumnScores {
   }
 
  private:
-  /// The sum of all, in the order in which V::sum_each() adds the lanes of a packet.
+  /// Sums all packets, in the order in which V::sum_each() adds the lanes of a packet.
   template <std::size_t N> static Packet folded(Packet (&a)[N]) {
     constexpr int n = int(N);
     if constexpr (V::sums_neighbours) {

@@ -10,18 +10,18 @@
 namespace pith { inline namespace v0 { namespace detail {
 
 struct VisibilityLimits {
-  Index window;  ///< distances must be less; 0: any
-  Position gap;  ///< how much nearer a run's sinks are than their positions say
+  Index window;  ///< distances must be less; 0: no limit
+  Position gap;  ///< subtracted from the distances to a run's sinks
 };
 
-/// Queries of a tile that see something of a block of rows.
+/// A range of queries of a tile that see at least one row of a block.
 struct QueryRange {
   std::uint8_t begin = 0, end = 0;
 };
 
-/// Who sees what of the rows row .. row + count - 1 of a run; query t of the tile sits at position first + t.
+/// Decides which rows row .. row + count - 1 of a run each query may see; query t of the tile is at position first + t.
 ///
-/// One look at the block's oldest and newest position answers for nearly every query; only the rest looks at single rows.
+/// The block's oldest and newest position decide for nearly every query; only the remaining queries test single rows.
 template <class T> class VisibleRows {
  public:
   VisibleRows(const KvRun<T>& run, Index row, Index count, Position first, const VisibilityLimits& limits)
@@ -44,7 +44,7 @@ template <class T> class VisibleRows {
     return {static_cast<std::uint8_t>(begin), static_cast<std::uint8_t>(end)};
   }
 
-  /// Marks the rows that a query must not see; false: there are none.
+  /// Marks the rows that a query must not see; returns false if there are none.
   bool hidden(Index query, bool (&rows)[attention_block]) const {
     if (everything(query)) return false;
     for (Index i = 0; i < count_; ++i) {
@@ -71,7 +71,7 @@ template <class T> class VisibleRows {
   Index row_, count_, first_;
   VisibilityLimits limits_;
   Index oldest_ = 0, newest_ = 0;
-  bool uneven_ = false;  ///< distances of the block's rows are measured in two ways
+  bool uneven_ = false;  ///< the block holds sinks, so distances are measured in two ways
 };
 
 }}}  // namespace pith::v0::detail

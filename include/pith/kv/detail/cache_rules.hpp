@@ -17,21 +17,21 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// How far a cache is in its stream.
+/// The progress of a cache in its token stream.
 struct Progress {
   Position next = 0;
-  Position next_rope_position = 0;  ///< where the token to come is rotated, if rows carry angles
+  Position next_rope_position = 0;  ///< position at which the next token is rotated, if rows carry angles
   Index unevicted = 0;              ///< tokens appended since the last eviction
-  Index lost_initial = 0;           ///< of the tokens in front that a policy by age never evicts, how many drop() has taken
-  AppendOptions last = {};          ///< how the newest were appended; without their marks
+  Index lost_initial = 0;           ///< sinks of a policy by age that drop() has removed
+  AppendOptions last = {};          ///< options of the newest append, without its spans
 };
 
-/// What AppendOptions say of token t of a call, or say of none.
+/// The entry for token t in a span of AppendOptions, or `otherwise` if the span is empty.
 template <class Given, class X> X mark_of(const Given& given, Index t, X otherwise) {
   return given.empty() ? otherwise : static_cast<X>(given[static_cast<std::size_t>(t)]);
 }
 
-/// Everything about a cache that never changes, and what it refuses because of it.
+/// The constant properties of a cache and the argument checks that follow from them.
 struct CacheRules {
   AttentionShape shape;
   KvCacheOptions options;
@@ -49,41 +49,41 @@ struct CacheRules {
 
   Position first() const { return options.prefix.next_position(); }  ///< position of the first token
   bool never_evicts() const { return facts.eviction == Eviction::never; }
-  /// Rows carry the position their key is rotated at: gaps between them can be closed.
+  /// Whether rows carry the position their key is rotated at, so that gaps between them can be closed.
   bool angles() const { return facts.traits.positions == RopePositions::cache && facts.eviction == Eviction::by_score; }
   bool by_age() const { return facts.eviction == Eviction::by_age; }
   bool prompt_only() const { return facts.traits.prompt_only; }
   Index home_rows() const {
     return never_evicts() ? options.max_tokens
                           : facts.budget + options.max_chunk + (prompt_only() ? options.max_generated : 0) +
-                                (facts.traits.ragged ? 1 : 0);  // heads that share may keep a row more each
+                                (facts.traits.ragged ? 1 : 0);  // heads that share may each keep a row more
   }
-  /// Whether the eviction after a prompt may find more rows protected than fit: only scores tell, when the layers before have changed.
+  /// Whether the eviction after a prompt may find more protected rows than fit. Only scores show it, after earlier layers have changed.
   bool may_refuse_prompt() const { return facts.eviction == Eviction::by_score && facts.traits.overfills; }
-  /// The same of evictions while `tokens` are decoded one after the other.
+  /// The same for evictions while `tokens` tokens are decoded one by one.
   bool may_refuse_next(Index tokens) const {
     return facts.eviction == Eviction::by_score && !prompt_only() && (tokens > 1 || (angles() && facts.traits.overfills));
   }
-  /// Rows know how many tokens they stand for.
+  /// Whether rows store the number of tokens they stand for.
   bool masses() const { return merge.merges || options.keep_masses; }
   Index width() const { return shape.num_kv_heads * shape.head_dim; }
   bool keeps_journal() const { return options.max_draft > 0 && !never_evicts(); }
-  /// Swaps a journal can come to hold, per head: rows that keep their order may all move for each token.
+  /// The most swaps in a journal, per head: rows that keep their order may all move for each token.
   Index max_swaps() const {
-    if (prompt_only()) return 0;  // nothing leaves inside a journal
+    if (prompt_only()) return 0;  // no eviction inside a journal
     const bool stable = facts.traits.ordered || facts.retain < facts.budget;
     return (stable ? (options.max_draft + 1) * home_rows() : home_rows() + options.max_draft + 1) + max_merges();
   }
-  /// Rows that merges inside a journal can change, per head: no more than leave.
+  /// The most rows that merges inside a journal can change, per head: no more than are evicted.
   Index max_merges() const { return !merge.merges || prompt_only() ? 0 : home_rows() - facts.retain + options.max_draft + 1; }
-  /// Rows that stay when `coming` tokens are to find room within the budget.
+  /// Number of rows to keep so that `coming` more tokens fit within the budget.
   Index retained(Index coming) const {
     return coming == 0 ? facts.retain : (std::max)((std::min)(facts.retain, facts.budget - coming), facts.initial);
   }
   bool due(Index rows, Index coming) const { return !never_evicts() && rows > facts.budget - (std::min)(coming, facts.budget); }
-  /// Whether an eviction now may drop anything: a prompt-only policy waits for the end of a prompt.
+  /// Whether an eviction may drop rows now: a prompt-only policy waits for the end of a prompt.
   bool may_evict(const AppendOptions& last) const { return !prompt_only() || (last.phase == Phase::prefill && !last.more); }
-  /// No query of a sliding-window layer can see this position any more: its rows leave first, and are not merged.
+  /// Whether no query of a sliding-window layer can see this position any more: such rows are evicted first and not merged.
   bool unseen(Position p, Position next) const { return options.window > 0 && Index(next) - p >= options.window; }
   Index unseen(std::span<const Position> positions, Position next) const {
     return std::count_if(positions.begin(), positions.end(), [&](Position p) { return unseen(p, next); });
@@ -91,7 +91,7 @@ struct CacheRules {
   bool begins_prompt(const AppendOptions& append, const AppendOptions& last) const {
     return prompt_only() && append.phase == Phase::prefill && !(last.phase == Phase::prefill && last.more);
   }
-  /// Whether the attention of the tokens just appended must be shown: of every piece of a prompt, for the last one may be short.
+  /// Whether the attention of the tokens just appended must be shown: for every piece of a prompt, because the last one may be short.
   bool watches(const AppendOptions& last) const {
     return facts.observes && facts.traits.watches > 0 && (!prompt_only() || last.phase == Phase::prefill);
   }
@@ -138,7 +138,7 @@ struct CacheRules {
         raise<ShapeError>(text("pith::KvCache::append: mass ", mass, ", expected 1 .. ", max_mass, " tokens"));
   }
 
-  /// `seen`: of the `appended` tokens since the last eviction, those up to which the policy was shown the attention it asks for.
+  /// `seen`: how many of the `appended` tokens since the last eviction are covered by the attention that the policy was shown.
   void check_observed(Index seen, Index appended, const AppendOptions& last) const {
     const Index expected = watches(last) ? appended : 0;
     if (seen < expected)
@@ -146,7 +146,7 @@ struct CacheRules {
                              expected, " queries: call observe() for every kv head, or give attend() cache.observer()"));
   }
 
-  /// Everything that a policy may read of a block; `rows`: of its head, `shown`: queries of these `appended` tokens already shown.
+  /// Checks all parts of a block that a policy may read; `rows`: rows of its head, `shown`: queries of the `appended` tokens shown before.
   template <class S> void check_block(const AttentionBlock<S>& seen, Index rows, Position next, Index appended, Index shown) const {
     if (!facts.observes) raise<StateError>("pith::KvCache: observe() under a policy that does not watch attention");
     const Index weights = seen.weights.rows(), group = shape.group(), queries = weights / group;
@@ -173,7 +173,7 @@ struct CacheRules {
                " tokens were appended since the last evict(): show each query of a kv head once, between append() and evict()"));
   }
 
-  /// Refuses to hand out keys to a loop that would look at them from the wrong places.
+  /// Throws   StateError if the caller's queries are rotated at other positions than the policy's
   void check_rope_positions(RopePositions positions) const {
     if (positions == facts.traits.positions) return;
     if (positions == RopePositions::cache)
@@ -184,7 +184,7 @@ struct CacheRules {
                            " and say keys(kv_head, RopePositions::cache), or construct the policy with RopePositions::text"));
   }
 
-  /// Refuses a rope that cannot turn stored keys.
+  /// Throws   ShapeError, UnsupportedError for a rope that cannot turn stored keys
   void check_rope(const RopeOptions& rope) const {
     if (rope.head_dim != shape.head_dim)
       raise<ShapeError>(text("pith::KvCache: reindex() with a rope for head_dim ", rope.head_dim, ", expected ", shape.head_dim));

@@ -21,7 +21,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The rows of a cache and their history, whatever the policy: everything KvCache does without asking it.
+/// The rows of a cache and their history: everything in KvCache that does not depend on the policy.
 template <KvStorage T> class CacheState : public Progress {
  public:
   using S = arithmetic_t<T>;
@@ -49,7 +49,7 @@ template <KvStorage T> class CacheState : public Progress {
     heads_before_prompt_ = heads_;
     if (rules.keeps_journal()) {
       SlabShape journaled = home.shape();
-      if (rules.prompt_only()) journaled.stats = 0;  // no attention is watched inside a journal
+      if (rules.prompt_only()) journaled.stats = 0;  // a journal never watches attention
       journal = KvJournal<T>(journaled, {.tokens = rules.options.max_draft + 1,
                                          .swaps = rules.max_swaps(),
                                          .merges = rules.max_merges(),
@@ -70,18 +70,18 @@ template <KvStorage T> class CacheState : public Progress {
   bool in_prompt_buffer() const { return prompt_buffer_.held(); }
   KvSlab<T>& slab() { return in_prompt_buffer() ? prompt_buffer_->slab() : home; }
   const KvSlab<T>& slab() const { return in_prompt_buffer() ? prompt_buffer_->slab() : home; }
-  /// [stats, count] what the policy keeps of rows: a prompt buffer may have room for more numbers than it asked for.
+  /// [stats, count] numbers that the policy keeps for rows; a prompt buffer may hold more numbers per row than this policy uses.
   MatrixRef<S> stats(Index h, Index first, Index count) const {
     return {slab().stats(h, first, count).data(), rules.facts.stats, count, slab().stats_stride()};
   }
-  /// Rows in front that never leave a policy by age: its first tokens, unless drop() has taken them.
+  /// Number of rows in front that a policy by age never evicts: its first tokens, without those that drop() has removed.
   Index initial() const { return rules.facts.initial - lost_initial; }
-  /// At cache positions: tokens missing between the sinks and the window.
+  /// At cache positions: number of evicted tokens between the sinks and the window.
   Position gap() const {
     return rules.by_age() && rules.facts.traits.positions == RopePositions::cache ? static_cast<Position>(next - rules.first() - size(0))
                                                                                   : 0;
   }
-  /// The row of the first of `queries` tokens, the newest or those from a position on: tokens that were not evicted yet lie in order.
+  /// The row of the first of `queries` tokens: the newest ones, or those from a position on. Tokens not yet evicted lie in order.
   Index first_row(Index h, Position first_query, Index queries) const {
     const Position* const positions = slab().positions(h);
     Index row = size(h) - queries;
@@ -91,7 +91,7 @@ template <KvStorage T> class CacheState : public Progress {
                              " rows: expected queries of tokens that were appended"));
     return row;
   }
-  /// Notes that the policy was shown what the tokens of these rows looked at.
+  /// Records that the policy was shown the attention of the tokens in these rows.
   void note_observed(Index h, Index first, Index queries) {
     HeadState& state = head(h);
     if (rules.facts.traits.watches == all_queries) {
@@ -118,13 +118,13 @@ template <KvStorage T> class CacheState : public Progress {
     const Index positions = (std::numeric_limits<Position>::max)() - next;
     return free < 1 || rules.never_evicts() || rules.prompt_only() ? (std::min)(free, positions) : positions;
   }
-  /// Refuses what append() refuses of so many tokens, but for their room.
+  /// Checks what append() checks for this many tokens, except their room.
   void check_append(Index tokens, const AppendOptions& options) const {
     rules.check_marks(options, tokens, next);
     rules.check_prompt(options, journal.open());
     journal.check_room(tokens);
   }
-  /// Refuses what reserve() refuses.
+  /// Throws   what reserve() throws
   void check_reserve(Index tokens, const KvPromptBuffer<T>* prompt_buffer) const {
     rules.check_range(next, tokens);
     journal.check_room(tokens);
@@ -134,7 +134,7 @@ template <KvStorage T> class CacheState : public Progress {
       raise<StateError>("pith::KvCache: a chunk longer than the budget cannot be taken back: crop() to end the journal first");
     prompt_buffer->check_fits(home.shape(), largest_size() + tokens);
   }
-  /// All that can be refused of a prompt that is reserved in the prompt buffer and evicted once, or of tokens that are evicted one by one.
+  /// Checks a prompt that is reserved in the prompt buffer and evicted once, or other tokens, which are evicted one by one.
   void check_room(Index tokens, const AppendOptions& options, const KvPromptBuffer<T>* prompt_buffer) const {
     rules.check_range(next, tokens);
     check_append(tokens, options);
@@ -165,7 +165,7 @@ template <KvStorage T> class CacheState : public Progress {
     check_fits(tokens, slab());
     if (tokens == 0) return;
     const auto position = [&](Index t) { return mark_of(options.positions, t, static_cast<Position>(next + t)); };
-    // A prompt may also come in pieces that do not say so, with one evict() in the end: that is one prompt.
+    // Prompt pieces appended without `more` and followed by a single evict() count as one prompt.
     const bool forgets = rules.begins_prompt(options, last) && (unevicted == 0 || last.phase == Phase::decode);
     if (forgets) forget_attention();
     if (journal.open()) journal.record(position(0), *this, tokens, heads_, home, merging.gate, memory);
@@ -178,7 +178,7 @@ template <KvStorage T> class CacheState : public Progress {
                          mark_of(options.kinds, t, TokenKind::text), mark_of(options.masses, t, S(1)));
       }
       if (rules.facts.stats > 0) stats(h, state.size, tokens).setZero();
-      if (forgets && rules.facts.observes) state.observed = unevicted;  // tokens before this prompt, whose attention nobody asks for
+      if (forgets && rules.facts.observes) state.observed = unevicted;  // tokens before this prompt: their attention is not needed
       state.size += tokens;
       if (journal.open()) state.live = (std::max)(state.live, state.size);
     }
@@ -189,7 +189,7 @@ template <KvStorage T> class CacheState : public Progress {
     refresh();
   }
 
-  /// Notes that `leaving` rows of a head go, from end_eviction() on, and refuses what cannot be done while nothing has changed.
+  /// Plans the eviction of `leaving` rows of a head, and throws if it is impossible while nothing has changed yet.
   Index plan_head(Index h, Index leaving) {
     sizes_after_[static_cast<std::size_t>(h)] = size(h) - leaving;
     if (in_prompt_buffer()) check_home(h);
@@ -200,13 +200,13 @@ template <KvStorage T> class CacheState : public Progress {
     return leaving;
   }
   Index leaving(Index h) const { return size(h) - sizes_after_[static_cast<std::size_t>(h)]; }
-  /// Closes the ranks of a head whose victims, if it is not by age, stand in the slab.
+  /// Removes the victims of a head from its storage; unless the policy is by age, the slab holds the victims.
   void close_head(Index h, Index coming) {
     if (in_prompt_buffer() && rules.facts.traits.ragged) home.put_head(h, size(h) - leaving(h));
     RowCompaction<T>{home, journal, h, rules.merge.merges}.close(head(h), slab(), rules.facts, initial(), leaving(h), coming > 0);
   }
 
-  /// Merges what every close_head() has put behind the survivors into them.
+  /// Merges the victims, which close_head() has put behind the survivors, into the survivors.
   template <class Rule> void merge(const Rule& rule) {
     LayerMerge<T>{rules, slab(), journal, in_prompt_buffer() ? prompt_buffer_->merging() : merging.ws, next, !in_prompt_buffer()}.run(
         rule, heads_, sizes_after_, merging);
@@ -219,7 +219,7 @@ template <KvStorage T> class CacheState : public Progress {
       if (in_prompt_buffer() || coming > 0) state.cursor = initial();
       state.size = sizes_after_[h];
       state.observed = 0;
-      // Nothing evicted before the first append of a journal comes back.
+      // Rows evicted before the first append of a journal never come back.
       if (journal.open() && !journal.recording()) state.live = state.size;
     }
     if (rules.facts.traits.ragged && (in_prompt_buffer() || rules.may_evict(last))) home.divide([this](Index h) { return size(h); });
@@ -260,7 +260,7 @@ template <KvStorage T> class CacheState : public Progress {
     refresh();
   }
 
-  /// Records what takes back a chunk, in a journal of its own unless one is open, until end_guard().
+  /// Records what take_back() needs, until end_guard(): in the open journal, or in a new one.
   void guard() {
     if (journal.open() || !rules.keeps_journal()) return;
     checkpoint();
@@ -269,9 +269,9 @@ template <KvStorage T> class CacheState : public Progress {
   void end_guard() {
     if (guarded_) end_journal();
   }
-  /// Returns to before the token at p if that can be done, and goes on recording in a journal that was open then; says whether it did.
+  /// Returns to before the token at p if possible, and continues recording in a journal that was open then; returns whether it did.
   bool take_back(Position p) {
-    if (in_prompt_buffer() && before_prompt_.next == p) {  // home is as it was
+    if (in_prompt_buffer() && before_prompt_.next == p) {  // home is unchanged
       heads_ = heads_before_prompt_;
       memory = memory_before_prompt_;
       static_cast<Progress&>(*this) = before_prompt_;
@@ -280,14 +280,14 @@ template <KvStorage T> class CacheState : public Progress {
     const bool can = can_crop(p);
     if (can && p != next) {
       rewind(p);
-      if (rules.angles()) end_journal();  // it keeps a row's turns up to the newest, and has none to go on from
+      if (rules.angles()) end_journal();  // it records turns up to the newest append and cannot continue from an earlier one
     }
     end_guard();
     refresh();
     return can;
   }
 
-  /// Takes back all from p on, which can_crop().
+  /// Undoes everything from p on; requires can_crop(p).
   void rewind(Position p) {
     if (rules.never_evicts()) {
       for (Index h = 0; h < heads(); ++h) {
@@ -317,7 +317,7 @@ template <KvStorage T> class CacheState : public Progress {
     next_rope_position = rules.first() + static_cast<Position>(size(0));
   }
 
-  /// Takes the tokens at first .. end - 1 out of every head; the others close up in their order.
+  /// Removes the tokens at first .. end - 1 from every head; the others move together and keep their order.
   Index drop(Position first, Position end) {
     if (in_prompt_buffer()) rules.raise_mid_prompt("drop()");
     if (journal.open()) raise<StateError>("pith::KvCache: drop() inside a journal: crop() to end it first");
@@ -358,7 +358,7 @@ template <KvStorage T> class CacheState : public Progress {
     refresh();
   }
 
-  /// The runs as rows, sizes and positions now are.
+  /// Updates the runs after rows, sizes or positions have changed.
   void refresh() {
     const Index sinks = gap() > 0 ? initial() : -1;
     for (Index h = 0; h < heads(); ++h) runs_.set(h, slab(), size(h), sinks);
@@ -367,7 +367,7 @@ template <KvStorage T> class CacheState : public Progress {
   CacheRules rules;
   KvSlab<T> home;
   KvJournal<T> journal;
-  Matrix<S> memory;  ///< [heads, memory] what a policy keeps of each head as a whole
+  Matrix<S> memory;  ///< [heads, memory] numbers that a policy keeps for each head
   MergeState<T> merging;
 
  private:
@@ -375,7 +375,7 @@ template <KvStorage T> class CacheState : public Progress {
     if (!fits(tokens, where)) rules.raise_full(largest_size(), where.shape().rows, tokens);
   }
 
-  /// Refuses more rows of head h than find room at home: in its own share, or behind the heads before it.
+  /// Throws   CapacityError if the rows of head h do not fit at home: in its own share, or behind the heads before it
   void check_home(Index h) const {
     const auto after = sizes_after_.begin();
     const Index rows = after[h],
@@ -383,7 +383,7 @@ template <KvStorage T> class CacheState : public Progress {
     if (rows > room) rules.raise_protected(rows);
   }
 
-  /// What a prompt-only policy saw of an earlier prompt says nothing of the next.
+  /// Clears what a prompt-only policy saw of an earlier prompt: it does not count for the next one.
   void forget_attention() {
     for (Index h = 0; h < heads() && !rules.facts.admits; ++h) stats(h, 0, size(h)).setZero();
     memory.setZero();
@@ -395,11 +395,11 @@ template <KvStorage T> class CacheState : public Progress {
     for (HeadState& state : heads_) state.live = 0;
   }
 
-  bool guarded_ = false;    ///< the open journal is guard()'s
-  Progress before_prompt_;  ///< how things stood when the rows moved there: home does not change before they come back
+  bool guarded_ = false;    ///< guard() has opened the journal
+  Progress before_prompt_;  ///< progress when the rows moved to the prompt buffer; home does not change until they return
   std::vector<HeadState> heads_before_prompt_;
   Matrix<S> memory_before_prompt_;
-  PromptBufferLease<T> prompt_buffer_;  ///< where the rows are during a chunk too long for home
+  PromptBufferLease<T> prompt_buffer_;  ///< holds the rows during a chunk too long for home
   std::vector<HeadState> heads_;
   std::vector<Index> sizes_after_;
   std::vector<typename LayerScores<S>::Head> layer_;

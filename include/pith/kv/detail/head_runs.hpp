@@ -10,7 +10,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// What attention reads of each head: the rows of the prefix, if there is one, then the head's own.
+/// The runs that attention reads for each head: the rows of the prefix, if there is one, then the head's own.
 template <KvStorage T> class HeadRuns {
  public:
   explicit HeadRuns(const CacheRules& rules)
@@ -24,7 +24,8 @@ template <KvStorage T> class HeadRuns {
 
   std::span<const KvRun<T>> all() const { return runs_; }
 
-  /// The first `rows` rows of a head of `slab`; of these `sinks`, and the whole prefix, are read by the sinks' queries, unless it is -1.
+  /// Points a head's own run at its first `rows` rows in `slab`. The sinks' queries read the first `sinks` rows and the whole prefix; -1:
+  /// there are no such queries.
   void set(Index h, const KvSlab<T>& slab, Index rows, Index sinks) {
     if (prefixed()) run(h, false).sinks = sinks >= 0 ? run(h, false).rows : 0;
     run(h, true) = {.keys = slab.keys(h),
@@ -41,7 +42,7 @@ template <KvStorage T> class HeadRuns {
   KvRun<T>& run(Index h, bool own) { return runs_[static_cast<std::size_t>(prefixed() ? 2 * h + (own ? 1 : 0) : h)]; }
 
   Index heads_;
-  bool counts_;  ///< rows count as the tokens they stand for
+  bool counts_;  ///< a row counts as all the tokens it stands for
   std::vector<KvRun<T>> runs_;
 };
 

@@ -13,25 +13,25 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// What a journal is made of, besides the home whose changes it keeps.
+/// Capacities of a journal, besides the shape of the home whose changes it records.
 struct JournalShape {
-  Index tokens = 0;       ///< that can be taken back
-  Index swaps = 0;        ///< of two rows, a head
-  Index merges = 0;       ///< rows that a merge changes, a head
-  Index gate_memory = 0;  ///< numbers that a merge's gate keeps of the layer
-  Index memory = 0;       ///< numbers that a policy keeps of a head as a whole
+  Index tokens = 0;       ///< tokens that can be undone
+  Index swaps = 0;        ///< swaps of two rows, per head
+  Index merges = 0;       ///< rows changed by merges, per head
+  Index gate_memory = 0;  ///< numbers that a merge's gate keeps for the layer
+  Index memory = 0;       ///< numbers that a policy keeps for a head as a whole
 };
 
-/// One head besides its rows.
+/// Per-head bookkeeping: row count, ring cursor, observed queries.
 struct HeadState {
-  Index size = 0;      ///< rows
+  Index size = 0;      ///< number of rows
   Index cursor = 0;    ///< policies by age: the oldest row behind the initial ones
-  Index observed = 0;  ///< tokens since the last eviction whose attention the policy was shown; with a window: up to which it was
-  Index live = 0;      ///< rows that an open journal may bring back lie below this
+  Index observed = 0;  ///< tokens since the last eviction whose attention the policy saw; with a query window: index after the last seen
+  Index live = 0;      ///< an open journal may bring back rows below this index
 };
 
-/// What undoing needs, from a checkpoint on. Evicted rows are swapped behind the last retained one, so an eviction is undone by its swaps;
-/// the only rows lost are those a later append lands on, and these are saved here.
+/// Records everything needed to undo changes since a checkpoint. Evicted rows are swapped behind the last retained one, so the swaps undo
+/// an eviction; only rows that a later append overwrites are lost, and the journal saves these.
 ///
 /// Heap     all of it at construction; recording allocates nothing
 template <KvStorage T> class KvJournal {
@@ -40,19 +40,19 @@ template <KvStorage T> class KvJournal {
   struct Swap {
     std::int32_t head, a, b;
   };
-  /// One append and everything until the next.
+  /// One append and all changes until the next one.
   struct Append {
-    Position first;   ///< of its tokens
-    Progress before;  ///< how far the cache was
+    Position first;   ///< position of its first token
+    Progress before;  ///< progress of the cache before it
     Index tokens;
-    std::size_t first_saved;  ///< its first overwritten row, in the order of saving
-    std::size_t first_swap;   ///< its first swap
-    std::size_t first_merge;  ///< its first row changed by a merge
+    std::size_t first_saved;  ///< index of its first overwritten row, in the order of saving
+    std::size_t first_swap;   ///< index of its first swap
+    std::size_t first_merge;  ///< index of its first row changed by a merge
   };
-  /// A row that was about to be lost, to an append or a merge: row `row` of `head`, kept as row `slot` of a slab.
+  /// A row saved before an append or a merge changed it: row `row` of `head`, copied to row `slot` of a slab.
   struct Saved {
     std::int32_t head, row, slot;
-    std::int32_t turned;  ///< where its key before its first turn is kept
+    std::int32_t turned;  ///< slot of its key before the first turn
   };
   KvJournal() = default;
   KvJournal(const SlabShape& home, const JournalShape& shape)
@@ -108,7 +108,7 @@ template <KvStorage T> class KvJournal {
     return -1;
   }
 
-  /// Notes how things stand before an append of `tokens` at position `first`.
+  /// Records the state before an append of `tokens` at position `first`.
   void record(Position first, const Progress& before, Index tokens, std::span<const HeadState> heads, const KvSlab<T>& slab,
               const Vector<S>& gate, const Matrix<S>& memory) {
     appends_.push_back({.first = first,
@@ -125,21 +125,21 @@ template <KvStorage T> class KvJournal {
       stats_before(newest(), h, heads[static_cast<std::size_t>(h)].size) = stats_of(slab, heads, h);
   }
 
-  /// Keeps row `row` of `slab`, which the k-th token of the newest append is about to overwrite.
+  /// Saves row `row` of `slab`, which token number `token` of the newest append is about to overwrite.
   void save_row(const KvSlab<T>& slab, Index head, Index row, Index token) {
     const Index slot = tokens_used_ - appends_.back().tokens + token;
     saved_rows_.copy_row(head, slot, slab, row);
     saved_.push_back(
         {static_cast<std::int32_t>(head), static_cast<std::int32_t>(row), static_cast<std::int32_t>(slot), turns_.detach(head, row)});
   }
-  /// Refuses to merge so many rows of a head that not all they go to could be kept.
+  /// Throws   CapacityError if a merge of this many rows of a head could change more rows than the journal can save
   void check_merges(Index head, Index rows) const {
     if (rows > merged_rows_.shape().rows - merges_of_[static_cast<std::size_t>(head)])
       raise<CapacityError>(text("pith::KvCache: ", rows, " rows of a head leave at once and an open journal can keep ",
                                 merged_rows_.shape().rows - merges_of_[static_cast<std::size_t>(head)],
                                 " more merged ones: score fewer -inf, or construct with a larger max_draft"));
   }
-  /// Keeps a row that a merge is about to change.
+  /// Saves a row that a merge is about to change.
   void save_merged(const KvSlab<T>& slab, Index head, Index row) {
     const Index slot = merges_of_[static_cast<std::size_t>(head)]++;
     merged_rows_.copy_row(head, slot, slab, row);
@@ -152,9 +152,9 @@ template <KvStorage T> class KvJournal {
     turns_.swap_rows(head, a, b);
   }
 
-  /// Refuses a turn that could not be taken back.
+  /// Throws   StateError for a turn that could not be undone
   void check_turn(const ConstVectorRef<S>& inv_freq) const {
-    if (!recording()) return;  // before the first append: nothing to return to
+    if (!recording()) return;  // before the first append there is nothing to undo
     if (turns_.turned(newest()))
       raise<StateError>("pith::KvCache: reindex() twice after one append inside a journal: call it once, after evict(), or crop() first");
     turns_.check(inv_freq);
@@ -162,12 +162,12 @@ template <KvStorage T> class KvJournal {
   void begin_turn(const ConstVectorRef<S>& inv_freq) {
     if (recording()) turns_.begin(newest(), inv_freq);
   }
-  /// Keeps the keys of a head that are about to be turned by these differences.
+  /// Saves the keys of a head that are about to be turned by these differences.
   void save_turn(const KvSlab<S>& slab, Index head, std::span<const Position> by) {
     if (recording()) turns_.save(slab, head, newest(), by);
   }
 
-  /// Takes back all appends from number `to` on and returns how far things were before that one.
+  /// Undoes all appends from number `to` on and returns the progress before that one.
   Progress undo_to(Index to, std::span<HeadState> heads, KvSlab<T>& slab, Vector<S>& gate, Matrix<S>& memory) {
     const Progress before = append(to).before;
     const Index made = static_cast<Index>(appends_.size());
@@ -227,7 +227,7 @@ template <KvStorage T> class KvJournal {
     return {.heads = home.heads, .rows = rows, .head_dim = home.head_dim, .angles = home.angles, .masses = home.masses};
   }
 
-  /// Its merges, its evictions, then the rows it landed on: the newest change first. Keys are turned back when all is undone.
+  /// Undoes one append, the newest change first: its merges, its evictions, then the rows it overwrote. Keys are turned back at the end.
   void undo(const Append& append, KvSlab<T>& slab) {
     for (; merges_.size() > append.first_merge; merges_.pop_back()) {
       restore(slab, merged_rows_, merges_.back());
@@ -251,7 +251,7 @@ template <KvStorage T> class KvJournal {
   std::vector<Saved> saved_;
   std::vector<Swap> swaps_;
   std::vector<Saved> merges_;
-  std::vector<std::int32_t> merges_of_;  ///< [heads] rows kept for each
+  std::vector<std::int32_t> merges_of_;  ///< [heads] number of saved rows
   KvSlab<T> saved_rows_, merged_rows_;
   std::vector<S> stats_before_;
   std::vector<HeadState> heads_before_;

@@ -20,7 +20,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// What a cache needs to merge at home, besides its rows; nothing if it drops them.
+/// The memory a cache needs for merging in its own rows; none if it drops evicted rows.
 template <KvStorage T> struct MergeState {
   using S = arithmetic_t<T>;
 
@@ -33,13 +33,13 @@ template <KvStorage T> struct MergeState {
            rules.options.executor) {}
   std::size_t bytes() const { return ws.bytes() + static_cast<std::size_t>(gate.size()) * sizeof(S); }
 
-  Vector<S> gate;  ///< what the gate keeps of the layer
+  Vector<S> gate;  ///< numbers that the gate keeps for the layer
   std::vector<typename LayerMatches<S>::Head> heads;
   Workspace ws;
 };
 
-/// The rows that leave the heads of one layer, merged into those that stay: all are matched, the rule's gate sees them, then each head is
-/// updated from the old rows only. Rows that leave lie behind the others; a row is rounded once however many are merged into it.
+/// Merges the evicted rows of one layer into the kept ones: matches all of them, lets the rule's gate see the matches, then updates each
+/// head from the old rows only. Evicted rows lie behind the kept ones; a row is rounded once for any number of rows merged into it.
 template <KvStorage T> struct LayerMerge {
   using S = arithmetic_t<T>;
 
@@ -50,7 +50,7 @@ template <KvStorage T> struct LayerMerge {
   Position next;
   bool at_home;
 
-  /// `staying`: of head h's rows, the first staying[h].
+  /// `staying`: number of rows that head h keeps, its first ones.
   template <class Rule> void run(const Rule& rule, std::span<const HeadState> heads, std::span<const Index> staying, MergeState<T>& state) {
     const auto leaving = [&](Index h) { return heads[static_cast<std::size_t>(h)].size - staying[static_cast<std::size_t>(h)]; };
     const auto for_heads = [&](auto&& f) {
@@ -67,7 +67,7 @@ template <KvStorage T> struct LayerMerge {
   }
 
  private:
-  /// Finds the nearest kept row of each that leaves. Rows that no query of a sliding-window layer can see have nothing to add.
+  /// Finds the nearest kept row for each evicted one. Rows that no query of a sliding-window layer can see are not merged.
   void match(Index h, Index kept, Index evicted) {
     std::int32_t* const rows = slab.matches(h);
     if (evicted == 0 || kept == 0) {
@@ -76,7 +76,7 @@ template <KvStorage T> struct LayerMerge {
     }
     const Index d = rules.shape.head_dim;
     const S* const keys = slab.widened_rows(h, 0, kept + evicted).first;
-    const Index most = at_home ? rows_together(d) : evicted;  // the workspace of a home has room for a panel of kept rows, not for all
+    const Index most = at_home ? rows_together(d) : evicted;  // at home the workspace holds a panel of rows, not all
     for (Index e = 0; e < evicted; e += most) {
       const Index count = (std::min)(most, evicted - e);
       nearest_rows(ConstMatrixRef<S>(keys + (kept + e) * d, count, d), ConstMatrixRef<S>(keys, kept, d),
@@ -109,7 +109,7 @@ template <KvStorage T> struct LayerMerge {
     }
   }
 
-  /// Keys and values in the arithmetic type: where they are, or in the slab's scratch, of the kept rows those that change.
+  /// Keys and values in the arithmetic type: in place, or copied to the slab's scratch, of the kept rows only those that change.
   std::pair<S*, S*> opened(Index h, Index kept, std::span<const std::int32_t> rows) {
     if constexpr (std::is_same_v<T, S>) {
       return {slab.keys(h), slab.values(h)};

@@ -9,13 +9,13 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 
-// What the check() of a policy is made of: one refusal for each kind of number that makes no sense.
+// Checks of single numbers, from which policies build their check().
 
 namespace pith { inline namespace v0 { namespace detail {
 
 inline constexpr Index most_rows = (std::numeric_limits<std::int32_t>::max)() / 2;  ///< no head of a cache holds more
 
-/// Throws   ShapeError unless least <= value <= most, CapacityError for more than a cache can hold; `why` says what the bound comes from
+/// Throws   ShapeError unless least <= value <= most, CapacityError for more than a cache can hold; `why` explains the bound
 inline void check_count(std::string_view policy, std::string_view name, Index value, Index least, Index most = most_rows,
                         std::string_view why = {}) {
   if (value >= least && value <= most) return;
@@ -24,7 +24,7 @@ inline void check_count(std::string_view policy, std::string_view name, Index va
   value > most_rows ? raise<CapacityError>(wrong) : raise<ShapeError>(wrong);
 }
 
-/// Throws   ShapeError unless the number is a share, 0 .. 1; not-a-number is none
+/// Throws   ShapeError unless the number is a share, 0 .. 1; NaN is not
 inline void check_share(std::string_view policy, std::string_view name, double value) {
   if (!(value >= 0 && value <= 1)) raise<ShapeError>(text("pith::", policy, ": ", name, " is ", value, ", expected 0 .. 1"));
 }
@@ -35,7 +35,7 @@ inline void check_amount(std::string_view policy, std::string_view name, double 
     raise<ShapeError>(text("pith::", policy, ": ", name, " is ", value, ", expected a finite number, 0 or more"));
 }
 
-/// heavy + recent, or another sum of rows; of numbers that check() refuses, a number that no cache holds.
+/// a + b, for budgets such as heavy + recent. For numbers that check() refuses, returns a number that no cache accepts.
 inline constexpr Index sum_of_rows(Index a, Index b) {
   constexpr Index most = (std::numeric_limits<Index>::max)();
   if (a < 0 || b < 0) return 0;

@@ -10,7 +10,7 @@ namespace pith { inline namespace v0 { namespace detail {
 
 enum class Eviction : std::uint8_t { never, by_age, by_score };
 
-/// Everything a cache asks of a policy that does not change, asked once, after the policy's check().
+/// The constant answers of a policy to a cache, read once, after the policy's check().
 struct PolicyFacts {
   Eviction eviction = Eviction::never;
   Index budget = unlimited, retain = unlimited, initial = 0, stats = 0;
@@ -34,7 +34,7 @@ template <class P> PolicyTraits traits_of(const P& policy) {
   }
 }
 
-// What it does of what it has members for: around a policy chosen at run time a wrapper has every member, and says what is inside.
+// Whether a policy uses its member. A wrapper around a policy chosen at run time has every member and asks the policy inside.
 template <class S, class P> bool observes(const P& policy) {
   if constexpr (requires { policy.observes(); }) {
     return WatchingPolicy<P, S> && policy.observes();
@@ -58,7 +58,7 @@ template <class S, class P> bool combines(const P& policy) {
 }
 
 template <class S, class P> PolicyFacts policy_facts(const P& policy, const AttentionShape& shape) {
-  if constexpr (requires { policy.facts(shape); }) return policy.facts(shape);  // AnyPolicy: its answers are those of what it holds
+  if constexpr (requires { policy.facts(shape); }) return policy.facts(shape);  // AnyPolicy forwards the facts of its policy
   shape.check("KvCache");
   if constexpr (requires { policy.check(shape); }) policy.check(shape);
   PolicyFacts facts;

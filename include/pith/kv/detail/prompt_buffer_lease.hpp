@@ -7,11 +7,11 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// A prompt buffer while the rows of one cache are in it. It is free again when this ends, whichever of the two lives longer.
+/// Holds a prompt buffer while the rows of one cache are in it. The destructor frees the buffer, which may be destroyed before the lease.
 template <KvStorage T> class PromptBufferLease {
  public:
   PromptBufferLease() = default;
-  /// Throws   StateError if it holds another cache's rows
+  /// Throws   StateError if the buffer holds the rows of another cache
   explicit PromptBufferLease(KvPromptBuffer<T>& prompt_buffer) : prompt_buffer_(&prompt_buffer), lent_(prompt_buffer.lent_) {
     if (*lent_)
       raise<StateError>(

@@ -11,15 +11,16 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// What the angles of a head's rows move by to become first, first + 1, … in the order they have. In the slab's scratch.
+/// The amounts by which the angles of a head's rows must change to become first, first + 1, … in their present order. Returned in the
+/// slab's scratch.
 ///
-/// Cost     two looks at every row
+/// Cost     two reads of every row
 template <class S>
 std::span<const Position> angle_gaps(const KvSlab<S>& slab, Index head, Index rows, Position first, Position next_rope_position) {
   const Position* const angles = slab.angles(head);
   std::int32_t* const scratch = slab.victims();
   const std::span<Position> deltas(scratch + slab.most_rows(), static_cast<std::size_t>(rows));
-  if (const Index span = next_rope_position - first; span <= slab.rows(head)) {  // few gaps: count the angles that are there below each
+  if (const Index span = next_rope_position - first; span <= slab.rows(head)) {  // few gaps: count the angles below each one
     std::fill_n(scratch, span, 0);
     for (Index r = 0; r < rows; ++r) scratch[angles[r] - first] = 1;
     std::int32_t below = first;
@@ -34,9 +35,9 @@ std::span<const Position> angle_gaps(const KvSlab<S>& slab, Index head, Index ro
   return deltas;
 }
 
-/// Turns the keys of a head by what their angles move.
+/// Rotates the keys of a head by the changes of their angles.
 ///
-/// Cost     a turn of each key behind the first gap
+/// Cost     a rotation of each key behind the first gap
 template <class S> void turn_rows(KvSlab<S>& slab, Index head, std::span<const Position> deltas, const Rope<S>& rope) {
   rope.rotate_by(MatrixRef<S>(slab.keys(head), static_cast<Index>(deltas.size()), slab.shape().head_dim), deltas);
   for (std::size_t r = 0; r < deltas.size(); ++r) slab.angles(head)[r] += deltas[r];

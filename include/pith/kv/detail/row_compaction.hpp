@@ -12,7 +12,8 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// What the cache decides whatever the policy says: the newest token stays, rows that no query of a sliding-window model can see go.
+/// Applies the cache's own rules after the policy's scores: keeps the newest token and drops rows that no query of a sliding-window model
+/// can see.
 template <class S> void overrule(const KvRows<S>& rows, bool keeps_newest, Index window, VectorRef<S> score) {
   constexpr S inf = std::numeric_limits<S>::infinity();
   const Index n = rows.size();
@@ -28,18 +29,18 @@ template <class S> void overrule(const KvRows<S>& rows, bool keeps_newest, Index
     }
 }
 
-/// Closes the ranks of one head after its victims were chosen: survivors in front, in storage without holes.
+/// Removes the victims of one head from its storage: survivors end up in front, without holes.
 ///
-/// While a journal records, or if they are to be merged, victims are swapped behind the survivors, where crop() or the merge finds them;
-/// otherwise survivors are just copied over them.
+/// While a journal records, or if victims are to be merged, they are swapped behind the survivors, where crop() or the merge finds them;
+/// otherwise survivors are copied over them.
 template <KvStorage T> struct RowCompaction {
   KvSlab<T>& home;
   KvJournal<T>& journal;
   Index head;
   bool merges = false;  ///< victims are to be merged
 
-  /// `slab`: where the rows are, at home or in the prompt buffer; the victims of a policy that scores stand in it. `initial`: rows in
-  /// front that policies by age leave alone. `more`: room for more than one token.
+  /// `slab`: the slab with the rows, home or the prompt buffer; it also holds the victims chosen by score. `initial`: rows in front that
+  /// policies by age never evict. `more`: the eviction makes room for further tokens.
   void close(HeadState& state, KvSlab<T>& slab, const PolicyFacts& facts, Index initial, Index leaving, bool more) {
     const bool by_age = facts.eviction == Eviction::by_age;
     const std::span<const std::int32_t> victims(slab.victims(), by_age ? 0 : static_cast<std::size_t>(leaving));
@@ -62,17 +63,17 @@ template <KvStorage T> struct RowCompaction {
     std::sort(candidates, candidates + (n - survivors));
     for (Index row = survivors; row < n; ++row) {
       Index from = candidates[row - survivors].row;
-      while (from < row) from = candidates[from - survivors].row;  // it has been swapped on
+      while (from < row) from = candidates[from - survivors].row;  // follows rows that were swapped before
       if (from != row) replace(row, from);
     }
   }
 
-  /// Survivors of a prompt buffer, in front of it after close(), come home.
+  /// Copies the survivors in a prompt buffer, which close() has put in front, back home.
   void settle(const KvSlab<T>& prompt_buffer, Index survivors) {
     for (Index row = 0; row < survivors; ++row) home.copy_row(head, row, prompt_buffer, row);
   }
 
-  /// Moves a head into a prompt buffer, policies by age in order of age.
+  /// Copies a head into a prompt buffer, under policies by age in order of age.
   void move_in(KvSlab<T>& prompt_buffer, const HeadState& state, Index budget, Index initial) {
     const Index ring = (std::min)(state.size, budget) - initial;
     for (Index row = 0; row < state.size; ++row) {
@@ -81,7 +82,7 @@ template <KvStorage T> struct RowCompaction {
     }
   }
 
-  /// Takes positions first .. last - 1 out, whatever they score; rows of policies by age end up in order of age. Returns the rows left.
+  /// Removes the rows at positions first .. last - 1; under policies by age the rest ends up in order of age. Returns the rows left.
   Index remove(const HeadState& state, Index budget, Index initial, Position first, Position last) {
     straighten(state, budget, initial);
     Index to = 0;
@@ -105,21 +106,22 @@ template <KvStorage T> struct RowCompaction {
     }
   }
 
-  /// A window's ring: the oldest `leaving` rows behind the initial ones, in order of age from the cursor, make place for the newest.
+  /// Overwrites, in a window's ring, the oldest `leaving` rows behind the initial ones, in order of age from the cursor, by the newest
+  /// rows.
   void close_ring(HeadState& state, Index leaving, Index initial) {
     const Index ring = state.size - leaving - initial, moved = (std::min)(leaving, ring), oldest = state.cursor - initial;
-    const auto around = [&](Index steps) { return initial + oldest + steps - (oldest + steps < ring ? 0 : ring); };  // no division a head
+    const auto around = [&](Index steps) { return initial + oldest + steps - (oldest + steps < ring ? 0 : ring); };  // avoids a division
     for (Index i = 0; i < moved; ++i) replace(around(i), state.size - moved + i);
     state.cursor = around(moved);
   }
 
-  /// The same when fewer rows than the whole ring stay: they end up in order of age.
+  /// The same if fewer rows than the whole ring stay: they end up in order of age.
   void close_by_age(const HeadState& state, Index budget, Index leaving, Index initial) {
     straighten(state, budget, initial);
     for (Index to = initial; to < state.size - leaving; ++to) replace(to, to + leaving);
   }
 
-  /// Rows in no order: the last survivors fill the holes. `ordered`: survivors move up and keep their order.
+  /// Fills the holes of the victims with the last survivors; with `ordered`, survivors move up and keep their order.
   void close_up(Index n, std::span<const std::int32_t> victims, bool ordered) {
     const Index survivors = n - static_cast<Index>(victims.size());
     std::size_t next_victim = 0, hole = 0;
@@ -159,7 +161,7 @@ template <KvStorage T> struct RowCompaction {
     }
   }
 
-  /// Turns a ring until its oldest row comes first.
+  /// Rotates a ring so that its oldest row comes first.
   void straighten(const HeadState& state, Index budget, Index initial) {
     if (state.cursor == initial) return;
     const auto reverse = [&](Index first, Index last) {

@@ -12,18 +12,18 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The row that leaves when a single one does: packets find the blocks that hold the least score, a closer look its oldest row.
+/// Finds the row to evict if a single one must go: packets find the blocks that hold the lowest score, a scalar pass its oldest row.
 template <class S> std::int32_t first_to_leave(std::span<const S> score, std::span<const Position> positions) {
   using V = Simd<S>;
-  constexpr int chains = 4;  // a maximum takes longer than a load
+  constexpr int chains = 4;  // a maximum has a longer latency than a load
   constexpr Index block = 16 * V::width;
   const Index n = static_cast<Index>(score.size());
-  const auto lowest = V::broadcast(std::numeric_limits<S>::lowest());  // NaN counts as this here, and as less in the closer look
+  const auto lowest = V::broadcast(std::numeric_limits<S>::lowest());  // stands for NaN here; the scalar pass ranks NaN below it
   S least = std::numeric_limits<S>::infinity();
   Index first = 0, last = 0;
   for (Index begin = 0; begin < n; begin += block) {
     const Index end = (std::min)(begin + block, n);
-    typename V::Packet most[chains];  // of the scores negated
+    typename V::Packet most[chains];  // maxima of the negated scores
     for (auto& m : most) m = V::broadcast(-std::numeric_limits<S>::infinity());
     const auto look = [&](auto& m, auto x) { m = V::larger(m, V::sub(V::zero(), V::select(V::equal(x, x), x, lowest))); };
     Index i = begin;
@@ -48,7 +48,7 @@ template <class S> std::int32_t first_to_leave(std::span<const S> score, std::sp
   return leaves.row;
 }
 
-/// How many of these scored rows leave when `retain` should stay: -inf always, +inf never.
+/// Number of scored rows to evict so that `retain` stay; -inf always leaves, +inf never.
 template <class S> Index leaving(std::span<const S> score, Index retain) {
   constexpr S inf = std::numeric_limits<S>::infinity();
   std::int32_t kept = 0, gone = 0;  // as wide as a float: the loop runs in packets
@@ -60,10 +60,10 @@ template <class S> Index leaving(std::span<const S> score, Index retain) {
   return (std::min)((std::max)(n - retain, Index(gone)), n - kept);
 }
 
-/// Chooses which `count` rows leave: writes their indices to `victims`, ascending.
+/// Chooses the `count` rows to evict and writes their indices to `victims`, ascending.
 ///
-/// Cost     one pass in packets when a single row leaves, one nth_element otherwise
-/// Law      independent of the order of rows; of equal scores the older row leaves; NaN leaves before every number
+/// Cost     one pass in packets if a single row leaves, one nth_element otherwise
+/// Law      independent of the order of rows; among equal scores the older row leaves; NaN leaves before every number
 template <class S>
 void choose_victims(std::span<const S> score, std::span<const Position> positions, Index count, RankedRow<S>* candidates,
                     std::int32_t* victims) {

@@ -12,14 +12,14 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Which rows leave a cache, as its policy and the cache's own rules have it.
+/// Selects the rows to evict from a cache by its policy and the cache's own rules.
 template <class Policy, KvStorage T> struct Selection {
   using S = arithmetic_t<T>;
 
   const Policy& policy;
   CacheState<T>& state;
 
-  /// A head's rows from `first` on as the policy sees them.
+  /// The rows of a head from `first` on, as the policy sees them.
   static KvRows<S> rows(const CacheState<T>& state, Index h, Index first, bool with_rows) {
     const KvSlab<T>& slab = state.slab();
     const Index n = state.size(h) - first, d = state.rules.shape.head_dim;
@@ -39,7 +39,7 @@ template <class Policy, KvStorage T> struct Selection {
             .candidates = slab.candidates()};
   }
 
-  /// Scores all heads for a policy that has them decide together.
+  /// Scores all heads, for a policy whose heads decide together.
   void score_together(Index retain) {
     if constexpr (CombiningPolicy<Policy, S>) {
       for (Index h = 0; h < state.heads(); ++h) {
@@ -51,7 +51,7 @@ template <class Policy, KvStorage T> struct Selection {
     }
   }
 
-  /// Scores a head, unless that is done, and says how many of its rows leave.
+  /// Scores a head, unless `scored`, and returns the number of rows to evict from it.
   Index leaving(Index h, Index retain, bool scored) {
     if (state.rules.by_age()) return (std::max<Index>)(state.size(h) - retain, 0);
     if constexpr (ScoringPolicy<Policy, S>) {
@@ -62,7 +62,7 @@ template <class Policy, KvStorage T> struct Selection {
     return 0;
   }
 
-  /// Leaves the `count` victims of a head that was scored in the slab; policies by age need none.
+  /// Writes the `count` victims of a scored head to the slab; policies by age need none.
   void choose(Index h, Index count) {
     if constexpr (ScoringPolicy<Policy, S>) {
       const KvSlab<T>& slab = state.slab();

@@ -23,8 +23,8 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Stores the n numbers of a row as T: its one rounding. A finite number beyond the range of T becomes the largest of its sign; what is not
-/// finite stays so.
+/// Stores the n numbers of a row as T, rounded once. A finite number beyond the range of T becomes the largest of its sign; infinities and
+/// NaNs stay what they are.
 template <KvStorage T> void narrow(const arithmetic_t<T>* from, T* to, Index n) {
   if constexpr (std::is_same_v<T, Q8>) {
     q8_encode(from, n, reinterpret_cast<std::byte*>(to));
@@ -40,7 +40,7 @@ template <KvStorage T> void narrow(const arithmetic_t<T>* from, T* to, Index n) 
   }
 }
 
-/// The n numbers of a row as they are stored.
+/// Loads the n stored numbers of a row in the arithmetic type.
 template <KvStorage T> void widen(const T* from, arithmetic_t<T>* to, Index n) {
   if constexpr (std::is_same_v<T, Q8>) {
     q8_decode(reinterpret_cast<const std::byte*>(from), n, to);
@@ -49,25 +49,25 @@ template <KvStorage T> void widen(const T* from, arithmetic_t<T>* to, Index n) {
   }
 }
 
-/// What matching up to `evicted` of the rows of a head at once, and merging any of them, takes from a workspace.
+/// Workspace bytes for matching up to `evicted` rows of a head at once and merging any of its rows.
 template <class S> std::size_t merging_bytes(Index rows, Index evicted, Index head_dim, Index workers) {
   return (std::max)(nearest_workspace_bytes<S>(rows, head_dim, workers, evicted), merge_workspace_bytes<S>(rows, rows));
 }
 
-/// What a slab is made of; every byte count and offset follows from these.
+/// Sizes and optional parts of a slab; they determine every byte count and offset.
 struct SlabShape {
   Index heads = 0, rows = 0, head_dim = 0, stats = 0;
-  bool angles = false;      ///< a second position a row: the one its key is rotated at
-  bool scores = false;      ///< room to score the rows of all heads and to select those of one
-  bool combines = false;    ///< room to select among those of all heads
-  bool widened = false;     ///< room for one head's keys and values in the arithmetic type
-  bool masses = false;      ///< how many tokens each row stands for
-  bool log_masses = false;  ///< … and the logarithm of it, for attention
-  bool merges = false;      ///< room for the match of each row that leaves
+  bool angles = false;      ///< a second position per row, the one its key is rotated at
+  bool scores = false;      ///< memory for the scores of all heads' rows and for selecting among one head's
+  bool combines = false;    ///< memory for selecting among the rows of all heads
+  bool widened = false;     ///< memory for one head's keys and values in the arithmetic type
+  bool masses = false;      ///< the number of tokens that each row stands for
+  bool log_masses = false;  ///< … and its logarithm, for attention
+  bool merges = false;      ///< memory for the match of each evicted row
 };
 
-/// Rows of every kv head of one layer and what belongs to each row, in one allocation: heads one after the other, `rows` rows each until
-/// divide() gives them other shares.
+/// The rows of every kv head of one layer with their keys, values, positions and stats, in one allocation. Heads follow one another, each
+/// with `rows` rows until divide() changes their shares.
 ///
 /// Heap     one allocation, at construction; pages are touched as rows arrive
 template <KvStorage T> class KvSlab {
@@ -111,14 +111,14 @@ template <KvStorage T> class KvSlab {
   std::size_t bytes() const { return bytes_; }
   Index total_rows() const { return shape_.heads * shape_.rows; }
   Index rows(Index head) const { return start(head + 1) - start(head); }
-  /// Rows that any head may come to hold: one that shares with others, nearly all.
+  /// The most rows that a head can hold; if heads share their rows, one head can hold nearly all.
   Index most_rows() const { return shape_.combines ? total_rows() : shape_.rows; }
   void divide_evenly() {
     for (Index h = 0; h <= shape_.heads; ++h) starts_[static_cast<std::size_t>(h)] = h * shape_.rows;
   }
-  /// Lets `rows` rows of a head, or as many as are left, follow the heads before it.
+  /// Gives a head `rows` rows, or as many as are left, behind the heads before it.
   void put_head(Index head, Index rows) { starts_[static_cast<std::size_t>(head + 1)] = (std::min)(start(head) + rows, total_rows()); }
-  /// Gives every head its own rows and an equal share of the free ones: all to the front, then apart from the last head on.
+  /// Gives every head its own rows and an equal share of the free ones: packs all rows in front, then spreads the heads, last one first.
   template <class Size> void divide(Size&& size) {
     const auto move = [this](Index to, Index from) {
       if (to != from) copy_row(0, to, *this, from);
@@ -144,7 +144,7 @@ template <KvStorage T> class KvSlab {
   Position* positions(Index head) const { return at<Position>(positions_) + start(head); }
   Position* angles(Index head) const { return at<Position>(angles_) + start(head); }
   TokenKind* kinds(Index head) const { return at<TokenKind>(kinds_) + start(head); }
-  /// [stats, count] of the rows from `first` on.
+  /// [stats, count] stats of the rows from `first` on.
   MatrixRef<S> stats(Index head, Index first, Index count) const {
     return {at<S>(stats_) + start(head) + first, shape_.stats, count, stats_stride()};
   }
@@ -163,7 +163,7 @@ template <KvStorage T> class KvSlab {
   std::int32_t* matches(Index head) const { return at<std::int32_t>(matches_) + start(head); }
   S* cosines(Index head) const { return at<S>(cosines_) + start(head); }
   S* widened() const { return at<S>(widened_); }
-  /// Keys and values of n rows in the arithmetic type: where they are, or widened into the slab's own scratch.
+  /// Keys and values of n rows in the arithmetic type: in place, or widened into the slab's own scratch.
   std::pair<const S*, const S*> widened_rows(Index head, Index first, Index n) const {
     if constexpr (std::is_same_v<T, S>) {
       return {key(head, first), value(head, first)};
@@ -178,7 +178,7 @@ template <KvStorage T> class KvSlab {
     }
   }
 
-  /// Stores a row of numbers in the arithmetic type: its one rounding.
+  /// Stores a row given in the arithmetic type, rounded once.
   void write_row(Index head, Index row, const S* k, const S* v, Position position, Position angle, TokenKind kind, S mass) {
     narrow<T>(k, key(head, row), shape_.head_dim);
     narrow<T>(v, value(head, row), shape_.head_dim);
@@ -188,8 +188,8 @@ template <KvStorage T> class KvSlab {
     set_mass(head, row, mass);
   }
 
-  /// Copies one row and all that belongs to it from another slab (or another place of this one). A prompt buffer may keep more of a row
-  /// than its home, and the other way round.
+  /// Copies one row with its position, kind, stats and mass from another slab or another place in this one. Either slab may lack parts that
+  /// the other has.
   void copy_row(Index head, Index to, const KvSlab& from, Index from_row) {
     const std::size_t row_bytes = static_cast<std::size_t>(row_units_) * sizeof(T);
     std::memcpy(key(head, to), from.key(head, from_row), row_bytes);
@@ -233,7 +233,7 @@ template <KvStorage T> class KvSlab {
   std::size_t keys_ = 0, values_ = 0, positions_ = 0, angles_ = 0, kinds_ = 0, stats_ = 0, scores_ = 0, scratch_ = 0, candidates_ = 0,
               victims_ = 0, widened_ = 0, masses_ = 0, log_masses_ = 0, matches_ = 0, cosines_ = 0, bytes_ = 0;
   Bulk memory_;
-  std::vector<Index> starts_;  ///< [heads + 1] the first row of each head
+  std::vector<Index> starts_;  ///< [heads + 1] first row of each head
 };
 
 }}}  // namespace pith::v0::detail

@@ -28,7 +28,7 @@ template <class T> constexpr std::string_view storage_name() {
   return "f64";
 }
 
-/// What two caches must share for the rows of one to make sense in the other.
+/// Describes everything that two caches must share so that one can restore the rows of the other.
 template <KvStorage T> std::string layout_text(const CacheRules& rules) {
   const PolicyFacts& f = rules.facts;
   const auto number = [](Index n) { return n == unlimited ? std::string("all") : text(n); };
@@ -53,7 +53,7 @@ template <KvStorage T> std::string layout_text(const CacheRules& rules) {
   return out;
 }
 
-/// Takes snapshots of one cache and brings it back to them.
+/// Takes, checks and restores snapshots of one cache.
 template <KvStorage T> class Snapshots {
  public:
   using S = arithmetic_t<T>;
@@ -87,7 +87,7 @@ template <KvStorage T> class Snapshots {
     return out;
   }
 
-  /// Why restore() would refuse; empty: it would not.
+  /// The reason why restore() would refuse a snapshot; empty if it would not.
   std::string problem(const KvSnapshot<T>& s) const {
     const CacheRules& rules = state_.rules;
     if (const std::string ours = layout_text<T>(rules); s.layout != ours)
@@ -165,7 +165,7 @@ template <KvStorage T> class Snapshots {
     for (Index h = 0; h < state_.heads(); ++h) {
       const Index size = head_number(s, h, 0), cursor = head_number(s, h, 1), observed = head_number(s, h, 2);
       const Index room = (std::min)(s.rows() - first, rules.facts.traits.ragged ? left : rules.home_rows());
-      // A window's ring turns only when it is full and an eviction takes no more than it must.
+      // The cursor of a window's ring moves only if the ring is full and evictions take no more rows than necessary.
       const bool turns = rules.by_age() && rules.facts.retain == rules.facts.budget && size >= rules.facts.budget;
       const Index ring = turns ? rules.facts.budget - 1 : initial;
       if (size < 0 || size > room) return text("head ", h, " has ", size, " rows, expected 0 .. ", room);
@@ -184,7 +184,7 @@ template <KvStorage T> class Snapshots {
     return first == s.rows() ? std::string() : text(s.rows(), " rows, but the heads have ", first);
   }
 
-  /// Where a policy does not tell heads apart, all hold the same tokens; where keys are turned, as many, their angles in order.
+  /// Checks the rows of one head against head 0: without per-head scores all heads hold the same tokens; at cache positions angles ascend.
   std::string together_problem(const KvSnapshot<T>& s, Index h, Index first) const {
     const CacheRules& rules = state_.rules;
     const Index size = head_number(s, h, 0);
@@ -205,7 +205,7 @@ template <KvStorage T> class Snapshots {
     return {};
   }
 
-  /// No position twice, none in the future, and in order where the cache relies on it.
+  /// Checks that no position occurs twice or lies in the future, and that rows are in order if the cache relies on it.
   std::string order_problem(std::span<const Position> positions, Index initial, Index cursor, Position next) const {
     const CacheRules& rules = state_.rules;
     std::vector<Position> in_order(positions.begin(), positions.end());
@@ -224,7 +224,7 @@ template <KvStorage T> class Snapshots {
       expected = Index(p) + 1;
     }
     if (rules.by_age() &&
-        rules.facts.traits.positions == RopePositions::cache) {  // the gap is one, between the initial rows and the newest
+        rules.facts.traits.positions == RopePositions::cache) {  // there is a single gap, between the initial rows and the newest
       const Index size = static_cast<Index>(in_order.size());
       for (Index r = 0; r < size; ++r) {
         const Index held = in_order[static_cast<std::size_t>(r)], right = r < initial ? rules.first() + r : next - size + r;

@@ -13,14 +13,15 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// What undoing the turns of keys needs. A turn rounds, so turning back would not give the old bits: a key is kept once, as it was before
-/// its first turn since the checkpoint, beside the differences of every turn; crop() turns it again, as far as it is to go.
+/// Records rotations ("turns") of keys so that crop() can undo them. A turn rounds, so turning back would not restore the old bits. The
+/// journal keeps each key as it was before its first turn since the checkpoint, with the angle of every turn; crop() repeats the turns it
+/// keeps.
 ///
 /// Heap     all of it at construction
 template <class S> class TurnJournal {
  public:
   TurnJournal() = default;
-  /// `turns`: at most so many; `fresh`: rows that may come or change between them, besides those of the home.
+  /// `turns`: most turns to record; `fresh`: rows, besides those of the home, that may arrive or change between them.
   TurnJournal(const SlabShape& home, Index turns, Index fresh)
       : heads_(home.heads), rows_(home.rows), head_dim_(home.head_dim), slots_(home.rows + fresh) {
     const auto count = [](Index a, Index b) { return static_cast<std::size_t>(checked_product("KvCache", a, b)); };
@@ -35,7 +36,7 @@ template <class S> class TurnJournal {
   }
 
   bool keeps() const { return heads_ > 0; }
-  /// Turn number `turn` has been made.
+  /// Whether turn number `turn` was made.
   bool turned(Index turn) const { return keeps() && turned_[static_cast<std::size_t>(turn)] != 0; }
   void forget() {
     if (std::none_of(turned_.begin(), turned_.end(), [](char t) { return t != 0; })) return;
@@ -44,7 +45,7 @@ template <class S> class TurnJournal {
     std::fill(slot_of_.begin(), slot_of_.end(), none);
   }
 
-  /// Refuses a turn by other frequencies than those before it.
+  /// Throws   StateError for other frequencies than those of earlier turns
   void check(const ConstVectorRef<S>& inv_freq) const {
     if (std::any_of(turned_.begin(), turned_.end(), [](char t) { return t != 0; }) &&
         !std::equal(inv_freq_.begin(), inv_freq_.end(), inv_freq.data()))
@@ -55,7 +56,7 @@ template <class S> class TurnJournal {
     std::fill_n(deltas(turn, 0), heads_ * slots_, 0);
     turned_[static_cast<std::size_t>(turn)] = 1;
   }
-  /// Keeps the keys of a head that are about to be turned.
+  /// Saves the keys of a head that are about to be turned.
   void save(const KvSlab<S>& slab, Index head, Index turn, std::span<const Position> by) {
     for (std::size_t r = 0; r < by.size(); ++r) {
       if (by[r] == 0) continue;
@@ -74,13 +75,13 @@ template <class S> class TurnJournal {
   void swap_rows(Index head, Index a, Index b) {
     if (keeps()) std::swap(slot_of(head, a), slot_of(head, b));
   }
-  /// The row is about to hold another key; attach() with what this returns when the old one is back.
+  /// Called before a row receives another key. When the old key is back, pass the returned slot to attach().
   std::int32_t detach(Index head, Index row) { return keeps() ? std::exchange(slot_of(head, row), none) : none; }
   void attach(Index head, Index row, std::int32_t slot) {
     if (keeps()) slot_of(head, row) = slot;
   }
 
-  /// Gives the first `rows` rows of a head the keys and angles they had before turn number `to`, of `turns` made.
+  /// Restores the keys and angles that the first `rows` rows of a head had before turn number `to`, of `turns` made.
   void undo(KvSlab<S>& slab, Index head, Index rows, Index to, Index turns) const {
     S cosines[Rope<S>::max_head_dim];
     Position computed_at = 0;
@@ -121,13 +122,13 @@ template <class S> class TurnJournal {
   const Position* deltas(Index turn, Index head) const { return deltas_.data() + (turn * heads_ + head) * slots_; }
 
   Index heads_ = 0, rows_ = 0, head_dim_ = 0, slots_ = 0;
-  std::vector<std::int32_t> slot_of_;  ///< [heads][rows] where a row's key is kept, or none
-  std::vector<Index> used_;            ///< [heads] keys kept
-  std::vector<S> keys_;                ///< [heads][slots][head_dim] before their first turn
-  std::vector<Position> angles_;       ///< [heads][slots] of these
-  std::vector<Position> deltas_;       ///< [turns][heads][slots] what each turn added
-  std::vector<char> turned_;           ///< [turns] whether it was made
-  std::vector<S> inv_freq_;            ///< [head_dim / 2] of the rope that turned
+  std::vector<std::int32_t> slot_of_;  ///< [heads][rows] slot of a row's saved key, or none
+  std::vector<Index> used_;            ///< [heads] number of saved keys
+  std::vector<S> keys_;                ///< [heads][slots][head_dim] keys before their first turn
+  std::vector<Position> angles_;       ///< [heads][slots] angles of these keys
+  std::vector<Position> deltas_;       ///< [turns][heads][slots] angle added by each turn
+  std::vector<char> turned_;           ///< [turns] whether the turn was made
+  std::vector<S> inv_freq_;            ///< [head_dim / 2] frequencies of the rope
 };
 
 }}}  // namespace pith::v0::detail
