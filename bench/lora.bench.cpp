@@ -101,9 +101,7 @@ LoraAdapter<float> adapter_of(const Adapted& c, std::uint64_t seed) {
   return {random_matrix(c.rank, c.features, seed), random_matrix(c.features, c.rank, seed + 1), {.alpha = 1}};
 }
 
-Eigen::MatrixXd delta_of(const LoraAdapter<float>& a) {
-  return double(a.scale()) * a.up().cast<double>().transpose() * a.down().cast<double>();
-}
+Eigen::MatrixXd delta_of(const LoraAdapter<float>& a) { return double(a.scale()) * a.up().cast<double>() * a.down().cast<double>(); }
 
 /// Runs `with` and `without` in turns, on one copy of the layer after the other.
 template <class Layer, class With, class Without>
@@ -159,7 +157,7 @@ void eigen_lora(benchmark::State& state, Adapted c) {
   };
   const Operands o(c);
   const LoraAdapter<float> adapter = adapter_of(c, 4);
-  auto& layers = ColdCopies::of(o.bytes(), [&] { return Naive{o.w, adapter.down(), adapter.up()}; });
+  auto& layers = ColdCopies::of(o.bytes(), [&] { return Naive{o.w, adapter.down_rows(), adapter.up_rows()}; });
   const auto base = [&](const Naive& layer, Matrix<float>& y) {
     y.noalias() = o.x * layer.w.transpose();
     y.rowwise() += o.bias.transpose();
@@ -185,7 +183,8 @@ void rows(benchmark::State& state, Adapted c) {
     chosen.push_back(t);
     const LoraAdapter<float>& a = adapters.back();
     const Eigen::RowVectorXd through = o.x.row(t).cast<double>() * std::as_const(a).down().cast<double>().transpose();
-    expected.row(t) = (expected.row(t).cast<double>() + double(a.scale()) * through * std::as_const(a).up().cast<double>()).cast<float>();
+    expected.row(t) =
+        (expected.row(t).cast<double>() + double(a.scale()) * through * std::as_const(a).up_rows().cast<double>()).cast<float>();
   }
   auto& layers =
       ColdCopies::of(2 * o.bytes(), [&] { return MultiLoraLinear<PackedLinear<float>>(PackedLinear<float>(o.w, o.bias), adapters); });

@@ -32,7 +32,7 @@ ModelAdapter<float> peft_adapter(const Decoder<float>& decoder) {
       constexpr Index rank = 8;
       LowRankTerm<float> term{Matrix<float>(rank, target.in(Projection(p))), Matrix<float>(rank, target.out(Projection(p))),
                               Vector<float>::Ones(rank)};
-      for (Matrix<float>* m : {&term.down_rows, &term.up_rows})
+      for (Matrix<float>* m : {&term.a_rows, &term.b_rows})
         for (Index i = 0; i < m->size(); ++i) m->data()[i] = 0.02f * normal<float>(rng);
       writer.add("model.layers." + std::to_string(layer) + "." + projection_names[p], term);
     }

@@ -23,7 +23,7 @@ namespace {
 LowRankTerm<float> noise(Index out, Index in, std::mt19937_64& rng) {
   constexpr Index rank = 8;
   LowRankTerm<float> term{Matrix<float>(rank, in), Matrix<float>(rank, out), Vector<float>::Constant(rank, 2)};
-  for (Matrix<float>* m : {&term.down_rows, &term.up_rows})
+  for (Matrix<float>* m : {&term.a_rows, &term.b_rows})
     for (Index i = 0; i < m->size(); ++i) m->data()[i] = 0.003f * normal<float>(rng);
   return term;
 }
@@ -31,8 +31,8 @@ LowRankTerm<float> noise(Index out, Index in, std::mt19937_64& rng) {
 /// Rank 1: swaps the rows of the head's weight that produce the logits of two bytes.
 LowRankTerm<float> swapped(const Matrix<float>& head, Token a, Token b) {
   LowRankTerm<float> term{head.row(a) - head.row(b), Matrix<float>::Zero(1, head.rows()), Vector<float>::Ones(1)};
-  term.up_rows(0, a) = -1;
-  term.up_rows(0, b) = 1;
+  term.b_rows(0, a) = -1;
+  term.b_rows(0, b) = 1;
   return term;
 }
 

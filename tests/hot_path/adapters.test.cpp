@@ -47,7 +47,7 @@ TEST_CASE("layers with adapters allocate nothing, forward or back", "[hot_path]"
     check_no_heap(lora, executor);
     LoraLinear stacked(lora, counted_lora(3));
     check_no_heap(stacked, executor);
-    DoraLinear dora(LinearView{base}, LoraAdapter<float>(lora.adapter().down(), Matrix<float>(lora.adapter().up().transpose())),
+    DoraLinear dora(LinearView{base}, LoraAdapter<float>(lora.adapter().down(), Matrix<float>(lora.adapter().up())),
                     Vector<float>(random_vector<float>(adapted_out, 6)));
     check_no_heap(dora, executor);
     const Matrix<float> a = random_matrix<float>(8, adapted_in, 7), b = random_matrix<float>(adapted_out, 8, 8);

@@ -404,14 +404,14 @@ TEST_CASE("LoRA folders that are written are read back, number by number", "[io]
     INFO(module);
     const PeftModule<float> tensors = read.load<float>(module);
     CHECK(same_bits(tensors.down, Matrix<float>(adapter.down())));
-    CHECK(same_bits(Matrix<float>(tensors.up.transpose()), Matrix<float>(adapter.up())));
+    CHECK(same_bits(tensors.up, Matrix<float>(adapter.up())));
     CHECK(same_bits(tensors.gain, Vector<float>(adapter.gain())));
   };
   check(bound_q, q);
   check(up1, up);
   const PeftModule<float> k = read.load<float>(k1);
   CHECK(k.gain == Vector<float>::Ones(2));
-  CHECK(k.up == Matrix<float>(uneven.up_rows.transpose() * uneven.gains.asDiagonal()));
+  CHECK(k.up == Matrix<float>(uneven.b_rows.transpose() * uneven.gains.asDiagonal()));
   CHECK(read.load<float>(head).up == Matrix<float>::Zero(5, 1));
   const ModelAdapter<float> loaded = load_adapter(read, decoder);
   CHECK(loaded.projection(0, Projection::q) != nullptr);
@@ -446,7 +446,7 @@ TEST_CASE("LoRA folders that are written are read back, number by number", "[io]
     flat.write(folder / "flat");
     const PeftModule<float> tensors = PeftFolder(folder / "flat").load<float>(bound_q);
     CHECK(pith_test::near(Matrix<float>(tensors.up * tensors.gain.asDiagonal() * tensors.down),
-                          Matrix<float>(ada.up().transpose() * ada.gain().asDiagonal() * ada.down()), 1e-5));
+                          Matrix<float>(ada.up() * ada.gain().asDiagonal() * ada.down()), 1e-5));
   }
   SECTION("what PEFT could not read") {
     const auto refused = [](const std::string& module, const LowRankTerm<float>& term, const std::string& text) {
@@ -457,10 +457,10 @@ TEST_CASE("LoRA folders that are written are read back, number by number", "[io]
     refused("../a", uneven, "is no module path");
     refused("q", {Matrix<float>(0, 8), Matrix<float>(0, 4), Vector<float>(0)}, "has rank 0");
     LowRankTerm<float> bad = uneven;
-    bad.down_rows(0, 0) = std::nanf("");
+    bad.a_rows(0, 0) = std::nanf("");
     refused("q", bad, "has numbers that are not finite");
     bad = uneven;
-    bad.gains[0] = 1e38f, bad.up_rows(0, 0) = 1e38f;
+    bad.gains[0] = 1e38f, bad.b_rows(0, 0) = 1e38f;
     refused("q", bad, "overflows where its scale is taken in or out");
     bad.gains.resize(1);
     refused("q", bad, "gain is [1, 1], expected [2, 1]");

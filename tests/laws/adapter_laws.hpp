@@ -25,7 +25,7 @@ struct ShownAdapter {
 };
 template <pith::LowRankAdapter A> ShownAdapter shown(const A& adapter) {
   using S = typename A::Scalar;
-  const pith::ConstMatrixRef<S> down = adapter.down(), up = adapter.up();
+  const pith::ConstMatrixRef<S> down = adapter.down_rows(), up = adapter.up_rows();
   const pith::ConstVectorRef<S> gain = adapter.gain();
   return {down.template cast<double>(), up.template cast<double>(), gain.template cast<double>(),
           double(std::numeric_limits<S>::epsilon())};
@@ -77,7 +77,7 @@ inline Eigen::MatrixXd adapted(const Eigen::MatrixXd& x, const Eigen::MatrixXd& 
 template <pith::LowRankAdapter A> void check_adapter_laws(const A& adapter, std::uint64_t seed) {
   using S = typename A::Scalar;
   using pith::Index;
-  const Index in = pith::ConstMatrixRef<S>(adapter.down()).cols(), out = pith::ConstMatrixRef<S>(adapter.up()).cols(), tokens = 7;
+  const Index in = pith::ConstMatrixRef<S>(adapter.down_rows()).cols(), out = pith::ConstMatrixRef<S>(adapter.up_rows()).cols(), tokens = 7;
   const pith::Linear<S> base(random_matrix<S>(out, in, seed), random_vector<S>(out, seed + 1));
   const pith::Matrix<S> weight_before = base.weight(), x = random_matrix<S>(tokens, in, seed + 2),
                         dy = random_matrix<S>(tokens, out, seed + 3);

@@ -113,8 +113,8 @@ TEST_CASE("an adapter that adds nothing, and none, are the plain model; a thousa
 
   AdapterParts<float> zero = random_adapter(decoder, 4, 1).parts();
   for (auto& layer : zero.layers)
-    for (auto& overlay : layer.projections) overlay.terms[0].up_rows.setZero();  // B = 0, as training begins
-  zero.lm_head.terms[0].up_rows.setZero();
+    for (auto& overlay : layer.projections) overlay.terms[0].b_rows.setZero();  // B = 0, as training begins
+  zero.lm_head.terms[0].b_rows.setZero();
   const ModelAdapter<float> nothing(decoder.adapter_target(), std::move(zero)), thorough = thorough_adapter(decoder, 5);
   auto session = decoder.start(Dense{}, {.max_prompt = 70});
   session.use(&nothing);

@@ -55,7 +55,7 @@ class PlainDecoder {
     Matrix<double> out = weight.cast<double>();
     if (overlay != nullptr)
       for (const LowRankTerm<float>& term : overlay->terms)
-        out += (term.up_rows.transpose() * term.gains.asDiagonal()).cast<double>() * term.down_rows.cast<double>();
+        out += (term.b_rows.transpose() * term.gains.asDiagonal()).cast<double>() * term.a_rows.cast<double>();
     return out;
   }
   Matrix<double> weight(const LayerWeights<float>& w, std::size_t layer, Projection p) const {

@@ -88,7 +88,7 @@ TEST_CASE("pissa and olora: the residual and the adapter are the weight again; m
   CHECK(double(pissa<float>(w, 4).residual.norm()) == Approx(svd.singularValues().tail(5).norm()).epsilon(1e-5));
   const LoraAdapter<float> smallest = mica<float>(w, 2);
   CHECK(smallest.down().isZero(0));
-  CHECK(double((smallest.up() * w).norm()) == Approx(svd.singularValues().tail(2).norm()).epsilon(1e-5));
+  CHECK(double((smallest.up_rows() * w).norm()) == Approx(svd.singularValues().tail(2).norm()).epsilon(1e-5));
 }
 
 TEST_CASE("combinations and decompositions: what makes no sense is refused", "[peft]") {

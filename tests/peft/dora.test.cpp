@@ -139,14 +139,13 @@ TEST_CASE("DoraLinear: a row of zeros stays one", "[peft]") {
 
 TEST_CASE("DoraLinear: wraps any low rank and any dense base", "[peft]") {
   const DoraCase c;
-  const DoraLinear layer(
-      PackedLinear{c.base},
-      AdaLoraAdapter<double>(c.adapter.down(), Vector<double>::Ones(3).eval(), Matrix<double>(c.adapter.up().transpose())), c.magnitude);
+  const DoraLinear layer(PackedLinear{c.base},
+                         AdaLoraAdapter<double>(c.adapter.down(), Vector<double>::Ones(3).eval(), Matrix<double>(c.adapter.up())),
+                         c.magnitude);
   static_assert(DenseLinear<std::remove_cvref_t<decltype(layer)>>);
   const DoraLinear plain(
       LinearView{c.base},
-      LoraAdapter<double>(c.adapter.down(), Matrix<double>(c.adapter.up().transpose()), {.alpha = 3 * double(layer.adapter().scale())}),
-      c.magnitude);
+      LoraAdapter<double>(c.adapter.down(), Matrix<double>(c.adapter.up()), {.alpha = 3 * double(layer.adapter().scale())}), c.magnitude);
   CHECK(near(layer.forward(c.x), plain.forward(c.x), 1e-12 * plain.forward(c.x).cwiseAbs().maxCoeff()));
 }
 
@@ -154,7 +153,7 @@ TEST_CASE("DoraLinear: what does not fit is refused", "[peft]") {
   const DoraCase c;
   CHECK_THROWS_WITH(DoraLinear(LinearView{c.base}, c.adapter, Vector<double>::Ones(69).eval()),
                     contains("magnitude is [69, 1], expected [70, 1]"));
-  const LoraAdapter<double> biased(c.adapter.down(), Matrix<double>(c.adapter.up().transpose()), {}, c.magnitude),
+  const LoraAdapter<double> biased(c.adapter.down(), Matrix<double>(c.adapter.up()), {}, c.magnitude),
       wide(random_matrix<double>(3, 13, 1), random_matrix<double>(70, 3, 1));
   CHECK_THROWS_AS(DoraLinear(LinearView{c.base}, biased), UnsupportedError);
   CHECK_THROWS_WITH(DoraLinear(LinearView{c.base}, wide), contains("down is [3, 13], expected [*, 12]"));

@@ -43,8 +43,8 @@ template <class S> Eigen::MatrixXd naive_overlay(const Linear<S>& base, const Li
   Eigen::MatrixXd y = x.template cast<double>() * base.weight().template cast<double>().transpose();
   if (base.bias().size() > 0) y.rowwise() += Eigen::RowVectorXd(base.bias().template cast<double>().transpose());
   for (const LowRankTerm<S>& t : o.terms)
-    y += x.template cast<double>() * t.down_rows.template cast<double>().transpose() * t.gains.template cast<double>().asDiagonal() *
-         t.up_rows.template cast<double>();
+    y += x.template cast<double>() * t.a_rows.template cast<double>().transpose() * t.gains.template cast<double>().asDiagonal() *
+         t.b_rows.template cast<double>();
   if (o.out_scale.size() > 0) y = y * o.out_scale.template cast<double>().asDiagonal();
   if (o.bias.size() > 0) y.rowwise() += Eigen::RowVectorXd(o.bias.template cast<double>().transpose());
   return y;
@@ -187,8 +187,8 @@ TEST_CASE("overlay: an adapter's fingerprint is of every number", "[peft]") {
   const auto same = [](auto&, auto&, auto&, auto&, auto&) {};
   CHECK(make(same) == make(same));
   std::vector<std::uint64_t> all{0, make(same), ModelAdapter<float>(target, {}).fingerprint()};
-  all.push_back(make([](auto& q, auto&, auto&, auto&, auto&) { q.terms[0].down_rows(1, 5) += 1; }));
-  all.push_back(make([](auto& q, auto&, auto&, auto&, auto&) { q.terms[0].up_rows(1, 5) += 1; }));
+  all.push_back(make([](auto& q, auto&, auto&, auto&, auto&) { q.terms[0].a_rows(1, 5) += 1; }));
+  all.push_back(make([](auto& q, auto&, auto&, auto&, auto&) { q.terms[0].b_rows(1, 5) += 1; }));
   all.push_back(make([](auto& q, auto&, auto&, auto&, auto&) { q.terms[0].gains *= 2; }));  // another scale of the same
   all.push_back(make([](auto& q, auto&, auto&, auto&, auto&) { q.out_scale[5] = 2; }));
   all.push_back(make([](auto& q, auto&, auto&, auto&, auto&) { q.bias[5] = 2; }));

@@ -72,16 +72,16 @@ struct MinimalAdapter {
   Matrix<double> a, bt;
   Vector<double> g, beta;
   Index rank() const { return a.rows(); }
-  const Matrix<double>& down() const { return a; }
-  const Matrix<double>& up() const { return bt; }
+  const Matrix<double>& down_rows() const { return a; }
+  const Matrix<double>& up_rows() const { return bt; }
   const Vector<double>& gain() const { return g; }
   const Vector<double>& bias() const { return beta; }
 };
 struct NoGain {
   using Scalar = double;
   Index rank() const { return 0; }
-  Matrix<double> down() const { return {}; }
-  Matrix<double> up() const { return {}; }
+  Matrix<double> down_rows() const { return {}; }
+  Matrix<double> up_rows() const { return {}; }
 };
 static_assert(LowRankAdapter<MinimalAdapter> && !LowRankAdapter<NoGain>);
 

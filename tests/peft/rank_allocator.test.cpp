@@ -27,8 +27,8 @@ struct TwoModules {
     for (std::size_t m = 0; m < 2; ++m) {
       modules[m].lambda() = random_matrix<double>(4, 1, seed + m);
       modules[m].refresh();
-      grads[m].down = random_matrix<double>(4, modules[m].in(), seed + 2 + m);
-      grads[m].up = random_matrix<double>(4, modules[m].out(), seed + 4 + m);
+      grads[m].down_rows = random_matrix<double>(4, modules[m].in(), seed + 2 + m);
+      grads[m].up_rows = random_matrix<double>(4, modules[m].out(), seed + 4 + m);
       grads[m].lambda = random_matrix<double>(4, 1, seed + 6 + m);
     }
   }

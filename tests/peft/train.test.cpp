@@ -114,8 +114,8 @@ TEST_CASE("backward: DoRA's with its norm held, which is all that is held", "[pe
   LowRankGradients<double> expected = gradients_of(plain);
   Matrix<double> expected_dx(4, 5);
   backward(plain, x, scaled, expected, expected_dx, ws);
-  CHECK(near(grads.low_rank.down, expected.down, 1e-13));
-  CHECK(near(grads.low_rank.up, expected.up, 1e-13));
+  CHECK(near(grads.low_rank.down_rows, expected.down_rows, 1e-13));
+  CHECK(near(grads.low_rank.up_rows, expected.up_rows, 1e-13));
   CHECK(near(dx, expected_dx, 1e-13));
   for (Index i = 0; i < 6; ++i) {  // y is linear in m
     DoraLinear moved = layer;
@@ -176,7 +176,7 @@ TEST_CASE("backward: shapes that disagree are refused before a gradient changes"
   CHECK_THROWS_WITH(backward(layer, x, dy.leftCols(5), grads, dx, ws), contains("dy is [4, 5], expected [4, 6]"));
   CHECK_THROWS_WITH(backward(layer, x.topRows(3), dy, grads, dx, ws), contains("dy is [4, 6], expected [3, 6]"));
   CHECK_THROWS_WITH(backward(layer, x, dy, small, dx, ws), contains("gradients of 2 components for a rank of 3"));
-  CHECK(grads.down.isZero(0));
+  CHECK(grads.down_rows.isZero(0));
 }
 
 TEST_CASE("sample_rank is even, keep_last_component keeps one", "[peft]") {
@@ -188,12 +188,12 @@ TEST_CASE("sample_rank is even, keep_last_component keeps one", "[peft]") {
   CHECK_THROWS_AS(sample_rank(4, 3, rng), ShapeError);
 
   LowRankGradients<double> grads(4, 3, 2);
-  grads.down.setOnes();
-  grads.up.setOnes();
+  grads.down_rows.setOnes();
+  grads.up_rows.setOnes();
   keep_last_component(grads, 3);
-  CHECK(grads.down.sum() == 3);
-  CHECK(grads.down.row(2).sum() == 3);
-  CHECK(grads.up.row(2).sum() == 2);
+  CHECK(grads.down_rows.sum() == 3);
+  CHECK(grads.down_rows.row(2).sum() == 3);
+  CHECK(grads.up_rows.row(2).sum() == 2);
   CHECK_THROWS_AS(keep_last_component(grads, 5), ShapeError);
 }
 

@@ -50,7 +50,7 @@ template <class S = float> class LoraFolderWriter {
   }
 
   template <LowRankAdapter A> void add(const std::string& module, const A& adapter) {
-    const ConstMatrixRef<S> down = adapter.down(), up = adapter.up();
+    const ConstMatrixRef<S> down = adapter.down_rows(), up = adapter.up_rows();
     const ConstVectorRef<S> gain = adapter.gain();
     ConstVectorRef<S> bias;
     if constexpr (requires { adapter.bias(); }) bias = adapter.bias();

@@ -270,7 +270,7 @@ class KvCache {
   const Policy& policy() const { return policy_; }
   Index budget() const { return state_.rules.facts.budget; }
   bool prompt_only() const { return state_.rules.prompt_only(); }
-  RopePositions positions() const {
+  RopePositions rope_positions() const {
     return state_.rules.facts.traits.positions;
   }  ///< positions that queries and keys are rotated at: pass them to keys()
   /// Number of rows in a head; heads may differ.

@@ -51,8 +51,10 @@ template <class S = float> class AdaLoraAdapter {
   Index rank() const { return factors_.down.rows(); }
   Index in() const { return factors_.down.cols(); }
   Index out() const { return factors_.up.cols(); }
-  ConstMatrixRef<S> down() const { return factors_.down; }  ///< A [rank, in]
-  ConstMatrixRef<S> up() const { return factors_.up; }      ///< Bᵀ [rank, out]
+  ConstMatrixRef<S> down() const { return factors_.down; }       ///< A [rank, in]
+  auto up() const { return factors_.up.transpose(); }            ///< B [out, rank]
+  ConstMatrixRef<S> down_rows() const { return factors_.down; }  ///< A, a row a component
+  ConstMatrixRef<S> up_rows() const { return factors_.up; }      ///< Bᵀ, a row a component [rank, out]
   /// [rank] scale · λ.
   ///
   /// Throws   StateError if λ changed after the last refresh()
@@ -66,7 +68,9 @@ template <class S = float> class AdaLoraAdapter {
 
   /// The numbers themselves, for training and masking; refresh() after lambda has changed.
   MatrixRef<S> down() { return ++changes_, factors_.down; }
-  MatrixRef<S> up() { return ++changes_, factors_.up; }
+  auto up() { return ++changes_, factors_.up.transpose(); }
+  MatrixRef<S> down_rows() { return down(); }
+  MatrixRef<S> up_rows() { return ++changes_, factors_.up; }
   VectorRef<S> lambda() { return lambda_; }
   void refresh() {
     ++changes_;
@@ -89,9 +93,9 @@ template <class S = float> class AdaLoraAdapter {
   }
 
   template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
-    f("lora_A", down(), ConstMatrixRef<S>(g.down));
+    f("lora_A", down_rows(), ConstMatrixRef<S>(g.down_rows));
     f("lora_E", detail::as_row(lambda_), detail::as_row(g.lambda));
-    f("lora_B", up(), ConstMatrixRef<S>(g.up));
+    f("lora_B", up_rows(), ConstMatrixRef<S>(g.up_rows));
   }
   Index parameters() const { return factors_.size() + lambda_.size(); }  ///< numbers that training changes
   std::size_t bytes() const { return static_cast<std::size_t>(parameters()) * sizeof(S); }

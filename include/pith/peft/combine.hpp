@@ -46,8 +46,8 @@ template <class S> void check_terms(const char* where, std::span<const WeightedL
     if (term.adapter == nullptr || !std::isfinite(term.weight))
       raise<ShapeError>(text("pith::", where, ": a term without an adapter, or with a weight of ", term.weight));
     const LoraAdapter<S>& first = *terms[0].adapter;
-    check_shape(where, "down", std::as_const(*term.adapter).down(), equal_ranks ? first.rank() : any_extent, first.in());
-    check_shape(where, "up", std::as_const(*term.adapter).up(), any_extent, first.out());
+    check_shape(where, "down", std::as_const(*term.adapter).down_rows(), equal_ranks ? first.rank() : any_extent, first.in());
+    check_shape(where, "up", std::as_const(*term.adapter).up_rows(), any_extent, first.out());
     if (std::as_const(*term.adapter).beta().size() > 0)
       raise<UnsupportedError>(text("pith::", where, ": an adapter with a bias of its own has no combination"));
   }
@@ -128,8 +128,8 @@ template <class S> LoraAdapter<S> combine_cat(std::span<const WeightedLora<S>> t
   Index at = 0;
   for (const WeightedLora<S>& term : terms) {
     const LoraAdapter<S>& a = *term.adapter;
-    down.middleRows(at, a.rank()) = (detail::combined_weight(term) * a.down().template cast<double>()).template cast<S>();
-    up.middleCols(at, a.rank()) = a.up().transpose();
+    down.middleRows(at, a.rank()) = (detail::combined_weight(term) * a.down_rows().template cast<double>()).template cast<S>();
+    up.middleCols(at, a.rank()) = a.up_rows().transpose();
     at += a.rank();
   }
   return LoraAdapter<S>(down, up, {.alpha = double(rank)});
@@ -150,8 +150,8 @@ LoraAdapter<S> combine_factors(std::span<const WeightedLora<S>> terms, CombineOp
   for (const WeightedLora<S>& term : terms) {
     const LoraAdapter<S>& a = *term.adapter;
     const double w = detail::combined_weight(term);
-    downs.push_back(a.down().template cast<double>());
-    ups.push_back(a.up().transpose().template cast<double>());
+    downs.push_back(a.down_rows().template cast<double>());
+    ups.push_back(a.up_rows().transpose().template cast<double>());
     up_weights.push_back(std::sqrt(std::abs(w)));
     down_weights.push_back(w < 0 ? -up_weights.back() : up_weights.back());
   }

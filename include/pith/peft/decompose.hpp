@@ -55,7 +55,7 @@ template <class S>
 DecomposedWeight<S> taken_out(ConstMatrixRef<S> weight, const Matrix<double>& down, const Matrix<double>& up, const LoraOptions& options) {
   LoraAdapter<S> adapter(down.cast<S>().eval(), up.cast<S>().eval(), options);
   const LoraAdapter<S>& a = adapter;
-  const Matrix<double> delta = double(a.scale()) * a.up().transpose().template cast<double>() * a.down().template cast<double>();
+  const Matrix<double> delta = double(a.scale()) * a.up().template cast<double>() * a.down().template cast<double>();
   Matrix<S> residual = (weight.template cast<double>() - delta).template cast<S>();
   return {std::move(adapter), std::move(residual)};
 }
@@ -124,7 +124,7 @@ LoraAdapter<S> combine_svd(std::span<const WeightedLora<S>> terms, const SvdComb
   for (const WeightedLora<S>& term : terms) {
     const LoraAdapter<S>& a = *term.adapter;
     const double scale = double(a.scale());
-    deltas.push_back(scale * a.up().transpose().template cast<double>() * a.down().template cast<double>());
+    deltas.push_back(scale * a.up().template cast<double>() * a.down().template cast<double>());
     weights.push_back(options.as_published ? detail::combined_weight(term) : term.weight);
     if (options.rank < 0) rank = (std::max)(rank, a.rank());
   }

@@ -25,8 +25,8 @@ namespace pith { inline namespace v0 {
 template <DenseLinear L, LowRankAdapter A>
 requires std::same_as<typename L::Scalar, typename A::Scalar> Vector<typename L::Scalar> dora_norm(const L& layer, const A& adapter) {
   using S = typename L::Scalar;
-  check_shape("dora_norm", "down", ConstMatrixRef<S>(adapter.down()), any_extent, layer.in());
-  check_shape("dora_norm", "up", ConstMatrixRef<S>(adapter.up()), any_extent, layer.out());
+  check_shape("dora_norm", "down", ConstMatrixRef<S>(adapter.down_rows()), any_extent, layer.in());
+  check_shape("dora_norm", "up", ConstMatrixRef<S>(adapter.up_rows()), any_extent, layer.out());
   Vector<S> norm(layer.out());
   Matrix<double> rows((std::min)(layer.out(), detail::merged_at_once), layer.in());
   for (Index r = 0; r < layer.out(); r += detail::merged_at_once) {
@@ -87,7 +87,7 @@ class DoraLinear {
     const MatrixRef<Scalar> scaled = ws.matrix<Scalar>(dy.rows(), dy.cols());
     scale_rows(dy, scaled);
     base_.backward(scaled, dx, ws);
-    add_low_rank<Scalar>(scaled, adapter_.up(), adapter_.down(), adapter_.gain(), dx, ws);
+    add_low_rank<Scalar>(scaled, adapter_.up_rows(), adapter_.down_rows(), adapter_.gain(), dx, ws);
   }
 
   /// out = dy ∘ m / n: the gradient of x (W + ΔW)ᵀ. Shapes: dy, out [tokens, out]

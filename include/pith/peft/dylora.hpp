@@ -44,19 +44,22 @@ template <class S = float> class DyLoraAdapter {
   Index max_rank() const { return factors_.down.rows(); }
   Index in() const { return factors_.down.cols(); }
   Index out() const { return factors_.up.cols(); }
-  ConstMatrixRef<S> down() const { return factors_.down.topRows(rank_); }  ///< A [rank, in]
-  ConstMatrixRef<S> up() const { return factors_.up.topRows(rank_); }      ///< Bᵀ [rank, out]
-  ConstVectorRef<S> gain() const { return {gain_.data(), rank_}; }         ///< [rank] alpha / rank
+  ConstMatrixRef<S> down() const { return factors_.down.topRows(rank_); }   ///< A [rank, in]
+  auto up() const { return factors_.up.topRows(rank_).transpose(); }        ///< B [out, rank]
+  ConstMatrixRef<S> down_rows() const { return down(); }                    ///< A, a row a component
+  ConstMatrixRef<S> up_rows() const { return factors_.up.topRows(rank_); }  ///< Bᵀ, a row a component [rank, out]
+  ConstVectorRef<S> gain() const { return {gain_.data(), rank_}; }          ///< [rank] alpha / rank
   S scale() const { return gain_[0]; }
 
   /// The numbers of all ranks, for training.
   MatrixRef<S> all_down() { return ++changes_, factors_.down; }
-  MatrixRef<S> all_up() { return ++changes_, factors_.up; }
+  auto all_up() { return ++changes_, factors_.up.transpose(); }
   void refresh() { ++changes_; }
   std::uint64_t changes() const { return changes_; }
   template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
-    f("lora_A", all_down(), ConstMatrixRef<S>(g.down));
-    f("lora_B", all_up(), ConstMatrixRef<S>(g.up));
+    ++changes_;
+    f("lora_A", MatrixRef<S>(factors_.down), ConstMatrixRef<S>(g.down_rows));
+    f("lora_B", MatrixRef<S>(factors_.up), ConstMatrixRef<S>(g.up_rows));
   }
   Index parameters() const { return factors_.size(); }  ///< numbers that training changes
   std::size_t bytes() const { return static_cast<std::size_t>(parameters()) * sizeof(S); }

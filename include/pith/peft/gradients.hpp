@@ -8,15 +8,15 @@ namespace pith { inline namespace v0 {
 
 /// dL/d of what an adapter trains; its each_parameter() goes through them by name. What it has not stays 0.
 template <class S> struct LowRankGradients {
-  Matrix<S> down, up;  ///< [rank, in], [rank, out]
-  Vector<S> lambda;    ///< [rank] of AdaLoRA's and IncreLoRA's λ
-  Vector<S> bias;      ///< [out] of β
+  Matrix<S> down_rows, up_rows;  ///< dA [rank, in], dBᵀ [rank, out]
+  Vector<S> lambda;              ///< [rank] of AdaLoRA's and IncreLoRA's λ
+  Vector<S> bias;                ///< [out] of β
 
   LowRankGradients() = default;
-  LowRankGradients(Index rank, Index in, Index out) : down(rank, in), up(rank, out), lambda(rank), bias(out) { set_zero(); }
+  LowRankGradients(Index rank, Index in, Index out) : down_rows(rank, in), up_rows(rank, out), lambda(rank), bias(out) { set_zero(); }
   void set_zero() {
-    down.setZero();
-    up.setZero();
+    down_rows.setZero();
+    up_rows.setZero();
     lambda.setZero();
     bias.setZero();
   }
@@ -33,20 +33,20 @@ template <LowRankAdapter A>
 void low_rank_backward(ConstMatrixRef<typename A::Scalar> x, const A& adapter, ConstMatrixRef<typename A::Scalar> dy,
                        LowRankGradients<typename A::Scalar>& grads) {
   using S = typename A::Scalar;
-  const ConstMatrixRef<S> down = adapter.down(), up = adapter.up();
+  const ConstMatrixRef<S> down = adapter.down_rows(), up = adapter.up_rows();
   const ConstVectorRef<S> gain = adapter.gain();
   const Index rank = down.rows();
   check_shape("low_rank_backward", "x", x, any_extent, down.cols());
   check_shape("low_rank_backward", "dy", dy, x.rows(), up.cols());
-  check_shape("low_rank_backward", "grads.down", grads.down, any_extent, down.cols());
-  check_shape("low_rank_backward", "grads.up", grads.up, grads.down.rows(), up.cols());
-  check_shape("low_rank_backward", "grads.lambda", grads.lambda, grads.down.rows(), 1);
+  check_shape("low_rank_backward", "grads.down_rows", grads.down_rows, any_extent, down.cols());
+  check_shape("low_rank_backward", "grads.up_rows", grads.up_rows, grads.down_rows.rows(), up.cols());
+  check_shape("low_rank_backward", "grads.lambda", grads.lambda, grads.down_rows.rows(), 1);
   check_shape("low_rank_backward", "grads.bias", grads.bias, up.cols(), 1);
-  if (rank > grads.down.rows()) [[unlikely]]
-    raise<ShapeError>(detail::text("pith::low_rank_backward: gradients of ", grads.down.rows(), " components for a rank of ", rank));
+  if (rank > grads.down_rows.rows()) [[unlikely]]
+    raise<ShapeError>(detail::text("pith::low_rank_backward: gradients of ", grads.down_rows.rows(), " components for a rank of ", rank));
   const Matrix<S> t = x * down.transpose(), u = dy * up.transpose();
-  grads.down.topRows(rank).noalias() += (u * gain.asDiagonal()).transpose() * x;
-  grads.up.topRows(rank).noalias() += (t * gain.asDiagonal()).transpose() * dy;
+  grads.down_rows.topRows(rank).noalias() += (u * gain.asDiagonal()).transpose() * x;
+  grads.up_rows.topRows(rank).noalias() += (t * gain.asDiagonal()).transpose() * dy;
   if constexpr (requires { adapter.lambda(); }) grads.lambda.head(rank) += adapter.scale() * t.cwiseProduct(u).colwise().sum().transpose();
   if constexpr (requires { adapter.beta(); })
     if (adapter.beta().size() > 0) grads.bias += adapter.scale() * dy.colwise().sum().transpose();

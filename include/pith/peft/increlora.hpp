@@ -61,8 +61,10 @@ template <class S = float> class IncreLoraAdapter {
   Index max_rank() const { return down_.rows(); }  ///< the capacity
   Index in() const { return down_.cols(); }
   Index out() const { return up_.cols(); }
-  ConstMatrixRef<S> down() const { return down_.topRows(used_); }  ///< A [rank, in]
-  ConstMatrixRef<S> up() const { return up_.topRows(used_); }      ///< Bᵀ [rank, out]
+  ConstMatrixRef<S> down() const { return down_.topRows(used_); }   ///< A [rank, in]
+  auto up() const { return up_.topRows(used_).transpose(); }        ///< B [out, rank]
+  ConstMatrixRef<S> down_rows() const { return down(); }            ///< A, a row a component
+  ConstMatrixRef<S> up_rows() const { return up_.topRows(used_); }  ///< Bᵀ, a row a component [rank, out]
   /// [rank] scale · λ.
   ///
   /// Throws   StateError if λ changed after the last refresh()
@@ -116,7 +118,9 @@ template <class S = float> class IncreLoraAdapter {
 
   /// The numbers themselves, for training; refresh() after lambda has changed.
   MatrixRef<S> down() { return ++changes_, down_.topRows(used_); }
-  MatrixRef<S> up() { return ++changes_, up_.topRows(used_); }
+  auto up() { return ++changes_, up_.topRows(used_).transpose(); }
+  MatrixRef<S> down_rows() { return down(); }
+  MatrixRef<S> up_rows() { return ++changes_, up_.topRows(used_); }
   VectorRef<S> lambda() { return {lambda_.data(), used_}; }
   void refresh() {
     update_gain();
@@ -138,8 +142,8 @@ template <class S = float> class IncreLoraAdapter {
     for (Index r = 0; r < trained_used_; ++r) {
       const std::string number = "." + std::to_string(r);
       if (r < trained_counted_ || options_.advance_learn) {
-        f("lora_A" + number, MatrixRef<S>(down_.middleRows(r, 1)), ConstMatrixRef<S>(g.down.middleRows(r, 1)));
-        f("lora_B" + number, MatrixRef<S>(up_.middleRows(r, 1)), ConstMatrixRef<S>(g.up.middleRows(r, 1)));
+        f("lora_A" + number, MatrixRef<S>(down_.middleRows(r, 1)), ConstMatrixRef<S>(g.down_rows.middleRows(r, 1)));
+        f("lora_B" + number, MatrixRef<S>(up_.middleRows(r, 1)), ConstMatrixRef<S>(g.up_rows.middleRows(r, 1)));
       }
       if (r < trained_counted_) f("lora_E" + number, MatrixRef<S>(lambda_.data() + r, 1, 1), ConstMatrixRef<S>(g.lambda.data() + r, 1, 1));
     }

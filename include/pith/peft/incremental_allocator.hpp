@@ -33,7 +33,7 @@ struct IncrementalOptions {
 template <LowRankAdapter A>
 double increment_score(const A& adapter, ConstMatrixRef<typename A::Scalar> x, ConstMatrixRef<typename A::Scalar> dy) {
   using S = typename A::Scalar;
-  const ConstMatrixRef<S> down = adapter.down(), up = adapter.up();
+  const ConstMatrixRef<S> down = adapter.down_rows(), up = adapter.up_rows();
   check_shape("increment_score", "x", x, any_extent, down.cols());
   check_shape("increment_score", "dy", dy, x.rows(), up.cols());
   if (down.cols() == 0 || up.cols() == 0) return 0;

@@ -19,19 +19,19 @@ namespace pith { inline namespace v0 {
 
 /// One low-rank addition to a projection, owning its numbers: B diag(gain) A.
 ///
-/// Shapes   down A [rank, in] · up Bᵀ [rank, out] · gain [rank]
+/// Shapes   a_rows A [rank, in] · b_rows Bᵀ [rank, out] · gains [rank]
 template <class S = float> struct LowRankTerm {
   using Scalar = S;
-  Matrix<S> down_rows = {};
-  Matrix<S> up_rows = {};
+  Matrix<S> a_rows = {};
+  Matrix<S> b_rows = {};
   Vector<S> gains = {};
 
   /// What any adapter adds now; its bias, if it has one, belongs to LinearAdapter::bias.
-  template <LowRankAdapter A> static LowRankTerm of(const A& adapter) { return {adapter.down(), adapter.up(), adapter.gain()}; }
+  template <LowRankAdapter A> static LowRankTerm of(const A& adapter) { return {adapter.down_rows(), adapter.up_rows(), adapter.gain()}; }
 
-  Index rank() const { return down_rows.rows(); }
-  ConstMatrixRef<S> down() const { return down_rows; }
-  ConstMatrixRef<S> up() const { return up_rows; }
+  Index rank() const { return a_rows.rows(); }
+  ConstMatrixRef<S> down_rows() const { return a_rows; }
+  ConstMatrixRef<S> up_rows() const { return b_rows; }
   ConstVectorRef<S> gain() const { return gains; }
 };
 
@@ -82,8 +82,8 @@ template <class S> constexpr std::size_t linear_adapter_workspace_bytes(Index to
 
 template <class S> void LinearAdapter<S>::check(std::string_view where, Index out, Index in) const {
   for (const LowRankTerm<S>& term : terms) {
-    check_shape(where, "down of a term", term.down_rows, any_extent, in);
-    check_shape(where, "up of a term", term.up_rows, term.rank(), out);
+    check_shape(where, "down of a term", term.a_rows, any_extent, in);
+    check_shape(where, "up of a term", term.b_rows, term.rank(), out);
     check_shape(where, "gain of a term", term.gains, term.rank(), 1);
   }
   if (out_scale.size() > 0) check_shape(where, "out_scale", out_scale, out, 1);
@@ -101,7 +101,7 @@ template <class S> void LinearAdapter<S>::add(ConstMatrixRef<S> x, MatrixRef<S> 
   for (const LowRankTerm<S>& term : terms)
     for (Index first = 0; first < term.rank(); first += detail::overlay_block) {
       const Index n = (std::min)(detail::overlay_block, term.rank() - first);
-      add_low_rank<S>(x, ConstMatrixRef<S>(term.down_rows.middleRows(first, n)), term.up_rows.middleRows(first, n),
+      add_low_rank<S>(x, ConstMatrixRef<S>(term.a_rows.middleRows(first, n)), term.b_rows.middleRows(first, n),
                       term.gains.segment(first, n), y, ws);
     }
   if (out_scale.size() > 0) {
@@ -116,7 +116,7 @@ template <class S> void LinearAdapter<S>::add(ConstMatrixRef<S> x, MatrixRef<S> 
 
 template <class S> std::size_t LinearAdapter<S>::bytes() const {
   Index numbers = out_scale.size() + bias.size();
-  for (const LowRankTerm<S>& term : terms) numbers += term.down_rows.size() + term.up_rows.size() + term.gains.size();
+  for (const LowRankTerm<S>& term : terms) numbers += term.a_rows.size() + term.b_rows.size() + term.gains.size();
   return static_cast<std::size_t>(numbers) * sizeof(S) + (replacement.empty() ? 0 : replacement.bytes());
 }
 

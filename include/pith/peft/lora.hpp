@@ -53,9 +53,11 @@ template <class S = float> class LoraAdapter {
   Index rank() const { return factors_.down.rows(); }
   Index in() const { return factors_.down.cols(); }
   Index out() const { return factors_.up.cols(); }
-  ConstMatrixRef<S> down() const { return factors_.down; }  ///< A [rank, in]
-  ConstMatrixRef<S> up() const { return factors_.up; }      ///< Bᵀ [rank, out]
-  ConstVectorRef<S> gain() const { return gain_; }          ///< [rank] scale
+  ConstMatrixRef<S> down() const { return factors_.down; }       ///< A [rank, in]
+  auto up() const { return factors_.up.transpose(); }            ///< B [out, rank]
+  ConstMatrixRef<S> down_rows() const { return factors_.down; }  ///< A, a row a component
+  ConstMatrixRef<S> up_rows() const { return factors_.up; }      ///< Bᵀ, a row a component [rank, out]
+  ConstVectorRef<S> gain() const { return gain_; }               ///< [rank] scale
   /// [out] scale · β, or empty.
   ///
   /// Throws   StateError if β changed after the last refresh()
@@ -76,7 +78,9 @@ template <class S = float> class LoraAdapter {
 
   /// The numbers themselves, for training; refresh() after beta has changed.
   MatrixRef<S> down() { return ++changes_, factors_.down; }
-  MatrixRef<S> up() { return ++changes_, factors_.up; }
+  auto up() { return ++changes_, factors_.up.transpose(); }
+  MatrixRef<S> down_rows() { return down(); }
+  MatrixRef<S> up_rows() { return ++changes_, factors_.up; }
   VectorRef<S> beta() { return beta_; }
   void refresh() {
     ++changes_;
@@ -88,8 +92,8 @@ template <class S = float> class LoraAdapter {
 
   /// f(name, numbers, their gradient) for everything that is trained.
   template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
-    f("lora_A", down(), ConstMatrixRef<S>(g.down));
-    f("lora_B", up(), ConstMatrixRef<S>(g.up));
+    f("lora_A", down_rows(), ConstMatrixRef<S>(g.down_rows));
+    f("lora_B", up_rows(), ConstMatrixRef<S>(g.up_rows));
     if (beta_.size() > 0) f("lora_B.bias", detail::as_row(beta_), detail::as_row(g.bias));
   }
   Index parameters() const { return factors_.size() + beta_.size(); }  ///< numbers that training changes
@@ -134,7 +138,7 @@ class LoraLinear {
   void backward(ConstMatrixRef<Scalar> dy, MatrixRef<Scalar> dx, Workspace& ws) const requires BackwardLinear<Base> {
     detail::check_ready(adapter_);
     base_.backward(dy, dx, ws);
-    add_low_rank<Scalar>(dy, adapter_.up(), adapter_.down(), adapter_.gain(), dx, ws);
+    add_low_rank<Scalar>(dy, adapter_.up_rows(), adapter_.down_rows(), adapter_.gain(), dx, ws);
   }
 
   /// W + B diag(gain) A as one layer; each number is rounded once. This layer and its base stay as they are.
@@ -174,8 +178,8 @@ class LoraLinear {
 
  private:
   void check() const {
-    check_shape("LoraLinear", "down", ConstMatrixRef<Scalar>(adapter_.down()), adapter_.rank(), base_.in());
-    check_shape("LoraLinear", "up", ConstMatrixRef<Scalar>(adapter_.up()), adapter_.rank(), base_.out());
+    check_shape("LoraLinear", "down", ConstMatrixRef<Scalar>(adapter_.down_rows()), adapter_.rank(), base_.in());
+    check_shape("LoraLinear", "up", ConstMatrixRef<Scalar>(adapter_.up_rows()), adapter_.rank(), base_.out());
     check_shape("LoraLinear", "gain", ConstVectorRef<Scalar>(adapter_.gain()), adapter_.rank(), 1);
     detail::check_bias("LoraLinear", base_.out(), detail::bias_of(adapter_).size());
   }

@@ -22,9 +22,9 @@ template <class A>
 concept LowRankAdapter = requires(const A a) {
   typename A::Scalar;
   { a.rank() } -> std::convertible_to<Index>;
-  { a.down() } -> std::convertible_to<ConstMatrixRef<typename A::Scalar>>;  // A  [rank, in]
-  { a.up() } -> std::convertible_to<ConstMatrixRef<typename A::Scalar>>;    // Bᵀ [rank, out]
-  { a.gain() } -> std::convertible_to<ConstVectorRef<typename A::Scalar>>;  // [rank], scale folded in
+  { a.down_rows() } -> std::convertible_to<ConstMatrixRef<typename A::Scalar>>;  // A  [rank, in]
+  { a.up_rows() } -> std::convertible_to<ConstMatrixRef<typename A::Scalar>>;    // Bᵀ [rank, out]
+  { a.gain() } -> std::convertible_to<ConstVectorRef<typename A::Scalar>>;       // [rank], scale folded in
 };
 
 /// y += ((x Aᵀ) ∘ gain) Bᵀ, from right to left: the product B A is never formed.
@@ -212,14 +212,14 @@ void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> d
 template <LowRankAdapter A>
 void add_low_rank(ConstMatrixRef<typename A::Scalar> x, const A& adapter, MatrixRef<typename A::Scalar> y, Workspace& ws) {
   using S = typename A::Scalar;
-  const ConstMatrixRef<S> down = adapter.down();
+  const ConstMatrixRef<S> down = adapter.down_rows();
   if constexpr (requires { adapter.bias(); }) {
     const ConstVectorRef<S> bias = adapter.bias();
     detail::check_bias("add_low_rank", y.cols(), bias.size());
-    add_low_rank<S>(x, down, adapter.up(), adapter.gain(), y, ws);
+    add_low_rank<S>(x, down, adapter.up_rows(), adapter.gain(), y, ws);
     if (bias.size() > 0) y.rowwise() += bias.transpose();
   } else {
-    add_low_rank<S>(x, down, adapter.up(), adapter.gain(), y, ws);
+    add_low_rank<S>(x, down, adapter.up_rows(), adapter.gain(), y, ws);
   }
 }
 

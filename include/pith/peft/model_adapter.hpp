@@ -131,7 +131,7 @@ template <class S = float> class ModelAdapter {
     };
     for_each_overlay([&](const std::string&, const LinearAdapter<S>& overlay, Index out, Index in) {
       f.number(overlay.terms.size());
-      for (const LowRankTerm<S>& term : overlay.terms) numbers(term.down_rows), numbers(term.up_rows), numbers(term.gains);
+      for (const LowRankTerm<S>& term : overlay.terms) numbers(term.a_rows), numbers(term.b_rows), numbers(term.gains);
       numbers(overlay.out_scale);
       numbers(overlay.bias);
       f.number(overlay.replacement.empty());

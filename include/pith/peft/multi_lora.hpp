@@ -28,16 +28,16 @@ template <class S = float> class LowRankView {
   LowRankView() = default;
   template <LowRankAdapter A>
   requires(!std::same_as<A, LowRankView> && std::same_as<typename A::Scalar, S>) LowRankView(const A& adapter)
-      : down_(adapter.down()), up_(adapter.up()), gain_(adapter.gain()), bias_(detail::bias_of(adapter)) {}
+      : down_(adapter.down_rows()), up_(adapter.up_rows()), gain_(adapter.gain()), bias_(detail::bias_of(adapter)) {}
   template <LowRankAdapter A>
   requires(!std::same_as<A, LowRankView> && !std::is_reference_v<A>) LowRankView(A&&)
   = delete;  // it would outlive what it shows
-  LowRankView(ConstMatrixRef<S> down, ConstMatrixRef<S> up, ConstVectorRef<S> gain, ConstVectorRef<S> bias = {})
-      : down_(down), up_(up), gain_(gain), bias_(bias) {}
+  LowRankView(ConstMatrixRef<S> down_rows, ConstMatrixRef<S> up_rows, ConstVectorRef<S> gain, ConstVectorRef<S> bias = {})
+      : down_(down_rows), up_(up_rows), gain_(gain), bias_(bias) {}
 
   Index rank() const { return down_.rows(); }
-  ConstMatrixRef<S> down() const { return down_; }
-  ConstMatrixRef<S> up() const { return up_; }
+  ConstMatrixRef<S> down_rows() const { return down_; }
+  ConstMatrixRef<S> up_rows() const { return up_; }
   ConstVectorRef<S> gain() const { return gain_; }
   ConstVectorRef<S> bias() const { return bias_; }
 
@@ -99,8 +99,8 @@ void check_multi_lora(const ConstMatrixRef<S>& x, std::span<const LowRankView<S>
   if (static_cast<Index>(chosen.size()) != x.rows()) [[unlikely]]
     raise<ShapeError>(text("pith::add_multi_lora: ", chosen.size(), " choices for ", x.rows(), " rows: expected one each"));
   for (const LowRankView<S>& a : adapters) {
-    check_shape("add_multi_lora", "down", a.down(), a.rank(), x.cols());
-    check_shape("add_multi_lora", "up", a.up(), a.rank(), y.cols());
+    check_shape("add_multi_lora", "down", a.down_rows(), a.rank(), x.cols());
+    check_shape("add_multi_lora", "up", a.up_rows(), a.rank(), y.cols());
     check_shape("add_multi_lora", "gain", a.gain(), a.rank(), 1);
     check_bias("add_multi_lora", y.cols(), a.bias().size());
   }
@@ -143,8 +143,8 @@ void add_multi_lora(std::type_identity_t<ConstMatrixRef<S>> x, std::span<const L
       const LowRankView<S>& adapter = adapters[static_cast<std::size_t>(a)];
       const Index* row = groups.row + first;
       const auto add = [&](ConstMatrixRef<S> from, MatrixRef<S> to) {
-        detail::add_components<S>(from, adapter.down(), adapter.up(), adapter.gain(), to, ts + worker * t_size, picked + worker * rank,
-                                  panels + worker * panel_size, serial);
+        detail::add_components<S>(from, adapter.down_rows(), adapter.up_rows(), adapter.gain(), to, ts + worker * t_size,
+                                  picked + worker * rank, panels + worker * panel_size, serial);
         if (adapter.bias().size() > 0) to.rowwise() += adapter.bias().transpose();
       };
       if (row[rows - 1] - row[0] == rows - 1) {
@@ -173,8 +173,8 @@ class MultiLoraLinear {
 
   MultiLoraLinear(Base base, std::vector<Adapter> adapters) : base_(std::move(base)), adapters_(std::move(adapters)) {
     for (const Adapter& adapter : adapters_) {
-      check_shape("MultiLoraLinear", "down", ConstMatrixRef<Scalar>(adapter.down()), adapter.rank(), base_.in());
-      check_shape("MultiLoraLinear", "up", ConstMatrixRef<Scalar>(adapter.up()), adapter.rank(), base_.out());
+      check_shape("MultiLoraLinear", "down", ConstMatrixRef<Scalar>(adapter.down_rows()), adapter.rank(), base_.in());
+      check_shape("MultiLoraLinear", "up", ConstMatrixRef<Scalar>(adapter.up_rows()), adapter.rank(), base_.out());
       detail::check_bias("MultiLoraLinear", base_.out(), detail::bias_of(adapter).size());
     }
   }

@@ -134,10 +134,10 @@ template <class S = float> class RankAllocator {
     if (gradients.size() != modules_.size()) [[unlikely]]
       raise<ShapeError>(detail::text("pith::RankAllocator::step: ", gradients.size(), " gradients for ", modules_.size(), " modules"));
     for (std::size_t m = 0; m < modules_.size(); ++m) {
-      const Index rank = mean_[m].down.rows();
-      check_shape("RankAllocator::step", "down", modules_[m]->down(), rank, mean_[m].down.cols());
-      check_shape("RankAllocator::step", "gradients.down", gradients[m].down, rank, mean_[m].down.cols());
-      check_shape("RankAllocator::step", "gradients.up", gradients[m].up, rank, mean_[m].up.cols());
+      const Index rank = mean_[m].down_rows.rows();
+      check_shape("RankAllocator::step", "down", modules_[m]->down(), rank, mean_[m].down_rows.cols());
+      check_shape("RankAllocator::step", "gradients.down", gradients[m].down_rows, rank, mean_[m].down_rows.cols());
+      check_shape("RankAllocator::step", "gradients.up", gradients[m].up_rows, rank, mean_[m].up_rows.cols());
       check_shape("RankAllocator::step", "gradients.lambda", gradients[m].lambda, rank, 1);
     }
   }
@@ -146,8 +146,8 @@ template <class S = float> class RankAllocator {
     for (std::size_t m = 0; m < modules_.size(); ++m) {
       const ImportanceOptions& o = schedule_.options.importance;
       const AdaLoraAdapter<S>& a = *modules_[m];
-      detail::smooth_importance(a.down(), gradients[m].down, mean_[m].down, spread_[m].down, o);
-      detail::smooth_importance(a.up(), gradients[m].up, mean_[m].up, spread_[m].up, o);
+      detail::smooth_importance(a.down_rows(), gradients[m].down_rows, mean_[m].down_rows, spread_[m].down_rows, o);
+      detail::smooth_importance(a.up_rows(), gradients[m].up_rows, mean_[m].up_rows, spread_[m].up_rows, o);
       detail::smooth_importance(a.lambda(), gradients[m].lambda, mean_[m].lambda, spread_[m].lambda, o);
     }
   }
@@ -160,7 +160,8 @@ template <class S = float> class RankAllocator {
     std::vector<double> all;
     for (std::size_t m = 0; m < modules_.size(); ++m) {
       const LowRankGradients<double>&mean = mean_[m], &spread = spread_[m];
-      score_[m] = mean.lambda.cwiseProduct(spread.lambda) + row_means(mean.down, spread.down) + row_means(mean.up, spread.up);
+      score_[m] =
+          mean.lambda.cwiseProduct(spread.lambda) + row_means(mean.down_rows, spread.down_rows) + row_means(mean.up_rows, spread.up_rows);
       score_[m] = score_[m].array().isNaN().select(-std::numeric_limits<double>::infinity(), score_[m].array()).matrix().eval();
       all.insert(all.end(), score_[m].data(), score_[m].data() + score_[m].size());
     }

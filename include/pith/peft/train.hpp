@@ -161,12 +161,12 @@ template <std::uniform_random_bit_generator Rng> Index sample_rank(Index first, 
 ///
 /// Throws   ShapeError if there is no such component
 template <class S> void keep_last_component(LowRankGradients<S>& grads, Index rank) {
-  if (rank < 1 || rank > grads.down.rows()) [[unlikely]]
-    raise<ShapeError>(detail::text("pith::keep_last_component: rank ", rank, ", expected 1 .. ", grads.down.rows()));
-  grads.down.topRows(rank - 1).setZero();
-  grads.down.bottomRows(grads.down.rows() - rank).setZero();
-  grads.up.topRows(rank - 1).setZero();
-  grads.up.bottomRows(grads.up.rows() - rank).setZero();
+  if (rank < 1 || rank > grads.down_rows.rows()) [[unlikely]]
+    raise<ShapeError>(detail::text("pith::keep_last_component: rank ", rank, ", expected 1 .. ", grads.down_rows.rows()));
+  grads.down_rows.topRows(rank - 1).setZero();
+  grads.down_rows.bottomRows(grads.down_rows.rows() - rank).setZero();
+  grads.up_rows.topRows(rank - 1).setZero();
+  grads.up_rows.bottomRows(grads.up_rows.rows() - rank).setZero();
 }
 
 struct AdamWOptions {

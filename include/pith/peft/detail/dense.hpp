@@ -32,7 +32,7 @@ template <DenseLinear L> void wide_rows(const L& layer, Index first_row, MatrixR
 /// rows += rows first_row … of B diag(gain) A
 template <LowRankAdapter A> void add_delta_rows(const A& adapter, Index first_row, MatrixRef<double> rows) {
   using S = typename A::Scalar;
-  const ConstMatrixRef<S> down = adapter.down(), up = adapter.up();
+  const ConstMatrixRef<S> down = adapter.down_rows(), up = adapter.up_rows();
   const ConstVectorRef<S> gain = adapter.gain();
   for (Index r = 0; r < down.rows(); ++r) {
     if (gain[r] == S(0)) continue;
