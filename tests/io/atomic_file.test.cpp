@@ -17,6 +17,7 @@
 #include "support/catch.hpp"
 
 using namespace pith;
+using pith::detail::AtomicFile;
 using pith_test::TempFolder;
 namespace fs = std::filesystem;
 

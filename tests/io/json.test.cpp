@@ -22,6 +22,7 @@
 #include "support/catch.hpp"
 
 using namespace pith;
+using pith::detail::FileBytes;
 using pith::detail::Json, pith::detail::JsonDocument, pith::detail::JsonLimits, pith::detail::parse_json;
 using pith_test::TempFolder;
 

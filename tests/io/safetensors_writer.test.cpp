@@ -12,6 +12,7 @@
 namespace {
 
 using namespace pith;
+using pith::detail::AtomicFile;
 using pith_test::contains;
 using pith_test::TempFolder;
 
