@@ -1,9 +1,9 @@
 #pragma once
 
-// A Llama-like decoder and its conversations.
-#include <pith/model/config.hpp>           // the numbers of a decoder
-#include <pith/model/decoder.hpp>          // weights and what follows from them, shared by sessions
-#include <pith/model/session.hpp>          // one conversation: a cache for each layer, under any policy
-#include <pith/model/session_options.hpp>  // what a session and a prompt are told
-#include <pith/model/splice.hpp>           // text with images as one prompt
-#include <pith/model/weights.hpp>          // its weights
+// A Llama-family decoder and its sessions.
+#include <pith/model/config.hpp>           // the sizes and constants of a decoder, as in config.json
+#include <pith/model/decoder.hpp>          // Decoder: configuration and weights, shared by its sessions
+#include <pith/model/session.hpp>          // Session: one conversation, with a KV cache per layer
+#include <pith/model/session_options.hpp>  // options of a session and of a prompt
+#include <pith/model/splice.hpp>           // puts images into a prompt
+#include <pith/model/weights.hpp>          // the weights of a decoder

@@ -15,6 +15,7 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 
+// Chooses a token from logits: temperature, top-k, top-p, min-p.
 namespace pith { inline namespace v0 {
 
 /// How a token is chosen from logits. The filters apply from top to bottom, each to the tokens left by the one above, as in Hugging Face.

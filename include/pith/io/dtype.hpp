@@ -9,6 +9,7 @@
 
 #include <pith/core/types.hpp>
 
+// Element types of tensors in files.
 namespace pith { inline namespace v0 {
 
 static_assert(std::endian::native == std::endian::little, "pith reads files in place: little-endian machines only");

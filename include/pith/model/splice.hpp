@@ -14,6 +14,7 @@
 #include <pith/core/view.hpp>
 #include <pith/nn/embedding.hpp>
 
+// Puts images into a prompt.
 namespace pith { inline namespace v0 {
 
 /// An image, or other non-text input, as embedding rows that replace the placeholders of a prompt.

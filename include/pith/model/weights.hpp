@@ -12,6 +12,7 @@
 #include <pith/nn/linear.hpp>
 #include <pith/peft/model_adapter.hpp>
 
+// The weights of a decoder, and the check of their shapes.
 namespace pith { inline namespace v0 {
 
 /// Weights of one decoder block, named as in the checkpoint: post_attention_layernorm is the norm before the feed-forward part.

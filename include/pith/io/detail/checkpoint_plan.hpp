@@ -18,6 +18,7 @@
 #include <pith/io/tensor_info.hpp>
 #include <pith/model/config.hpp>
 
+// Matches the tensors of a folder with a config.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// Tables of rotary angles saved by older writers; the config determines them.

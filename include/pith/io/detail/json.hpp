@@ -18,6 +18,7 @@
 #include <pith/io/detail/text.hpp>
 #include <pith/io/limits.hpp>
 
+// Parses JSON text under limits on size and memory.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// Builds a JsonDocument from parser events; measure_json() has found it large enough.

@@ -8,6 +8,7 @@
 #include <pith/core/check.hpp>
 #include <pith/io/detail/text.hpp>
 
+// Measures JSON text before it is parsed, and refuses it over a limit.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// Limits on JSON text; the defaults are those of a configuration. A document of 32 MB takes at most 64 MB besides its text, for any

@@ -12,6 +12,7 @@
 #include <pith/core/check.hpp>
 #include <pith/io/detail/text.hpp>
 
+// Matches module paths against many names in bounded time.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// Spends n steps of a matching budget.

@@ -11,6 +11,7 @@
 
 #include <pith/io/detail/text.hpp>
 
+// Recognises folders of formats that pith does not read, to name them in a refusal.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// A file that identifies another format, and the text of the refusal.

@@ -9,6 +9,7 @@
 #include <pith/io/detail/json_value.hpp>
 #include <pith/io/peft_type.hpp>
 
+// Sorts the keys of adapter_config.json into known, inert and foreign ones.
 namespace pith { inline namespace v0 { namespace detail {
 
 inline bool one_of(std::string_view key, std::initializer_list<std::string_view> keys) {

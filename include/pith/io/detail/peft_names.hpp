@@ -10,6 +10,7 @@
 #include <pith/core/check.hpp>
 #include <pith/io/detail/text.hpp>
 
+// Parses tensor names of adapter files.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// The part of a module that an adapter tensor holds. base_weight: a saved copy of the base's own weight.

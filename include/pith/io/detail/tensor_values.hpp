@@ -15,6 +15,7 @@
 #include <pith/io/dtype.hpp>
 #include <pith/io/tensor_info.hpp>
 
+// Converts a tensor's bytes to scalars.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// Reads a T from any address, aligned or not.

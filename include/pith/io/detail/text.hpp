@@ -8,6 +8,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 
+// Text of files in messages and JSON: quoting, UTF-8 checks, escapes.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// At most `longest` bytes of UTF-8 text, cut between characters.

@@ -3,6 +3,7 @@
 #include <pith/model/detail/decoder_model.hpp>
 #include <pith/model/detail/layer_pass.hpp>
 
+// From token ids to embedding rows, and from hidden states to logits.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// The embedding table: the adapter's own if it has one, else the model's.

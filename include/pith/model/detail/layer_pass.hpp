@@ -19,6 +19,7 @@
 #include <pith/peft/linear_adapter.hpp>
 #include <pith/peft/model_adapter.hpp>
 
+// One decoder layer over a KV cache: prefill, decode, evict.
 namespace pith { inline namespace v0 { namespace detail {
 
 inline constexpr Index prefill_tile =

@@ -14,6 +14,7 @@
 #include <pith/text/detail/unicode.hpp>
 #include <pith/text/detail/vocabulary.hpp>
 
+// Finds added tokens, such as special tokens, in a text.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// A token that is cut out of the text before the model's own tokens are found.

@@ -16,6 +16,7 @@
 #include <pith/text/detail/utf8.hpp>
 #include <pith/text/detail/vocabulary.hpp>
 
+// Byte pair encoding.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// A BPE model as its file states it, unchecked.

@@ -9,6 +9,7 @@
 #include <pith/core/fingerprint.hpp>
 #include <pith/text/detail/chat_styles.hpp>
 
+// The published chat formats, and the templates that identify them.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// A published chat format.

@@ -12,6 +12,7 @@
 #include <pith/text/detail/unicode.hpp>
 #include <pith/text/detail/utf8.hpp>
 
+// Cuts text into words before byte pair encoding.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// When text gets a leading space.

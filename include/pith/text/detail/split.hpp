@@ -8,6 +8,7 @@
 
 #include <pith/text/detail/unicode.hpp>
 
+// Cuts text into words as byte-level tokenizers do.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// The patterns by which byte-level tokenizers cut text into words. A folder's pattern is recognised by its text and scanned by the code

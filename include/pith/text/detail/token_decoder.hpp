@@ -14,6 +14,7 @@
 #include <pith/text/detail/pre_tokenizer.hpp>
 #include <pith/text/detail/utf8.hpp>
 
+// Turns tokens into text.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// Decoder settings: how tokens become text.

@@ -20,6 +20,7 @@
 #include <pith/text/detail/tokenizer_parts.hpp>
 #include <pith/text/detail/tokenizer_sax.hpp>
 
+// Reads tokenizer.json.
 namespace pith { inline namespace v0 { namespace detail {
 
 inline Normalizer normalizer_of(const Component& all) {

@@ -16,6 +16,7 @@
 #include <pith/text/detail/pre_tokenizer.hpp>
 #include <pith/text/detail/token_decoder.hpp>
 
+// The data of a loaded tokenizer, and encoding with it.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// Buffers of one encode().

@@ -11,6 +11,7 @@
 
 #include <pith/text/detail/utf8.hpp>
 
+// Character classes and normalisation.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// Character classes of the split patterns, as bits. Categories are utf8proc's; white space is Unicode's White_Space.

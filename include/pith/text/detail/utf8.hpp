@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+// Decodes, checks and repairs UTF-8.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// U+FFFD, which replaces invalid bytes.

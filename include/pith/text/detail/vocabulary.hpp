@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+// Hash tables of a tokenizer: strings to ids, and pairs of ids to merges.
 namespace pith { inline namespace v0 { namespace detail {
 
 inline constexpr std::uint32_t no_id = 0xFFFFFFFF;
