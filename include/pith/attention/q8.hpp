@@ -13,8 +13,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// Q8 stores rows as 8-bit codes in blocks of up to 32 numbers that share a 16-bit scale; a Q8 is one byte, the unit of pointers and
-/// strides.
+/// Q8 stores rows as 8-bit codes, in blocks of up to 32 numbers that share a 16-bit scale; pointers and strides count its bytes.
 ///
 /// A block is its scale as a half, then one signed byte per number. A whole block has the bytes of ggml's q8_0; the last one of a row is
 /// shorter if 32 does not divide its length.

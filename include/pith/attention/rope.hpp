@@ -62,8 +62,7 @@ template <class S> class Rope {
 
   /// Rotates every head of x [tokens, heads*head_dim], in place, by its token's position.
   ///
-  /// `length`: the text length for dynamic scaling, at the end of the call in prefill, at the token in decoding; 0: the largest position
-  /// + 1.
+  /// `length`: text length for dynamic scaling, at the end of the call in prefill, at the token in decoding; 0: the largest position + 1.
   ///
   /// Throws   ShapeError if x does not hold whole heads and one row per position, or a position is negative
   void rotate(std::type_identity_t<MatrixRef<S>> x, std::span<const Position> positions, Position length = 0) const;

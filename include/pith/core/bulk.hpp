@@ -8,6 +8,8 @@
 #include <sys/mman.h>
 #endif
 
+// Memory for large arrays: aligned, uninitialised, in huge pages if possible.
+
 namespace pith { inline namespace v0 { namespace detail {
 
 /// Deleter that remembers the alignment of the allocation.

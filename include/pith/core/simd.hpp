@@ -14,6 +14,8 @@
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // packets as template arguments of Eigen's functions keep their alignment
 #endif
 
+// SIMD packets, for all kernels.
+
 namespace pith { inline namespace v0 { namespace detail {
 
 /// SIMD operations on the widest packet of S in this build (one number if vectorisation is off): the only place that uses Eigen's packet

@@ -113,8 +113,7 @@ template <class E> Index vector_length(const E& v) {
 ///
 /// Heap     none, ever
 /// Throws   ShapeError if features turn out not to be contiguous (a map with a run-time inner stride), a size is negative, or the pointer
-/// is
-///          null although there are numbers
+///          is null although there are numbers
 template <class S> class ConstMatrixRef : public Eigen::Map<const Matrix<S>, 0, Eigen::OuterStride<>> {
   using Base = Eigen::Map<const Matrix<S>, 0, Eigen::OuterStride<>>;
 

@@ -60,8 +60,8 @@ inline void kivi_check_bits(const char* where, int bits) {
 ///
 ///   scale = (max - min) / (2^bits - 1), code = round((k - min) / scale)
 ///
-/// Equal numbers have scale 0 and codes 0. A group with a number or a range that is not finite gets NaN as scale and minimum and decodes to
-/// NaN.
+/// Equal numbers have scale 0 and codes 0. A group with a number or a range that is not finite has NaN as scale and minimum, and decodes
+/// to NaN.
 ///
 /// Shapes   k [tokens, d], tokens a multiple of group · codes [tokens*d] row by row · scale, minimum [tokens/group, d]
 /// Cost     two sweeps of k

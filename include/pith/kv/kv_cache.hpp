@@ -286,8 +286,8 @@ class KvCache {
   Position next_position() const { return state_.next; }
   /// Position at which to rotate the next token's query and key: next_position(), or the one after the rows that reindex() has numbered.
   Position query_position() const { return reindexes() ? state_.next_rope_position : state_.next; }
-  /// At cache positions, the number of positions by which the sinks are nearer than in the text. Queries rotated at position - gap() read
-  /// them (AttendOptions::q_sinks).
+  /// At cache positions, how much nearer the sinks are than in the text. Queries rotated at position - gap() read them
+  /// (AttendOptions::q_sinks).
   Position gap() const { return state_.gap(); }
   /// Number of rows at the front of every head that those queries read; 0 while there is no gap.
   Index sinks() const { return gap() > 0 ? state_.initial() : 0; }

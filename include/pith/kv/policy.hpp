@@ -95,8 +95,7 @@ concept AgePolicy = CachePolicy<P> && requires(const P p) {
   { p.initial() } -> std::convertible_to<Index>;
 };
 
-/// Assigns one score per row. Rows scored +inf are always kept, even beyond the budget, -inf always evicted; the highest of the rest fill
-/// the budget.
+/// Assigns one score per row. Rows scored +inf are always kept, even beyond the budget, -inf always evicted; the best others fill the rest.
 template <class P, class S>
 concept ScoringPolicy = CachePolicy<P> && requires(const P p, const KvRows<S>& rows, VectorRef<S> score) {
   p.score(rows, score);

@@ -11,6 +11,8 @@
 #include <pith/core/check.hpp>
 #include <pith/kv/detail/slab.hpp>
 
+// A buffer for prompts longer than a cache's budget, shared by the layers of a session.
+
 namespace pith { inline namespace v0 {
 
 namespace detail {

@@ -8,8 +8,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// Tracks the last `window` queries of a prompt, so that a policy's sums of their weights are exact for every cut of the prompt into
-/// pieces.
+/// Tracks the last `window` queries of a prompt: a policy's sums of their weights are then exact for every cut of the prompt into pieces.
 ///
 /// The last queries of a piece leave the window when another piece follows. So a policy keeps for each row its sums and one slot per query
 /// of the window, and for each head memory_size numbers that record which queries the sums hold. Rows do not move before a prompt has

@@ -13,6 +13,8 @@
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // arrays of packets
 #endif
 
+// The inner loops of attention: scores q Kᵀ and weighted sums of values for a block of rows, in SIMD packets.
+
 namespace pith { inline namespace v0 { namespace detail {
 
 inline constexpr Index attention_block = 32;  ///< rows scored, weighed and summed together: a block of keys stays in L1

@@ -18,6 +18,8 @@
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 
+// Attention of one tile of queries to one kv head, on top of the kernels.
+
 namespace pith { inline namespace v0 { namespace detail {
 
 inline constexpr Index attention_tile = 16;  ///< most queries attended together

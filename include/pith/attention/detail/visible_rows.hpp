@@ -7,6 +7,8 @@
 #include <pith/attention/kv_view.hpp>
 #include <pith/core/types.hpp>
 
+// Which rows a query may see: causality and the sliding window.
+
 namespace pith { inline namespace v0 { namespace detail {
 
 struct VisibilityLimits {

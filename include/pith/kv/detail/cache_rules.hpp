@@ -15,6 +15,8 @@
 #include <pith/kv/options.hpp>
 #include <pith/merge/any_merge.hpp>
 
+// Sizes and argument checks of a cache that follow from its options, policy and merge.
+
 namespace pith { inline namespace v0 { namespace detail {
 
 /// The progress of a cache in its token stream.

@@ -11,6 +11,8 @@
 #include <pith/kv/detail/slab.hpp>
 #include <pith/kv/detail/turns.hpp>
 
+// The journal of a cache, from which crop() restores an earlier state bit for bit.
+
 namespace pith { inline namespace v0 { namespace detail {
 
 /// Capacities of a journal, besides the shape of the home whose changes it records.

@@ -18,6 +18,8 @@
 #include <pith/merge/merge_rows.hpp>
 #include <pith/merge/similarity.hpp>
 
+// Merging evicted rows into kept ones.
+
 namespace pith { inline namespace v0 { namespace detail {
 
 /// The memory a cache needs for merging in its own rows; none if it drops evicted rows.

@@ -6,6 +6,8 @@
 #include <pith/core/check.hpp>
 #include <pith/kv/policy.hpp>
 
+// Reads the constant answers of a policy, whichever optional members it has.
+
 namespace pith { inline namespace v0 { namespace detail {
 
 enum class Eviction : std::uint8_t { never, by_age, by_score };

@@ -9,10 +9,11 @@
 #include <pith/core/check.hpp>
 #include <pith/kv/detail/slab.hpp>
 
+// Reindexing: renumbers the rows of a head without gaps and rotates their keys to match.
+
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The amounts by which the angles of a head's rows must change to become first, first + 1, … in their present order. Returned in the
-/// slab's scratch.
+/// By how much the angles of a head's rows must change to become first, first + 1, … in their present order; in the slab's scratch.
 ///
 /// Cost     two reads of every row
 template <class S>

@@ -10,10 +10,11 @@
 #include <pith/kv/detail/slab.hpp>
 #include <pith/kv/policy.hpp>
 
+// Compaction: removes evicted rows from a head's storage.
+
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Applies the cache's own rules after the policy's scores: keeps the newest token and drops rows that no query of a sliding-window model
-/// can see.
+/// Overrides the policy's scores by the cache's rules: keeps the newest token, drops rows that a sliding-window model cannot see any more.
 template <class S> void overrule(const KvRows<S>& rows, bool keeps_newest, Index window, VectorRef<S> score) {
   constexpr S inf = std::numeric_limits<S>::infinity();
   const Index n = rows.size();
@@ -106,8 +107,7 @@ template <KvStorage T> struct RowCompaction {
     }
   }
 
-  /// Overwrites, in a window's ring, the oldest `leaving` rows behind the initial ones, in order of age from the cursor, by the newest
-  /// rows.
+  /// Overwrites the oldest `leaving` rows of a window's ring, in order of age from the cursor, by the newest rows.
   void close_ring(HeadState& state, Index leaving, Index initial) {
     const Index ring = state.size - leaving - initial, moved = (std::min)(leaving, ring), oldest = state.cursor - initial;
     const auto around = [&](Index steps) { return initial + oldest + steps - (oldest + steps < ring ? 0 : ring); };  // avoids a division

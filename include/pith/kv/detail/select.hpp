@@ -10,6 +10,8 @@
 #include <pith/core/types.hpp>
 #include <pith/kv/ranked_row.hpp>
 
+// Choosing the rows of lowest score.
+
 namespace pith { inline namespace v0 { namespace detail {
 
 /// Finds the row to evict if a single one must go: packets find the blocks that hold the lowest score, a scalar pass its oldest row.

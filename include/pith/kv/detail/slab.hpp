@@ -21,6 +21,8 @@
 #include <pith/merge/merge_rows.hpp>
 #include <pith/merge/similarity.hpp>
 
+// The memory of a cache: rows of all kv heads of a layer in one allocation.
+
 namespace pith { inline namespace v0 { namespace detail {
 
 /// Stores the n numbers of a row as T, rounded once. A finite number beyond the range of T becomes the largest of its sign; infinities and

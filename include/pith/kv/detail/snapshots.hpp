@@ -18,6 +18,8 @@
 #include <pith/kv/detail/cache_state.hpp>
 #include <pith/kv/snapshot.hpp>
 
+// Snapshots of a cache: taking, validating and restoring them.
+
 namespace pith { inline namespace v0 { namespace detail {
 
 template <class T> constexpr std::string_view storage_name() {

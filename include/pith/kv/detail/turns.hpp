@@ -13,9 +13,8 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Records rotations ("turns") of keys so that crop() can undo them. A turn rounds, so turning back would not restore the old bits. The
-/// journal keeps each key as it was before its first turn since the checkpoint, with the angle of every turn; crop() repeats the turns it
-/// keeps.
+/// Records rotations ("turns") of keys so that crop() can undo them. A turn rounds, so turning back would not restore the old bits: the
+/// journal saves each key before its first turn since the checkpoint, and the angle of every turn; crop() repeats the turns that remain.
 ///
 /// Heap     all of it at construction
 template <class S> class TurnJournal {

@@ -15,9 +15,9 @@ namespace pith { inline namespace v0 {
 
 /// Expected attention: ranks rows by the weight that future queries are expected to give them.
 ///
-///   score_r = (softmax_r(μ·k_r/√d + k_rᵀΣk_r/2d) + epsilon)·‖v_r‖
+///   score_r = (mean_{g ∈ group} softmax_r(μ·k_r/√d + k_rᵀΣk_r/2d) + epsilon)·‖v_r‖
 ///
-/// μ and Σ are the moments of the prompt's unrotated queries, rotated on average to the next `future` positions.
+/// μ and Σ, mean and covariance of query head g's unrotated queries in the prompt, are rotated on average to the next `future` positions.
 ///
 /// Keeps    `keep` rows by expected weight, the first `sinks` among them, when a prompt ends
 /// Needs    queries, keys and values; no attention weights

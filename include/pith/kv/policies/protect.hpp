@@ -10,7 +10,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// Which rows Protect keeps.
+/// The rows that Protect keeps regardless of scores: first tokens, newest tokens, one kind of token.
 struct ProtectOptions {
   Index sinks = 0;                     ///< the first tokens
   Index recent = 0;                    ///< the newest tokens
