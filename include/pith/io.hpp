@@ -1,14 +1,14 @@
 #pragma once
 
 // Files: safetensors, Hugging Face folders, PEFT adapters, sessions. Target pith::io (nlohmann_json).
-#include <pith/io/checkpoint.hpp>          // load_decoder(folder), inspect(folder)
+#include <pith/io/checkpoint.hpp>          // load_decoder(folder), load_checkpoint(folder)
 #include <pith/io/checkpoint_files.hpp>    // the tensors of a folder, mapped
 #include <pith/io/config_json.hpp>         // reads config.json
 #include <pith/io/dtype.hpp>               // element types
 #include <pith/io/generation_config.hpp>   // reads the stop tokens of generation_config.json
 #include <pith/io/limits.hpp>              // limits on file sizes
 #include <pith/io/linear_file.hpp>         // loads one linear layer
-#include <pith/io/peft_adapter.hpp>        // load_adapter(folder, decoder), load_prompt(), load_prefix()
+#include <pith/io/peft_adapter.hpp>        // load_adapter(folder, decoder), load_prefix(folder, decoder)
 #include <pith/io/peft_config.hpp>         // reads adapter_config.json
 #include <pith/io/peft_folder.hpp>         // reads an adapter folder
 #include <pith/io/peft_type.hpp>           // the kinds of adapter folder
