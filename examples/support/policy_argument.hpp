@@ -10,7 +10,7 @@
 
 #include "command_line.hpp"
 
-// --policy NAME:ROWS as several examples read it.
+// Reads --policy NAME:ROWS, for several examples.
 namespace example {
 
 inline constexpr const char* policy_usage =

@@ -11,7 +11,7 @@ namespace pith { inline namespace v0 {
 
 /// Turns tokens into text as they are generated; incomplete characters wait for their remaining bytes.
 ///
-///   Detokenizer text(tokenizer, /*skip_special=*/true);
+///   Detokenizer text(tokenizer, true);  // skips special tokens
 ///   generate(session, logits, options, rng, [&](Token t) { std::cout << text.add(t) << std::flush; });
 ///   std::cout << text.finish();
 ///
