@@ -1,4 +1,5 @@
 #pragma once
+// AdaLoRA: an adapter of triplets P Λ Q, of which the least important are pruned.
 
 #include <algorithm>
 #include <cmath>
@@ -17,9 +18,10 @@
 
 namespace pith { inline namespace v0 {
 
+/// The scaling of AdaLoRA: scale = alpha / (initial rank + 1e-5), also after pruning.
 struct AdaLoraOptions {
   double alpha = 8;         ///< 0 or less: the initial rank
-  Index initial_rank = -1;  ///< the scale is alpha / (initial rank + 1e-5), however much was pruned since; -1: the rank it is made with
+  Index initial_rank = -1;  ///< -1: the rank at construction
 };
 
 namespace detail {
@@ -30,11 +32,11 @@ inline double triplet_scale(const char* where, double alpha, Index rank, Index a
 }
 }  // namespace detail
 
-/// ΔW = scale · P Λ Q in triplets, B diag(E) A in the code it was published with: a triplet whose λ is 0 is pruned and costs nothing.
+/// AdaLoRA's adapter: ΔW = scale · P Λ Q, named B diag(E) A in the published code. A triplet with λ = 0 is pruned and costs nothing.
 ///
 /// Shapes   down A = Q [rank, in] · lambda E = Λ [rank] · up B = P [out, rank]
 /// Heap     at construction only
-/// Throws   ShapeError if the shapes disagree or a number makes no sense
+/// Throws   ShapeError if the shapes disagree or alpha is not finite
 /// Paper    AdaLoRA: arXiv:2303.10512
 template <class S = float> class AdaLoraAdapter {
  public:
@@ -79,7 +81,7 @@ template <class S = float> class AdaLoraAdapter {
   }
   std::uint64_t changes() const { return changes_; }
 
-  /// The triplets that are left, with the scale they were trained with.
+  /// A new adapter of the triplets with λ ≠ 0 and the scale of this one.
   AdaLoraAdapter pruned() const {
     Matrix<S> a(kept(), in()), b(out(), kept());
     Vector<S> e(kept());
@@ -97,7 +99,7 @@ template <class S = float> class AdaLoraAdapter {
     f("lora_E", detail::as_row(lambda_), detail::as_row(g.lambda));
     f("lora_B", up_rows(), ConstMatrixRef<S>(g.up_rows));
   }
-  Index parameters() const { return factors_.size() + lambda_.size(); }  ///< numbers that training changes
+  Index parameters() const { return factors_.size() + lambda_.size(); }  ///< number of trained numbers
   std::size_t bytes() const { return static_cast<std::size_t>(parameters()) * sizeof(S); }
 
  private:
@@ -113,15 +115,17 @@ template <detail::EigenDense A, class E, class B> AdaLoraAdapter(const A&, const
 template <detail::EigenDense A, class E, class B>
 AdaLoraAdapter(const A&, const E&, const B&, const AdaLoraOptions&) -> AdaLoraAdapter<detail::scalar_t<A>>;
 
-/// A, B ~ N(0, 0.02²) and Λ = 0.
+/// A fresh adapter: A, B ~ N(0, 0.02²) and Λ = 0.
 template <class S = float, std::uniform_random_bit_generator Rng>
 AdaLoraAdapter<S> fresh_adalora(Index in, Index out, Index rank, const AdaLoraOptions& options, Rng& rng) {
   const LoraFactors<S> f = fresh_factors<S>(in, out, rank, {.start = LoraStart::bert}, rng);
   return AdaLoraAdapter<S>(f.down, Vector<S>::Zero(rank).eval(), f.up, options);
 }
 
-/// ‖F Fᵀ − I‖ of components F [rank, features] (A, or B transposed), in the Frobenius norm, not squared, as the published code has it; the
-/// penalty of a model is a weight times the mean over all factors. `gradient`, if given, gets weight · d/dF added.
+/// AdaLoRA's orthogonality penalty of one factor: ‖F Fᵀ − I‖, the Frobenius norm, with F = A or Bᵀ [rank, features].
+///
+/// As in the published code, the norm is not squared. The penalty of a model is a weight times the mean over all factors. Adds
+/// weight · d/dF to `gradient`, if given.
 ///
 /// Shapes   gradient [rank, features]
 template <class S>

@@ -1,4 +1,5 @@
 #pragma once
+// Combines LoRA adapters into one: concatenation, weighted sums, TIES, DARE.
 
 #include <algorithm>
 #include <cmath>
@@ -16,24 +17,26 @@
 
 namespace pith { inline namespace v0 {
 
-/// An adapter and how much of it goes into a combination; its own scale is taken into account besides.
+/// An adapter and its weight in a combination. The adapter's scale applies in addition.
 template <class S> struct WeightedLora {
   const LoraAdapter<S>* adapter = nullptr;
   double weight = 1;
 };
 
+/// The methods of combining numbers.
 enum class CombineMethod {
-  linear,           ///< Σ of what there is
-  ties,             ///< prunes, elects a sign for each number, averages what agrees   arXiv:2306.01708
+  linear,           ///< weighted sum
+  ties,             ///< prunes small numbers, elects a sign for each entry and averages the numbers of that sign   arXiv:2306.01708
   magnitude_prune,  ///< prunes small numbers, then linear
-  dare_linear,      ///< prunes at random, makes up for it, then linear   arXiv:2311.03099
-  dare_ties,        ///< prunes at random, then as ties
+  dare_linear,      ///< prunes at random, rescales the rest by 1 / density, then linear   arXiv:2311.03099
+  dare_ties,        ///< prunes and rescales as dare_linear, then elects signs as ties
 };
 
+/// Options of combine_factors().
 struct CombineOptions {
   CombineMethod method = CombineMethod::linear;
   double density = 1;        ///< share of the numbers that pruning keeps
-  bool count_signs = false;  ///< ties: elect by the number of signs, not by their sum (`frequency`)
+  bool count_signs = false;  ///< ties: elects by the count of signs instead of the sum of the numbers (`frequency`)
 };
 
 namespace detail {
@@ -53,7 +56,7 @@ template <class S> void check_terms(const char* where, std::span<const WeightedL
   }
 }
 
-/// Keeps the `floor(density · size)` numbers of largest magnitude; of equal ones the first.
+/// Keeps the ⌊density · size⌋ numbers of largest magnitude; of equal magnitudes the first.
 inline void prune_small(Matrix<double>& m, double density) {
   if (density >= 1) return;
   std::vector<Index> order(static_cast<std::size_t>(m.size()));
@@ -63,7 +66,7 @@ inline void prune_small(Matrix<double>& m, double density) {
   for (std::size_t i = keep; i < order.size(); ++i) m.data()[order[i]] = 0;
 }
 
-/// Keeps each number with probability `density`, and divides it by that.
+/// Keeps each number with probability `density` and divides it by `density`.
 template <std::uniform_random_bit_generator Rng> void prune_randomly(Matrix<double>& m, double density, Rng& rng) {
   if (density >= 1) return;
   for (Index i = 0; i < m.size(); ++i) m.data()[i] = canonical<double>(rng) < density ? m.data()[i] / density : 0;
@@ -75,7 +78,7 @@ inline Matrix<double> weighted_sum(const std::vector<Matrix<double>>& parts, con
   return sum;
 }
 
-/// Numbers whose sign is the elected one, weighted, over how many there are.
+/// For each entry the weighted sum of the numbers that have the elected sign, over their count.
 inline Matrix<double> elected_mean(const std::vector<Matrix<double>>& parts, const std::vector<double>& weights, bool count_signs) {
   Matrix<double> out(parts[0].rows(), parts[0].cols());
   for (Index i = 0; i < out.size(); ++i) {
@@ -109,16 +112,16 @@ inline void check_combination(const char* where, const CombineOptions& options) 
   if (!(options.density >= 0)) raise<ShapeError>(text("pith::", where, ": density ", options.density, ", expected 0 or more"));
 }
 
-/// With B A of scale 1.
+/// An adapter of scale 1: ΔW = B A.
 template <class S> LoraAdapter<S> of_scale_one(const Matrix<double>& down, const Matrix<double>& up) {
   return LoraAdapter<S>(down.cast<S>().eval(), up.cast<S>().eval(), {.alpha = double(down.rows())});
 }
 
 }  // namespace detail
 
-/// Σ weight · ΔW of all terms, exactly: their components side by side. The rank is the sum of theirs, the scale 1.
+/// Concatenates adapters: ΔW = Σ weight · ΔWᵢ exactly, with all components side by side. Its rank is the sum of the ranks, its scale 1.
 ///
-/// Throws   ShapeError if there is nothing or the terms do not fit; UnsupportedError for an adapter with a bias
+/// Throws   ShapeError if there are no terms or they do not fit; UnsupportedError for an adapter with a bias
 template <class S> LoraAdapter<S> combine_cat(std::span<const WeightedLora<S>> terms) {
   detail::check_terms("combine_cat", terms, false);
   Index rank = 0;
@@ -135,9 +138,10 @@ template <class S> LoraAdapter<S> combine_cat(std::span<const WeightedLora<S>> t
   return LoraAdapter<S>(down, up, {.alpha = double(rank)});
 }
 
-/// Combines A with A and B with B, as PEFT does: with w = weight · scale, A = Σ sign(w) √|w| A_i and B = Σ √|w| B_i after pruning. The
-/// product holds the terms B_i A_j too, so it is not the sum of the deltas, which combine_cat() is. Rank as before, scale 1; a single term
-/// is always combined linearly.
+/// Combines the factors as PEFT does, after pruning: A = Σ sign(wᵢ) √|wᵢ| Aᵢ, B = Σ √|wᵢ| Bᵢ with w = weight · scale.
+///
+/// The product also holds the terms Bᵢ Aⱼ, so that it is not the sum of the ΔWᵢ; combine_cat() gives that sum. The rank stays the same, the
+/// scale is 1. A single term is always combined linearly.
 ///
 /// Throws   as combine_cat(), and ShapeError if ranks differ or the density is below 0
 template <class S, std::uniform_random_bit_generator Rng>
@@ -159,7 +163,7 @@ LoraAdapter<S> combine_factors(std::span<const WeightedLora<S>> terms, CombineOp
   return detail::of_scale_one<S>(down, detail::combine_parts(std::move(ups), up_weights, options, rng));
 }
 
-/// The same where nothing is left to chance.
+/// Overload without a random generator.
 ///
 /// Throws   also UnsupportedError for dare_linear and dare_ties
 template <class S> LoraAdapter<S> combine_factors(std::span<const WeightedLora<S>> terms, const CombineOptions& options = {}) {

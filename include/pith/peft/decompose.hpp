@@ -15,21 +15,22 @@
 #include <pith/peft/combine.hpp>
 #include <pith/peft/lora.hpp>
 
-// The one header that needs more of Eigen than its core: no umbrella includes it.
+// Adapters from the SVD or QR decomposition of a weight: PiSSA, OLoRA, MiCA, and combination by SVD.
+// It is the one header that needs more of Eigen than its core: no umbrella includes it.
 namespace pith { inline namespace v0 {
 
-/// An adapter taken out of a weight, and what is left: residual + scale · B A is the weight again. The adapter is of use on that residual
-/// only.
+/// A weight split into an adapter and a residual: W = residual + scale · B A. The adapter works on this residual only.
 template <class S> struct DecomposedWeight {
   LoraAdapter<S> adapter;
   Matrix<S> residual;  ///< [out, in]
 };
 
+/// Options of combine_svd().
 struct SvdCombineOptions {
-  Index rank = -1;             ///< of the result; -1: the largest of the terms'
-  double clamp = 1;            ///< quantile of the numbers of both factors together at which they are cut off; 1: none
-  bool as_published = false;   ///< PEFT multiplies by the scale of each adapter twice
-  CombineOptions deltas = {};  ///< what is done to the deltas of the terms before
+  Index rank = -1;             ///< rank of the result; -1: the largest rank of the terms
+  double clamp = 1;            ///< clips both factors at this quantile of all their numbers; 1: no clipping
+  bool as_published = false;   ///< true: applies each adapter's scale twice, as PEFT does
+  CombineOptions deltas = {};  ///< how the terms' ΔW are combined before the SVD
 };
 
 namespace detail {
@@ -60,7 +61,7 @@ DecomposedWeight<S> taken_out(ConstMatrixRef<S> weight, const Matrix<double>& do
   return {std::move(adapter), std::move(residual)};
 }
 
-/// Linear interpolation between the sorted numbers, as torch.quantile.
+/// The q-quantile by linear interpolation between the sorted numbers, as in torch.quantile.
 inline double quantile(std::vector<double> values, double q) {
   std::sort(values.begin(), values.end());
   const double at = q * double(values.size() - 1);
@@ -71,7 +72,7 @@ inline double quantile(std::vector<double> values, double q) {
 
 }  // namespace detail
 
-/// PiSSA: the adapter starts as the best approximation of its rank, so that what matters most is trained.
+/// PiSSA: the adapter starts as the weight's best approximation of its rank, B = U √(Σ/scale), A = √(Σ/scale) Vᵀ, and trains these parts.
 ///
 /// Shapes   weight [out, in]
 /// Throws   ShapeError unless 1 <= rank <= min(out, in), the scale is above 0 and the weight finite
@@ -86,7 +87,7 @@ template <class S> DecomposedWeight<S> pissa(ConstMatrixRef<S> weight, Index ran
   return detail::taken_out<S>(weight, root.asDiagonal() * w.vt.topRows(rank), w.u.leftCols(rank) * root.asDiagonal(), options);
 }
 
-/// OLoRA: the first columns of Q and rows of R. The factors do not absorb the scale: what leaves the weight is scale times their product.
+/// OLoRA: B and A start as the first columns of Q and rows of R, with W = Q R. They do not absorb the scale: residual = W - scale · B A.
 ///
 /// Shapes   weight [out, in]
 /// Throws   ShapeError unless 1 <= rank <= min(out, in) and the weight is finite
@@ -99,7 +100,7 @@ template <class S> DecomposedWeight<S> olora(ConstMatrixRef<S> weight, Index ran
   return detail::taken_out<S>(weight, r, q, options);
 }
 
-/// MiCA: B is the left singular vectors of the smallest singular values, to be left as it is, and A = 0; the weight stays what it is.
+/// MiCA: B holds the left singular vectors of the smallest singular values and is not trained; A = 0. The weight stays unchanged.
 ///
 /// Shapes   weight [out, in]
 /// Throws   ShapeError unless 1 <= rank <= min(out, in) and the weight is finite
@@ -109,9 +110,9 @@ template <class S> LoraAdapter<S> mica(ConstMatrixRef<S> weight, Index rank, con
   return LoraAdapter<S>(Matrix<S>::Zero(rank, weight.cols()).eval(), w.u.rightCols(rank).template cast<S>().eval(), options);
 }
 
-/// The best approximation of one rank of Σ weight · ΔW: B = U diag(σ), A = Vᵀ, scale 1.
+/// The best approximation of a given rank of Σ weight · ΔWᵢ: B = U diag(σ), A = Vᵀ, scale 1.
 ///
-/// Throws   as combine_cat(), and ShapeError for a rank that is not 1 … min(out, in), a quantile or a density that make no sense
+/// Throws   as combine_cat(), and ShapeError for a rank outside 1 … min(out, in), or a clamp or density out of range
 template <class S, std::uniform_random_bit_generator Rng>
 LoraAdapter<S> combine_svd(std::span<const WeightedLora<S>> terms, const SvdCombineOptions& options, Rng& rng) {
   detail::check_terms("combine_svd", terms, false);

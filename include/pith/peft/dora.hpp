@@ -1,4 +1,5 @@
 #pragma once
+// DoRA: weight-decomposed LoRA, which learns magnitude and direction separately.
 
 #include <algorithm>
 #include <concepts>
@@ -17,10 +18,10 @@
 
 namespace pith { inline namespace v0 {
 
-/// Norm of each row of W + B diag(gain) A: what DoRA divides by, and the magnitude it starts from.
+/// The norm of each row, n = ‖W + ΔW‖ with ΔW = B diag(gain) A: DoRA's divisor and its initial magnitude.
 ///
 /// Shapes   returns [out]
-/// Cost     2·rank·in·out flops, in double; 64 rows of the weight exist at once
+/// Cost     2·rank·in·out flops, in double; 64 rows of the weight are held at the same time
 /// Throws   ShapeError if the adapter does not fit
 template <DenseLinear L, LowRankAdapter A>
 requires std::same_as<typename L::Scalar, typename A::Scalar> Vector<typename L::Scalar> dora_norm(const L& layer, const A& adapter) {
@@ -38,17 +39,19 @@ requires std::same_as<typename L::Scalar, typename A::Scalar> Vector<typename L:
   return norm;
 }
 
-/// Weight-decomposed LoRA: every row of W + ΔW scaled to the length m that was learned for it, y = bias + m / n ∘ (x (W + ΔW)ᵀ).
+/// DoRA around a linear layer: scales each row of W + ΔW to a learned magnitude m.
 ///
-/// n, the length it has, is computed when the layer is made and by refresh(): it changes with the weight, the adapter and its scale alone.
-/// Where n is 0 the row stays as it is. A change of the adapter or the magnitude without a refresh() is refused; a view of their numbers
-/// that was taken before a refresh() and written after it, or a base whose numbers others change, cannot be seen.
+///   W' = m · (W + ΔW) / ‖W + ΔW‖ row by row,   y = bias + (x (W + ΔW)ᵀ) diag(m / n),   n = ‖W + ΔW‖
 ///
-/// Shapes   magnitude m [out], or empty: n, so that the layer starts as plain LoRA · x [tokens, in] · y [tokens, out]
+/// The constructor and refresh() compute n, which depends on the weight, the adapter and its scale only. A row with n = 0 stays as it is.
+/// A changed adapter or magnitude without a refresh() is refused. Two changes are not detected: writes after a refresh() through a view
+/// taken before it, and writes to the base by its owner.
+///
+/// Shapes   magnitude m [out]; empty: n, so that the layer starts as plain LoRA · x [tokens, in] · y [tokens, out]
 /// Heap     none in forward(x, y, ws) and backward(dy, dx, ws), given ws of workspace_bytes(tokens, workers)
-/// Throws   ShapeError if the parts do not fit, UnsupportedError if the adapter has a bias, which DoRA excludes; StateError from all that
-///          uses n if the adapter or the magnitude changed after it was computed
-/// Law      where m is n, the bits of LoraLinear; over a base with adapters of its own the result depends on their order
+/// Throws   ShapeError if the parts do not fit, UnsupportedError if the adapter has a bias, which DoRA excludes; StateError from members
+///          that use n if the adapter or the magnitude changed after n was computed
+/// Law      where m = n, the bits of LoraLinear; over a base that has its own adapters, the result depends on their order
 /// Paper    DoRA: arXiv:2402.09353
 template <DenseLinear Base, LowRankAdapter Adapter = LoraAdapter<typename Base::Scalar>>
 requires std::same_as<typename Base::Scalar, typename Adapter::Scalar>
@@ -79,7 +82,7 @@ class DoraLinear {
     }
   }
   Matrix<Scalar> forward(ConstMatrixRef<Scalar> x) const { return detail::forward_alone(*this, x); }
-  /// dx = (dy ∘ m / n) (W + ΔW), n being held constant. Shapes: dy [tokens, out] · dx [tokens, in]
+  /// dx = dy diag(m / n) (W + ΔW), with n held constant. Shapes: dy [tokens, out] · dx [tokens, in]
   void backward(ConstMatrixRef<Scalar> dy, MatrixRef<Scalar> dx, Workspace& ws) const requires BackwardLinear<Base> {
     check_fresh();
     check_shape("DoraLinear", "dy", dy, any_extent, out());
@@ -90,17 +93,17 @@ class DoraLinear {
     add_low_rank<Scalar>(scaled, adapter_.up_rows(), adapter_.down_rows(), adapter_.gain(), dx, ws);
   }
 
-  /// out = dy ∘ m / n: the gradient of x (W + ΔW)ᵀ. Shapes: dy, out [tokens, out]
+  /// scaled = dy diag(m / n): the gradient of x (W + ΔW)ᵀ. Shapes: dy, scaled [tokens, out]
   void scale_rows(ConstMatrixRef<Scalar> dy, MatrixRef<Scalar> scaled) const {
     check_fresh();
     check_shape("DoraLinear::scale_rows", "dy", dy, any_extent, out());
     check_shape("DoraLinear::scale_rows", "scaled", scaled, dy.rows(), out());
-    for (Index t = 0; t < dy.rows(); ++t)  // row by row: Eigen would keep a row of what is repeated on the heap
+    for (Index t = 0; t < dy.rows(); ++t)  // row by row: for a whole replicated expression Eigen would allocate a row on the heap
       scaled.row(t) = (dy.row(t).array() * (excess_.array() + Scalar(1)).transpose()).matrix();
   }
 
-  /// Computes n anew; over the weight of another layer where DoRA ignores what lies between it and this one, as lists of adapters do in
-  /// PEFT.
+  /// Recomputes n, from `weight` if given: the norm then ignores the adapters between `weight` and this layer, as PEFT does in a list of
+  /// adapters.
   void refresh() { refresh(base_); }
   template <DenseLinear Weight> void refresh(const Weight& weight) {
     norm_ = dora_norm(weight, adapter_);
@@ -111,7 +114,7 @@ class DoraLinear {
     fresh_ = true;
   }
 
-  /// diag(m / n) (W + ΔW) as one layer; each number is rounded once. This layer and its base stay as they are.
+  /// A new layer with the weight diag(m / n) (W + ΔW); each number is rounded once. This layer and its base stay unchanged.
   Linear<Scalar> merged() const { return detail::merged(*this); }
   void merged_rows(Index first_row, MatrixRef<double> rows) const {
     check_fresh();
@@ -138,7 +141,7 @@ class DoraLinear {
     check_fresh();
     return norm_;
   }
-  /// What may be changed; refresh() comes before the next forward().
+  /// For writing; call refresh() before the next forward().
   Adapter& adapter() {
     fresh_ = false;
     return adapter_;

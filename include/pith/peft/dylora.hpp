@@ -12,12 +12,12 @@
 
 namespace pith { inline namespace v0 {
 
-/// One adapter for every rank up to its own: ΔW = alpha/b · B[:, :b] A[:b], the first b components.
+/// DyLoRA: one adapter for every rank b up to its maximum; rank b uses the first b components, ΔW = (α/b) B[:, :b] A[:b, :].
 ///
 /// Shapes   down A [max_rank, in] and up B [out, max_rank], as published
 /// Heap     at construction only
 /// Throws   ShapeError if the shapes disagree, alpha is not finite or there is no component
-/// Law      at rank b the bits of a LoraAdapter of the first b rows of A and columns of B
+/// Law      at rank b, the bits of a LoraAdapter with the first b rows of A and columns of B
 /// Paper    DyLoRA: arXiv:2210.07558
 template <class S = float> class DyLoraAdapter {
  public:
@@ -28,7 +28,7 @@ template <class S = float> class DyLoraAdapter {
     set_rank(max_rank());
   }
 
-  /// Uses the first b components from now on: nothing is copied, the scale becomes alpha / b.
+  /// Switches to the first b components: copies nothing, and the scale becomes α / b.
   ///
   /// Heap     none
   /// Throws   ShapeError unless 1 <= b <= max_rank()
@@ -61,7 +61,7 @@ template <class S = float> class DyLoraAdapter {
     f("lora_A", MatrixRef<S>(factors_.down), ConstMatrixRef<S>(g.down_rows));
     f("lora_B", MatrixRef<S>(factors_.up), ConstMatrixRef<S>(g.up_rows));
   }
-  Index parameters() const { return factors_.size(); }  ///< numbers that training changes
+  Index parameters() const { return factors_.size(); }  ///< number of trained numbers
   std::size_t bytes() const { return static_cast<std::size_t>(parameters()) * sizeof(S); }
 
  private:

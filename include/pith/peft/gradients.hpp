@@ -1,4 +1,5 @@
 #pragma once
+// Gradients of a low-rank adapter.
 
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
@@ -6,7 +7,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// dL/d of what an adapter trains; its each_parameter() goes through them by name. What it has not stays 0.
+/// The gradients of an adapter's parameters, which each_parameter() visits by name. Parameters that it does not have keep 0.
 template <class S> struct LowRankGradients {
   Matrix<S> down_rows, up_rows;  ///< dA [rank, in], dBᵀ [rank, out]
   Vector<S> lambda;              ///< [rank] of AdaLoRA's and IncreLoRA's λ
@@ -22,12 +23,13 @@ template <class S> struct LowRankGradients {
   }
 };
 
-/// Adds the gradients of one batch, the base being frozen: with t = x Aᵀ and u = dy B,
-/// dA += (u ∘ gain)ᵀ x, dBᵀ += (t ∘ gain)ᵀ dy, dλ += scale · Σ t ∘ u, dβ += scale · Σ dy.
+/// Adds the gradients of one batch; the base is frozen.
 ///
-/// Shapes   x [tokens, in] · dy [tokens, out] · the first rank rows of the gradients, the others stay as they are
+///   t = x Aᵀ,   u = dy B,   dA += diag(gain) uᵀ x,   dBᵀ += diag(gain) tᵀ dy,   dλ += scale · Σ t ∘ u,   dβ += scale · Σ dy
+///
+/// Shapes   x [tokens, in] · dy [tokens, out] · of the gradients the first rank rows change
 /// Cost     6·tokens·rank·(in + out) flops
-/// Heap     t, u and Eigen's products
+/// Heap     t, u and Eigen's temporaries
 /// Throws   ShapeError if the shapes disagree, before any gradient changes
 template <LowRankAdapter A>
 void low_rank_backward(ConstMatrixRef<typename A::Scalar> x, const A& adapter, ConstMatrixRef<typename A::Scalar> dy,
@@ -53,7 +55,7 @@ void low_rank_backward(ConstMatrixRef<typename A::Scalar> x, const A& adapter, C
 }
 
 namespace detail {
-/// A vector as the one row of a matrix.
+/// A vector as a matrix of one row.
 template <class S> MatrixRef<S> as_row(Vector<S>& v) { return {v.data(), 1, v.size()}; }
 template <class S> ConstMatrixRef<S> as_row(const Vector<S>& v) { return {v.data(), 1, v.size()}; }
 }  // namespace detail

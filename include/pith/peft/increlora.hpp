@@ -1,4 +1,5 @@
 #pragma once
+// IncreLoRA: an adapter whose rank grows during training.
 
 #include <cmath>
 #include <cstddef>
@@ -16,21 +17,22 @@
 
 namespace pith { inline namespace v0 {
 
+/// Options of IncreLoraAdapter.
 struct IncreLoraOptions {
   double alpha = 8;           ///< 0 or less: the initial rank
-  Index capacity = 32;        ///< components there is room for, the reserve included
-  Index add = 1;              ///< components a growth adds, and the reserve holds
-  bool advance_learn = true;  ///< the reserve learns its directions before it counts, with λ = 1e-5; otherwise it waits with λ = 0
+  Index capacity = 32;        ///< largest number of components, including the reserve
+  Index add = 1;              ///< number of components in the reserve, which each growth adds
+  bool advance_learn = true;  ///< true: the reserve trains A and B before it is counted, with λ = 1e-5; false: it waits with λ = 0
 };
 
-/// AdaLoRA's form, growing: ΔW = scale · B diag(λ) A, scale = alpha / (rank that counts + 1e-5), so a growth weakens what was there before.
+/// IncreLoRA's adapter: AdaLoRA's form with a growing rank, ΔW = α / (counted rank + 1e-5) · B diag(λ) A. Growth weakens older components.
 ///
-/// Behind the counted components lies a reserve, which takes part with its λ but neither counts nor trains it. A growth counts the reserve
-/// in and puts a new one behind it.
+/// A reserve lies behind the counted components. It takes part in the result by its λ, but does not count, and its λ is not trained. A
+/// growth counts the reserve; a new reserve then follows.
 ///
 /// Shapes   down A [initial rank, in] · lambda [initial rank] · up B [out, initial rank]
 /// Heap     at construction only: growing stays within the capacity
-/// Throws   ShapeError if shapes or numbers make no sense, CapacityError when there is no room to grow
+/// Throws   ShapeError if the shapes disagree or an option is out of range, CapacityError if there is no room to grow
 /// Paper    IncreLoRA: arXiv:2308.12043
 template <class S = float> class IncreLoraAdapter {
  public:
@@ -56,8 +58,8 @@ template <class S = float> class IncreLoraAdapter {
     refresh();
   }
 
-  Index rank() const { return used_; }             ///< components that take part
-  Index counted() const { return counted_; }       ///< without the reserve (`ranknum`)
+  Index rank() const { return used_; }             ///< number of components, including the reserve
+  Index counted() const { return counted_; }       ///< number of components without the reserve (`ranknum`)
   Index max_rank() const { return down_.rows(); }  ///< the capacity
   Index in() const { return down_.cols(); }
   Index out() const { return up_.cols(); }
@@ -76,10 +78,10 @@ template <class S = float> class IncreLoraAdapter {
   S scale() const { return scale_; }
   const IncreLoraOptions& options() const { return options_; }
 
-  /// Puts a reserve behind what there is.
+  /// Adds a reserve behind the counted components.
   ///
   /// Shapes   down A [add, in] · up B [out, add]
-  /// Throws   CapacityError if there is no room; StateError if there is one
+  /// Throws   CapacityError if there is no room; StateError if there is a reserve already
   void add_reserve(ConstMatrixRef<S> down, ConstMatrixRef<S> up) {
     check_reserve();
     check_shape("IncreLoraAdapter::add_reserve", "down", down, options_.add, in());
@@ -90,14 +92,14 @@ template <class S = float> class IncreLoraAdapter {
     used_ += options_.add;
     update_gain();
   }
-  /// The same from N(0, 0.02²).
+  /// Adds a reserve drawn from N(0, 0.02²).
   template <std::uniform_random_bit_generator Rng> void add_reserve(Rng& rng) {
     check_reserve();
     const LoraFactors<S> f = fresh_factors<S>(in(), out(), options_.add, {.start = LoraStart::bert}, rng);
     add_reserve(f.down, f.up);
   }
 
-  /// Counts the reserve in. Its λ stays what it is and is trained from now on; add_reserve() comes next.
+  /// Counts the reserve as components. Their λ keep their values and are trained from now on. Call add_reserve() next.
   ///
   /// Throws   StateError without a reserve
   void grow() {
@@ -108,9 +110,9 @@ template <class S = float> class IncreLoraAdapter {
     update_gain();
   }
   bool can_add_reserve() const { return used_ == counted_ && max_rank() - used_ >= options_.add; }
-  bool can_grow() const { return used_ > counted_ && max_rank() - used_ >= options_.add; }  ///< with a new reserve behind it
+  bool can_grow() const { return used_ > counted_ && max_rank() - used_ >= options_.add; }  ///< with room for a new reserve
 
-  /// Takes the reserve out of the result: its λ becomes 0.
+  /// Removes the reserve from the result: sets its λ to 0.
   void silence_reserve() {
     lambda_.segment(counted_, used_ - counted_).setZero();
     update_gain();
@@ -129,14 +131,15 @@ template <class S = float> class IncreLoraAdapter {
   }
   std::uint64_t changes() const { return changes_; }
 
-  /// The counted components as an AdaLoraAdapter of the same scale: for inference, once the reserve is silent.
+  /// The counted components as an AdaLoraAdapter of the same scale, for inference after silence_reserve().
   AdaLoraAdapter<S> grown() const {
     return AdaLoraAdapter<S>(down_.topRows(counted_), lambda_.head(counted_), Matrix<S>(up_.topRows(counted_).transpose()),
                              {.alpha = options_.alpha > 0 ? options_.alpha : double(initial_), .initial_rank = counted_});
   }
 
-  /// One component at a time, as they come: λ of the counted ones, A and B also of a reserve that learns. What has been added since the
-  /// last refresh() had no gradient when it came, and waits for the next.
+  /// Calls f(name, numbers, gradient) for one component after another: A, B and λ of counted components, A and B of a reserve that learns.
+  ///
+  /// Components added after the last refresh() have no gradient yet and are left out.
   template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
     ++changes_;
     for (Index r = 0; r < trained_used_; ++r) {
@@ -148,7 +151,7 @@ template <class S = float> class IncreLoraAdapter {
       if (r < trained_counted_) f("lora_E" + number, MatrixRef<S>(lambda_.data() + r, 1, 1), ConstMatrixRef<S>(g.lambda.data() + r, 1, 1));
     }
   }
-  Index parameters() const {  ///< numbers that training changes at this point
+  Index parameters() const {  ///< number of currently trained numbers
     return counted_ * (in() + out() + 1) + (options_.advance_learn ? (used_ - counted_) * (in() + out()) : 0);
   }
   std::size_t bytes() const { return static_cast<std::size_t>(used_ * (in() + out() + 1)) * sizeof(S); }
@@ -182,7 +185,7 @@ template <detail::EigenDense A, class E, class B> IncreLoraAdapter(const A&, con
 template <detail::EigenDense A, class E, class B>
 IncreLoraAdapter(const A&, const E&, const B&, const IncreLoraOptions&) -> IncreLoraAdapter<detail::scalar_t<A>>;
 
-/// A, B ~ N(0, 0.02²) and λ = 0.
+/// A fresh adapter: A, B ~ N(0, 0.02²) and λ = 0.
 template <class S = float, std::uniform_random_bit_generator Rng>
 IncreLoraAdapter<S> fresh_increlora(Index in, Index out, Index rank, const IncreLoraOptions& options, Rng& rng) {
   const LoraFactors<S> f = fresh_factors<S>(in, out, rank, {.start = LoraStart::bert}, rng);

@@ -1,4 +1,5 @@
 #pragma once
+// IncreLoRA: chooses the modules that grow during training.
 
 #include <algorithm>
 #include <cmath>
@@ -16,16 +17,17 @@
 
 namespace pith { inline namespace v0 {
 
+/// The growth schedule.
 struct IncrementalOptions {
-  Index target_total = -1;  ///< components of all modules in the end; has to be given
-  Index warmup = 0;         ///< nothing grows up to this step
-  Index every = 1;          ///< steps from growth to growth
-  Index top = 8;            ///< modules that grow at once (h)
-  bool overshoots = false;  ///< as published: where a growth jumps past the target, reserves stay in the result for ever
+  Index target_total = -1;  ///< final number of components of all modules; required
+  Index warmup = 0;         ///< no module grows up to this step
+  Index every = 1;          ///< steps between growths
+  Index top = 8;            ///< number of modules that grow at a time (h)
+  bool overshoots = false;  ///< true, as published: if a growth passes the target, the reserves stay in the result for good
   ImportanceOptions importance = {};
 };
 
-/// What IncreLoRA ranks a module by: Σ |ΔW ∘ dyᵀ x| / √(out · in), ΔW with its scale and its reserve.
+/// IncreLoRA's score of a module: Σ |ΔW ∘ dL/dΔW| / √(out · in) with dL/dΔW = dyᵀ x; ΔW includes the scale and the reserve.
 ///
 /// Shapes   x [tokens, in] · dy [tokens, out]
 /// Heap     two matrices of the size of the weight
@@ -43,13 +45,14 @@ double increment_score(const A& adapter, ConstMatrixRef<typename A::Scalar> x, C
   return delta.cwiseProduct(gradient).cwiseAbs().sum() / std::sqrt(double(down.cols()) * double(up.cols()));
 }
 
-/// IncreLoRA's growth: from a small rank to a target, each time in the modules that matter most.
+/// IncreLoRA's allocator: grows the modules of highest importance until all modules together reach a target.
 ///
-/// A step comes after the backward pass and before the optimizer's: what becomes trainable then has no gradient yet and first moves at the
-/// next.
+///   importance = Ī · U of the module's score;   modules grow with importance >= the k-th largest, k = min(h, target - total)
 ///
-/// Throws   ShapeError if options or scores make no sense, CapacityError if a module that has to grow is full; before anything changes
-/// Law      modules whose importance ties with the last that grows all grow
+/// Call step() after the backward pass and before the optimizer's step: new parameters have no gradient yet and first move one step later.
+///
+/// Throws   ShapeError if options or scores are out of range, CapacityError if a module that has to grow is full; before anything changes
+/// Law      all modules grow that tie with the last module to grow
 /// Paper    IncreLoRA: arXiv:2308.12043
 template <class S = float> class IncrementalAllocator {
  public:
@@ -69,7 +72,8 @@ template <class S = float> class IncrementalAllocator {
     mean_ = spread_ = Vector<double>::Zero(n);
   }
 
-  /// `scores` are increment_score() of each module; `reserve(module)` is called for each that needs a new one and calls its add_reserve().
+  /// `scores` holds increment_score() of each module. reserve(module) is called for each module that needs a new reserve, and must call its
+  /// add_reserve().
   template <class Reserve>
   requires std::invocable<Reserve&, Index>
   void step(std::span<const double> scores, Reserve&& reserve) {
@@ -101,15 +105,15 @@ template <class S = float> class IncrementalAllocator {
     if (reached && (threshold == threshold || !options_.overshoots))
       for (IncreLoraAdapter<S>* module : modules_) module->silence_reserve();
   }
-  /// Reserves from N(0, 0.02²).
+  /// Overload that draws new reserves from N(0, 0.02²).
   template <std::uniform_random_bit_generator Rng> void step(std::span<const double> scores, Rng& rng) {
     step(scores, [&](Index m) { modules_[static_cast<std::size_t>(m)]->add_reserve(rng); });
   }
 
   Index steps() const { return step_; }
-  Index total() const { return total_; }  ///< components that count, of all modules
+  Index total() const { return total_; }  ///< number of counted components of all modules
   bool done() const { return total_ >= options_.target_total; }
-  double threshold() const { return threshold_; }  ///< of the last step; not a number if nothing was to grow
+  double threshold() const { return threshold_; }  ///< of the last step; NaN if no module was due to grow
   const Vector<double>& mean() const { return mean_; }
   const Vector<double>& spread() const { return spread_; }
   Vector<double> importance() const { return mean_.cwiseProduct(spread_); }

@@ -1,4 +1,5 @@
 #pragma once
+// The changes that an adapter makes to one projection of a model.
 
 #include <algorithm>
 #include <cstddef>
@@ -17,7 +18,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// One low-rank addition to a projection, owning its numbers: B diag(gain) A.
+/// One low-rank term ΔW = B diag(gain) A of a projection; it owns its numbers.
 ///
 /// Shapes   a_rows A [rank, in] · b_rows Bᵀ [rank, out] · gains [rank]
 template <class S = float> struct LowRankTerm {
@@ -35,24 +36,26 @@ template <class S = float> struct LowRankTerm {
   ConstVectorRef<S> gain() const { return gains; }
 };
 
-/// What an adapter changes in one projection, on top of what the base computed: y ← out_scale ∘ (y + Σ terms) + bias.
+/// The change of one projection: y ← out_scale ∘ (y + Σ (x Aᵀ) diag(gain) Bᵀ) + bias, applied to the base's result y = x Wᵀ + b.
 ///
-/// The base, `y = x Wᵀ + b`, knows nothing of it, and is never written. Every member may be empty.
+/// The base is never written. Each member may be empty.
 template <class S = float> struct LinearAdapter {
   std::vector<LowRankTerm<S>> terms = {};
   Vector<S> out_scale = {};       ///< [out] DoRA's m/n; empty: 1
-  Vector<S> bias = {};            ///< [out] added last; empty: 0. A bias b' instead of the base's is b' - out_scale ∘ b
-  AnyLinear<S> replacement = {};  ///< computes y instead of the base, which is not asked
+  Vector<S> bias = {};            ///< [out] added last; empty: 0. To replace the base's bias b by b', pass b' - out_scale ∘ b
+  AnyLinear<S> replacement = {};  ///< computes y instead of the base
 
   bool empty() const { return terms.empty() && out_scale.size() == 0 && bias.size() == 0 && replacement.empty(); }
 
-  /// Refuses an overlay that does not fit a projection.
+  /// Checks that the change fits a projection.
   ///
   /// Throws   ShapeError naming `where` and the part; UnsupportedError for a replacement that needs more workspace than a Linear
   void check(std::string_view where, Index out, Index in) const;
 
-  /// Shapes   x [tokens, in], the base's input · y [tokens, out], the base's result, changed in place
-  /// Cost     2·tokens·rank·(in + out) flops a term, one sweep of y for out_scale and bias
+  /// Applies the change to y, the base's result.
+  ///
+  /// Shapes   x [tokens, in], the base's input · y [tokens, out], changed in place
+  /// Cost     2·tokens·rank·(in + out) flops for each term, and one sweep of y each for out_scale and bias
   /// Heap     none, given ws of linear_adapter_workspace_bytes<S>(tokens, workers)
   /// Throws   ShapeError, CapacityError
   /// Law      a row's result depends on that row alone, bit for bit
@@ -61,7 +64,7 @@ template <class S = float> struct LinearAdapter {
   std::size_t bytes() const;
 };
 
-/// base(x) with an overlay on it; nullptr: base(x), the same bits.
+/// Computes base(x) and applies a change to it; nullptr: base(x), with the same bits.
 template <class S>
 void forward_overlaid(const AnyLinear<S>& base, const LinearAdapter<S>* overlay, std::type_identity_t<ConstMatrixRef<S>> x,
                       std::type_identity_t<MatrixRef<S>> y, Workspace& ws) {
@@ -71,8 +74,8 @@ void forward_overlaid(const AnyLinear<S>& base, const LinearAdapter<S>* overlay,
 }
 
 namespace detail {
-/// Components added at a time: what an overlay takes from a workspace is bounded, whatever ranks it has. The chain of each output goes
-/// on from y, so blocks change no bit.
+/// The number of components added at a time, which bounds the workspace for any rank. The chain of each output continues from y, so that
+/// blocks change no bit.
 inline constexpr Index overlay_block = 128;
 }  // namespace detail
 
@@ -120,10 +123,10 @@ template <class S> std::size_t LinearAdapter<S>::bytes() const {
   return static_cast<std::size_t>(numbers) * sizeof(S) + (replacement.empty() ? 0 : replacement.bytes());
 }
 
-/// DoRA's m / n, n being dora_norm(): what LinearAdapter::out_scale is to be. Where n is 0 the row stays as it is.
+/// DoRA's factor m / n with n = dora_norm(), for LinearAdapter::out_scale; 1 where n is 0.
 ///
 /// Shapes   term of the base's in and out · magnitude [out]
-/// Cost     2·rank·in·out flops, once: n changes with the weight and the term alone
+/// Cost     2·rank·in·out flops, once: n depends on the weight and the term only
 /// Throws   ShapeError if they do not fit
 /// Paper    DoRA: arXiv:2402.09353
 template <DenseLinear Base>

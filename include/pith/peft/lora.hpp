@@ -1,4 +1,5 @@
 #pragma once
+// LoRA: a trained low-rank product beside a frozen linear layer, h = W₀x + (α/r) B A x.
 
 #include <algorithm>
 #include <cmath>
@@ -19,12 +20,13 @@
 
 namespace pith { inline namespace v0 {
 
+/// The scaling of LoRA.
 struct LoraOptions {
   double alpha = 8;     ///< the scale is alpha / rank
-  bool rslora = false;  ///< alpha / √rank instead   arXiv:2312.03732
+  bool rslora = false;  ///< the scale is alpha / √rank   arXiv:2312.03732
 };
 
-/// What the product B A is multiplied by; 0 at rank 0.
+/// The scale of B A: alpha / rank, or alpha / √rank for rsLoRA; 0 at rank 0.
 inline double lora_scale(const LoraOptions& options, Index rank) {
   if (!std::isfinite(options.alpha) || rank < 0) [[unlikely]]
     raise<ShapeError>(
@@ -33,9 +35,9 @@ inline double lora_scale(const LoraOptions& options, Index rank) {
   return options.rslora ? options.alpha / std::sqrt(double(rank)) : options.alpha / double(rank);
 }
 
-/// ΔW = scale · B A. Fresh ones, with B = 0, come from lora_init.hpp.
+/// The trained factors of LoRA: ΔW = (α/r) B A. lora_init.hpp makes fresh adapters: B = 0, A ~ N(0, σ²).
 ///
-/// Shapes   down A [rank, in] and up B [out, rank], as PEFT stores them; B is kept transposed · bias [out] or empty: of B (`lora_bias`)
+/// Shapes   down A [rank, in] and up B [out, rank], as in PEFT; B is stored transposed · bias β of B (`lora_bias`), [out] or empty
 /// Heap     at construction only
 /// Throws   ShapeError if the shapes disagree or alpha is not finite
 /// Paper    LoRA: arXiv:2106.09685
@@ -68,7 +70,7 @@ template <class S = float> class LoraAdapter {
   ConstVectorRef<S> beta() const { return beta_; }  ///< [out] as trained, or empty
 
   S scale() const { return scale_; }
-  /// What B A is multiplied by from now on; 0 switches the adapter off, bit for bit.
+  /// Sets the scale of B A; 0 switches the adapter off, bit for bit.
   void set_scale(S scale) {
     if (!std::isfinite(scale)) [[unlikely]]
       raise<ShapeError>(detail::text("pith::LoraAdapter::set_scale: scale is ", scale, ", expected a finite number"));
@@ -90,13 +92,13 @@ template <class S = float> class LoraAdapter {
   }
   std::uint64_t changes() const { return changes_; }
 
-  /// f(name, numbers, their gradient) for everything that is trained.
+  /// Calls f(name, numbers, gradient) for each trained parameter.
   template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
     f("lora_A", down_rows(), ConstMatrixRef<S>(g.down_rows));
     f("lora_B", up_rows(), ConstMatrixRef<S>(g.up_rows));
     if (beta_.size() > 0) f("lora_B.bias", detail::as_row(beta_), detail::as_row(g.bias));
   }
-  Index parameters() const { return factors_.size() + beta_.size(); }  ///< numbers that training changes
+  Index parameters() const { return factors_.size() + beta_.size(); }  ///< number of trained numbers
   std::size_t bytes() const { return static_cast<std::size_t>(parameters()) * sizeof(S); }
 
  private:
@@ -112,13 +114,13 @@ template <detail::EigenDense A, class B> LoraAdapter(const A&, const B&, const L
 template <detail::EigenDense A, class B, class V>
 LoraAdapter(const A&, const B&, const LoraOptions&, const V&) -> LoraAdapter<detail::scalar_t<A>>;
 
-/// A layer and an adapter beside it: y = base(x) + ((x Aᵀ) ∘ gain) Bᵀ. A LinearOp itself: adapters stack, and any base can be wrapped.
+/// LoRA around a linear layer: y = base(x) + (x Aᵀ) diag(gain) Bᵀ. It wraps any LinearOp and is one itself, so that adapters stack.
 ///
 /// Shapes   x [tokens, in] · y [tokens, out]
-/// Cost     2·tokens·rank·(in + out) flops over the base
+/// Cost     2·tokens·rank·(in + out) flops in addition to the base
 /// Heap     none in forward(x, y, ws) and backward(dy, dx, ws), given ws of workspace_bytes(tokens, workers)
 /// Throws   ShapeError if the adapter does not fit the base; StateError if its λ or β changed after its last refresh()
-/// Law      at rank 0, or where every gain is 0, the bits of the base; merged() is the same layer up to rounding
+/// Law      at rank 0, or if every gain is 0, y has the bits of the base; merged() is the same layer up to rounding
 /// Paper    LoRA: arXiv:2106.09685
 template <LinearOp Base, LowRankAdapter Adapter = LoraAdapter<typename Base::Scalar>>
 requires std::same_as<typename Base::Scalar, typename Adapter::Scalar>
@@ -134,18 +136,18 @@ class LoraLinear {
     add_low_rank(x, adapter_, y, ws);
   }
   Matrix<Scalar> forward(ConstMatrixRef<Scalar> x) const { return detail::forward_alone(*this, x); }
-  /// dx = dy W + ((dy B) ∘ gain) A: the gradient of the input. Shapes: dy [tokens, out] · dx [tokens, in]
+  /// dx = dy W + (dy B) diag(gain) A: the gradient of the input. Shapes: dy [tokens, out] · dx [tokens, in]
   void backward(ConstMatrixRef<Scalar> dy, MatrixRef<Scalar> dx, Workspace& ws) const requires BackwardLinear<Base> {
     detail::check_ready(adapter_);
     base_.backward(dy, dx, ws);
     add_low_rank<Scalar>(dy, adapter_.up_rows(), adapter_.down_rows(), adapter_.gain(), dx, ws);
   }
 
-  /// W + B diag(gain) A as one layer; each number is rounded once. This layer and its base stay as they are.
+  /// A new layer with the weight W + B diag(gain) A; each number is rounded once. This layer and its base stay unchanged.
   ///
   /// Cost     2·rank·in·out flops
   Linear<Scalar> merged() const requires DenseLinear<Base> { return detail::merged(*this); }
-  /// Rows first_row … of what merged() would hold, before rounding.
+  /// Writes rows first_row … of merged()'s weight, before rounding.
   void merged_rows(Index first_row, MatrixRef<double> rows) const requires DenseLinear<Base> {
     detail::wide_rows(base_, first_row, rows);
     detail::add_delta_rows(adapter_, first_row, rows);
@@ -157,7 +159,9 @@ class LoraLinear {
   void copy_weight(Index first_row, MatrixRef<Scalar> rows) const requires DenseLinear<Base> {
     detail::copy_merged_rows(*this, first_row, rows);
   }
-  /// Throws   StateError if the adapter has a bias of its own: nothing holds the sum but merged()
+  /// The bias of the base.
+  ///
+  /// Throws   StateError if the adapter has its own bias: only merged() holds the sum
   ConstVectorRef<Scalar> bias() const requires DenseLinear<Base> {
     if (detail::bias_of(adapter_).size() > 0) [[unlikely]]
       raise<StateError>("pith::LoraLinear::bias: the adapter adds a bias of its own; ask merged() for their sum");

@@ -1,4 +1,5 @@
 #pragma once
+// The low-rank branch that LoRA and its relatives add to a layer: y += (x Aᵀ) diag(gain) Bᵀ.
 
 #include <algorithm>
 #include <concepts>
@@ -14,10 +15,10 @@
 
 namespace pith { inline namespace v0 {
 
-/// What LoRA and its relatives add to a layer: ΔW = B diag(gain) A in rank components, each a row of both factors.
+/// A low-rank adapter: ΔW = B diag(gain) A, in rank components; component r is row r of A and of Bᵀ.
 ///
-/// Optional: bias(), [out] or empty, added to y with its scale folded in; changes(), a count that grows whenever numbers are handed out
-/// for writing, by which DoraLinear knows that its norms are stale.
+/// Optional members: bias(), [out] or empty, is added to y, scale included; changes() counts accesses for writing, and tells DoraLinear
+/// that its norms are stale.
 template <class A>
 concept LowRankAdapter = requires(const A a) {
   typename A::Scalar;
@@ -27,24 +28,24 @@ concept LowRankAdapter = requires(const A a) {
   { a.gain() } -> std::convertible_to<ConstVectorRef<typename A::Scalar>>;       // [rank], scale folded in
 };
 
-/// y += ((x Aᵀ) ∘ gain) Bᵀ, from right to left: the product B A is never formed.
+/// y += (x Aᵀ) diag(gain) Bᵀ, computed from the left: the product B A is never formed.
 ///
 /// Shapes   x [tokens, in] · down A [rank, in] · up Bᵀ [rank, out] · gain [rank] · y [tokens, out]; y overlaps none of the others
-/// Cost     2·tokens·rank·(in + out) flops; a component whose gain is 0 costs nothing
+/// Cost     2·tokens·rank·(in + out) flops; a component with gain 0 costs nothing
 /// Heap     none, given ws of low_rank_workspace_bytes<S>(tokens, rank, workers)
 /// Throws   ShapeError if the shapes disagree, CapacityError if ws is too small, before y is touched
-/// Law      a row of y depends on its own row of x alone, bit for bit: not on the other tokens, nor on the workers; it is one multiply-add
-///          chain over the components in ascending order from y. Rank 0 leaves every bit as it was
+/// Law      a row of y depends on its own row of x alone, bit for bit, not on the other tokens or the workers; it is one multiply-add chain
+///          over the components in ascending order from y. Rank 0 leaves every bit as it was
 /// Paper    LoRA: arXiv:2106.09685
 template <class S>
 void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> down, std::type_identity_t<ConstMatrixRef<S>> up,
                   std::type_identity_t<ConstVectorRef<S>> gain, std::type_identity_t<MatrixRef<S>> y, Workspace& ws);
 
-/// The same of an adapter, and its bias.
+/// Overload that takes an adapter and also adds its bias.
 template <LowRankAdapter A>
 void add_low_rank(ConstMatrixRef<typename A::Scalar> x, const A& adapter, MatrixRef<typename A::Scalar> y, Workspace& ws);
 
-/// What add_low_rank() takes from its workspace at most; monotone in tokens and rank.
+/// Bytes of workspace that add_low_rank() needs at most; monotone in tokens and rank.
 template <class S> constexpr std::size_t low_rank_workspace_bytes(Index tokens, Index rank, Index workers = 1) {
   if (tokens <= 0 || rank <= 0) return 0;
   return Workspace::bytes_for<S>((std::min)(tokens, detail::token_block), rank) + Workspace::bytes_for<Index>(rank) +
@@ -53,9 +54,9 @@ template <class S> constexpr std::size_t low_rank_workspace_bytes(Index tokens, 
 
 namespace detail {
 
-inline constexpr Index few_tokens = 3;  // that many read B as it lies; more of them have panels of it copied to L1
+inline constexpr Index few_tokens = 3;  // up to this many tokens read B in place; for more, its panels are copied to L1
 
-/// The components that count, by their rows in A and Bᵀ.
+/// The components with a gain other than 0, by their rows in A and Bᵀ.
 template <class S> struct Components {
   const S* down;
   const S* up;
@@ -66,8 +67,8 @@ template <class S> struct Components {
   const S* b(Index i) const { return up + row[i] * up_stride; }
 };
 
-/// Sums of x ∘ a for Tokens rows of x and Rows of A. Each has an accumulator of its own whose lanes run along `in`, so that no bit
-/// depends on the shape of the tile.
+/// Dot products of Tokens rows of x with Rows rows of A. Each has its own accumulator, whose lanes run along `in`, so that no bit depends
+/// on the shape of the tile.
 template <class S, int Tokens, int Rows>
 void dot_tile(const S* x, Index x_stride, const S* const (&a)[std::size_t(Rows)], Index in, S (&sums)[std::size_t(Tokens * Rows)]) {
   using V = Simd<S>;
@@ -94,7 +95,7 @@ void dot_tile(const S* x, Index x_stride, const S* const (&a)[std::size_t(Rows)]
   for (int i = 0; i < Tokens * Rows; ++i) sums[i] = V::sum(sum[i]);
 }
 
-/// t[token, i] = gain ∘ (x Aᵀ) for components [rows.begin, rows.end) and `tokens` rows, at most Most in one tile.
+/// t = (x Aᵀ) diag(gain) for components [rows.begin, rows.end) and `tokens` rows of x, at most Most in one tile.
 template <class S, int Most = TileShape<S>::budget / 4>
 void dots(const S* x, Index x_stride, Index tokens, const Components<S>& c, Share rows, const S* gain, S* t, Index t_stride) {
   if constexpr (Most > 1) {
@@ -103,7 +104,7 @@ void dots(const S* x, Index x_stride, Index tokens, const Components<S>& c, Shar
   constexpr int together = Most == 1 ? 8 : 4;
   for (Index r = rows.begin; r < rows.end; r += together) {
     const S* a[std::size_t(together)];
-    for (int i = 0; i < together; ++i) a[i] = c.a((std::min)(r + i, rows.end - 1));  // rows past the end repeat it
+    for (int i = 0; i < together; ++i) a[i] = c.a((std::min)(r + i, rows.end - 1));  // rows past the end repeat the last row
     S sums[std::size_t(Most * together)];
     dot_tile<S, Most, together>(x, x_stride, a, c.in, sums);
     for (Index i = 0; i < (std::min<Index>)(together, rows.end - r); ++i)
@@ -111,7 +112,7 @@ void dots(const S* x, Index x_stride, Index tokens, const Components<S>& c, Shar
   }
 }
 
-/// y[columns] += Σ t_i b_i over Rows components, in ascending order.
+/// y[columns] += Σ tᵢ bᵢ over Rows components, in ascending order.
 template <class S, int Rows> void add_rows(const S* t, const Components<S>& c, Index first, Share columns, S* y) {
   using V = Simd<S>;
   const S* b[std::size_t(Rows)];
@@ -131,7 +132,7 @@ template <class S, int Rows> void add_rows(const S* t, const Components<S>& c, I
   }
 }
 
-/// One row of y, in L1, while Bᵀ streams by.
+/// y += t Bᵀ for one row of y, which stays in L1 while Bᵀ streams by.
 template <class S> void add_streamed(const S* t, const Components<S>& c, Share columns, S* y) {
   Index i = 0;
   for (; i + 8 <= c.count; i += 8) add_rows<S, 8>(t, c, i, columns, y);
@@ -139,7 +140,7 @@ template <class S> void add_streamed(const S* t, const Components<S>& c, Share c
   for (; i < c.count; ++i) add_rows<S, 1>(t, c, i, columns, y);
 }
 
-/// Panels of Bᵀ, copied to `panel`, times all rows of t: the chains of matmul(), from y.
+/// y += t Bᵀ for all rows of t, in panels of Bᵀ that are copied to `panel`: the chains of matmul(), starting from y.
 template <class S> void add_panels(const S* t, Index t_stride, const Components<S>& c, Share panels, const Product<S>& o, S* panel) {
   for (Index p = panels.begin; p < panels.end; ++p) {
     const Index column = p * panel_width, columns = (std::min)(panel_width, o.out - column);
@@ -151,7 +152,7 @@ template <class S> void add_panels(const S* t, Index t_stride, const Components<
   }
 }
 
-/// At most token_block rows of y.
+/// The update of at most token_block rows of y.
 template <class S> void low_rank_block(const Product<S>& o, const Components<S>& c, const S* gain, S* t, S* panel, ExecutorRef executor) {
   const auto workers = [&](Index width) {
     return double(o.tokens) * double(c.count) * double(width) < worth_waking ? Index{1} : executor.size();
@@ -174,8 +175,9 @@ template <class S> void low_rank_block(const Product<S>& o, const Components<S>&
   });
 }
 
-/// The whole of add_low_rank(), once shapes are checked. t [min(tokens, token_block) · rank], row [rank], panel [workers · rank · 32], or
-/// nullptr for few tokens.
+/// add_low_rank() after the checks.
+///
+/// Shapes   t [min(tokens, token_block) · rank] · row [rank] · panel [workers · rank · 32], or nullptr for few tokens
 template <class S>
 void add_components(ConstMatrixRef<S> x, ConstMatrixRef<S> down, ConstMatrixRef<S> up, ConstVectorRef<S> gain, MatrixRef<S> y, S* t,
                     Index* row, S* panel, ExecutorRef executor) {

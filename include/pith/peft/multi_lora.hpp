@@ -1,4 +1,5 @@
 #pragma once
+// Many LoRA adapters in one batch: several for every row, or another one for each row.
 
 #include <algorithm>
 #include <concepts>
@@ -20,7 +21,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// Any adapter of S, by its numbers, which must outlive this.
+/// A view of any adapter's numbers, which must outlive it.
 template <class S = float> class LowRankView {
  public:
   using Scalar = S;
@@ -46,15 +47,16 @@ template <class S = float> class LowRankView {
   ConstVectorRef<S> gain_, bias_;
 };
 
-inline constexpr Index no_adapter = -1;  ///< of a row that is the base's alone
+inline constexpr Index no_adapter = -1;  ///< marks a row that uses the base only
 
-/// y's row i += what adapter chosen[i] adds to row i of x; several adapters of a row: one call for each.
+/// Adds to each row its own adapter: yᵢ += (xᵢ A_cᵀ) diag(gain_c) B_cᵀ + bias_c with c = chosen[i]. For several adapters of a row, call it
+/// once for each.
 ///
 /// Shapes   x [tokens, in] · chosen [tokens] no_adapter or an index into adapters · y [tokens, out]; y overlaps none of the others
-/// Cost     2·rank·(in + out) flops for each row that has an adapter; each adapter is read once, rows of one being gathered if they lie
-///          apart
+/// Cost     2·rank·(in + out) flops for each row with an adapter; each adapter is read once, and its rows are gathered if they are not
+///          consecutive
 /// Heap     none, given ws of multi_lora_workspace_bytes<S>(tokens, in, out, adapters, largest rank, workers)
-/// Throws   ShapeError if shapes disagree or an adapter is chosen that is not there, CapacityError if ws is too small; before y is touched
+/// Throws   ShapeError if shapes disagree or a chosen index is out of range, CapacityError if ws is too small; before y is touched
 /// Law      a row's bits are those of add_low_rank() with its adapter
 template <class S>
 void add_multi_lora(std::type_identity_t<ConstMatrixRef<S>> x, std::span<const LowRankView<S>> adapters, std::span<const Index> chosen,
@@ -71,7 +73,7 @@ constexpr std::size_t multi_lora_workspace_bytes(Index tokens, Index in, Index o
 
 namespace detail {
 
-/// Rows by adapter, ascending within each.
+/// The rows grouped by adapter, ascending within each group.
 struct RowGroups {
   const Index* begin;  // [adapters + 1]
   const Index* row;    // [rows that have an adapter]
@@ -139,7 +141,7 @@ void add_multi_lora(std::type_identity_t<ConstMatrixRef<S>> x, std::span<const L
     const detail::Share mine = detail::share(all, worker, workers);
     for (Index a = 0; a < count; ++a) {
       const Index first = groups.begin[a], rows = groups.begin[a + 1] - first;
-      if (rows == 0 || first < mine.begin || first >= mine.end) continue;  // a group is its first row's worker's
+      if (rows == 0 || first < mine.begin || first >= mine.end) continue;  // a group belongs to the worker of its first row
       const LowRankView<S>& adapter = adapters[static_cast<std::size_t>(a)];
       const Index* row = groups.row + first;
       const auto add = [&](ConstMatrixRef<S> from, MatrixRef<S> to) {
@@ -159,12 +161,12 @@ void add_multi_lora(std::type_identity_t<ConstMatrixRef<S>> x, std::span<const L
   });
 }
 
-/// A layer with several adapters beside it: some of them for every row, in order, or another for each row. The base is never written.
+/// A layer with several adapters: the active ones apply to all rows in order, or each row chooses its own. The base is never written.
 ///
 /// Shapes   x [tokens, in] · y [tokens, out]
 /// Heap     none in forward(…, ws), given ws of workspace_bytes(tokens, workers)
-/// Throws   ShapeError if an adapter does not fit or is not there
-/// Law      with none active, the bits of the base
+/// Throws   ShapeError if an adapter does not fit or an index is out of range
+/// Law      without active adapters, the bits of the base
 template <LinearOp Base, LowRankAdapter Adapter = LoraAdapter<typename Base::Scalar>>
 requires std::same_as<typename Base::Scalar, typename Adapter::Scalar>
 class MultiLoraLinear {
@@ -179,7 +181,7 @@ class MultiLoraLinear {
     }
   }
 
-  /// Which adapters forward(x, y, ws) adds, in this order; none at first.
+  /// Sets the adapters that forward(x, y, ws) adds, in this order; initially none.
   void use(std::vector<Index> active) {
     for (const Index a : active) check_index(a);
     active_ = std::move(active);
@@ -192,7 +194,7 @@ class MultiLoraLinear {
     for (const Index a : active_) add_low_rank(x, adapters_[static_cast<std::size_t>(a)], y, ws);
   }
   Matrix<Scalar> forward(ConstMatrixRef<Scalar> x) const { return detail::forward_alone(*this, x); }
-  /// Row i with adapter chosen[i], or no_adapter; whatever is active plays no part.
+  /// Applies adapter chosen[i] (or no_adapter) to row i; active adapters are ignored.
   void forward(ConstMatrixRef<Scalar> x, std::span<const Index> chosen, MatrixRef<Scalar> y, Workspace& ws) const {
     base_.forward(x, y, ws);
     const Workspace::Scope scope(ws);

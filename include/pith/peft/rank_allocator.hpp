@@ -1,4 +1,5 @@
 #pragma once
+// AdaLoRA: scores triplets by importance and prunes them to a falling budget.
 
 #include <algorithm>
 #include <cmath>
@@ -15,18 +16,19 @@
 
 namespace pith { inline namespace v0 {
 
-/// Sensitivity |p · g| smoothed over steps, and how much it moves about: Ī ← β₁ Ī + (1 − β₁) I, U ← β₂ U + (1 − β₂) |I − Ī|.
+/// The smoothing of a parameter's importance Ī · U: I = |p · g|, Ī ← β₁ Ī + (1 − β₁) I, U ← β₂ U + (1 − β₂) |I − Ī|.
 struct ImportanceOptions {
   double beta1 = 0.85, beta2 = 0.85;
 };
 
+/// The pruning schedule.
 struct RankScheduleOptions {
-  Index target_rank = 8;   ///< mean rank of a module in the end
-  Index total_steps = -1;  ///< T; has to be given
+  Index target_rank = 8;   ///< final mean rank of a module
+  Index total_steps = -1;  ///< T; required
   Index initial = 0;       ///< steps at the full rank (tinit)
   Index final = 0;         ///< steps at the target rank (tfinal)
-  Index every = 1;         ///< steps from mask to mask (deltaT)
-  bool as_peft = false;    ///< PEFT masks at T - final whatever `every` says and keeps that mask; the published code scores to the end
+  Index every = 1;         ///< steps between masks (deltaT)
+  bool as_peft = false;    ///< PEFT masks at T - final for any `every` and keeps that mask; the published code scores to the end
   ImportanceOptions importance = {};
 };
 
@@ -37,7 +39,7 @@ inline void check_importance(const char* where, const ImportanceOptions& o) {
     raise<ShapeError>(text("pith::", where, ": betas ", o.beta1, " and ", o.beta2, ", expected above 0 and below 1"));
 }
 
-/// In double, whatever is trained: U is a small difference.
+/// One step of Ī and U, always in double because U is a small difference.
 template <class P, class G, class M> void smooth_importance(const P& p, const G& g, M& mean, M& spread, const ImportanceOptions& o) {
   const M now = p.template cast<double>().cwiseProduct(g.template cast<double>()).cwiseAbs();
   mean = o.beta1 * mean + (1 - o.beta1) * now;
@@ -46,10 +48,12 @@ template <class P, class G, class M> void smooth_importance(const P& p, const G&
 
 }  // namespace detail
 
-/// AdaLoRA's budget: the full rank, then falling with the cube of what is left of the way, then the target.
+/// AdaLoRA's budget of triplets: `first` up to step tinit, `last` after step T - tfinal, and between them
+///
+///   b(t) = ⌊last + (first - last) (1 - (t - tinit) / (T - tfinal - tinit))³⌋
 struct RankSchedule {
   RankScheduleOptions options;
-  Index first, last;  ///< triplets of all modules in the beginning and in the end
+  Index first, last;  ///< number of triplets of all modules, initial and final
 
   Index budget(Index step) const {
     const Index end = options.total_steps - options.final;
@@ -65,14 +69,15 @@ struct RankSchedule {
   }
 };
 
-/// Spends a budget of triplets where they matter: after each optimizer step the least important ones of all modules together have their λ
-/// set to 0. They keep their gradients and may come back at the next mask.
+/// AdaLoRA's allocator: a mask sets λ = 0 for the least important triplets of all modules together, down to the budget.
 ///
-/// A triplet's score is that of λ and the mean of those of its row of A and its column of B, each Ī · U of one number.
+///   score(i) = s(λᵢ) + mean s(A[i, :]) + mean s(B[:, i]),   s = Ī · U of each number
+///
+/// Masked triplets keep their gradients and may return at the next mask.
 ///
 /// Heap     the scores, on every mask
-/// Throws   ShapeError if the schedule or the gradients make no sense, before anything changes
-/// Law      a mask leaves at most its budget; triplets that tie at the threshold all go, and what is not a number goes first
+/// Throws   ShapeError if the schedule is out of range or the gradients do not fit, before anything changes
+/// Law      a mask leaves at most its budget; triplets that tie at the threshold all go, and triplets with a score of NaN go first
 /// Paper    AdaLoRA: arXiv:2303.10512
 template <class S = float> class RankAllocator {
  public:
@@ -98,7 +103,7 @@ template <class S = float> class RankAllocator {
                                      ": expected a target below the initial rank, and total_steps to hold both ends"));
   }
 
-  /// After the optimizer's step, with the gradients it was made with: one for each module.
+  /// Call it after the optimizer's step, with the gradients of that step, one for each module.
   void step(std::span<const LowRankGradients<S>> gradients) {
     check(gradients);
     const RankScheduleOptions& o = schedule_.options;
@@ -120,12 +125,12 @@ template <class S = float> class RankAllocator {
   Index steps() const { return step_; }
   Index budget() const { return budget_; }         ///< of the last step
   bool masked() const { return masked_; }          ///< whether it scored and masked
-  double threshold() const { return threshold_; }  ///< the highest score that lost; not a number if it did not mask
+  double threshold() const { return threshold_; }  ///< the highest masked score; NaN if the step did not mask
   const RankSchedule& schedule() const { return schedule_; }
-  /// Of the last mask: by triplet.
+  /// The scores of the triplets at the last mask.
   const Vector<double>& scores(Index module) const { return score_.at(static_cast<std::size_t>(module)); }
   const std::vector<bool>& kept(Index module) const { return kept_.at(static_cast<std::size_t>(module)); }
-  /// Ī and U of every number.
+  /// Ī and U of each number.
   const LowRankGradients<double>& mean(Index module) const { return mean_.at(static_cast<std::size_t>(module)); }
   const LowRankGradients<double>& spread(Index module) const { return spread_.at(static_cast<std::size_t>(module)); }
 

@@ -9,10 +9,10 @@
 #include <pith/nn/linear_op.hpp>
 #include <pith/peft/low_rank.hpp>
 
-// What merging is made of: weights widened to double, so that however many adapters are stacked on one, each number is rounded once.
+// Merging adapters into weights, in double: each number is rounded once, for any number of stacked adapters.
 namespace pith { inline namespace v0 { namespace detail {
 
-inline constexpr Index merged_at_once = 64;  // rows that are wide at the same time
+inline constexpr Index merged_at_once = 64;  // rows held in double at the same time
 
 template <class L>
 concept MergesRows = requires(const L& l, MatrixRef<double> rows) {
@@ -29,7 +29,7 @@ template <DenseLinear L> void wide_rows(const L& layer, Index first_row, MatrixR
   }
 }
 
-/// rows += rows first_row … of B diag(gain) A
+/// rows += rows first_row … of ΔW = B diag(gain) A
 template <LowRankAdapter A> void add_delta_rows(const A& adapter, Index first_row, MatrixRef<double> rows) {
   using S = typename A::Scalar;
   const ConstMatrixRef<S> down = adapter.down_rows(), up = adapter.up_rows();
@@ -57,7 +57,7 @@ template <LowRankAdapter A> ConstVectorRef<typename A::Scalar> bias_of(const A& 
   }
 }
 
-/// What the adapter's rank can become without being made anew.
+/// The largest rank that the adapter can have without being rebuilt.
 template <LowRankAdapter A> Index most_rank(const A& adapter) {
   if constexpr (requires { adapter.max_rank(); }) {
     return adapter.max_rank();
