@@ -72,7 +72,7 @@ template <class M> struct WrappedRule {
 template <class M> struct Gated : WrappedRule<M> {
   double min_similarity;  ///< smallest cosine that is merged
 
-  /// Throws   ShapeError if `least` is not a number
+  /// Throws   ShapeError if `least` is NaN
   explicit Gated(M rule, double least = 0) : WrappedRule<M>{std::move(rule)}, min_similarity(least) {
     if (std::isnan(least)) raise<ShapeError>("pith::Gated: min_similarity is not a number: expected a cosine");
   }

@@ -115,7 +115,7 @@ class SwiGlu {
       const MatrixRef<Scalar> g(gates, tokens, gate_.out()), h(hidden, tokens, up_.out());
       gate_.forward(x_tile, g, ws);
       up_.forward(x_tile, h, ws);
-      silu_mul(ConstMatrixRef<Scalar>(g), h, h);
+      silu_mul(ConstMatrixRef<Scalar>(g), h, h);  // silu(gate(x)) ∘ up(x)
       down_.forward(h, y_tile, ws);
     });
   }

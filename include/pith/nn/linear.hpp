@@ -1,5 +1,5 @@
 #pragma once
-// Linear layers y = x Wᵀ + bias: over an own matrix, another owner's matrix, or packed panels.
+// Linear layers y = x Wᵀ + bias: Linear owns its matrix, LinearView borrows one, PackedLinear holds packed panels.
 
 #include <algorithm>
 #include <concepts>

@@ -58,7 +58,7 @@ template <class S = float> class RmsNorm {
     for (Index t = 0; t < x.rows(); ++t) {
       const S* row = x.data() + t * x.outerStride();
       const S squares = detail::sum_packets(row, size(), S(0), [](auto v) { return V::mul(v, v); });
-      const auto scale = V::broadcast(S(1) / std::sqrt(squares / S(size()) + eps_));
+      const auto scale = V::broadcast(S(1) / std::sqrt(squares / S(size()) + eps_));  // 1 / √(mean(x²) + eps)
       detail::map_packets(row, weight_.data(), y.data() + t * y.outerStride(), size(),
                           [=](auto v, auto w) { return V::mul(V::mul(v, scale), w); });
     }

@@ -1,5 +1,5 @@
 #pragma once
-// softmax and softmax_n.
+// softmax, exp(x) / Σ exp(x), and softmax_n, exp(x) / (n + Σ exp(x)).
 
 #include <algorithm>
 #include <cmath>
@@ -74,7 +74,7 @@ template <class S> void softmax(ConstMatrixRef<S> x, std::type_identity_t<Matrix
 /// softmax_n(x) = exp(x) / (n + Σ exp(x)) of each row, in place: as if there were n more keys of logit 0 and value 0.
 ///
 /// Shapes   x [rows, cols]
-/// Throws   ShapeError if n is negative or not a number
+/// Throws   ShapeError if n is negative, infinite or NaN
 template <class S> void softmax_n(MatrixRef<S> x, std::type_identity_t<S> n) {
   if (!(n >= S(0)) || n > (std::numeric_limits<S>::max)()) [[unlikely]]
     raise<ShapeError>(detail::text("pith::softmax_n: n is ", n, ", expected a finite number >= 0"));

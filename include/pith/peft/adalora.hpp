@@ -66,7 +66,7 @@ template <class S = float> class AdaLoraAdapter {
   }
   ConstVectorRef<S> lambda() const { return lambda_; }  ///< [rank]
   S scale() const { return scale_; }
-  Index kept() const { return (lambda_.array() != S(0)).count(); }  ///< triplets whose λ is not 0
+  Index kept() const { return (lambda_.array() != S(0)).count(); }  ///< number of triplets with λ ≠ 0
 
   /// The numbers themselves, for training and masking; refresh() after lambda has changed.
   MatrixRef<S> down() { return ++changes_, factors_.down; }

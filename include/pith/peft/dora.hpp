@@ -70,8 +70,8 @@ class DoraLinear {
   void forward(ConstMatrixRef<Scalar> x, MatrixRef<Scalar> y, Workspace& ws) const {
     check_fresh();
     base_.forward(x, y, ws);
-    add_low_rank(x, adapter_, y, ws);
-    for (Index t = 0; t < y.rows(); ++t) {
+    add_low_rank(x, adapter_, y, ws);       // y = x (W + ΔW)ᵀ + bias
+    for (Index t = 0; t < y.rows(); ++t) {  // y += (m / n - 1) ∘ (y - bias)
       Scalar* row = y.data() + t * y.outerStride();
       const Scalar* excess = excess_.data();
       if (bias_.size() > 0) {

@@ -32,7 +32,7 @@ enum class HoulsbySkip {
 struct HoulsbyOptions {
   bool parallel = false;
   bool norm_before = false;  ///< z = LN(h + u) (`original_ln_before`)
-  bool norm_after = true;    ///< y = LN(o + u) (`original_ln_after`); false where the model adds the residual itself
+  bool norm_after = true;    ///< y = LN(o + u) (`original_ln_after`); false if the model adds the residual itself
   HoulsbySkip skip = HoulsbySkip::hidden;
   bool own_norm_over_skip = false;  ///< the block's own norm behind takes core + skip, not core alone (`adapter_residual_before_ln`)
 

@@ -27,8 +27,8 @@ struct IncreLoraOptions {
 
 /// IncreLoRA's adapter: AdaLoRA's form with a growing rank, ΔW = α / (counted rank + 1e-5) · B diag(λ) A. Growth weakens older components.
 ///
-/// A reserve lies behind the counted components. It takes part in the result by its λ, but does not count, and its λ is not trained. A
-/// growth counts the reserve; a new reserve then follows.
+/// A reserve lies behind the counted components. It contributes to the result by its λ, but is not counted, and its λ is not trained. A
+/// growth counts the reserve; then a new reserve is added.
 ///
 /// Shapes   down A [initial rank, in] · lambda [initial rank] · up B [out, initial rank]
 /// Heap     at construction only: growing stays within the capacity

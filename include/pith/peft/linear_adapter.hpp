@@ -27,7 +27,7 @@ template <class S = float> struct LowRankTerm {
   Matrix<S> b_rows = {};
   Vector<S> gains = {};
 
-  /// What any adapter adds now; its bias, if it has one, belongs to LinearAdapter::bias.
+  /// Copies the term from any adapter. If the adapter has a bias, put it into LinearAdapter::bias.
   template <LowRankAdapter A> static LowRankTerm of(const A& adapter) { return {adapter.down_rows(), adapter.up_rows(), adapter.gain()}; }
 
   Index rank() const { return a_rows.rows(); }

@@ -132,8 +132,8 @@ class LoraLinear {
 
   void forward(ConstMatrixRef<Scalar> x, MatrixRef<Scalar> y, Workspace& ws) const {
     detail::check_ready(adapter_);
-    base_.forward(x, y, ws);
-    add_low_rank(x, adapter_, y, ws);
+    base_.forward(x, y, ws);           // y = x W₀ᵀ + bias
+    add_low_rank(x, adapter_, y, ws);  // y += (x Aᵀ) diag(gain) Bᵀ, gain = α/r
   }
   Matrix<Scalar> forward(ConstMatrixRef<Scalar> x) const { return detail::forward_alone(*this, x); }
   /// dx = dy W + (dy B) diag(gain) A: the gradient of the input. Shapes: dy [tokens, out] · dx [tokens, in]

@@ -1,5 +1,5 @@
 #pragma once
-// How A and B of a fresh adapter are initialised.
+// The initial values of a fresh adapter: B = 0, A ~ N(0, σ²), and other published starts.
 
 #include <cmath>
 #include <random>

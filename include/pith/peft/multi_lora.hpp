@@ -32,7 +32,7 @@ template <class S = float> class LowRankView {
       : down_(adapter.down_rows()), up_(adapter.up_rows()), gain_(adapter.gain()), bias_(detail::bias_of(adapter)) {}
   template <LowRankAdapter A>
   requires(!std::same_as<A, LowRankView> && !std::is_reference_v<A>) LowRankView(A&&)
-  = delete;  // it would outlive what it shows
+  = delete;  // the view would outlive the adapter
   LowRankView(ConstMatrixRef<S> down_rows, ConstMatrixRef<S> up_rows, ConstVectorRef<S> gain, ConstVectorRef<S> bias = {})
       : down_(down_rows), up_(up_rows), gain_(gain), bias_(bias) {}
 
@@ -57,7 +57,7 @@ inline constexpr Index no_adapter = -1;  ///< marks a row that uses the base onl
 ///          consecutive
 /// Heap     none, given ws of multi_lora_workspace_bytes<S>(tokens, in, out, adapters, largest rank, workers)
 /// Throws   ShapeError if shapes disagree or a chosen index is out of range, CapacityError if ws is too small; before y is touched
-/// Law      a row's bits are those of add_low_rank() with its adapter
+/// Law      each row has the same bits as add_low_rank() with its adapter
 template <class S>
 void add_multi_lora(std::type_identity_t<ConstMatrixRef<S>> x, std::span<const LowRankView<S>> adapters, std::span<const Index> chosen,
                     std::type_identity_t<MatrixRef<S>> y, Workspace& ws);

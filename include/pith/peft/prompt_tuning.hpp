@@ -17,7 +17,7 @@ namespace pith { inline namespace v0 {
 
 /// Prompt tuning: a soft prompt P of learned rows before the embedded text, input = [P; E[tokens]].
 ///
-/// The rows stand before any padding; the text begins at position rows().
+/// The rows stand before any padding; the text begins at position size().
 ///
 /// Shapes   rows [virtual tokens, features]
 /// Paper    Prompt tuning: arXiv:2104.08691
