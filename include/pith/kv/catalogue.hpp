@@ -60,7 +60,7 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
   using Model = const PolicyModel<S>&;
   constexpr std::string_view none = "nothing", weights = "attention weights", window_weights = "weights of the last queries", keys = "keys",
                              rows_read = "keys and values", one_row = "one row moved, however many rows",
-                             adds = "one add a weight, one look at each score", once = "none after the prompt";
+                             adds = "one add per weight, one look at each score", once = "none after the prompt";
   static const PolicyEntry<S> entries[] = {
       {"dense", "everything, up to `max_tokens`", none, none, "", [](Index, Model) -> AnyPolicy<S> { return Dense{}; }},
       {"window", "the newest rows", none, one_row, "2004.05150", [](Index rows, Model) -> AnyPolicy<S> { return Window{rows}; }},
@@ -69,22 +69,23 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
        [](Index rows, Model) -> AnyPolicy<S> {
          return SinkWindow{.sinks = detail::usual_sinks(rows), .window = rows - detail::usual_sinks(rows)};
        }},
-      {"h2o", "rows that attracted most attention, and the newest", weights, adds, "2306.14048",
+      {"h2o", "rows with most accumulated attention, and the newest", weights, adds, "2306.14048",
        [](Index rows, Model) -> AnyPolicy<S> { return HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2}; }},
-      {"h2o-cache", "the same, read at cache positions", weights, "… and a turn of each key behind the row that left", "2306.14048",
+      {"h2o-cache", "the same, read at cache positions", weights, "… and a rotation of each key behind the row that left", "2306.14048",
        [](Index rows, Model) -> AnyPolicy<S> { return AtCachePositions(HeavyHitter{.heavy = rows / 2, .recent = rows - rows / 2}); }},
       {"scissorhands", "rows marked most often as above average, and the newest; half leave at once", weights,
-       "a compare and an add a weight", "2305.17118",
+       "a compare and an add per weight", "2305.17118",
        [](Index rows, Model) -> AnyPolicy<S> { return Scissorhands{.keep = rows, .recent = (std::min<Index>)(10, rows / 4)}; }},
-      {"tova", "what the newest query looks at most, the same rows in all heads", "weights of the last query", adds, "2401.06104",
+      {"tova", "rows with most attention from the newest query, the same in all heads", "weights of the last query", adds, "2401.06104",
        [](Index rows, Model) -> AnyPolicy<S> { return Tova{rows}; }},
       {"observed", "rows by average attention over the prompt", weights, once, "2306.14048",
        [](Index rows, Model) -> AnyPolicy<S> { return ObservedAttention{rows}; }},
-      {"snapkv", "what a prompt's last queries look at, neighbours too", window_weights, once, "2404.14469",
+      {"snapkv", "rows with most attention from a prompt's last queries, and their neighbours", window_weights, once, "2404.14469",
        [](Index rows, Model) -> AnyPolicy<S> { return SnapKv{.keep = rows, .window = detail::usual_window(rows)}; }},
       {"adakv", "SnapKV's, with a budget that the heads of a layer share", window_weights, once, "2407.11550",
        [](Index rows, Model) -> AnyPolicy<S> { return Adaptive(SnapKv{.keep = rows, .window = detail::usual_window(rows)}); }},
-      {"csp", "what text looks at in text, images in images, and each in the other", window_weights, once, "2412.04652",
+      {"csp", "rows with most attention within a kind of token (text, image) and across kinds, a list each", window_weights, once,
+       "2412.04652",
        [](Index rows, Model) -> AnyPolicy<S> {
          const Index recent = (std::max<Index>)(1, rows / 4);
          return Csp{.heavy = rows - recent, .recent = recent};
@@ -98,24 +99,25 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
          return ExpectedAttention<S>{.rope = model.rope, .keep = rows, .sinks = detail::usual_sinks(rows)};
        },
        true},
-      {"critical", "SnapKV's, weighted by what a value does to the output", "weights of the last queries, values", once, "2502.03805",
+      {"critical", "SnapKV's, weighted by what a value adds to the output", "weights of the last queries, values", once, "2502.03805",
        [](Index rows, Model model) -> AnyPolicy<S> {
          return CriticalValues<SnapKv, S>(SnapKv{.keep = rows, .window = detail::usual_window(rows)}, model.o_proj);
        },
        false, true},
-      {"knorm", "small keys", keys, "a norm per row appended, one look at each score", "2406.11430",
+      {"knorm", "keys of small norm", keys, "a norm per row appended, one look at each score", "2406.11430",
        [](Index rows, Model) -> AnyPolicy<S> { return KeyNorm{rows}; }},
-      {"keydiff", "keys unlike the average, in bites of a quarter", keys, "two sweeps of the keys every rows_per_eviction", "2504.15364",
+      {"keydiff", "keys least similar to the mean key; evicts a quarter of the budget at a time", keys,
+       "two sweeps of the keys every rows_per_eviction", "2504.15364",
        [](Index rows, Model) -> AnyPolicy<S> { return KeyDiff{.keep = rows, .rows_per_eviction = (std::max<Index>)(1, rows / 4)}; }},
-      {"lagkv", "tokens that spread more than those after them", rows_read, once, "2504.04704",
+      {"lagkv", "tokens whose keys and values spread more than those after them", rows_read, once, "2504.04704",
        [](Index rows, Model) -> AnyPolicy<S> {
          return LagKv{.keep = rows, .sinks = detail::usual_sinks(rows), .lag = std::clamp<Index>(rows / 4, 2, 128)};
        }},
       {"cur", "keys and values of high leverage in their block", rows_read, once, "2509.15038",
        [](Index rows, Model) -> AnyPolicy<S> { return Cur{.keep = rows, .sinks = detail::usual_sinks(rows)}; }},
-      {"chunkkv", "whole chunks of neighbours, by small keys", keys, once, "2502.00299",
+      {"chunkkv", "whole chunks of neighbours, by the norm of their keys", keys, once, "2502.00299",
        [](Index rows, Model) -> AnyPolicy<S> { return Chunkwise(KeyNorm{rows}, (std::max<Index>)(1, (std::min<Index>)(20, rows / 8))); }},
-      {"random", "rows drawn by lot: what others must beat", none, "a hash per row appended, one look at each score", "",
+      {"random", "random rows (baseline)", none, "a hash per row appended, one look at each score", "",
        [](Index rows, Model) -> AnyPolicy<S> { return Random{rows}; }},
   };
   return entries;

@@ -28,14 +28,15 @@ template <class S = float> struct MergeEntry {
 /// All strategies. Tests, benchmarks, examples and the README read this list: a new strategy is a struct and an entry here.
 template <class S = float> std::span<const MergeEntry<S>> merge_catalogue() {
   static const MergeEntry<S> entries[] = {
-      {"drop", "x: evicted rows are gone", "", []() -> AnyMerge<S> { return Drop{}; }},
-      {"averaged", "the mean of x and every e", "2406.18139", []() -> AnyMerge<S> { return Averaged{}; }},
-      {"pivotal", "half way from x to that mean", "2406.18139", []() -> AnyMerge<S> { return Pivotal{}; }},
+      {"drop", "x: evicted rows are lost", "", []() -> AnyMerge<S> { return Drop{}; }},
+      {"averaged", "the mean, (x + Σ e) / (1 + n)", "2406.18139", []() -> AnyMerge<S> { return Averaged{}; }},
+      {"pivotal", "half way from x to that mean, (x + Σ (x + e) / 2) / (1 + n)", "2406.18139", []() -> AnyMerge<S> { return Pivotal{}; }},
       {"weighted", "(x + Σ s e) / (1 + n)", "2406.18139", []() -> AnyMerge<S> { return Weighted{}; }},
       {"normalized", "(x + Σ w e) / (1 + Σ w), w = (1 + s) / 2", "", []() -> AnyMerge<S> { return Normalized{}; }},
       {"size-weighted", "the mean of all tokens that the rows stand for; meant for `keep_masses`", "2210.09461",
        []() -> AnyMerge<S> { return MassWeighted{}; }},
-      {"values-only", "keys as they are, values by s and by share of norm", "", []() -> AnyMerge<S> { return ValuesOnly{}; }},
+      {"values-only", "keys: x; values: (x + Σ w e) / (1 + Σ w), w by s and by the share of e in the norm", "",
+       []() -> AnyMerge<S> { return ValuesOnly{}; }},
       {"d2o", "weighted, where similarity reaches a moving threshold", "2406.13035",
        []() -> AnyMerge<S> { return MovingThreshold(Weighted{}); }},
   };
