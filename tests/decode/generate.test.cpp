@@ -115,6 +115,21 @@ TEST_CASE("n tokens and then m are n + m tokens", "[decode]") {
   CHECK(whole.next_position() == 3 + 39);
 }
 
+TEST_CASE("generate from a prompt reads it first, and its rules see it", "[decode]") {
+  MarkovModel model(pith_test::three_token_chain_of_two()), twin = model;
+  std::mt19937_64 one(4), other(4);
+  const auto expected = generate(model, model.prefill(first_three), {.max_tokens = 9}, one);
+  CHECK(generate(twin, first_three, {.max_tokens = 9}, other) == expected);
+  CHECK(one == other);
+
+  MarkovModel ring(ring_of_five());
+  const pith::GenerateOptions penalised{.max_tokens = 1, .sampler = {.temperature = 0}, .rules = {.repetition_penalty = 1.5f}};
+  pith::GenerateOptions told = penalised;
+  told.text = first_three;
+  MarkovModel again(ring_of_five());
+  CHECK(generate(ring, first_three, penalised, one) == generate(again, again.prefill(first_three), told, one));
+}
+
 TEST_CASE("the last of several rows of logits chooses the first token", "[decode]") {
   MarkovModel model(ring_of_five());
   std::mt19937_64 rng(1);

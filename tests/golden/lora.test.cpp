@@ -433,11 +433,11 @@ template <class S> void adalora_allocator_of(Golden& golden, Golden& inputs, boo
   }
   for (Index m = 0; m < n; ++m) {
     const LowRankGradients<double>&mean = allocator.mean(m), &spread = allocator.spread(m);
-    check_average(golden, name(m, "ema_ipt_A"), mean.down);
-    check_average(golden, name(m, "ema_ipt_B"), mean.up.transpose().eval());
+    check_average(golden, name(m, "ema_ipt_A"), mean.down_rows);
+    check_average(golden, name(m, "ema_ipt_B"), mean.up_rows.transpose().eval());
     check_average(golden, name(m, "ema_ipt_E"), mean.lambda);
-    check_average(golden, name(m, "ema_unc_A"), spread.down);
-    check_average(golden, name(m, "ema_unc_B"), spread.up.transpose().eval());
+    check_average(golden, name(m, "ema_unc_A"), spread.down_rows);
+    check_average(golden, name(m, "ema_unc_B"), spread.up_rows.transpose().eval());
     check_average(golden, name(m, "ema_unc_E"), spread.lambda);
     if (!as_peft) continue;
     const std::vector<Token> pattern = golden.ids(name(m, "final_pattern"));

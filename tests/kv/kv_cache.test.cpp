@@ -8,10 +8,12 @@
 
 #include "support/catch.hpp"
 #include "support/kv_stream.hpp"
+#include "support/random_matrix.hpp"
 
 using namespace pith;
 using pith_test::contains;
 using pith_test::KvStream;
+using pith_test::random_matrix;
 using pith_test::same_state;
 
 namespace {
@@ -408,6 +410,22 @@ TEST_CASE("sinks at cache positions: the gap is what the window has left behind"
   KvStream<float> again(small, 6);
   for (int i = 0; i < 9; ++i) again.step(text, 1);
   CHECK(text.gap() == 0);
+}
+
+TEST_CASE("attend() with memory of its own attends and shows what is watched", "[kv]") {
+  KvCache cache(small, HeavyHitter{.heavy = 2, .recent = 2}), twin(small, HeavyHitter{.heavy = 2, .recent = 2});
+  const Index width = small.num_kv_heads * small.head_dim;
+  for (std::uint64_t i = 0; i < 9; ++i) {
+    const Matrix<float> k = random_matrix<float>(1, width, 3 * i), v = random_matrix<float>(1, width, 3 * i + 1),
+                        q = random_matrix<float>(1, small.num_heads * small.head_dim, 3 * i + 2);
+    for (auto* each : {&cache, &twin}) each->append(k, v);
+    Matrix<float> expected(1, q.cols());
+    Workspace ws(attend_workspace_bytes<float>(small, 5));
+    attend(q, twin.view(), expected, ws, twin.observer());
+    CHECK(attend(q, cache) == expected);
+    for (auto* each : {&cache, &twin}) each->evict();
+  }
+  CHECK(same_state(cache, twin));
 }
 
 TEST_CASE("caches move, and clear() starts over", "[kv]") {

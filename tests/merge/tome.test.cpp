@@ -7,6 +7,7 @@
 
 #include <pith/attention/attend.hpp>
 #include <pith/core/executor.hpp>
+#include <pith/merge/averaged.hpp>
 #include <pith/merge/merge_schedule.hpp>
 #include <pith/merge/tome.hpp>
 
@@ -205,6 +206,21 @@ TEST_CASE("ToMe keeps mass, size by size, through several layers; and tracks whe
     CHECK((x.row(row).transpose().array() >= least.array() - 1e-13).all());
     CHECK((x.row(row).transpose().array() <= most.array() + 1e-13).all());
   }
+}
+
+TEST_CASE("the forms with memory of their own are the others", "[merge]") {
+  const Matrix<float> x = random_matrix<float>(17, 6, 3), rows = random_matrix<float>(17, 4, 4);
+  const TokenMap<float> map = match_bipartite(x, {.r = 5}), expected = bipartite<float>(x, {.r = 5});
+  REQUIRE(map.rows() == 12);
+  CHECK(std::equal(map.row_of().begin(), map.row_of().end(), expected.row_of().begin(), expected.row_of().end()));
+  Matrix<float> means = Matrix<float>::Zero(12, 4);  // of all tokens that became a row
+  std::vector<float> counts(12);
+  for (std::size_t t = 0; t < 17; ++t)
+    means.row(map.row_of()[t]) += rows.row(static_cast<Index>(t)), counts[std::size_t(map.row_of()[t])] += 1;
+  for (std::size_t r = 0; r < 12; ++r) means.row(static_cast<Index>(r)) /= counts[r];
+  CHECK(near(map.merged(rows), means, 1e-5));
+  const TokenMap<float> kth = match_every_kth(x, {.k = 3}), expected_kth = every_kth<float>(x, {.k = 3});
+  CHECK(std::equal(kth.row_of().begin(), kth.row_of().end(), expected_kth.row_of().begin(), expected_kth.row_of().end()));
 }
 
 TEST_CASE("every k-th token takes in what is most similar to it, the tail too unless it is dropped", "[merge]") {

@@ -41,7 +41,7 @@ struct OwnLayer {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("accessors of an adapter return what its constructor takes") {
+TEST_CASE("accessors of an adapter return what its constructor takes") {
   const Matrix<float> a = random_matrix<float>(3, 5, 1), b = random_matrix<float>(3, 3, 2);  // rank = out: a transposed B would fit as well
   const LoraAdapter<float> lora(a, b, {.alpha = 6});
   CHECK(same_bits(Matrix<float>(lora.down()), a));
@@ -56,7 +56,7 @@ TEMPLATE_TEST_CASE("accessors of an adapter return what its constructor takes") 
   CHECK(std::as_const(adalora).up_rows()(0, 2) == 7);
 }
 
-TEST_CASE("every adapter keeps the laws of low rank", "[peft][laws]", float, double) {
+TEMPLATE_TEST_CASE("every adapter keeps the laws of low rank", "[peft][laws]", float, double) {
   using S = TestType;
   const Matrix<S> a = random_matrix<S>(6, 20, 1), b = random_matrix<S>(33, 6, 2);
   Vector<S> lambda = random_vector<S>(6, 3);

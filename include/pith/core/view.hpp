@@ -20,6 +20,7 @@ template <class X> X expression_of(const Eigen::DenseBase<X>&);
 
 /// The Eigen expression that D is or derives from.
 template <class D> using expression_t = decltype(expression_of(std::declval<const std::remove_cvref_t<D>&>()));
+template <class D> using scalar_t = typename expression_t<D>::Scalar;
 
 template <class D>
 concept EigenDense = requires {

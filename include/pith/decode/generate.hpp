@@ -110,6 +110,23 @@ std::vector<Token> generate(M& model, ConstMatrixRef<typename M::Scalar> logits,
   return tokens;
 }
 
+/// The same from a prompt on: prefill(prompt), then tokens until something says stop. The rules see the prompt unless options.text is
+/// given.
+template <TokenModel M, std::uniform_random_bit_generator Rng, TokenCallback OnToken>
+requires requires(M& m, std::span<const Token> prompt) { m.prefill(prompt); }
+GenerateResult generate(M& model, std::span<const Token> prompt, GenerateOptions options, Rng& rng, OnToken&& on_token) {
+  if (options.text.empty()) options.text = prompt;
+  const ConstMatrixRef<typename M::Scalar> logits = model.prefill(prompt);
+  return generate(model, logits, options, rng, on_token);
+}
+template <TokenModel M, std::uniform_random_bit_generator Rng>
+requires requires(M& m, std::span<const Token> prompt) { m.prefill(prompt); }
+std::vector<Token> generate(M& model, std::span<const Token> prompt, const GenerateOptions& options, Rng& rng) {
+  std::vector<Token> tokens;
+  generate(model, prompt, options, rng, [&](Token token) { tokens.push_back(token); });
+  return tokens;
+}
+
 template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder;
 
 /// Limits of one generate() with a SpeculativeDecoder.

@@ -11,6 +11,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
+#include <pith/merge/mass_weighted.hpp>
 #include <pith/merge/merge_rows.hpp>
 #include <pith/merge/merge_rule.hpp>
 
@@ -83,6 +84,16 @@ template <class S> class TokenMap {
       if (after.size() > 0) after[r] = mass.before.size() > 0 ? mass.before[token] : S(1);
     }
     merge_rows<S>({{}, out, after}, {{}, x, mass.before}, {leaves_to(), cosine()}, rule, ws);
+  }
+
+  /// The same with memory of its own: the rows after the merge. Where all masses are 1, MassWeighted is the mean.
+  ///
+  /// Heap     the rows and a workspace
+  template <MergeRule<S> Rule = MassWeighted> Matrix<S> merged(ConstMatrixRef<S> x, const Rule& rule = {}) const {
+    Matrix<S> out(rows_, x.cols());
+    Workspace ws(workspace_bytes(tokens_));
+    merge(x, out, rule, ws);
+    return out;
   }
 
   /// Gives each token a row again: a copy of the row it became part of, or zeros if it was dropped.

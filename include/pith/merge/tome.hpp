@@ -100,6 +100,17 @@ void match_bipartite(std::type_identity_t<ConstMatrixRef<S>> metric, const Bipar
   map.place({order, static_cast<std::size_t>(rows)});
 }
 
+/// The same with memory of its own: `match_bipartite(keys, {.r = 16}).merged(x)`.
+///
+/// Heap     the map and a workspace
+template <detail::EigenDense M> TokenMap<detail::scalar_t<M>> match_bipartite(const M& metric, const BipartiteOptions& options) {
+  using S = detail::scalar_t<M>;
+  TokenMap<S> map(metric.rows());
+  Workspace ws(token_match_workspace_bytes<S>(metric.rows(), metric.cols()));
+  match_bipartite<S>(metric, options, map, ws);
+  return map;
+}
+
 /// ToMe with a fixed ratio: of every k tokens the last one stays, and each other token joins the most similar token that stays.
 ///
 /// Fewer than k tokens all stay, and so does a token whose cosines are all NaN. Of equal cosines the lowest token wins.
@@ -129,6 +140,17 @@ void match_every_kth(std::type_identity_t<ConstMatrixRef<S>> metric, const Every
   }
   for (Index t = end; t < tokens; ++t) map.drop(t);
   map.place();
+}
+
+/// The same with memory of its own.
+///
+/// Heap     the map and a workspace
+template <detail::EigenDense M> TokenMap<detail::scalar_t<M>> match_every_kth(const M& metric, const EveryKthOptions& options) {
+  using S = detail::scalar_t<M>;
+  TokenMap<S> map(metric.rows());
+  Workspace ws(token_match_workspace_bytes<S>(metric.rows(), metric.cols()));
+  match_every_kth<S>(metric, options, map, ws);
+  return map;
 }
 
 /// ToMe's metric, by which tokens are compared: their keys, averaged over the heads.

@@ -36,8 +36,6 @@ concept BackwardLinear = LinearOp<L> &&
 
 namespace detail {
 
-template <class D> using scalar_t = typename expression_t<D>::Scalar;
-
 template <LinearOp L> std::size_t workspace_bytes_of(const L& l, Index tokens, Index workers) {
   if constexpr (requires { l.workspace_bytes(tokens, workers); }) {
     return l.workspace_bytes(tokens, workers);
