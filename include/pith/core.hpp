@@ -1,9 +1,9 @@
 #pragma once
 
 // What every room uses: types, views, errors, memory and threads.
-#include <pith/core/check.hpp>      // errors, and what every entry point checks
+#include <pith/core/check.hpp>      // error types and shape checks
 #include <pith/core/executor.hpp>   // threads: Serial, ThreadPool
-#include <pith/core/random.hpp>     // numbers from a generator, the same everywhere
+#include <pith/core/random.hpp>     // random numbers, the same on every platform
 #include <pith/core/types.hpp>      // Index, Token, Position, Matrix; float, double, half, bfloat16
-#include <pith/core/view.hpp>       // rows of anybody's memory as arguments
-#include <pith/core/workspace.hpp>  // scratch memory that is taken once
+#include <pith/core/view.hpp>       // views of the caller's matrices as arguments
+#include <pith/core/workspace.hpp>  // scratch memory, allocated once

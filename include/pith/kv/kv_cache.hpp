@@ -186,7 +186,7 @@ class KvCache {
   /// Throws   StateError unless an append since the checkpoint began at p; Dense needs no checkpoint
   void crop(Position p) { state_.crop(p); }
 
-  /// Removes every token; memory, policy and options stay.
+  /// Removes every token; allocated memory, policy and options stay.
   void clear() { state_.clear(); }
 
   /// An independent copy, journal included.

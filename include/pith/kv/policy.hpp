@@ -31,7 +31,7 @@ template <class S> class LayerScores;  // layer_scores.hpp
 /// The rows of one kv head as a policy reads them. Stored numbers are widened to the arithmetic type.
 template <class S> struct KvRows {
   Index kv_head;                        ///< index of the head, for policies with per-head data
-  AttentionShape shape;                 ///< of the layer
+  AttentionShape shape;                 ///< heads and head_dim of the layer
   Position next;                        ///< position of the next token; ages and "newest" are relative to it
   std::span<const Position> positions;  ///< [rows] rows are in no particular order unless traits().ordered
   std::span<const TokenKind> kinds;     ///< [rows] text, image, …

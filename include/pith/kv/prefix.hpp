@@ -35,8 +35,8 @@ class KvPrefix {
  public:
   KvPrefix() = default;  ///< no prefix
 
-  /// `next`: position of the first token behind the prefix. `adapter`: fingerprint of the adapter that its rows were computed under; 0: the
-  /// base model.
+  /// `next`: position of the first token behind the prefix. `adapter`: fingerprint of the adapter that computed its rows; 0: the base
+  /// model.
   ///
   /// Throws   ShapeError if sizes, rows and positions disagree
   template <KvStorage T>
