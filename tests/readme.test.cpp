@@ -14,10 +14,10 @@ int main(int, char** argv) {
   const auto tokenizer = pith::load_tokenizer(argv[1]);                    // and its tokenizer.json
   auto session = llama.start(pith::SinkWindow{.sinks = 4, .window = 252},  // 256 rows, however long the text
                              {.max_prompt = 512});
-  const auto logits = session.prefill(tokenizer.encode("Ownership"));
   pith::Detokenizer text(tokenizer, /*skip_special=*/true);
   std::mt19937_64 rng(1);
-  pith::generate(session, logits, {.max_tokens = 100, .sampler = {.temperature = 0.7f}, .stop_tokens = tokenizer.stop_tokens()}, rng,
+  pith::generate(session, tokenizer.encode("Ownership"),
+                 {.max_tokens = 100, .sampler = {.temperature = 0.7f}, .stop_tokens = tokenizer.stop_tokens()}, rng,
                  [&](pith::Token token) { std::printf("%s", text.add(token).c_str()); });
   std::printf("%s\n%zu bytes of cache\n", text.finish().c_str(), session.cache_bytes());
   return 0;
@@ -212,11 +212,8 @@ void image_tokens(const std::filesystem::path& folder, const Numbers& patches, c
   tokens.insert(tokens.end(), question.begin(), question.end());
   // --- shown
   const pith::Matrix<float> image = pith::load_linear(folder / "projector.safetensors").forward(patches);
-  pith::TokenMap<float> map(image.rows());
-  pith::Workspace ws(1 << 20);
-  pith::match_bipartite(image, {.r = 16}, map, ws);  // ToMe: the 16 most similar pairs of tokens, by cosine
-  pith::Matrix<float> merged(map.rows(), image.cols());
-  map.merge(image, merged, pith::MassWeighted{}, ws);                          // or Averaged, Pivotal, Weighted, a rule of your own
+  const auto map = pith::match_bipartite(image, {.r = 16});                    // ToMe: the 16 most similar pairs of tokens, by cosine
+  const pith::Matrix<float> merged = map.merged(image);                        // their mean; or with a rule, pith::Pivotal{}
   const pith::MediaRows<float> media{.rows = merged, .row_of = map.row_of()};  // takes the placeholder's place in the question
   const auto& table = llama.weights().embed_tokens;
   const auto prompt = pith::splice(table, tokens, placeholder, {&media, 1}, pith::Placeholders::one_an_image);
