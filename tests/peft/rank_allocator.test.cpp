@@ -113,7 +113,7 @@ TEST_CASE("RankAllocator: a mask leaves its budget, ties go together, what is no
   TwoModules odd;
   RankAllocator<double> allocator2(odd.pointers, {.target_rank = 3, .total_steps = 3, .initial = 0, .final = 1});
   odd.learn(1);
-  odd.grads[0].down(2, 1) = std::numeric_limits<double>::quiet_NaN();
+  odd.grads[0].down_rows(2, 1) = std::numeric_limits<double>::quiet_NaN();
   for (int t = 0; t < 4; ++t) allocator2.step(odd.grads);
   CHECK(odd.left() <= 6);
   CHECK(!allocator2.kept(0)[2]);
