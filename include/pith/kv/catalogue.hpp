@@ -107,7 +107,7 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
       {"knorm", "keys of small norm", keys, "a norm per row appended, one look at each score", "2406.11430",
        [](Index rows, Model) -> AnyPolicy<S> { return KeyNorm{rows}; }},
       {"keydiff", "keys least similar to the mean key; evicts a quarter of the budget at a time", keys,
-       "two sweeps of the keys every rows_per_eviction", "2504.15364",
+       "two sweeps of the keys for each quarter that leaves", "2504.15364",
        [](Index rows, Model) -> AnyPolicy<S> { return KeyDiff{.keep = rows, .rows_per_eviction = (std::max<Index>)(1, rows / 4)}; }},
       {"lagkv", "tokens whose keys and values spread more than those after them", rows_read, once, "2504.04704",
        [](Index rows, Model) -> AnyPolicy<S> {
