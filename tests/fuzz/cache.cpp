@@ -113,15 +113,15 @@ template <pith::KvStorage T> class CacheCalls {
       case 12: {
         const Index back = in_.number(), count = in_.number();
         return sides_.call([&](Twin& s) {
-          const auto first = static_cast<pith::Position>(s.cache.next_position() - back);
-          return one(static_cast<double>(s.cache.drop(first, static_cast<pith::Position>(first + count))));
+          const auto first = earlier(s.cache.next_position(), back);
+          return one(static_cast<double>(s.cache.drop(first, later(first, count))));
         });
       }
       case 13:
         return sides_.call([](Twin& s) { return s.cache.checkpoint(), none(); });
       case 14: {
         const Index back = in_.below(4) == 0 ? in_.number() : in_.below(6);
-        return sides_.call([&](Twin& s) { return s.cache.crop(static_cast<pith::Position>(s.cache.next_position() - back)), none(); });
+        return sides_.call([&](Twin& s) { return s.cache.crop(earlier(s.cache.next_position(), back)), none(); });
       }
       case 15:
         return sides_.call([](Twin& s) { return s.cache.clear(), none(); });

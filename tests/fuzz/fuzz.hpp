@@ -61,6 +61,14 @@ template <class F> Outcome attempt(F&& call) {
   return Outcome::done;
 }
 
+/// p + delta and p - delta in 32 bits, which any numbers have.
+inline pith::Position later(std::int64_t p, std::int64_t delta) {
+  return static_cast<pith::Position>(static_cast<std::uint64_t>(p) + static_cast<std::uint64_t>(delta));
+}
+inline pith::Position earlier(std::int64_t p, std::int64_t delta) {
+  return static_cast<pith::Position>(static_cast<std::uint64_t>(p) - static_cast<std::uint64_t>(delta));
+}
+
 /// Ends the process unless the law holds.
 inline void demand(bool holds, const char* law) {
   if (holds) return;

@@ -227,7 +227,7 @@ void stream_tokens(Cache& cache, Reader& in, bool as_given) {
       if ((how & 12) == 4) cache.checkpoint();
       stream.step(cache, tokens, phase);
       if (turns && cache.shape().head_dim == 4) cache.reindex(rope);
-      const pith::Position back = cache.next_position() - static_cast<pith::Position>(tokens);
+      const pith::Position back = earlier(cache.next_position(), tokens);
       if ((how & 12) == 8 && cache.can_crop(back)) cache.crop(back);
     });
     if (outcome == Outcome::done) check(cache, stream, as_given);

@@ -116,7 +116,7 @@ class SessionCalls {
         const bool nearby = in_.below(8) != 0;
         const Index back = nearby ? in_.below(8) : in_.number();
         return sides_.call([&](SessionSide& s) {
-          const auto to = static_cast<pith::Position>(nearby ? s.session.next_position() - back : back);
+          const auto to = nearby ? earlier(s.session.next_position(), back) : static_cast<pith::Position>(back);
           return s.session.crop(to), none();
         });
       }
