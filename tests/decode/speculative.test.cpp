@@ -546,10 +546,10 @@ TEST_CASE("models that read by themselves, from different positions on, go on wi
   found.resize(50);
   CHECK(found == expected);
 
-  target.decode(Text{1});  // somebody else
+  target.decode(Text{1});  // another caller
   const Position at = target.next_position();
   CHECK_THROWS_AS(spec.step(rng), pith::StateError);
-  CHECK_THROWS_WITH(spec.step(rng), contains("somebody else fed them") && contains("call resume()"));
+  CHECK_THROWS_WITH(spec.step(rng), contains("another caller fed one of them") && contains("call resume()"));
   CHECK_THROWS_WITH(spec.prefill(opening), contains("call resume()"));
   CHECK(target.next_position() == at);
 }

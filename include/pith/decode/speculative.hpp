@@ -368,7 +368,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
       raise<StateError>(
           detail::text("pith::SpeculativeDecoder: target and draft are at positions ", target_->next_position(), " and ",
                        draft_->next_position(), ", expected ", target_next_, " and ", draft_next_,
-                       ": somebody else fed them, or a prompt failed half-way; let both read the same text and call resume()"));
+                       ": another caller fed one of them, or a prompt failed half-way; let both read the same text and call resume()"));
   }
 
   Target* target_;

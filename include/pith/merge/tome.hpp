@@ -55,6 +55,14 @@ template <class S> ConstMatrixRef<S> every_row(const ConstMatrixRef<S>& rows, In
   return {count > 0 ? rows.data() + first * rows.outerStride() : nullptr, count, rows.cols(), step * rows.outerStride()};
 }
 
+/// A map that match(map, workspace) fills.
+template <class S, class Match> TokenMap<S> matched(const ConstMatrixRef<S>& metric, Match&& match) {
+  TokenMap<S> map(metric.rows());
+  Workspace ws(token_match_workspace_bytes<S>(metric.rows(), metric.cols()));
+  match(map, ws);
+  return map;
+}
+
 }  // namespace detail
 
 /// ToMe's bipartite matching: pairs each even token with the odd token most similar to it and merges the r most similar pairs.
@@ -105,10 +113,7 @@ void match_bipartite(std::type_identity_t<ConstMatrixRef<S>> metric, const Bipar
 /// Heap     the map and a workspace
 template <detail::EigenDense M> TokenMap<detail::scalar_t<M>> match_bipartite(const M& metric, const BipartiteOptions& options) {
   using S = detail::scalar_t<M>;
-  TokenMap<S> map(metric.rows());
-  Workspace ws(token_match_workspace_bytes<S>(metric.rows(), metric.cols()));
-  match_bipartite<S>(metric, options, map, ws);
-  return map;
+  return detail::matched<S>(metric, [&](auto& map, Workspace& ws) { match_bipartite<S>(metric, options, map, ws); });
 }
 
 /// ToMe with a fixed ratio: of every k tokens the last one stays, and each other token joins the most similar token that stays.
@@ -147,10 +152,7 @@ void match_every_kth(std::type_identity_t<ConstMatrixRef<S>> metric, const Every
 /// Heap     the map and a workspace
 template <detail::EigenDense M> TokenMap<detail::scalar_t<M>> match_every_kth(const M& metric, const EveryKthOptions& options) {
   using S = detail::scalar_t<M>;
-  TokenMap<S> map(metric.rows());
-  Workspace ws(token_match_workspace_bytes<S>(metric.rows(), metric.cols()));
-  match_every_kth<S>(metric, options, map, ws);
-  return map;
+  return detail::matched<S>(metric, [&](auto& map, Workspace& ws) { match_every_kth<S>(metric, options, map, ws); });
 }
 
 /// ToMe's metric, by which tokens are compared: their keys, averaged over the heads.
