@@ -38,6 +38,9 @@ TEST_CASE("a folder's stop tokens are those that transformers would use") {
   CHECK(stops(R"({"eos_token_id":5})", R"({"eos_token_id":-1})", "") == Ids{5});
   CHECK(stops(R"({"eos_token_id":1})", R"({"eos_token_id":[1,9]})", "") == Ids{1, 9});
   CHECK(stops(R"({"eos_token_id":1})", R"({"eos_token_id":null})", "") == Ids{1});
+  CHECK(stops(R"({"text_config":{"eos_token_id":[2,3]}})", "", R"({"eos_token":"<end>"})") == Ids{2, 3});  // a model with a vision tower
+  CHECK(stops(R"({"eos_token_id":5,"text_config":{"eos_token_id":2}})", "", "") == Ids{5});
+  CHECK(stops(R"({"text_config":7})", "", R"({"eos_token":"<end>"})") == Ids{261});
 }
 
 TEST_CASE("a tokenizer that asks for a first token gets it") {

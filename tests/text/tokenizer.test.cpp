@@ -163,3 +163,28 @@ TEST_CASE("a hostile set of added tokens does not make a text quadratic") {
   const Tokenizer t = load_tokenizer(folder.path());
   CHECK(t.encode(std::string(1'000'000, 'a')) == Ids(1'000'000, 261));
 }
+
+TEST_CASE("a token of white space that strips white space does not make a text quadratic") {
+  const std::string added =
+      R"({"id":260,"content":"\t","single_word":false,"lstrip":true,"rstrip":true,"normalized":false,"special":false})";
+  const Tokenizer t = tokenizer_of(byte_level_json(added));
+  CHECK(t.encode("a\t b") == Ids{'a', 260, 'b'});
+  CHECK(t.encode("\t\t") == Ids{260, 260});  // the second begins in what the first has taken, as in the reference
+  CHECK(t.encode(std::string(1'000'000, '\t')) == Ids(1'000'000, 260));
+}
+
+TEST_CASE("a million random letters are merged in a moment") {
+  const Tokenizer t = tokenizer_of(byte_level_json({}, R"({"type":"ByteLevel","add_prefix_space":false,"use_regex":false})"));
+  std::mt19937 rng(17);
+  std::string text;
+  for (int i = 0; i < 1'000'000; ++i) text.push_back(static_cast<char>('a' + rng() % 4));
+  Ids expected;  // "bc" merges first, then "ab", then "a" and "bc": from left to right, at each place the longest of them, but no "ab"
+                 // before c
+  for (std::size_t i = 0; i < text.size();) {
+    const std::string_view rest = std::string_view(text).substr(i);
+    const Token id = rest.starts_with("abc") ? 258 : rest.starts_with("ab") ? 256 : rest.starts_with("bc") ? 257 : rest[0];
+    expected.push_back(id);
+    i += id == 258 ? 3 : id > 255 ? 2 : 1;
+  }
+  CHECK(t.encode(text) == expected);
+}

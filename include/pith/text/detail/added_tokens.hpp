@@ -13,6 +13,7 @@
 #include <pith/core/types.hpp>
 #include <pith/text/detail/unicode.hpp>
 #include <pith/text/detail/vocabulary.hpp>
+#include <pith/text/text_range.hpp>
 
 // Finds added tokens, such as special tokens, in a text.
 namespace pith { inline namespace v0 { namespace detail {
@@ -142,6 +143,7 @@ class AddedTokenSplitter {
     matcher_.find(text, matches);
     std::size_t done = 0;    // end of the last piece
     std::size_t search = 0;  // earlier matches overlap a taken one
+    TextRange white;         // taken by the last rstrip; a token of white space matches within it again, so it is not read twice
     while (!matches.empty()) {
       const StringMatcher::Match match = matches.back();
       matches.pop_back();
@@ -152,8 +154,10 @@ class AddedTokenSplitter {
       if ((token.single_word && continues_word(text, begin, end)) || !may(token, begin, end)) continue;
       if (token.lstrip)
         while (begin > done && is_white_space(code_point(text, before(text, begin)).value)) begin = before(text, begin);
-      if (token.rstrip)
-        while (end < text.size() && is_white_space(code_point(text, end).value)) end += code_point(text, end).size;
+      if (token.rstrip) {
+        if (end < white.begin || end > white.end) white = {end, end + white_space(text.substr(end))};
+        end = white.end;
+      }
       if (begin > done) take(TextPiece{done, begin, nullptr});
       take(TextPiece{begin, end, &token});
       done = end;
@@ -162,6 +166,12 @@ class AddedTokenSplitter {
   }
 
  private:
+  /// Bytes of white space at the front.
+  static std::size_t white_space(std::string_view text) {
+    std::size_t i = 0;
+    while (i < text.size() && is_white_space(code_point(text, i).value)) i += code_point(text, i).size;
+    return i;
+  }
   static bool continues_word(std::string_view text, std::size_t begin, std::size_t end) {
     const auto word = [&](std::size_t i) { return (CharClasses::table()[code_point(text, i).value] & char_class::word) != 0; };
     return (begin > 0 && word(before(text, begin))) || (end < text.size() && word(end));

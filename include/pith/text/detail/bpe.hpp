@@ -15,6 +15,7 @@
 #include <pith/text/detail/byte_map.hpp>
 #include <pith/text/detail/utf8.hpp>
 #include <pith/text/detail/vocabulary.hpp>
+#include <pith/text/detail/word_merges.hpp>
 
 // Byte pair encoding.
 namespace pith { inline namespace v0 { namespace detail {
@@ -40,11 +41,11 @@ class Bpe {
   Bpe(const BpeFile& file, bool byte_level, std::string_view name) : byte_level_(byte_level), ignore_merges_(file.ignore_merges) {
     build_vocabulary(file, name);
     build_merges(file, name);
-    if (byte_level)
-      for (std::size_t b = 0; b < first_.size(); ++b) {
-        const char byte = static_cast<char>(b);
-        first_[b] = vocabulary_.find({&byte, 1});
-      }
+    for (std::size_t b = 0; b < first_.size(); ++b) {
+      const char byte = static_cast<char>(b);
+      first_[b] = vocabulary_.find({&byte, 1});
+    }
+    mark_ = vocabulary_.find(space_mark);
     build_fallback(file, name);
     build_cut();
   }
@@ -52,21 +53,7 @@ class Bpe {
   /// Buffers of encode(), reused between words.
   struct Scratch {
     std::vector<std::uint32_t> symbols;
-    std::vector<Merge> merges;
-    struct Link {
-      std::uint32_t id;
-      std::int32_t previous, next;
-    };
-    std::vector<Link> links;
-    struct Entry {
-      std::uint32_t rank;
-      std::int32_t at;
-      std::uint32_t id;
-      friend bool operator<(const Entry& a, const Entry& b) {
-        return a.rank != b.rank ? a.rank > b.rank : a.at > b.at;
-      }  // the smallest at the top
-    };
-    std::vector<Entry> heap;
+    WordScratch word;
   };
 
   /// Appends the ids of a word. A text without word breaks is cut where no merge can cross, so that it is as fast as text with breaks.
@@ -99,7 +86,6 @@ class Bpe {
 
  private:
   static constexpr std::string_view space_mark = "\xE2\x96\x81";  // U+2581, sentencepiece's space
-  static constexpr std::size_t short_word = 32;                   // symbols; shorter words try all pairs, which is faster than a heap
 
   void build_vocabulary(const BpeFile& file, std::string_view name) {
     std::size_t limit = 0;
@@ -181,7 +167,7 @@ class Bpe {
     for (std::size_t at = token.find(space_mark, 1); at != std::string_view::npos; at = token.find(space_mark, at + 1))
       if (!token.substr(0, at).ends_with(space_mark)) joins_space_[byte_of(token, at - 1)] = true;
   }
-  void build_cut() { cuts_ = !byte_level_ && vocabulary_.find(space_mark) != no_id && (unk_ != no_id || fallback_[0] != no_id); }
+  void build_cut() { cuts_ = !byte_level_ && mark_ != no_id && (unk_ != no_id || fallback_[0] != no_id); }
   std::size_t piece_length(std::string_view word) const {
     for (std::size_t at = word.find(space_mark, 1); at != std::string_view::npos; at = word.find(space_mark, at + 1))
       if (!word.substr(0, at).ends_with(space_mark) && !joins_space_[byte_of(word, at - 1)]) return at;
@@ -215,7 +201,10 @@ class Bpe {
     }
     for (std::size_t i = 0, size = 0; i < word.size(); i += size) {
       size = code_point(word, i).size;
-      if (const std::uint32_t id = vocabulary_.find(word.substr(i, size)); id != no_id) {
+      const std::uint32_t id = size == 1                            ? first_[byte_of(word, i)]
+                               : word.substr(i, size) == space_mark ? mark_
+                                                                    : vocabulary_.find(word.substr(i, size));
+      if (id != no_id) {
         symbols.push_back(id);
         unknown = false;
       } else {
@@ -227,74 +216,17 @@ class Bpe {
   void encode_piece(std::string_view word, std::vector<Token>& out, Scratch& scratch) const {
     scratch.symbols.clear();
     add_symbols(word, scratch.symbols);
-    if (scratch.symbols.size() <= short_word) {
-      merge_short(scratch);
-    } else {
-      merge_long(scratch);
-    }
+    merge_word(merges_, scratch.symbols, scratch.word);
     out.insert(out.end(), scratch.symbols.begin(), scratch.symbols.end());
   }
 
-  void merge_short(Scratch& scratch) const {
-    auto& symbols = scratch.symbols;
-    auto& merges = scratch.merges;  // [symbol] its merge with the next
-    merges.clear();
-    for (std::size_t i = 0; i + 1 < symbols.size(); ++i) merges.push_back(merges_.find(symbols[i], symbols[i + 1]));
-    while (!merges.empty()) {
-      const auto least = std::min_element(merges.begin(), merges.end(), [](const Merge& a, const Merge& b) { return a.rank < b.rank; });
-      if (least->rank == no_id) return;
-      const auto i = static_cast<std::size_t>(least - merges.begin());
-      symbols[i] = least->id;
-      symbols.erase(symbols.begin() + static_cast<std::ptrdiff_t>(i) + 1);
-      merges.erase(least);
-      if (i > 0) merges[i - 1] = merges_.find(symbols[i - 1], symbols[i]);
-      if (i < merges.size()) merges[i] = merges_.find(symbols[i], symbols[i + 1]);
-    }
-  }
-
-  void merge_long(Scratch& scratch) const {
-    auto& links = scratch.links;
-    auto& heap = scratch.heap;
-    links.clear();
-    heap.clear();
-    const auto n = static_cast<std::int32_t>(scratch.symbols.size());
-    for (std::int32_t i = 0; i < n; ++i) links.push_back({scratch.symbols[static_cast<std::size_t>(i)], i - 1, i + 1 < n ? i + 1 : -1});
-    const auto link = [&](std::int32_t i) -> Scratch::Link& { return links[static_cast<std::size_t>(i)]; };
-    const auto offer = [&](std::int32_t i, std::int32_t next) {
-      if (i < 0 || next < 0) return;
-      if (const Merge merge = merges_.find(link(i).id, link(next).id); merge.rank != no_id) {
-        heap.push_back({merge.rank, i, merge.id});
-        std::push_heap(heap.begin(), heap.end());
-      }
-    };
-    for (std::int32_t i = 0; i + 1 < n; ++i) offer(i, i + 1);
-    while (!heap.empty()) {
-      std::pop_heap(heap.begin(), heap.end());
-      const Scratch::Entry top = heap.back();
-      heap.pop_back();
-      Scratch::Link& left = link(top.at);
-      if (left.id == no_id || left.next < 0) continue;
-      Scratch::Link& right = link(left.next);
-      if (merges_.find(left.id, right.id).id != top.id) continue;  // left or right has changed since
-      left.id = top.id;
-      left.next = right.next;
-      right.id = no_id;
-      if (left.next >= 0) link(left.next).previous = top.at;
-      offer(left.previous, top.at);
-      offer(top.at, left.next);
-    }
-    scratch.symbols.clear();
-    for (const Scratch::Link& l : links)
-      if (l.id != no_id) scratch.symbols.push_back(l.id);
-  }
-
   bool byte_level_, ignore_merges_, fuse_unk_ = false, cuts_ = false;
-  std::uint32_t unk_ = no_id;
+  std::uint32_t unk_ = no_id, mark_ = no_id;
   Vocabulary vocabulary_;  // byte-level: keys are bytes
   Vocabulary literal_;     // byte-level: tokens whose spelling is not a byte string; unreachable by encoding
   MergeTable merges_;
   std::array<bool, 256> joins_space_{};        // [last byte of a character] whether a merge joins it to a space mark after it
-  std::array<std::uint32_t, 256> first_{};     // byte-level: the token of each byte
+  std::array<std::uint32_t, 256> first_{};     // the token of each byte; not byte-level: of ASCII
   std::array<std::uint32_t, 256> fallback_{};  // <0x00> .. <0xFF>, if the model has them
 };
 

@@ -83,20 +83,23 @@ class TokenizerFolder {
     return at != nullptr && at->is_string() ? at->get<std::string>() : std::string();
   }
 
-  /// eos_token_id of generation_config.json, else of config.json: a number or a list. A file that is not JSON counts as missing and does
-  /// not prevent loading.
+  /// eos_token_id of generation_config.json, else of config.json, else of its text_config: a number or a list. A file that is not JSON
+  /// counts as missing and does not prevent loading.
   std::vector<Token> stop_ids() const {
     for (const char* name : {"generation_config.json", "config.json"}) try {
-        if (std::vector<Token> ids = stop_ids(read(name)); !ids.empty()) return ids;
+        const JsonDocument file = read(name);
+        if (std::vector<Token> ids = stop_ids(file.root()); !ids.empty()) return ids;
+        if (const Json* inner = file.root().find("text_config"))
+          if (std::vector<Token> ids = stop_ids(*inner); !ids.empty()) return ids;
       } catch (const FormatError&) {
       }
     return {};
   }
 
  private:
-  static std::vector<Token> stop_ids(const JsonDocument& file) {
+  static std::vector<Token> stop_ids(const Json& config) {
     std::vector<Token> out;
-    const Json* at = file.root().find("eos_token_id");
+    const Json* at = config.find("eos_token_id");
     const auto add = [&](const Json& id) {
       if (const double number = id.is_number() ? id.get<double>() : -1; number >= 0 && number < (1 << 24))
         out.push_back(static_cast<Token>(number));

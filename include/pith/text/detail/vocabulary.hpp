@@ -116,10 +116,14 @@ struct Merge {
 class MergeTable {
  public:
   MergeTable() = default;
-  explicit MergeTable(std::size_t count) : slots_(std::bit_ceil(2 * count + 2)) {}
+  explicit MergeTable(std::size_t count) : slots_(std::bit_ceil(2 * count + 2)), results_(count, no_id) {}
 
   /// A repeated pair takes the later rank.
-  void set(std::uint32_t left, std::uint32_t right, Merge merge) { slots_[place(pair(left, right))] = {pair(left, right), merge}; }
+  void set(std::uint32_t left, std::uint32_t right, Merge merge) {
+    slots_[place(pair(left, right))] = {pair(left, right), merge};
+    results_[merge.rank] = merge.id;
+  }
+  std::uint32_t result(std::uint32_t rank) const { return results_[rank]; }
   Merge find(std::uint32_t left, std::uint32_t right) const { return slots_[place(pair(left, right))].merge; }
 
  private:
@@ -137,6 +141,7 @@ class MergeTable {
 
   SeededHash hash_;
   std::vector<Slot> slots_ = std::vector<Slot>(2);
+  std::vector<std::uint32_t> results_;  // [rank]
 };
 
 }}}  // namespace pith::v0::detail
