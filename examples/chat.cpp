@@ -34,7 +34,7 @@ const std::string usage =
   --system TEXT        what the model is told first
   --lora DIR           a PEFT folder laid over the model
   --draft DIR          a smaller model of the same vocabulary that guesses; lookup: guesses from the text itself
-  --no-think           formats that can: answer without reasoning first
+  --think, --no-think  formats that can: answer with or without reasoning first     [as the published template]
   --context N          tokens of a conversation at most                                                              [4096]
   --tokens N           of an answer at most                                                                          [1024]
   --temperature T      0: the likeliest token every time                                                             [0.7]
@@ -46,7 +46,10 @@ const std::string usage =
 
 std::atomic<bool> interrupted{false};  // lock-free, as a signal handler needs it
 static_assert(std::atomic<bool>::is_always_lock_free);
-extern "C" void interrupt(int) { interrupted = true; }
+extern "C" void interrupt(int) {
+  interrupted = true;
+  std::signal(SIGINT, interrupt);  // some systems forget a handler once it has run
+}
 
 std::string today(const char* format) {
   char text[64];
@@ -175,7 +178,8 @@ void run(example::CommandLine& line) {
   const Index cores = std::max<Index>(1, static_cast<Index>(std::thread::hardware_concurrency()));
   const std::string choice = line.option("--policy", "sinks:4:252"), format_name = line.option("--format", ""),
                     system = line.option("--system", ""), lora = line.option("--lora", ""), draft_folder = line.option("--draft", "");
-  const bool thinks = !line.flag("--no-think");
+  const bool think = line.flag("--think"), no_think = line.flag("--no-think");
+  if (think && no_think) throw example::UsageError("--think and --no-think are given: choose one");
   const Index context = line.option<Index>("--context", 4096, 1, most_tokens);
   Options options;
   options.tokens = line.option<Index>("--tokens", 1024, 1, most_tokens);
@@ -192,8 +196,8 @@ void run(example::CommandLine& line) {
   const Tokenizer tokenizer = load_tokenizer(folder);
   tokenizer.check_vocabulary(decoder.vocab_size());
   ChatFormat format = format_name.empty() ? ChatFormat::of(tokenizer) : ChatFormat::named(format_name);
-  format.thinking = thinks;
-  if (format.date.empty()) format.date = today(format.name() == "granite3.3" ? "%B %d, %Y" : "%d %B %Y");
+  if (think || no_think) format.thinking = think;
+  if (format.date.empty()) format.date = today(format.name().starts_with("granite") ? "%B %d, %Y" : "%d %B %Y");
   const std::vector<Token> stops = format.stop_tokens(tokenizer);
 
   const bool drafts = !draft_folder.empty();

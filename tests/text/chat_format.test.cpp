@@ -50,6 +50,15 @@ TEST_CASE("a format that names the day wants to be told") {
   CHECK_THAT(ChatFormat::named("llama3.1").render({{"user", "Hi"}}).text, contains("Today Date: 26 Jul 2024"));
 }
 
+TEST_CASE("a model reasons first if its published template lets it, or if asked to") {
+  CHECK(ChatFormat::named("qwen3").thinking);
+  ChatFormat format = ChatFormat::named("exaone4");
+  CHECK_FALSE(format.thinking);
+  CHECK(format.render({{"user", "Hi"}}).text == "[|user|]\nHi[|endofturn|]\n[|assistant|]\n<think>\n\n</think>\n\n");
+  format.thinking = true;
+  CHECK(format.render({{"user", "Hi"}}).text == "[|user|]\nHi[|endofturn|]\n[|assistant|]\n<think>\n");
+}
+
 TEST_CASE("unknown formats and templates are refused with the list of known ones") {
   CHECK_THROWS_WITH(ChatFormat::named("klingon"), contains("no format 'klingon'; there are chatml, "));
   CHECK_THROWS_WITH(ChatFormat::of(tokenizer_of(byte_level_json())), contains("has no chat template"));
@@ -87,6 +96,9 @@ TEST_CASE("known templates are distinct and lead to a format") {
 TEST_CASE("a conversation that a format has no place for is refused") {
   CHECK_THROWS_WITH(ChatFormat::named("gemma2").render({{"system", "S"}, {"user", "U"}}), contains("System role not supported"));
   CHECK_THROWS_WITH(ChatFormat::named("llama2").render({{"user", "a"}, {"user", "b"}}), contains("message 1: role 'user'"));
+  CHECK_THROWS_WITH(ChatFormat::named("granite4").render({{"user", "a"}, {"tool", "b"}}), contains("message 1: role 'tool'"));
+  CHECK_THROWS_WITH(ChatFormat::named("exaone4").render({{"critic", "a"}}), contains("message 0: role 'critic'"));
+  CHECK_THROWS_WITH(ChatFormat::named("mistral-v7-tekken").render({{"critic", "a"}}), contains("message 0: role 'critic'"));
   for (const std::string_view name : ChatFormat::names()) {  // no messages at all harm nobody
     ChatFormat format = ChatFormat::named(name);
     format.date = "D";

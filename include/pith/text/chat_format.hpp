@@ -68,7 +68,7 @@ class ChatFormat {
   }
 
   std::string date;  ///< today, as the format writes it: llama3.1 "26 Jul 2024", granite3.3 "April 07, 2025", smollm3 "04 September 2026"
-  bool thinking = true;  ///< qwen3 and smollm3: the model may reason before it answers
+  bool thinking;     ///< qwen3, smollm3 and exaone4: the model may reason before it answers; at first as the published template has it
 
   /// Writes the conversation as text, with the ranges of the messages. The text contains special tokens, so encode it with
   /// add_special = false. Invalid UTF-8 in a message becomes U+FFFD, as in Tokenizer::encode().
@@ -112,7 +112,8 @@ class ChatFormat {
   }
 
  private:
-  explicit ChatFormat(const detail::ChatStyle& style) : date(style.needs_date ? "" : style.date), style_(&style) {}
+  explicit ChatFormat(const detail::ChatStyle& style)
+      : date(style.needs_date ? "" : style.date), thinking(style.thinking), style_(&style) {}
   static std::string whole(std::string_view s) {
     std::string out;
     detail::append_utf8(out, s);

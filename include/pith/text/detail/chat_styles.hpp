@@ -44,7 +44,6 @@ struct TurnMarks {
 inline constexpr TurnMarks chatml_marks{"<|im_start|>", "\n", "<|im_end|>\n"};
 inline constexpr TurnMarks llama3_marks{"<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>"};
 inline constexpr TurnMarks phi4_marks{"<|im_start|>", "<|im_sep|>", "<|im_end|>"};
-inline constexpr TurnMarks granite_marks{"<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>\n"};
 
 inline void write_turn(ChatWriter& out, const TurnMarks& marks, std::string_view role, std::string_view content) {
   out.markup(marks.open).markup(role).markup(marks.middle).content(content).markup(marks.close);
@@ -167,68 +166,6 @@ inline void write_llama3_1(ChatWriter& out, const ChatInput& in) {
   if (in.add_generation_prompt) out.markup("<|start_header_id|>assistant<|end_header_id|>\n\n");
 }
 
-inline void write_llama2(ChatWriter& out, const ChatInput& in) {
-  in.check_alternation(roles_alternate);
-  for (std::size_t i = 0; i < in.turns().size(); ++i) {
-    const std::string_view content = in.turns()[i].content;
-    if (i % 2 != 0) {
-      out.markup(" ").content(trimmed(content)).markup(" </s>");
-      continue;
-    }
-    out.markup("<s>[INST] ");
-    if (i == 0 && in.begins_with_system()) {
-      out.markup("<<SYS>>\n").content(in.system()).markup("\n<</SYS>>\n\n").content(trimmed_right(content));
-    } else {
-      out.content(trimmed(content));
-    }
-    out.markup(" [/INST]");
-  }
-}
-
-/// Marks of Mistral's [INST] formats, which differ in spaces and in the turn that has the system text.
-struct MistralMarks {
-  std::string_view open, close, answer;
-  bool trims_answer, system_last;
-};
-inline void write_mistral(ChatWriter& out, const ChatInput& in, const MistralMarks& marks,
-                          std::string_view rule = roles_alternate_after_system) {
-  in.check_alternation(rule);
-  out.markup("<s>");
-  const std::size_t carrier = marks.system_last ? in.turns().size() - 1 : 0;
-  for (std::size_t i = 0; i < in.turns().size(); ++i) {
-    const std::string_view content = in.turns()[i].content;
-    if (i % 2 != 0) {
-      out.markup(marks.answer).content(marks.trims_answer ? trimmed(content) : content).markup("</s>");
-      continue;
-    }
-    out.markup(marks.open);
-    if (i == carrier && in.begins_with_system()) out.content(in.system()).markup("\n\n");
-    out.content(content).markup(marks.close);
-  }
-}
-inline void write_mistral_v1(ChatWriter& out, const ChatInput& in) { write_mistral(out, in, {" [INST] ", " [/INST]", " ", false, false}); }
-inline void write_mistral_v1_old(ChatWriter& out, const ChatInput& in) {
-  if (in.begins_with_system()) in.refuse(0, text("role 'system'; ", roles_alternate));
-  write_mistral(out, in, {"[INST] ", " [/INST]", "", false, false}, roles_alternate);
-}
-inline void write_mistral_v3(ChatWriter& out, const ChatInput& in) { write_mistral(out, in, {"[INST] ", "[/INST]", " ", true, true}); }
-inline void write_mistral_nemo(ChatWriter& out, const ChatInput& in) { write_mistral(out, in, {"[INST]", "[/INST]", "", false, true}); }
-inline void write_mistral_v7(ChatWriter& out, const ChatInput& in) {
-  out.markup("<s>");
-  for (std::size_t i = 0; i < in.messages.size(); ++i) {
-    const Message& m = in.messages[i];
-    if (m.role == "system") {
-      out.markup("[SYSTEM_PROMPT] ").content(m.content).markup("[/SYSTEM_PROMPT]");
-    } else if (m.role == "user") {
-      out.markup("[INST] ").content(m.content).markup("[/INST]");
-    } else if (m.role == "assistant") {
-      out.markup(" ").content(m.content).markup("</s>");
-    } else {
-      in.refuse(i, text("role '", m.role, "', expected system, user or assistant"));
-    }
-  }
-}
-
 inline void write_gemma(ChatWriter& out, const ChatInput& in) {
   in.check_alternation(roles_alternate);
   out.markup("<bos>");
@@ -244,13 +181,6 @@ inline void write_gemma2(ChatWriter& out, const ChatInput& in) {
   write_gemma(out, in);
 }
 
-inline void write_phi3(ChatWriter& out, const ChatInput& in) {
-  for (const Message& m : in.messages) {
-    if (m.role != "user" && m.role != "assistant" && (m.role != "system" || m.content.empty())) continue;
-    out.markup("<|").markup(m.role).markup("|>\n").content(m.content).markup("<|end|>\n");
-  }
-  out.markup(in.add_generation_prompt ? "<|assistant|>\n" : "<|endoftext|>");
-}
 inline void write_phi4(ChatWriter& out, const ChatInput& in) { write_turns(out, phi4_marks, in); }
 /// Phi-4 as first published: each user turn opens an answer.
 inline void write_phi4_first(ChatWriter& out, const ChatInput& in) {
@@ -262,37 +192,6 @@ inline void write_phi4_first(ChatWriter& out, const ChatInput& in) {
       if (m.role == "user") out.markup("<|im_start|>assistant<|im_sep|>");
     }
   }
-}
-
-inline void write_granite3_0(ChatWriter& out, const ChatInput& in) { write_turns(out, granite_marks, in); }
-inline void write_granite3_3(ChatWriter& out, const ChatInput& in) {
-  if (!in.begins_with_system()) {
-    out.markup("<|start_of_role|>system<|end_of_role|>Knowledge Cutoff Date: April 2024. Today's Date: ").markup(in.date);
-    out.markup(". You are Granite, developed by IBM. You are a helpful AI assistant.<|end_of_text|>\n");
-  }
-  write_turns(out, granite_marks, in);
-}
-
-inline void write_olmo2(ChatWriter& out, const ChatInput& in) {
-  out.markup("<|endoftext|>");
-  for (std::size_t i = 0; i < in.messages.size(); ++i) {
-    const Message& m = in.messages[i];
-    if (m.role != "system" && m.role != "user" && m.role != "assistant") continue;
-    out.markup("<|").markup(m.role).markup("|>\n").content(m.content);
-    if (m.role != "assistant") {
-      out.markup("\n");
-    } else {
-      out.markup(i + 1 == in.messages.size() ? "<|endoftext|>" : "<|endoftext|>\n");
-    }
-  }
-  if (in.add_generation_prompt) out.markup("<|assistant|>\n");
-}
-
-inline void write_glm4(ChatWriter& out, const ChatInput& in) {
-  out.markup("[gMASK]<sop>");
-  for (const Message& m : in.messages)
-    if (!m.content.empty()) out.markup("<|").markup(m.role).markup("|>\n").content(m.content);
-  if (in.add_generation_prompt) out.markup("<|assistant|>\n");
 }
 
 }}}  // namespace pith::v0::detail

@@ -5,7 +5,6 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <vector>
 
@@ -77,18 +76,18 @@ inline void merge_long(const MergeTable& table, std::vector<std::uint32_t>& symb
       put(std::uint64_t{merge.rank} << 32 | static_cast<std::uint32_t>(i));
   };
   const auto push = [&](std::uint64_t pair) {
-    made.push_back(pair);
-    std::push_heap(made.begin(), made.end(), std::greater<>());
+    made.push_back(~pair);  // the heap's largest is the least pair
+    std::push_heap(made.begin(), made.end());
   };
   for (std::int32_t i = 0; i + 1 < n; ++i) offer(i, i + 1, [&](std::uint64_t pair) { pairs.push_back(pair); });
   std::sort(pairs.begin(), pairs.end());
   for (auto own = pairs.cbegin(); own != pairs.cend() || !made.empty();) {
     std::uint64_t least;
-    if (made.empty() || (own != pairs.cend() && *own < made.front())) {
+    if (made.empty() || (own != pairs.cend() && *own < ~made.front())) {
       least = *own++;
     } else {
-      least = made.front();
-      std::pop_heap(made.begin(), made.end(), std::greater<>());
+      least = ~made.front();
+      std::pop_heap(made.begin(), made.end());
       made.pop_back();
     }
     const auto at = static_cast<std::int32_t>(least & 0xFFFFFFFF);
