@@ -1,11 +1,14 @@
 // Keys that move: cache positions for policies that score, and tokens taken out by hand.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <random>
 #include <span>
 #include <vector>
 
 #include <pith/attention/rope.hpp>
 #include <pith/kv.hpp>
+#include <pith/merge.hpp>
 
 #include "support/catch.hpp"
 #include "support/kv_stream.hpp"
@@ -172,6 +175,42 @@ TEST_CASE("turned keys come back under merges and at every place of a journal", 
     const auto& expected = before[static_cast<std::size_t>(to)];
     cache.crop(expected.next_position());
     CHECK(same_state(cache, expected));
+  }
+}
+
+TEST_CASE("a journal of turned keys goes on after tokens are taken back, any number of times", "[kv]") {
+  const Rope<float> rope({.head_dim = 16});
+  using Cache = KvCache<AtCachePositions<HeavyHitter>, MassWeighted>;
+  for (const std::uint64_t seed : {1u, 2u, 3u}) {
+    Cache cache(heads, AtCachePositions(HeavyHitter{.heavy = 5, .recent = 3}), {.max_chunk = 2, .max_draft = 8, .keep_masses = true},
+                MassWeighted{});
+    KvStream<float> stream(heads, seed);
+    std::mt19937_64 random(seed);
+    const auto step = [&](Index n) { feed(cache, rope, stream.random(n, 64), stream.random(n, row_width), stream.random(n, row_width)); };
+    for (int i = 0; i < 25; ++i) step(1);
+    cache.checkpoint();
+    std::vector<Cache> before;
+    Index held = 0;  // tokens that the journal holds
+    for (int round = 0; round < 60; ++round) {
+      const Index tokens = 1 + static_cast<Index>(random() % 2);
+      if (held + tokens <= 9) {
+        before.push_back(cache.clone());
+        step(tokens);
+        held += tokens;
+        continue;
+      }
+      const std::size_t to = random() % before.size();
+      REQUIRE(cache.take_back(before[to].next_position()));
+      held = cache.next_position() - before.front().next_position();
+      CHECK(cache.recording());
+      CHECK(same_state(cache, before[to]));
+      before.erase(before.begin() + static_cast<std::ptrdiff_t>(to), before.end());
+    }
+    for (const Cache& expected : before) {
+      Cache copy = cache.clone();
+      copy.crop(expected.next_position());
+      CHECK(same_state(copy, expected));
+    }
   }
 }
 

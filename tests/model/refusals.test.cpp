@@ -91,8 +91,6 @@ TEST_CASE("a chunk whose tokens find no room, as only scores can tell, is taken 
     for (const bool journal : {false, true})
       for (const bool merges : {false, true}) {
         CAPTURE(journal, merges);
-        if (journal && first.traits().positions == RopePositions::cache && first.facts({4, 2, 8}).eviction == detail::Eviction::by_score)
-          continue;
         const Policies policies{first, Hoards{.rows = 6}};
         const SessionOptions options{.max_prompt = 8};
         const AnyMerge<float> merge = merges ? AnyMerge<float>(merge_catalogue()[1].make()) : AnyMerge<float>();

@@ -269,7 +269,7 @@ template <KvStorage T> class CacheState : public Progress {
   void end_guard() {
     if (guarded_) end_journal();
   }
-  /// Returns to before the token at p if possible, and continues recording in a journal that was open then; returns whether it did.
+  /// Returns to before the token at p if possible; a journal that was open then stays open. Returns whether it did.
   bool take_back(Position p) {
     if (in_prompt_buffer() && before_prompt_.next == p) {  // home is unchanged
       heads_ = heads_before_prompt_;
@@ -278,10 +278,7 @@ template <KvStorage T> class CacheState : public Progress {
       prompt_buffer_ = {};
     }
     const bool can = can_crop(p);
-    if (can && p != next) {
-      rewind(p);
-      if (rules.angles()) end_journal();  // it records turns up to the newest append and cannot continue from an earlier one
-    }
+    if (can && p != next) rewind(p);
     end_guard();
     refresh();
     return can;

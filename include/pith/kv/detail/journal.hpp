@@ -120,6 +120,7 @@ template <KvStorage T> class KvJournal {
                         .first_swap = swaps_.size(),
                         .first_merge = merges_.size()});
     tokens_used_ += tokens;
+    turns_.begin_append(newest());
     std::copy(heads.begin(), heads.end(), heads_before(newest()));
     std::copy_n(gate.data(), gate_memory_, gates_before_.data() + newest() * gate_memory_);
     std::copy_n(memory.data(), memory_, memory_before_.data() + newest() * memory_);
@@ -182,6 +183,7 @@ template <KvStorage T> class KvJournal {
     std::copy_n(memory_before_.data() + to * memory_, memory_, memory.data());
     if constexpr (std::same_as<T, S>)
       for (Index h = 0; turns_.keeps() && h < heads_; ++h) turns_.undo(slab, h, heads[static_cast<std::size_t>(h)].size, to, made);
+    turns_.forget_from(to);
     for (Index h = 0; stats_ > 0 && h < heads_; ++h)
       stats_of(slab, heads, h) = stats_before(to, h, heads[static_cast<std::size_t>(h)].size);
     return before;

@@ -27,6 +27,7 @@ template <class S> class TurnJournal {
     const Index all = checked_product("KvCache", heads_, slots_);
     slot_of_.resize(count(heads_, rows_), none);
     used_.resize(static_cast<std::size_t>(heads_));
+    used_before_.resize(count(heads_, turns));
     keys_.resize(count(all, head_dim_));
     angles_.resize(static_cast<std::size_t>(all));
     deltas_.resize(count(all, turns));
@@ -42,6 +43,20 @@ template <class S> class TurnJournal {
     std::fill(turned_.begin(), turned_.end(), char(0));
     std::fill(used_.begin(), used_.end(), Index(0));
     std::fill(slot_of_.begin(), slot_of_.end(), none);
+  }
+
+  /// Begins the append after which turn number `turn` may be made.
+  void begin_append(Index turn) {
+    if (keeps()) std::copy(used_.begin(), used_.end(), used_before_.begin() + turn * heads_);
+  }
+  /// Forgets the turns from number `to` on, after undo(): the saved keys of rows that only they turned are again the rows' own.
+  void forget_from(Index to) {
+    if (!keeps()) return;
+    std::fill(turned_.begin() + to, turned_.end(), char(0));
+    std::copy_n(used_before_.begin() + to * heads_, heads_, used_.begin());
+    for (Index head = 0; head < heads_; ++head)
+      for (Index row = 0; row < rows_; ++row)
+        if (std::int32_t& slot = slot_of(head, row); slot >= used_[static_cast<std::size_t>(head)]) slot = none;
   }
 
   /// Throws   StateError for other frequencies than those of earlier turns
@@ -107,7 +122,7 @@ template <class S> class TurnJournal {
   }
 
   std::size_t bytes() const {
-    return slot_of_.capacity() * sizeof(std::int32_t) + used_.capacity() * sizeof(Index) +
+    return slot_of_.capacity() * sizeof(std::int32_t) + (used_.capacity() + used_before_.capacity()) * sizeof(Index) +
            (keys_.capacity() + inv_freq_.capacity()) * sizeof(S) + (angles_.capacity() + deltas_.capacity()) * sizeof(Position) +
            turned_.capacity();
   }
@@ -123,6 +138,7 @@ template <class S> class TurnJournal {
   Index heads_ = 0, rows_ = 0, head_dim_ = 0, slots_ = 0;
   std::vector<std::int32_t> slot_of_;  ///< [heads][rows] slot of a row's saved key, or none
   std::vector<Index> used_;            ///< [heads] number of saved keys
+  std::vector<Index> used_before_;     ///< [turns][heads] the same before the append of each turn
   std::vector<S> keys_;                ///< [heads][slots][head_dim] keys before their first turn
   std::vector<Position> angles_;       ///< [heads][slots] angles of these keys
   std::vector<Position> deltas_;       ///< [turns][heads][slots] angle added by each turn
