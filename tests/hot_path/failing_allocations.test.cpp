@@ -1,8 +1,6 @@
 // Memory runs out, at every place where it can: std::bad_alloc comes out, nothing leaks, and what was there before is as it was.
 #include <array>
-#include <cerrno>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <span>
@@ -44,9 +42,6 @@ template <class F> Ending with_failure(std::uint64_t k, bool all_after, F& call)
       call();
     } catch (const std::bad_alloc&) {
       end.refused = true;
-    } catch (const FormatError& error) {  // what the system says of a file's buffer
-      end.refused = true;
-      end.only_memory = std::strstr(error.what(), std::strerror(ENOMEM)) != nullptr;
     } catch (...) {
       end.refused = true;
       end.only_memory = false;

@@ -1,4 +1,6 @@
+#include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <new>
 #include <span>
@@ -7,7 +9,9 @@
 #include <vector>
 
 #include <pith/io/detail/atomic_file.hpp>
+#include <pith/io/detail/file_bytes.hpp>
 #include <pith/io/detail/json.hpp>
+#include <pith/io/detail/system_error.hpp>
 #include <pith/io/peft_folder.hpp>
 #include <pith/io/peft_writer.hpp>
 #include <pith/peft/lora.hpp>
@@ -15,6 +19,10 @@
 #include "io/temp_folder.hpp"
 #include "support/alloc_counter.hpp"
 #include "support/catch.hpp"
+
+#if PITH_HAS_MMAP
+#include <sys/resource.h>
+#endif
 
 using namespace pith;
 using pith::detail::AtomicFile;
@@ -122,6 +130,37 @@ TEST_CASE("AtomicFile: of two files both are replaced, or none", "[io]") {
     }
 }
 
+TEST_CASE("the system's errors: no memory is std::bad_alloc, all others are refusals with the reason", "[io]") {
+  CHECK_THROWS_AS(detail::raise_system("open", "a", ENOMEM), std::bad_alloc);
+  CHECK_THROWS_AS(detail::raise_system("open", "a", std::make_error_code(std::errc::not_enough_memory)), std::bad_alloc);
+  CHECK_THROWS_WITH(detail::raise_system("open", "a", EACCES), contains("pith: cannot open 'a': Permission denied"));
+  const TempFolder folder;
+  CHECK_FALSE(detail::present(folder / "none"));
+  CHECK_FALSE(detail::present(folder / "none/of/these"));
+  CHECK(detail::present(folder.path()));
+  CHECK_THROWS_WITH(detail::present(folder / std::string(300, 'n')), contains("cannot inspect"));
+
+#if PITH_HAS_MMAP
+  if (!pith_test::counting_available()) return;  // a sanitizer needs its address space
+  folder.write("large", "");
+  fs::resize_file(folder / "large", std::uintmax_t{1} << 30);
+  ::rlimit whole{};
+  REQUIRE(::getrlimit(RLIMIT_AS, &whole) == 0);
+  ::rlimit small = whole;
+  small.rlim_cur = 1 << 20;
+  bool refused = false;
+  REQUIRE(::setrlimit(RLIMIT_AS, &small) == 0);
+  try {
+    detail::FileBytes::map(folder / "large");
+  } catch (const std::bad_alloc&) {
+    refused = true;
+  } catch (const FormatError&) {
+  }
+  ::setrlimit(RLIMIT_AS, &whole);
+  CHECK(refused);
+#endif
+}
+
 TEST_CASE("LoraFolderWriter: what cannot be written changes nothing", "[io]") {
   const TempFolder folder;
   LoraFolderWriter<float> writer({.base_model = "models/größe \"x\"\n"});
@@ -159,7 +198,6 @@ TEST_CASE("LoraFolderWriter: what cannot be written changes nothing", "[io]") {
             other.write(folder / place);
             written = true;
           } catch (const std::bad_alloc&) {
-          } catch (const FormatError&) {
           }
           reached = failing.failed();
         }

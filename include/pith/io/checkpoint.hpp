@@ -8,7 +8,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -19,6 +18,7 @@
 #include <pith/io/config_json.hpp>
 #include <pith/io/detail/checkpoint_plan.hpp>
 #include <pith/io/detail/other_formats.hpp>
+#include <pith/io/detail/system_error.hpp>
 #include <pith/io/detail/weight_reader.hpp>
 #include <pith/io/generation_config.hpp>
 #include <pith/model/config.hpp>
@@ -55,12 +55,11 @@ namespace detail {
 
 /// Refuses a path that is no folder, and a folder of another format, which would lack a config.json.
 inline void check_checkpoint_folder(const std::filesystem::path& folder, const std::string& config) {
-  std::error_code error;
-  if (std::filesystem::is_regular_file(folder, error))
+  if (std::filesystem::is_regular_file(status_of(folder)))
     raise<FormatError>(
         text("pith: ", in_quotes(folder.string()), " is a file, expected the folder that holds ", config, " and model.safetensors",
              folder.extension() == ".gguf" ? "; files of llama.cpp are not supported: use the folder it was made from" : ""));
-  if (std::filesystem::exists(folder / config, error)) return;
+  if (present(folder / config)) return;
   if (const std::string shown = shown_format(folder, other_checkpoints); !shown.empty())
     raise<FormatError>(text("pith: ", in_quotes(folder.string()), " holds no ", config, shown));
 }

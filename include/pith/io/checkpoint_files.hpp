@@ -6,13 +6,13 @@
 #include <map>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
 #include <pith/core/check.hpp>
 #include <pith/io/detail/json.hpp>
 #include <pith/io/detail/other_formats.hpp>
+#include <pith/io/detail/system_error.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/safetensors.hpp>
 
@@ -34,12 +34,11 @@ class CheckpointFiles {
 
   explicit CheckpointFiles(const std::filesystem::path& folder) : folder_(folder) {
     const std::filesystem::path single = folder / "model.safetensors", index = folder / "model.safetensors.index.json";
-    std::error_code ignored;
-    if (std::filesystem::exists(single, ignored)) {
+    if (detail::present(single)) {
       files_.push_back(Safetensors::map(single));
-      if (std::filesystem::exists(index, ignored))
+      if (detail::present(index))
         ignored_.push_back("model.safetensors.index.json: its shards, because a model.safetensors lies beside it");
-    } else if (std::filesystem::exists(index, ignored)) {
+    } else if (detail::present(index)) {
       open_shards(index);
     } else {
       raise<FormatError>(detail::text("pith: ", detail::in_quotes(folder.string()), " holds neither model.safetensors nor ",
@@ -89,8 +88,7 @@ class CheckpointFiles {
     }
     std::size_t held = 0;
     for (auto& [file, number] : shards) {
-      std::error_code ignored;
-      if (!std::filesystem::exists(folder_ / file, ignored))
+      if (!detail::present(folder_ / file))
         raise<FormatError>(
             detail::text("pith: ", detail::in_quotes(name), ": shard ", detail::in_quotes(file), " is missing: fetch it into the folder"));
       number = files_.size();

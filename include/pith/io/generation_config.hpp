@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <string>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -12,6 +11,7 @@
 #include <pith/io/config_json.hpp>
 #include <pith/io/detail/json.hpp>
 #include <pith/io/detail/json_fields.hpp>
+#include <pith/io/detail/system_error.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/model/config.hpp>
 
@@ -23,10 +23,9 @@ namespace pith { inline namespace v0 {
 /// Adds to `ignored`: config.json's tokens if the two differ; the file if it cannot be read, which is no reason to refuse the model.
 inline void use_generation_config(const std::filesystem::path& folder, DecoderConfig& config, std::vector<std::string>& ignored) {
   const std::filesystem::path path = folder / "generation_config.json";
-  std::error_code error;
-  if (!std::filesystem::exists(path, error)) return;
   std::vector<Token> tokens;
   try {
+    if (!detail::present(path)) return;
     const detail::JsonDocument document = detail::read_json(path);
     const detail::JsonFields fields("generation_config.json", document.root());
     tokens = detail::read_eos(fields, {});

@@ -10,7 +10,6 @@
 #include <set>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -18,6 +17,7 @@
 #include <pith/core/types.hpp>
 #include <pith/io/detail/other_formats.hpp>
 #include <pith/io/detail/peft_names.hpp>
+#include <pith/io/detail/system_error.hpp>
 #include <pith/io/detail/tensor_values.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/peft_config.hpp>
@@ -117,18 +117,16 @@ class PeftFolder {
   };
 
   static std::filesystem::path config_file(const std::filesystem::path& folder) {
-    std::error_code error;
     const std::filesystem::path path = folder / "adapter_config.json";
-    if (!std::filesystem::exists(path, error))
+    if (!detail::present(path))
       if (const std::string shown = detail::shown_format(folder, detail::other_adapters); !shown.empty())
         raise<FormatError>(detail::text("pith: ", detail::in_quotes(folder.string()), " holds no adapter_config.json", shown));
     return path;
   }
 
   static Safetensors open(const std::filesystem::path& folder) {
-    std::error_code error;
     const std::filesystem::path path = folder / "adapter_model.safetensors";
-    if (!std::filesystem::exists(path, error))
+    if (!detail::present(path))
       raise<FormatError>(detail::text("pith: ", detail::in_quotes(folder.string()), " holds no adapter_model.safetensors",
                                       detail::shown_format(folder, detail::other_adapters)));
     return Safetensors::map(path);

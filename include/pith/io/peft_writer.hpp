@@ -17,6 +17,7 @@
 #include <pith/core/view.hpp>
 #include <pith/io/detail/atomic_file.hpp>
 #include <pith/io/detail/peft_names.hpp>
+#include <pith/io/detail/system_error.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/safetensors_writer.hpp>
 #include <pith/peft/low_rank.hpp>
@@ -92,15 +93,14 @@ template <class S = float> class LoraFolderWriter {
   /// Creates a folder and its missing parents; removes those that are still empty at the end.
   class NewFolder {
    public:
-    explicit NewFolder(const std::filesystem::path& folder) {
-      std::error_code error;
-      for (std::filesystem::path at = folder; !at.empty() && !std::filesystem::exists(at, error); at = at.parent_path()) {
+    explicit NewFolder(const std::filesystem::path& folder) : NewFolder() {  // complete from here on: a failure below is cleaned up
+      for (std::filesystem::path at = folder; !at.empty() && !detail::present(at); at = at.parent_path()) {
         made_.push_back(at);
         if (at == at.root_path()) break;
       }
-      error.clear();
+      std::error_code error;
       std::filesystem::create_directories(folder, error);
-      if (error) raise<FormatError>(detail::text("pith: cannot make ", detail::in_quotes(folder.string()), ": ", error.message()));
+      if (error) detail::raise_system("make", folder, error);
     }
     ~NewFolder() {
       std::error_code ignored;
@@ -110,6 +110,8 @@ template <class S = float> class LoraFolderWriter {
     NewFolder& operator=(const NewFolder&) = delete;
 
    private:
+    NewFolder() = default;
+
     std::vector<std::filesystem::path> made_;  // innermost first
   };
 

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include <pith/core/check.hpp>
+#include <pith/io/detail/system_error.hpp>
 
 #if defined(_WIN32)
 #include <io.h>
@@ -32,7 +33,7 @@ namespace pith { inline namespace v0 { namespace detail {
 /// Readers that have the old file open or mapped keep the old bytes. After a failure, or without commit(), the old file is unchanged. The
 /// new file gets the mode of the old one and, if permitted, its owner; a symbolic link is followed to its target.
 ///
-/// Throws   FormatError with the system's reason
+/// Throws   FormatError with the system's reason, std::bad_alloc if memory ran out
 class AtomicFile {
  public:
   explicit AtomicFile(const std::filesystem::path& path) : path_(target_of(path)) {
@@ -44,7 +45,7 @@ class AtomicFile {
       temporary_ = beside();
       file_ = create(temporary_, exists);
     } while (file_ == nullptr && errno == EEXIST);
-    if (file_ == nullptr) fail("create", temporary_, errno);
+    if (file_ == nullptr) raise_system("create", temporary_, errno);
     if (exists) take_after();
   }
   ~AtomicFile() {
@@ -56,13 +57,13 @@ class AtomicFile {
 
   void write(std::span<const std::byte> bytes) {
     if (file_ == nullptr) raise<StateError>("pith::AtomicFile: write() after commit()");
-    if (!bytes.empty() && std::fwrite(bytes.data(), 1, bytes.size(), file_) != bytes.size()) fail("write", temporary_, errno);
+    if (!bytes.empty() && std::fwrite(bytes.data(), 1, bytes.size(), file_) != bytes.size()) raise_system("write", temporary_, errno);
   }
 
   /// Renames the file into place.
   void commit() {
     finish();
-    if (const std::error_code error = replace()) fail("replace", path_, error.value());
+    if (const std::error_code error = replace()) raise_system("replace", path_, error);
   }
 
   /// Renames both files into place, or neither: if the second fails, the first is restored.
@@ -70,12 +71,12 @@ class AtomicFile {
     first.finish();
     second.finish();
     const std::filesystem::path kept = first.beside();
+    const bool existed = present(first.path_);
     std::error_code error;
-    const bool existed = std::filesystem::exists(first.path_, error);
     if (existed) {
       std::filesystem::create_hard_link(first.path_, kept, error);
       if (error) std::filesystem::rename(first.path_, kept, error);  // a file system without links
-      if (error) fail("keep", first.path_, error.value());
+      if (error) raise_system("keep", first.path_, error);
     }
     const std::filesystem::path* failed = &first.path_;
     error = first.replace();
@@ -89,23 +90,13 @@ class AtomicFile {
       std::filesystem::rename(kept, first.path_, ignored);
     }
     if (existed) remove(kept);
-    if (error) fail("replace", *failed, error.value());
+    if (error) raise_system("replace", *failed, error);
   }
 
  private:
-  [[noreturn]] static void fail(const char* verb, const std::filesystem::path& path, int error) {
-    raise<FormatError>(text("pith: cannot ", verb, " '", path.string(), "': ", std::generic_category().message(error)));
-  }
   static void remove(const std::filesystem::path& path) {
     std::error_code ignored;
     std::filesystem::remove(path, ignored);
-  }
-
-  static std::filesystem::file_status status_of(const std::filesystem::path& path) {
-    std::error_code error;
-    const std::filesystem::file_status status = std::filesystem::status(path, error);
-    if (status.type() == std::filesystem::file_type::none) fail("inspect", path, error.value());  // an error, not a missing file
-    return status;
   }
 
   /// The end of a chain of symbolic links; it need not exist.
@@ -113,7 +104,7 @@ class AtomicFile {
     std::error_code error;
     for (int links = 0; std::filesystem::is_symlink(std::filesystem::symlink_status(path, error)); ++links) {
       const std::filesystem::path next = std::filesystem::read_symlink(path, error);
-      if (error || links == 40) fail("follow", path, error ? error.value() : ELOOP);
+      if (error || links == 40) error ? raise_system("follow", path, error) : raise_system("follow", path, ELOOP);
       path = path.parent_path() / next;  // an absolute `next` replaces the path
     }
     return path;
@@ -159,8 +150,8 @@ class AtomicFile {
 
   void finish() {
     if (file_ == nullptr) raise<StateError>("pith::AtomicFile: commit() twice");
-    if (std::fflush(file_) != 0 || !synced()) fail("write", temporary_, errno);
-    if (std::fclose(std::exchange(file_, nullptr)) != 0) fail("write", temporary_, errno);
+    if (std::fflush(file_) != 0 || !synced()) raise_system("write", temporary_, errno);
+    if (std::fclose(std::exchange(file_, nullptr)) != 0) raise_system("write", temporary_, errno);
   }
   bool synced() const {
 #if defined(_WIN32)

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
+#include <pith/io/detail/system_error.hpp>
 
 #if __has_include(<sys/mman.h>)
 #include <fcntl.h>
@@ -36,12 +37,12 @@ class FileBytes {
  public:
   /// Maps the file read-only, or reads it where the system cannot map.
   ///
-  /// Throws   FormatError with the system's reason
+  /// Throws   FormatError with the system's reason, std::bad_alloc if memory ran out
   static FileBytes map(const std::filesystem::path& path);
 
   /// Reads the file into memory; refuses a file of more than `most` bytes before reading.
   ///
-  /// Throws   FormatError with the system's reason, or both sizes
+  /// Throws   FormatError with the system's reason, or both sizes; std::bad_alloc if memory ran out
   static FileBytes read(const std::filesystem::path& path, std::size_t most = (std::numeric_limits<std::size_t>::max)());
 
   /// Takes bytes that are already in memory; messages call them `name`.
@@ -70,17 +71,13 @@ class FileBytes {
   bool mapped_ = false;
 };
 
-[[noreturn]] inline void raise_file(const char* verb, const std::filesystem::path& path, int error) {
-  raise<FormatError>(text("pith: cannot ", verb, " '", path.string(), "': ", std::generic_category().message(error)));
-}
-
 #if PITH_HAS_MMAP
 /// An open descriptor of a regular file.
 class InputFile {
  public:
   explicit InputFile(const std::filesystem::path& path)
       : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {  // must not block on a pipe
-    if (fd_ < 0) raise_file("open", path, errno);
+    if (fd_ < 0) raise_system("open", path, errno);
     struct ::stat status {};
     const bool known = ::fstat(fd_, &status) == 0;
     const int error = errno;
@@ -88,7 +85,7 @@ class InputFile {
     size_ = regular ? static_cast<std::size_t>(status.st_size) : 0;
     if (regular) return;
     ::close(fd_);
-    if (!known) raise_file("inspect", path, error);
+    if (!known) raise_system("inspect", path, error);
     raise<FormatError>(text("pith: cannot read '", path.string(), "': it is not a regular file"));
   }
   ~InputFile() { ::close(fd_); }
@@ -99,7 +96,7 @@ class InputFile {
 
   std::shared_ptr<const void> map() const {
     void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd_, 0);
-    if (address == MAP_FAILED) raise_file("map", path_, errno);
+    if (address == MAP_FAILED) raise_system("map", path_, errno);
     return {address, [size = size_](const void* p) { ::munmap(const_cast<void*>(p), size); }};
   }
 
@@ -108,7 +105,7 @@ class InputFile {
     for (std::size_t done = 0; done < size_;) {
       const ::ssize_t got = ::read(fd_, bytes.data() + done, size_ - done);
       if (got < 0 && errno == EINTR) continue;
-      if (got < 0) raise_file("read", path_, errno);
+      if (got < 0) raise_system("read", path_, errno);
       if (got == 0) raise<FormatError>(text("pith: cannot read '", path_.string(), "': it ends after ", done, " of ", size_, " bytes"));
       done += static_cast<std::size_t>(got);
     }
@@ -127,13 +124,13 @@ class InputFile {
   explicit InputFile(const std::filesystem::path& path) : path_(path) {
     std::error_code error;
     const auto status = std::filesystem::status(path, error);
-    if (!std::filesystem::exists(status)) raise_file("open", path, ENOENT);
+    if (!std::filesystem::exists(status)) raise_system("open", path, ENOENT);
     if (!std::filesystem::is_regular_file(status))
       raise<FormatError>(text("pith: cannot read '", path.string(), "': it is not a regular file"));
     in_.open(path, std::ios::binary);
-    if (!in_) raise_file("open", path, EACCES);
+    if (!in_) raise_system("open", path, EACCES);
     const std::uintmax_t bytes = std::filesystem::file_size(path, error);
-    if (error || bytes > (std::numeric_limits<std::size_t>::max)() / 2) raise_file("inspect", path, EFBIG);
+    if (error || bytes > (std::numeric_limits<std::size_t>::max)() / 2) raise_system("inspect", path, EFBIG);
     size_ = static_cast<std::size_t>(bytes);
   }
 

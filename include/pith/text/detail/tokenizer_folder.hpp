@@ -7,7 +7,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -15,6 +14,7 @@
 #include <pith/io/detail/file_bytes.hpp>
 #include <pith/io/detail/json.hpp>
 #include <pith/io/detail/json_text.hpp>
+#include <pith/io/detail/system_error.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/text/detail/tokenizer_json.hpp>
 
@@ -70,9 +70,8 @@ class TokenizerFolder {
 
   /// The only or default chat template; chat_template.jinja comes before tokenizer_config.json.
   std::string chat_template() const {
-    std::error_code missing;
     const std::filesystem::path own = folder_ / "chat_template.jinja";
-    if (std::filesystem::exists(own, missing)) return std::string(FileBytes::read(own, max_config_bytes).text());
+    if (present(own)) return std::string(FileBytes::read(own, max_config_bytes).text());
     const Json* at = config_.root().find("chat_template");
     if (at != nullptr && at->is_array()) {
       const Json* found = nullptr;
@@ -113,9 +112,8 @@ class TokenizerFolder {
   }
 
   JsonDocument read(const char* name) const {
-    std::error_code missing;
     const std::filesystem::path path = folder_ / name;
-    return std::filesystem::exists(path, missing) ? read_json(path) : parse_json("{}", name);
+    return present(path) ? read_json(path) : parse_json("{}", name);
   }
 
   std::filesystem::path folder_;
@@ -125,13 +123,13 @@ class TokenizerFolder {
 /// Implements load_tokenizer().
 inline std::shared_ptr<const TokenizerParts> read_tokenizer_folder(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "tokenizer.json";
-  std::error_code missing;
-  if (!std::filesystem::exists(path, missing))
+  if (!present(path))
     raise<FormatError>(
         text("pith: ", in_quotes(folder.string()),
              " holds no tokenizer.json; tokenizer.model and vocab.txt are not read: let transformers save the tokenizer again"));
   const TokenizerFolder beside(folder);
   constexpr std::uintmax_t longest = 256u << 20;
+  std::error_code missing;
   if (const std::uintmax_t size = std::filesystem::file_size(path, missing); !missing && size > longest)
     raise<FormatError>(text("pith: ", in_quotes(path.string()), " has ", size, " bytes, expected at most ", longest));
   const FileBytes file = FileBytes::map(path);
