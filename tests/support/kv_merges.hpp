@@ -86,18 +86,23 @@ class KvMerges {
     auto memory = b_.now_.gate;
     decide(memory);
     const auto decided = rows;
-    for (const double sign : {1.0, -1.0}) {
-      double step = sign * rounding();
-      for (auto& of_head : cosines)
-        for (double& cosine : of_head) cosine += std::exchange(step, -step);
-      for (std::size_t h = 0; h < rows.size(); ++h) std::copy(nearest[h].begin(), nearest[h].end(), rows[h].begin());
-      auto other = b_.now_.gate;
-      decide(other);
-      close_ |= rows != decided;
-      step = -sign * rounding();
-      for (auto& of_head : cosines)
-        for (double& cosine : of_head) cosine += std::exchange(step, -step);
-    }
+    std::size_t all = 0;
+    for (const auto& of_head : cosines) all += static_cast<std::size_t>(of_head.size());
+    // Cosine number i moves up or down by one bit of i: any two move apart, and towards each other, under some bit.
+    for (std::size_t bit = 1; bit < 2 * all; bit *= 2)
+      for (const double sign : {1.0, -1.0}) {
+        const auto move = [&](double by) {
+          std::size_t i = 0;
+          for (auto& of_head : cosines)
+            for (double& cosine : of_head) cosine += (i++ & bit) != 0 ? by : -by;
+        };
+        move(sign * rounding());
+        for (std::size_t h = 0; h < rows.size(); ++h) std::copy(nearest[h].begin(), nearest[h].end(), rows[h].begin());
+        auto other = b_.now_.gate;
+        decide(other);
+        close_ |= rows != decided;
+        move(-sign * rounding());
+      }
     for (std::size_t h = 0; h < rows.size(); ++h) std::copy(decided[h].begin(), decided[h].end(), rows[h].begin());
     b_.now_.gate = memory;
   }

@@ -39,6 +39,8 @@ template <class S = float> std::span<const MergeEntry<S>> merge_catalogue() {
        []() -> AnyMerge<S> { return ValuesOnly{}; }},
       {"d2o", "weighted, where similarity reaches a moving threshold", "2406.13035",
        []() -> AnyMerge<S> { return MovingThreshold(Weighted{}); }},
+      {"values-only-half", "values-only, of the evicted rows whose s is at least the median; the others are lost", "",
+       []() -> AnyMerge<S> { return BestShare(ValuesOnly{}, .5); }},
   };
   return entries;
 }
