@@ -161,6 +161,44 @@ TEST_CASE("the system's errors: no memory is std::bad_alloc, all others are refu
 #endif
 }
 
+TEST_CASE("LoraFolderWriter: what PeftFolder would not read is not written", "[io]") {
+  const TempFolder folder;
+  LoraFolderWriter<float> old;
+  old.add("model.layers.0.self_attn.q_proj", lora(1));
+  old.write(folder.path());
+  const std::string tensors = folder.read("adapter_model.safetensors"), config = folder.read("adapter_config.json");
+  const auto refuses = [&](const auto& writer, const char* why) {
+    CHECK_THROWS_AS(writer.write(folder.path()), FormatError);
+    CHECK_THROWS_WITH(writer.write(folder.path()), contains("nothing was written") && contains(why));
+    CHECK(folder.read("adapter_model.safetensors") == tensors);
+    CHECK(folder.read("adapter_config.json") == config);
+    CHECK(folder.files() == 2);
+    CHECK_THROWS_AS(writer.write(folder / "fresh"), FormatError);
+    CHECK_FALSE(fs::exists(folder / "fresh"));
+  };
+  const LoraAdapter<float> one(Matrix<float>::Ones(1, 1).eval(), Matrix<float>::Ones(1, 1).eval());
+  LoraFolderWriter<float> many, wordy({.base_model = std::string(std::size_t{1} << 20, 'b')}), head, inner;
+  for (int i = 0; i < 8193; ++i) many.add("m" + std::to_string(i), one);
+  refuses(many, "at most 8192");
+  wordy.add("m", one);
+  refuses(wordy, "bytes, expected at most 1048576");
+  head.add("score", one);
+  refuses(head, "classifier");
+  inner.add("m.lora_A.n", one);
+  refuses(inner, "is no part of an adapter");
+  LoraFolderWriter<double> wide;
+  wide.add("m", LoraAdapter<double>(Matrix<double>::Constant(1, 1, 1e300).eval(), Matrix<double>::Ones(1, 1).eval()));
+  refuses(wide, "NaN or infinity");
+
+  LoraFolderWriter<float> all;  // as many as a folder may name, each with a rank or alpha of its own
+  for (int i = 0; i < 8192; ++i)
+    all.add("m" + std::to_string(i),
+            LoraAdapter<float>(Matrix<float>::Ones(1, 1).eval(), Matrix<float>::Ones(1, 1).eval(), {.alpha = static_cast<float>(1 + i)}));
+  all.write(folder.path());
+  CHECK(PeftFolder(folder.path()).modules().size() == 8192);
+  CHECK(PeftFolder(folder.path()).load("m8191").gain[0] == 8192.f);
+}
+
 TEST_CASE("LoraFolderWriter: what cannot be written changes nothing", "[io]") {
   const TempFolder folder;
   LoraFolderWriter<float> writer({.base_model = "models/größe \"x\"\n"});

@@ -107,6 +107,43 @@ TEST_CASE("writer: refusals leave it as it was", "[io]") {
   for (const char* good : {"é", "€", "𝄞", "\xed\x9f\xbf", "\xf4\x8f\xbf\xbf"}) CHECK_NOTHROW(writer.add(good, DType::f32, {1}, four));
 }
 
+TEST_CASE("writer: what no reader takes is refused, and an old file stays", "[io]") {
+  const TempFolder folder;
+  const auto path = folder / "x.safetensors";
+  const auto reads = [&](const SafetensorsWriter& writer) {
+    writer.write(path);
+    return Safetensors::map(path);
+  };
+  SafetensorsWriter writer;
+  CHECK_THROWS_WITH(writer.add("b", DType::f32, {Index{1} << 58, 0}, {}), contains("impossible"));  // 2^63 bits before the 0
+  CHECK_NOTHROW(writer.add("b", DType::f32, {Index{1} << 56, 0}, {}));
+  CHECK(reads(writer).tensors().size() == 1);
+
+  const std::string text((std::size_t{4} << 20) - 2, 'm');  // 4 MB between quotes; ten fit into 42 MB
+  for (int i = 0; i < 10; ++i) writer.metadata("key " + std::to_string(i), text);
+  CHECK_THROWS_WITH(writer.metadata("key 10", text), contains("metadata 'key 10' makes the header take more than 44040192 bytes"));
+  CHECK_THROWS_AS(writer.metadata("key 10", text), FormatError);
+  CHECK_NOTHROW(writer.metadata("key 0", text));  // in place of another
+  CHECK(reads(writer).metadata().size() == 10);
+  std::size_t held = 1;
+  CHECK_THROWS_WITH(
+      [&] {
+        for (;; ++held) writer.add(std::string(4000, 'n') + std::to_string(held), DType::u8, {0}, {});
+      }(),
+      contains("tensor 'nnn") && contains("makes the header take more than"));
+  CHECK(held > 500);  // of 2 MB
+  CHECK(held < 525);
+  CHECK(reads(writer).tensors().size() == held);
+
+  SafetensorsWriter large;  // names of 17 MB, but JSON writes 6 bytes for each of their letters
+  for (int i = 0; i < 4100; ++i) large.add(std::string(4090, '\1') + std::to_string(i), DType::u8, {0}, {});
+  const std::string before = folder.read("x.safetensors");
+  CHECK_THROWS_WITH(large.write(path), contains("bytes long, the format allows 100000000"));
+  CHECK_THROWS_AS(large.bytes(), FormatError);
+  CHECK(folder.read("x.safetensors") == before);
+  CHECK(folder.files() == 1);
+}
+
 TEST_CASE("writer: the file appears whole or not at all", "[io]") {
   const TempFolder folder;
   SafetensorsWriter writer;

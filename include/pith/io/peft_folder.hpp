@@ -48,8 +48,10 @@ template <class S = float> struct PeftModule {
 /// Throws   FormatError naming file, tensor or key, expected and found; UnsupportedError naming the unsupported feature
 class PeftFolder {
  public:
-  explicit PeftFolder(const std::filesystem::path& folder)
-      : folder_(folder), config_(read_peft_config(config_file(folder))), file_(open(folder)) {
+  explicit PeftFolder(const std::filesystem::path& folder) : PeftFolder{folder, read_peft_config(config_file(folder)), open(folder)} {}
+  /// Overload for files that are already open; messages name `folder`.
+  PeftFolder(std::filesystem::path folder, PeftConfig config, Safetensors file)
+      : folder_(std::move(folder)), config_(std::move(config)), file_(std::move(file)) {
     for (const TensorInfo& tensor : file_.tensors()) place(tensor);
     if (prompt_tuned())
       check_prompt();

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstddef>
+#include <exception>
 #include <filesystem>
 #include <map>
 #include <span>
@@ -16,9 +17,13 @@
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
 #include <pith/io/detail/atomic_file.hpp>
+#include <pith/io/detail/file_bytes.hpp>
 #include <pith/io/detail/peft_names.hpp>
 #include <pith/io/detail/system_error.hpp>
 #include <pith/io/detail/text.hpp>
+#include <pith/io/peft_config.hpp>
+#include <pith/io/peft_folder.hpp>
+#include <pith/io/safetensors.hpp>
 #include <pith/io/safetensors_writer.hpp>
 #include <pith/peft/low_rank.hpp>
 
@@ -40,9 +45,10 @@ struct PeftWriterOptions {
 /// Accepts any LowRankAdapter. PEFT has one scale per module: equal gains become lora_alpha, different gains (as in AdaLoRA) are multiplied
 /// into B. RowCompaction, and alphas that differ between modules, become patterns of whole paths.
 ///
-/// Heap     a copy of the numbers
+/// Heap     a copy of the numbers; write() one more
 /// Throws   FormatError for a name that is no module path or given twice, rank 0, numbers that are not finite, options that are not UTF-8,
-///          a bias on some modules only, and errors of the system
+///          a bias on some modules only, what PeftFolder refuses to read, and errors of the system
+/// Law      PeftFolder reads every folder that it writes
 template <class S = float> class LoraFolderWriter {
  public:
   explicit LoraFolderWriter(PeftWriterOptions options = {}) : options_(std::move(options)) {
@@ -70,14 +76,16 @@ template <class S = float> class LoraFolderWriter {
     tensors.metadata("format", "pt");
     for (const auto& [name, module] : modules_) {
       const std::string prefix = std::string(detail::peft_prefix) + name;
-      tensors.add(prefix + ".lora_A.weight", module.down);
-      tensors.add(prefix + ".lora_B.weight", module.up);
-      if (biased) tensors.add(prefix + ".lora_B.bias", module.bias);
+      add_view(tensors, prefix + ".lora_A.weight", {module.down.rows(), module.down.cols()}, module.down);
+      add_view(tensors, prefix + ".lora_B.weight", {module.up.rows(), module.up.cols()}, module.up);
+      if (biased) add_view(tensors, prefix + ".lora_B.bias", {module.bias.size()}, module.bias);
     }
     const std::string json = config(biased);
+    const auto file = detail::FileBytes::own(tensors.bytes(), (folder / "adapter_model.safetensors").string());
+    check_readable(folder, json, file);
     const NewFolder made(folder);
     detail::AtomicFile tensor_file(folder / "adapter_model.safetensors"), config_file(folder / "adapter_config.json");
-    tensors.write(tensor_file);
+    tensor_file.write(file.bytes());
     config_file.write(std::as_bytes(std::span(json.data(), json.size())));
     detail::AtomicFile::commit(tensor_file, config_file);
   }
@@ -114,6 +122,25 @@ template <class S = float> class LoraFolderWriter {
 
     std::vector<std::filesystem::path> made_;  // innermost first
   };
+
+  template <class M> static void add_view(SafetensorsWriter& tensors, std::string name, std::vector<Index> shape, const M& values) {
+    tensors.add_view(std::move(name), detail::dtype_of<S>(), std::move(shape),
+                     std::as_bytes(std::span(values.data(), static_cast<std::size_t>(values.size()))));
+  }
+
+  /// Opens the folder as a reader would, before anything is written.
+  static void check_readable(const std::filesystem::path& folder, const std::string& json, const detail::FileBytes& file) {
+    const auto refuse_unread = [](const std::exception& why) {
+      raise<FormatError>(detail::text("pith::LoraFolderWriter: nothing was written, because it could not be read: ", why.what()));
+    };
+    try {
+      PeftFolder(folder, parse_peft_config(json, (folder / "adapter_config.json").string()), Safetensors(file));
+    } catch (const FormatError& why) {
+      refuse_unread(why);
+    } catch (const UnsupportedError& why) {
+      refuse_unread(why);
+    }
+  }
 
   [[noreturn]] static void refuse(const std::string& name, std::string_view what) {
     raise<FormatError>(detail::text("pith::LoraFolderWriter: module ", detail::in_quotes(name), " ", what));

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -15,6 +16,7 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/io/detail/atomic_file.hpp>
+#include <pith/io/detail/header_limits.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/dtype.hpp>
 #include <pith/io/tensor_info.hpp>
@@ -26,7 +28,9 @@ namespace pith { inline namespace v0 {
 /// The header is padded to 8 bytes, and tensors are ordered by element size (largest first), then by name: every tensor is aligned, and
 /// equal tensors give equal bytes.
 ///
-/// Throws   FormatError for a name given twice, text that is not UTF-8, data whose size does not match its shape, and errors of the system
+/// Throws   FormatError for a name given twice, text that is not UTF-8, data whose size does not match its shape, more than Safetensors
+///          reads (tensor_info.hpp), and errors of the system; the writer and an old file are then unchanged
+/// Law      Safetensors reads every file that it writes
 class SafetensorsWriter {
  public:
   /// Adds metadata text; a repeated key replaces the earlier text.
@@ -40,7 +44,13 @@ class SafetensorsWriter {
         raise<FormatError>(detail::text("pith::SafetensorsWriter: metadata ", detail::in_quotes(key), " has a text of ", written.size(),
                                         " bytes, expected at most ", max_header_text_bytes));
     }
+    const auto old = metadata_.find(key);
+    const std::size_t coming = detail::HeaderMemory::of_metadata(key, value),
+                      leaving = old == metadata_.end() ? 0 : detail::HeaderMemory::of_metadata(key, old->second);
+    if (coming > leaving) hold(coming - leaving, detail::text("metadata ", detail::in_quotes(key)));
     metadata_[key] = std::move(value);
+    memory_.remove(leaving);
+    memory_.add(coming);
   }
 
   /// Copies a matrix, vector or raw data.
@@ -69,15 +79,12 @@ class SafetensorsWriter {
 
   /// Writes a temporary file and renames it over `path`.
   void write(const std::filesystem::path& path) const {
-    detail::AtomicFile file(path);
-    write(file);
-    file.commit();
-  }
-  /// Writes into a file that the caller commits.
-  void write(detail::AtomicFile& file) const {
     const std::vector<const Entry*> order = ordered();
-    file.write(header(order));
+    const std::vector<std::byte> head = header(order);
+    detail::AtomicFile file(path);
+    file.write(head);
     for (const Entry* entry : order) file.write(entry->bytes());
+    file.commit();
   }
 
   /// The file as bytes in memory.
@@ -110,15 +117,22 @@ class SafetensorsWriter {
       refuse(detail::text(" has ", entry.shape.size(), " dimensions, expected at most ", max_tensor_rank));
     if (entries_.contains(entry.name)) refuse(" is given twice");
     if (entries_.size() == max_header_entries) refuse(detail::text(" is one more than the ", max_header_entries, " that a file may hold"));
-    std::size_t bits = dtype_bits(entry.dtype);
-    for (const Index extent : entry.shape)
-      if (extent < 0 || __builtin_mul_overflow(bits, static_cast<std::size_t>(extent), &bits))
-        refuse(detail::text(": shape ", detail::shape_list(entry.shape), " is impossible"));
-    if (bits % 8 != 0 || bits / 8 != entry.bytes().size())
-      refuse(detail::text(": ", entry.bytes().size(), " bytes of data, expected ", bits / 8, " for ", dtype_name(entry.dtype), " ",
+    const std::optional<std::size_t> bits = detail::tensor_bits(entry.dtype, entry.shape);
+    if (!bits) refuse(detail::text(": shape ", detail::shape_list(entry.shape), " is impossible"));
+    if (*bits % 8 != 0 || *bits / 8 != entry.bytes().size())
+      refuse(detail::text(": ", entry.bytes().size(), " bytes of data, expected ", *bits / 8, " for ", dtype_name(entry.dtype), " ",
                           detail::shape_list(entry.shape)));
+    const std::size_t coming = detail::HeaderMemory::of_tensor(entry.name, entry.shape.size());
+    hold(coming, detail::text("tensor ", detail::in_quotes(entry.name)));
     std::string name = entry.name;
     entries_.emplace(std::move(name), std::move(entry));
+    memory_.add(coming);
+  }
+
+  void hold(std::size_t more, const std::string& what) const {
+    if (!memory_.holds(more))
+      raise<FormatError>(detail::text("pith::SafetensorsWriter: ", what, " makes the header take more than ", max_header_memory,
+                                      " bytes of memory, the most that a reader takes: write shorter names or several files"));
   }
 
   std::vector<const Entry*> ordered() const {
@@ -168,6 +182,7 @@ class SafetensorsWriter {
 
   std::map<std::string, Entry> entries_;
   std::map<std::string, std::string> metadata_;
+  detail::HeaderMemory memory_;  ///< of all entries and metadata, as a reader counts it
 };
 
 }}  // namespace pith::v0

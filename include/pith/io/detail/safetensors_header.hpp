@@ -9,6 +9,7 @@
 #include <limits>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,6 +18,7 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
+#include <pith/io/detail/header_limits.hpp>
 #include <pith/io/detail/json_text.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/dtype.hpp>
@@ -60,7 +62,7 @@ class HeaderReader {
 
   bool string(std::string& value) {
     if (place_ == Place::metadata) {
-      hold(tree_node + letters(key_) + letters(value));
+      hold(HeaderMemory::of_metadata(key_, value));
       if (!header_.metadata.emplace(key_, value).second) refuse(text("__metadata__ has ", in_quotes(key_), " twice"));
     } else if (place_ == Place::tensor && key_ == "dtype") {
       const auto known = std::find_if(dtypes.begin(), dtypes.end(), [&](const DTypeInfo& d) { return d.name == value; });
@@ -106,7 +108,7 @@ class HeaderReader {
     if (place_ == Place::tensor) {
       if (seen_ != 7) refuse(text((seen_ & 1) == 0 ? "dtype" : (seen_ & 2) == 0 ? "shape" : "data_offsets", " is missing"));
       check_size();
-      hold(sizeof(TensorInfo) + sizeof(std::uint32_t) + block + tensor_.name.size() + block + tensor_.shape.capacity() * sizeof(Index));
+      hold(HeaderMemory::of_tensor(tensor_.name, tensor_.shape.size()));
       header_.tensors.push_back(std::move(tensor_));
     }
     place_ = place_ == Place::root ? Place::after : Place::root;
@@ -134,25 +136,20 @@ class HeaderReader {
 
  private:
   enum class Place { before, root, metadata, tensor, shape, offsets, after };
-  static constexpr std::size_t block = 16;      ///< overhead of an allocation
-  static constexpr std::size_t tree_node = 48;  ///< overhead of a std::map node
 
-  static std::size_t letters(const std::string& s) { return sizeof s + block + s.size(); }
   void hold(std::size_t bytes) {
-    held_ += bytes;
-    if (held_ > max_header_memory) refuse(text("the header takes more than ", max_header_memory, " bytes of memory"));
+    if (!memory_.holds(bytes)) refuse(text("the header takes more than ", max_header_memory, " bytes of memory"));
+    memory_.add(bytes);
   }
 
   /// Compares the size of dtype and shape with data_offsets.
   void check_size() const {
-    std::size_t bits = dtype_bits(tensor_.dtype);
-    for (const Index extent : tensor_.shape)
-      if (__builtin_mul_overflow(bits, static_cast<std::size_t>(extent), &bits) || bits > (std::numeric_limits<std::size_t>::max)() / 2)
-        refuse(text("shape ", shape_list(tensor_.shape), " of ", dtype_name(tensor_.dtype), " is too large"));
-    if (bits % 8 != 0) refuse(text("shape ", shape_list(tensor_.shape), " of ", dtype_name(tensor_.dtype), " does not fill whole bytes"));
+    const std::optional<std::size_t> bits = tensor_bits(tensor_.dtype, tensor_.shape);
+    if (!bits) refuse(text("shape ", shape_list(tensor_.shape), " of ", dtype_name(tensor_.dtype), " is too large"));
+    if (*bits % 8 != 0) refuse(text("shape ", shape_list(tensor_.shape), " of ", dtype_name(tensor_.dtype), " does not fill whole bytes"));
     if (tensor_.begin > tensor_.end) refuse(text("data_offsets ", tensor_.begin, " to ", tensor_.end, " run backwards"));
-    if (tensor_.bytes() != bits / 8)
-      refuse(text("data_offsets ", tensor_.begin, " to ", tensor_.end, " hold ", tensor_.bytes(), " bytes, expected ", bits / 8, " for ",
+    if (tensor_.bytes() != *bits / 8)
+      refuse(text("data_offsets ", tensor_.begin, " to ", tensor_.end, " hold ", tensor_.bytes(), " bytes, expected ", *bits / 8, " for ",
                   dtype_name(tensor_.dtype), " ", shape_list(tensor_.shape)));
   }
 
@@ -188,7 +185,7 @@ class HeaderReader {
   std::string key_;
   TensorInfo tensor_;
   unsigned seen_ = 0, offsets_ = 0;
-  std::size_t held_ = 0;
+  HeaderMemory memory_;
   bool has_metadata_ = false;
 };
 
