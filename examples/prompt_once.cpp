@@ -36,15 +36,20 @@ void prompt_once(example::CommandLine& line) {
   const fs::path saved = fs::temp_directory_path() / ("pith-prompt-" + std::to_string(std::random_device{}()) + ".safetensors");
   {
     auto session = decoder.start(policy, {.max_prompt = 200});
-    session.prefill(prompt);
+    example::Progress progress;
+    session.prefill(prompt, {.progress = [&](const PrefillProgress& p) {  // to return false is to cancel
+                      progress.show("prompt", static_cast<double>(p.layers_done), static_cast<double>(p.layers_total));
+                      return true;
+                    }});
     save_session(session, saved);
   }
   std::printf("a prompt of %zu tokens, %td rows a head of it kept, saved in %ju bytes\n\n", prompt.size(), policy.keep,
               static_cast<std::uintmax_t>(fs::file_size(saved)));
   auto session = decoder.start(policy, {.max_prompt = 200});  // possibly in another process, later
+  load_session(session, saved);
   for (const std::uint64_t seed : {1u, 2u, 3u}) {
-    load_session(session, saved);
-    std::printf("  …%s\n", answer(session, seed).c_str());
+    auto own = session.clone();
+    std::printf("  …%s\n", answer(own, seed).c_str());
   }
   fs::remove(saved);
 

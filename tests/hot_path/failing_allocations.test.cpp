@@ -262,6 +262,68 @@ TEST_CASE("sessions, prefixes and files of them without memory", "[failing_alloc
   }
 }
 
+TEST_CASE("a prompt in pieces under a prompt-only policy, and its cancellation, without memory", "[failing_allocations]") {
+  const Decoder<float> decoder = OneLayer().load();
+  // The protected policy may overfill and the others may be cancelled: a later prompt copies the rows first.
+  const auto protects = [](auto inside) { return Protect(inside, {.sinks = 1, .recent = 3}); };
+  const AnyPolicy<float> policies[] = {PromptOnly(HeavyHitter{.heavy = 3, .recent = 3}), SnapKv{.keep = 6, .window = 2},
+                                       PromptOnly(protects(HeavyHitter{.heavy = 2, .recent = 2})), HeavyHitter{.heavy = 3, .recent = 3}};
+  for (const AnyPolicy<float>& policy : policies)
+    for (const bool cancels : {false, true}) {
+      CAPTURE(&policy - policies, cancels);
+      const SessionOptions options{.max_prompt = 16, .max_generated = 5, .max_draft = 2};  // the last piece needs the prompt buffer
+      auto session = decoder.start(policy, options), twin = decoder.start(policy, options);
+      const PrefillOptions waits{.more = true}, asks{.progress = [](const PrefillProgress&) { return false; }};
+      const auto wait = [&](auto& s) {  // a turn, an answer, and a piece of the next turn whose tokens wait for the last piece
+        s.clear();
+        s.prefill(five());
+        s.decode(Token{4});
+        s.prefill(five().first(4), waits);
+      };
+      const auto unchanged = [&] {
+        const auto a = session.snapshot(), b = twin.snapshot();
+        if (!same_bits(a.logits, b.logits) || a.layers[0].keys != b.layers[0].keys || a.layers[0].values != b.layers[0].values ||
+            a.layers[0].positions != b.layers[0].positions || a.layers[0].heads != b.layers[0].heads ||
+            a.layers[0].stats != b.layers[0].stats || a.layers[0].next != b.layers[0].next)
+          FAIL("a piece that was refused has not been");
+      };
+      wait(session);
+      wait(twin);
+      unchanged();
+      if (cancels) {
+        const auto cancel = [&] {
+          try {
+            session.prefill(five(), asks);
+          } catch (const Cancelled&) {
+          }
+        };
+        CHECK(fail_each(unchanged, cancel, unchanged) > 5);
+      } else {
+        const bool copies = policy.traits().overfills;
+        CHECK((fail_each([&] { wait(session); }, [&] { session.prefill(five()); }, unchanged) > 5) == copies);
+        wait(session);
+      }
+      session.prefill(five());
+      twin.prefill(five());
+      unchanged();
+    }
+}
+
+TEST_CASE("a clone without memory leaves its original as it was", "[failing_allocations]") {
+  const Decoder<float> decoder = OneLayer().load();
+  for (const AnyPolicy<float>& policy : {AnyPolicy<float>(HeavyHitter{.heavy = 3, .recent = 3}), AnyPolicy<float>(Dense{})}) {
+    auto session = decoder.start(policy, small_session, make_merge<float>("d2o")),
+         twin = decoder.start(policy, small_session, make_merge<float>("d2o"));
+    for (auto* s : {&session, &twin}) {
+      s->prefill(five());
+      s->decode(Token{4});
+    }
+    CHECK(fail_each([&] { session.clone(); }) > 10);
+    CHECK(same_bits(session.logits(), twin.logits()));
+    CHECK(same_bits(next_of(session), next_of(twin)));
+  }
+}
+
 TEST_CASE("writing an adapter without memory leaves the old folder whole", "[failing_allocations]") {
   const pith_test::TempFolder folder;
   const auto lora = [](std::uint64_t seed) {

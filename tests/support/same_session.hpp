@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstring>
 #include <string>
+#include <vector>
 
 #include <pith/core/check.hpp>
 #include <pith/model/session.hpp>
@@ -13,7 +15,10 @@ template <pith::KvStorage T> std::string difference(const pith::KvSnapshot<T>& a
   if (a.next != b.next || a.next_rope_position != b.next_rope_position || a.unevicted != b.unevicted) return "positions";
   if (a.prefill != b.prefill || a.more != b.more) return "phase";
   if (a.heads != b.heads) return "heads";
-  if (a.keys != b.keys || a.values != b.values) return "rows";
+  const auto same = [](const std::vector<T>& x, const std::vector<T>& y) {
+    return x.size() == y.size() && (x.empty() || std::memcmp(x.data(), y.data(), x.size() * sizeof(T)) == 0);
+  };
+  if (!same(a.keys, b.keys) || !same(a.values, b.values)) return "rows";
   if (a.positions != b.positions || a.angles != b.angles || a.kinds != b.kinds) return "marks of rows";
   if (a.stats != b.stats) return "stats";
   if (a.memory != b.memory) return "memory";

@@ -55,6 +55,8 @@ template <KvStorage T = float> class KvPromptBuffer {
                      ? detail::merging_bytes<arithmetic_t<T>>(slab_.most_rows(), slab_.most_rows(), shape.head_dim, options.executor.size())
                      : 0,
                  options.executor) {}
+  /// An empty buffer of the same sizes and executor, for the layers of another session.
+  KvPromptBuffer another() const { return KvPromptBuffer(slab_.shape(), merging_); }
   std::size_t bytes() const { return slab_.bytes() + merging_.bytes(); }
   Index rows() const { return slab_.shape().rows; }
   detail::KvSlab<T>& slab() { return slab_; }
@@ -75,6 +77,7 @@ template <KvStorage T = float> class KvPromptBuffer {
 
  private:
   friend class detail::PromptBufferLease<T>;
+  KvPromptBuffer(const detail::SlabShape& shape, const Workspace& merging) : slab_(shape), merging_(merging.bytes(), merging.executor()) {}
   static Index checked_rows(const AttentionShape& shape, Index rows, const KvPromptBufferOptions& options) {
     shape.check("KvPromptBuffer");
     if (rows < 1 || rows > (std::numeric_limits<std::int32_t>::max)())

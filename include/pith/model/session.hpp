@@ -16,6 +16,7 @@
 #include <pith/model/detail/head.hpp>
 #include <pith/model/detail/layer_pass.hpp>
 #include <pith/model/detail/session_attachment.hpp>
+#include <pith/model/detail/session_copies.hpp>
 #include <pith/model/detail/session_undo.hpp>
 #include <pith/model/session_options.hpp>
 
@@ -82,18 +83,33 @@ class Session {
     normed_.resize(max_chunk_, config.hidden_size);
     logits_.resize(max_chunk_, config.vocab_size);
     rows_ = options.prefix.rows() + (std::max)(home, prompt_buffer);
-    ws_ = Workspace(detail::layer_workspace_bytes<S>(*model_, tile, rows_, options.executor.size()), options.executor);
+    ws_ = detail::SessionWorkspace(detail::layer_workspace_bytes<S>(*model_, tile, rows_, options.executor.size()), options.executor);
+  }
+
+  Session(Session&&) = default;
+  Session& operator=(Session&&) = default;
+
+  /// An independent copy of the conversation: rows, journal, logits and adapter. Only weights, prefix and executor are shared.
+  ///
+  /// Heap     all buffers of a session
+  /// Throws   StateError after a call that could not be undone, and in the middle of one
+  /// Law      both continue bit for bit alike, and neither changes the other
+  Session clone() const {
+    check_whole();
+    return Session(*this);
   }
 
   /// Reads a prompt, or the next turn, in one pass: every token attends to all rows before it, then each layer evicts once.
   ///
   /// Shapes   returns logits [1, vocab_size] of the last token, valid until the next call
-  /// Throws   CapacityError for more than max_prompt tokens or a full Dense cache, ShapeError for no tokens or one outside the vocabulary
+  /// Heap     none; with options.progress a copy of the rows, before a later turn of layers that evict
+  /// Throws   CapacityError for more than max_prompt tokens or a full Dense cache, ShapeError for no tokens or one outside the vocabulary,
+  ///          Cancelled if options.progress returns false
   ConstMatrixRef<S> prefill(std::span<const Token> tokens, const PrefillOptions& options = {}) {
     const Index n = static_cast<Index>(tokens.size());
     const AppendOptions marks = check_prompt(n, {}, options);
     table().gather(tokens, hidden_.middleRows(adapter_.prompt_rows(next_position()), n));
-    return read_prompt(n, marks);
+    return read_prompt(n, marks, options);
   }
   /// Overload for embedding rows [tokens, hidden_size], each with its kind (none given: text).
   ConstMatrixRef<S> prefill(ConstMatrixRef<S> embeddings, std::span<const TokenKind> kinds = {}, const PrefillOptions& options = {}) {
@@ -101,7 +117,7 @@ class Session {
     const Index n = embeddings.rows();
     const AppendOptions marks = check_prompt(n, kinds, options);
     hidden_.middleRows(adapter_.prompt_rows(next_position()), n) = embeddings;
-    return read_prompt(n, marks);
+    return read_prompt(n, marks, options);
   }
 
   /// Feeds the next 1 .. max_draft + 1 tokens. Each token is appended, attends and evicts before the next, so a chunk gives bit for bit
@@ -229,6 +245,7 @@ class Session {
 
  private:
   template <class, KvStorage> friend class detail::TogetherPass;
+  Session(const Session&) = default;  // clone()
   detail::LayerPass<S> pass(std::size_t layer) { return {*model_, static_cast<Index>(layer), ws_, adapter_.runs()}; }
   const Embedding<S>& table() const { return detail::table_of(*model_, adapter_.get()); }
 
@@ -237,7 +254,7 @@ class Session {
 
   // All templates below are compiled with these two. They are defined outside the class, hence not inline: a program that declares the
   // class extern leaves them to the source file that instantiates it.
-  ConstMatrixRef<S> read_prompt(Index n, const AppendOptions& marks);
+  ConstMatrixRef<S> read_prompt(Index n, const AppendOptions& marks, const PrefillOptions& options);
   ConstMatrixRef<S> read_next(Index n);
 
   ConstMatrixRef<S> read_logits(ConstMatrixRef<S> hidden) {
@@ -280,7 +297,8 @@ class Session {
     for (const Cache& cache : caches_) cache.check_room(n, marks, marks.phase == Phase::prefill ? landing_for(cache, marks.more) : nullptr);
   }
   void check_whole() const {
-    if (!whole_) raise<StateError>("pith::Session: an earlier call threw half-way through the layers: clear() first");
+    if (!whole_)
+      raise<StateError>("pith::Session: in the middle of a call, or an earlier one threw half-way through the layers: clear() first");
   }
 
   /// Undoes a call unless end() was reached; the logits buffers are untouched until then.
@@ -320,25 +338,28 @@ class Session {
   Index max_prompt_, max_chunk_;
   detail::SessionAttachment<S> adapter_;
   Index rows_ = 0;  ///< the most rows that a head of any layer may hold, including its prefix
-  std::vector<Cache> caches_;
-  std::unique_ptr<KvPromptBuffer<T>> prompt_buffer_;
+  detail::SessionCaches<Cache> caches_;
+  detail::SessionPromptBuffer<T> prompt_buffer_;
   Matrix<S> hidden_, normed_, logits_;
-  Workspace ws_;
+  detail::SessionWorkspace ws_;
   detail::SessionUndo<Cache, T> undo_;
   Index newest_ = -1;  ///< row of logits_ that follows the newest token; -1: none
   bool whole_ = true;  ///< all layers have read the same tokens
 };
 
 template <class S, KvStorage T>
-requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_prompt(Index n, const AppendOptions& marks) {
+requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_prompt(Index n, const AppendOptions& marks,
+                                                                                       const PrefillOptions& options) {
   n += adapter_.lay_prompt(next_position(), hidden_);
   const Position length = static_cast<Position>(next_position() + n);
-  undo_.begin_prompt(caches_, n);
+  undo_.begin_prompt(caches_, n, static_cast<bool>(options.progress));
   Attempt attempt(*this);
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
     caches_[layer].reserve(n, landing_for(caches_[layer], marks.more));
     pass(layer).prefill(caches_[layer], hidden_.topRows(n), marks, length, layer + 1 == caches_.size());
     pass(layer).evict(caches_[layer]);
+    if (options.progress && !options.progress({static_cast<Index>(layer) + 1, static_cast<Index>(caches_.size())})) [[unlikely]]
+      raise<Cancelled>(detail::text("pith::Session::prefill: cancelled after ", layer + 1, " of ", caches_.size(), " layers"));
   }
   attempt.end();
   return read_logits(hidden_.middleRows(n - 1, 1));

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <span>
 #include <string>
@@ -39,10 +40,17 @@ struct SessionOptions {
   }
 };
 
+/// Progress of a prefill(), reported after each layer.
+struct PrefillProgress {
+  Index layers_done = 0, layers_total = 0;
+};
+
 /// Options of one prefill().
 struct PrefillOptions {
   bool more = false;                   ///< another piece of the same prompt follows: prompt-only policies evict after the last one
   std::span<const float> masses = {};  ///< [tokens] number of tokens merged into each (SplicedPrompt::masses); empty: 1 each
+  /// Returns false to cancel: prefill() then throws Cancelled, and the session is as before. It must not use the session.
+  std::function<bool(const PrefillProgress&)> progress = {};
 };
 
 /// The whole state of a session: snapshot() returns one, restore() returns to it, io/session_file.hpp stores it in a file.

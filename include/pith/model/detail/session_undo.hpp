@@ -14,7 +14,8 @@ namespace pith { inline namespace v0 { namespace detail {
 /// Undoes a call that throws after some layers have already read and evicted: by the journal, by clear() if the conversation began with
 /// this call, or from copies of the rows.
 ///
-/// Heap     the copies: for a later prompt that needs the prompt buffer under policies that may overfill, or at cache positions under them
+/// Heap     the copies: for a later prompt that needs the prompt buffer under policies that may overfill, or at cache positions under them;
+///          for a later prompt that may be cancelled, if some layer evicts
 template <class Cache, KvStorage T> class SessionUndo {
  public:
   using Copies = std::vector<KvSnapshot<T>>;
@@ -26,11 +27,13 @@ template <class Cache, KvStorage T> class SessionUndo {
       for (Cache& cache : caches) cache.guard();
   }
   /// Call before a prompt of n rows.
-  void begin_prompt(std::span<Cache> caches, Index n) {
+  void begin_prompt(std::span<Cache> caches, Index n, bool may_be_cancelled) {
     begin(caches);
-    if (start_ != caches.front().first_position())
-      copy_if(caches,
-              [n](const Cache& cache) { return cache.may_refuse_prompt() && !cache.recording() && (cache.reindexes() || !cache.fits(n)); });
+    if (start_ == caches.front().first_position()) return;
+    copy_if(caches, [n, may_be_cancelled](const Cache& cache) {
+      const bool refuses = cache.may_refuse_prompt() && (cache.reindexes() || !cache.fits(n));
+      return (refuses || (may_be_cancelled && cache.budget() != unlimited)) && !cache.recording();
+    });
   }
   /// Call before an eviction that makes room for later tokens.
   void begin_room(std::span<Cache> caches, Index coming) {
@@ -40,7 +43,7 @@ template <class Cache, KvStorage T> class SessionUndo {
 
   void end(std::span<Cache> caches) {
     for (Cache& cache : caches) cache.end_guard();
-    copies_ = {};
+    copies_ = Copies();
   }
   /// Undoes the call; returns whether every layer is as it was before.
   bool take_back(std::span<Cache> caches) {
@@ -56,7 +59,7 @@ template <class Cache, KvStorage T> class SessionUndo {
           whole = false;
       }
     }
-    copies_ = {};
+    copies_ = Copies();
     return whole;
   }
 

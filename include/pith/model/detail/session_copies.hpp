@@ -1,0 +1,45 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include <pith/core/workspace.hpp>
+#include <pith/kv/prompt_buffer.hpp>
+
+// Members of a session whose copies are independent, so that a session is cloned member by member.
+namespace pith { inline namespace v0 { namespace detail {
+
+/// Caches; a copy clones each of them.
+template <class Cache> class SessionCaches : public std::vector<Cache> {
+ public:
+  SessionCaches() = default;
+  SessionCaches(const SessionCaches& other) : std::vector<Cache>() {
+    this->reserve(other.size());
+    for (const Cache& cache : other) this->push_back(cache.clone());
+  }
+  SessionCaches(SessionCaches&&) noexcept = default;
+  SessionCaches& operator=(SessionCaches&&) noexcept = default;
+};
+
+/// A prompt buffer, or none; a copy has an empty one of the same sizes.
+template <KvStorage T> class SessionPromptBuffer : public std::unique_ptr<KvPromptBuffer<T>> {
+  using Base = std::unique_ptr<KvPromptBuffer<T>>;
+
+ public:
+  SessionPromptBuffer() = default;
+  SessionPromptBuffer(const SessionPromptBuffer& other) : Base(other ? new KvPromptBuffer<T>(other->another()) : nullptr) {}
+  SessionPromptBuffer(SessionPromptBuffer&&) noexcept = default;
+  SessionPromptBuffer& operator=(SessionPromptBuffer&&) noexcept = default;
+  using Base::operator=;
+};
+
+/// A workspace; a copy has memory of its own and the same executor.
+class SessionWorkspace : public Workspace {
+ public:
+  using Workspace::Workspace;
+  SessionWorkspace(const SessionWorkspace& other) : Workspace(other.bytes(), other.executor()) {}
+  SessionWorkspace(SessionWorkspace&&) noexcept = default;
+  SessionWorkspace& operator=(SessionWorkspace&&) noexcept = default;
+};
+
+}}}  // namespace pith::v0::detail
