@@ -1,6 +1,9 @@
+#include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 #include <pith/core/check.hpp>
@@ -32,6 +35,19 @@ TEST_CASE("every error type is a standard exception of the matching kind") {
   static_assert(std::is_base_of_v<std::runtime_error, pith::Cancelled>);
   CHECK_THROWS_AS(pith::raise<pith::StateError>("x"), pith::StateError);
   CHECK_THROWS_WITH(pith::raise<pith::FormatError>("what, where"), "what, where");
+}
+
+TEST_CASE("messages hold text and numbers of every type as std::to_string writes them") {
+  using pith::detail::text;
+  const std::string name = "weight";
+  const std::string_view part = std::string_view(name).substr(1, 3);
+  CHECK(text(name, '[', part, "] ", std::string()) == "weight[eig] ");
+  CHECK(text(std::int8_t{-5}, ' ', std::uint8_t{200}, ' ', -7, ' ', 7u, ' ', true) == "-5 200 -7 7 1");
+  CHECK(text((std::numeric_limits<long long>::min)(), ' ', (std::numeric_limits<std::uint64_t>::max)()) ==
+        "-9223372036854775808 18446744073709551615");
+  CHECK(text(0.5f, ' ', -1.25, ' ', 1e-9, ' ', std::numeric_limits<double>::infinity()) == "0.500000 -1.250000 0.000000 inf");
+  CHECK_THROWS_WITH(pith::raise<ShapeError>("x has ", Index{3}, " rows, expected ", std::size_t{4}, ", at ", 0.25f),
+                    "x has 3 rows, expected 4, at 0.250000");
 }
 
 TEST_CASE("check_shape says what, where, expected and found") {

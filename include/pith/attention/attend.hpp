@@ -87,7 +87,7 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
   if (options.first_query < -1) refuse(text("first_query is ", options.first_query, ", expected a position, or -1 for the newest tokens"));
   if (first < 0) refuse(text(tokens, " queries are more than the ", view.next, " tokens seen; give AttendOptions::first_query"));
   if (first + tokens - 1 > (std::numeric_limits<Position>::max)())
-    raise<CapacityError>(text("pith::attend: ", tokens, " queries from position ", first, " on run out of positions"));
+    raise<CapacityError>("pith::attend: ", tokens, " queries from position ", first, " on run out of positions");
   if (options.window < 0) refuse(text("window is ", options.window, ", expected 0 (none) or more"));
   if (options.gap < 0) refuse(text("gap is ", options.gap, ", expected 0 or more"));
   if (!(options.n >= 0) || !std::isfinite(options.n)) refuse(text("n is ", options.n, ", expected a finite number >= 0"));

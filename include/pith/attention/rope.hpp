@@ -129,8 +129,7 @@ template <class S> Rope<S>::Rope(const RopeOptions& options) : options_(options)
   frequencies(options_.theta, inv_freq_.data());
   for (const S inv : inv_freq_)
     if (!std::isfinite(inv))
-      raise<ShapeError>(
-          detail::text("pith::Rope: theta ", options_.theta, " gives no finite frequencies for head_dim ", options_.head_dim));
+      raise<ShapeError>("pith::Rope: theta ", options_.theta, " gives no finite frequencies for head_dim ", options_.head_dim);
   const Index positions = (std::min)(table_positions, options_.max_position_embeddings);
   table_.resize(static_cast<std::size_t>(positions * options_.head_dim));
   for (Index p = 0; p < positions; ++p) {
@@ -184,14 +183,14 @@ template <class S> void Rope<S>::frequencies(double theta, S* inv) const {
 template <class S> void Rope<S>::check_call(const char* where, const MatrixRef<S>& x, std::size_t tokens) const {
   check_shape(where, "x", x, static_cast<Index>(tokens), any_extent);
   if (x.cols() % options_.head_dim != 0)
-    raise<ShapeError>(detail::text("pith::", where, ": x has ", x.cols(), " features, expected whole heads of ", options_.head_dim));
+    raise<ShapeError>("pith::", where, ": x has ", x.cols(), " features, expected whole heads of ", options_.head_dim);
 }
 
 template <class S> void Rope<S>::rotate(std::type_identity_t<MatrixRef<S>> x, std::span<const Position> positions, Position length) const {
   check_call("Rope::rotate", x, positions.size());
   for (const Position p : positions)
-    if (p < 0) raise<ShapeError>(detail::text("pith::Rope::rotate: position ", p, ", expected 0 or more; differences go to rotate_by()"));
-  if (length < 0) raise<ShapeError>(detail::text("pith::Rope::rotate: length ", length, ", expected 0 or more"));
+    if (p < 0) raise<ShapeError>("pith::Rope::rotate: position ", p, ", expected 0 or more; differences go to rotate_by()");
+  if (length < 0) raise<ShapeError>("pith::Rope::rotate: length ", length, ", expected 0 or more");
   if (positions.empty()) return;
   if (options_.scaling.type == RopeType::dynamic) {
     const Index seen = length > 0 ? Index(length) : Index(*std::max_element(positions.begin(), positions.end())) + 1;

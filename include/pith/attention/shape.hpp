@@ -20,11 +20,11 @@ struct AttentionShape {
   /// Throws   ShapeError unless all three are positive and num_kv_heads divides num_heads; CapacityError if a row would not fit an Index
   void check(std::string_view where) const {
     if (num_heads < 1 || num_kv_heads < 1 || head_dim < 1)
-      raise<ShapeError>(detail::text("pith::", where, ": attention shape has num_heads ", num_heads, ", num_kv_heads ", num_kv_heads,
-                                     ", head_dim ", head_dim, ", expected all positive"));
+      raise<ShapeError>("pith::", where, ": attention shape has num_heads ", num_heads, ", num_kv_heads ", num_kv_heads, ", head_dim ",
+                        head_dim, ", expected all positive");
     if (num_heads % num_kv_heads != 0)
-      raise<ShapeError>(detail::text("pith::", where, ": num_kv_heads is ", num_kv_heads, ", expected a divisor of num_heads, which is ",
-                                     num_heads, ": every kv head serves the same number of query heads"));
+      raise<ShapeError>("pith::", where, ": num_kv_heads is ", num_kv_heads, ", expected a divisor of num_heads, which is ", num_heads,
+                        ": every kv head serves the same number of query heads");
     detail::checked_product(where, num_heads, head_dim);
   }
 

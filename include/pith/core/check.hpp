@@ -59,17 +59,72 @@ struct Cancelled : std::runtime_error {
 
 namespace detail {
 
-inline void append_text(std::string& out, std::string_view piece) { out.append(piece); }
-inline void append_text(std::string& out, char letter) { out.push_back(letter); }
-template <class N>
-requires std::is_arithmetic_v<N>
-void append_text(std::string& out, N number) { out += std::to_string(number); }
+/// A piece of a message: text or a number, of any type, as one type, so that all messages are put together by the same code.
+/// It refers to the text that it is given.
+class TextPart {
+ public:
+  constexpr TextPart(const char* letters) : letters_(letters), size_(c_string) {}
+  constexpr TextPart(std::string_view letters) : letters_(letters.data()), size_(letters.size()) {}
+  TextPart(const std::string& letters) : letters_(letters.data()), size_(letters.size()) {}
+  constexpr TextPart(char letter) : whole_(letter), size_(one_letter) {}
+  constexpr TextPart(double number) : real_(number), size_(real) {}
+  template <class N>
+  requires std::is_integral_v<N>
+  constexpr TextPart(N number) {
+    if constexpr (std::is_signed_v<N>) {
+      whole_ = number;
+      size_ = whole;
+    } else {
+      natural_ = number;
+      size_ = natural;
+    }
+  }
+
+  void append_to(std::string& out) const {
+    switch (size_) {
+      case c_string:
+        out.append(letters_);
+        break;
+      case one_letter:
+        out.push_back(static_cast<char>(whole_));
+        break;
+      case whole:
+        out.append(std::to_string(whole_));
+        break;
+      case natural:
+        out.append(std::to_string(natural_));
+        break;
+      case real:
+        out.append(std::to_string(real_));
+        break;
+      default:
+        out.append(letters_, size_);
+    }
+  }
+
+ private:
+  // Sizes that no text has name the other kinds: a part is two words, and a call that may fail stays short.
+  static constexpr std::size_t c_string = ~std::size_t{0}, one_letter = c_string - 1, whole = c_string - 2, natural = c_string - 3,
+                               real = c_string - 4;
+  union {
+    const char* letters_;
+    long long whole_;
+    unsigned long long natural_;
+    double real_;
+  };
+  std::size_t size_;
+};
+
+[[gnu::cold, gnu::noinline]] inline std::string join_text(const TextPart* parts, std::size_t n) {
+  std::string out;
+  for (std::size_t i = 0; i < n; ++i) parts[i].append_to(out);
+  return out;
+}
 
 /// Concatenates pieces of text and numbers; for error messages only, never on a hot path.
-template <class... Pieces> [[gnu::cold, gnu::noinline]] std::string text(const Pieces&... pieces) {
-  std::string out;
-  (append_text(out, pieces), ...);
-  return out;
+template <class... Pieces> [[gnu::always_inline]] inline std::string text(const Pieces&... pieces) {
+  const TextPart parts[] = {TextPart(pieces)...};
+  return join_text(parts, sizeof...(pieces));
 }
 
 inline std::string shape_text(Index rows, Index cols) {
@@ -79,14 +134,22 @@ inline std::string shape_text(Index rows, Index cols) {
 
 }  // namespace detail
 
-/// Throws Error with this message; in a build without exceptions, prints it and aborts. Every error of the library is raised here.
-template <class Error> [[noreturn, gnu::cold, gnu::noinline]] void raise(const std::string& message) {
+namespace detail {
+template <class Error> [[noreturn, gnu::cold, gnu::noinline]] void raise_parts(const TextPart* parts, std::size_t n) {
 #if PITH_HAS_EXCEPTIONS
-  throw Error(message);
+  throw Error(join_text(parts, n));
 #else
-  std::fprintf(stderr, "%s\n", message.c_str());
+  std::fprintf(stderr, "%s\n", join_text(parts, n).c_str());
   std::abort();
 #endif
+}
+}  // namespace detail
+
+/// Throws Error with these pieces of text and numbers as its message; in a build without exceptions, prints it and aborts. Every error of
+/// the library is raised here.
+template <class Error, class... Pieces> [[noreturn, gnu::always_inline]] inline void raise(const Pieces&... pieces) {
+  const detail::TextPart parts[] = {detail::TextPart(pieces)...};
+  detail::raise_parts<Error>(parts, sizeof...(pieces));
 }
 
 inline constexpr Index any_extent = -1;  ///< in check_shape(): accepts any extent
@@ -96,8 +159,8 @@ namespace detail {
                                                                Index want_rows, Index want_cols) {
   const auto fits = [](Index n, Index want) { return want < 0 || n == want; };
   const bool transposed = fits(cols, want_rows) && fits(rows, want_cols);
-  raise<ShapeError>(text("pith::", where, ": ", what, " is ", shape_text(rows, cols), ", expected ", shape_text(want_rows, want_cols),
-                         transposed ? text("; did you mean ", what, ".transpose()?") : std::string()));
+  raise<ShapeError>("pith::", where, ": ", what, " is ", shape_text(rows, cols), ", expected ", shape_text(want_rows, want_cols),
+                    transposed ? text("; did you mean ", what, ".transpose()?") : std::string());
 }
 }  // namespace detail
 
@@ -115,7 +178,7 @@ namespace detail {
 inline Index checked_product(std::string_view where, Index a, Index b) {
   Index product = 0;
   if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &product))
-    raise<CapacityError>(text("pith::", where, ": ", a, " x ", b, " is negative or too large"));
+    raise<CapacityError>("pith::", where, ": ", a, " x ", b, " is negative or too large");
   return product;
 }
 }  // namespace detail

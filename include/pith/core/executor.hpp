@@ -90,7 +90,7 @@ class ExecutorRef {
           (*static_cast<E*>(e))(n, [=](Index i) { call(context, i); });
         }) {
     if (size() < 1) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::ExecutorRef: the executor's size() is ", size(), ", expected 1 or more workers"));
+      raise<ShapeError>("pith::ExecutorRef: the executor's size() is ", size(), ", expected 1 or more workers");
   }
 
   Index size() const { return size_(executor_); }

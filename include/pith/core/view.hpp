@@ -73,13 +73,13 @@ template <class S, class D> constexpr void writable() {
 template <class E> Index row_stride(const E& m) {
   const bool column = bool(E::IsVectorAtCompileTime) && E::ColsAtCompileTime == 1 && E::RowsAtCompileTime != 1;
   if (!column && m.innerStride() != 1 && m.cols() > 1) [[unlikely]]
-    raise<ShapeError>(text("pith: neighbouring features lie ", m.innerStride(), " apart; pith needs them contiguous: evaluate first"));
+    raise<ShapeError>("pith: neighbouring features lie ", m.innerStride(), " apart; pith needs them contiguous: evaluate first");
   return column ? m.innerStride() : m.rows() > 1 ? m.outerStride() : m.cols();
 }
 
 [[noreturn, gnu::cold, gnu::noinline]] inline void raise_view(bool null, Index rows, Index cols) {
-  raise<ShapeError>(text("pith: a view of ", shape_text((std::max)(rows, Index(-1)), (std::max)(cols, Index(-1))), " numbers",
-                         null ? " at a null pointer: expected memory that holds them" : " (*: negative): expected 0 or more"));
+  raise<ShapeError>("pith: a view of ", shape_text((std::max)(rows, Index(-1)), (std::max)(cols, Index(-1))), " numbers",
+                    null ? " at a null pointer: expected memory that holds them" : " (*: negative): expected 0 or more");
 }
 /// Returns `data` if it can hold that many numbers, else throws.
 template <class P> P* checked_data(P* data, Index rows, Index cols) {
@@ -101,7 +101,7 @@ concept ColumnMajor = EigenDense<M> && !bool(expression_t<M>::IsRowMajor) && !bo
 template <class E> Index vector_length(const E& v) {
   static_assert(bool(E::IsVectorAtCompileTime), "pith: a vector is expected here");
   if (v.innerStride() != 1 && v.size() > 1) [[unlikely]]
-    raise<ShapeError>(text("pith: the vector's entries lie ", v.innerStride(), " apart; pith needs them contiguous: evaluate first"));
+    raise<ShapeError>("pith: the vector's entries lie ", v.innerStride(), " apart; pith needs them contiguous: evaluate first");
   return v.size();
 }
 
@@ -204,7 +204,7 @@ template <class S> class VectorRef : public Eigen::Map<Vector<S>> {
 template <detail::RowMajorTensor3 T> auto head(T& t, Index h) {
   using S = std::remove_pointer_t<decltype(t.data())>;
   if (h < 0 || h >= t.dimension(0)) [[unlikely]]
-    raise<ShapeError>(detail::text("pith::head: head ", h, " of a tensor with ", Index(t.dimension(0)), " heads"));
+    raise<ShapeError>("pith::head: head ", h, " of a tensor with ", Index(t.dimension(0)), " heads");
   S* first = t.data() + h * t.dimension(1) * t.dimension(2);
   if constexpr (std::is_const_v<S>) {
     return ConstMatrixRef<std::remove_const_t<S>>(first, t.dimension(1), t.dimension(2));

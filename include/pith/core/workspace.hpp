@@ -50,9 +50,8 @@ class Workspace {
     static_assert(std::is_trivially_destructible_v<T> && alignof(T) <= alignment);
     const std::size_t size = padded_bytes<T>(n);
     if (size > bytes_ - used_) [[unlikely]]
-      raise<CapacityError>(detail::text("pith::Workspace: ", bytes_, " bytes are too few, ",
-                                        size > max_bytes - used_ ? max_bytes : used_ + size,
-                                        " are needed: construct it with workspace_bytes(tokens, workers) of the object you call"));
+      raise<CapacityError>("pith::Workspace: ", bytes_, " bytes are too few, ", size > max_bytes - used_ ? max_bytes : used_ + size,
+                           " are needed: construct it with workspace_bytes(tokens, workers) of the object you call");
     T* piece = reinterpret_cast<T*>(memory_.get() + used_);
     used_ += size;
     return piece;

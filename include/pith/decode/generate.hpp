@@ -61,7 +61,7 @@ bool goes_on(Token token, std::span<const Token> stop_tokens, Index max_tokens, 
 
 inline void check_max_tokens(Index max_tokens) {
   if (max_tokens < 0) [[unlikely]]
-    raise<StateError>(text("pith::generate: max_tokens is ", max_tokens, ", expected 0 or more"));
+    raise<StateError>("pith::generate: max_tokens is ", max_tokens, ", expected 0 or more");
 }
 
 }  // namespace detail
@@ -88,7 +88,7 @@ GenerateResult generate(M& model, ConstMatrixRef<typename M::Scalar> logits, con
   const auto choose = [&](const ConstMatrixRef<S>& rows) {
     check_shape("generate", "logits", rows, any_extent, vocab_size);
     if (rows.rows() == 0) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::generate: logits is [0, ", vocab_size, "], expected the row of the last token"));
+      raise<ShapeError>("pith::generate: logits is [0, ", vocab_size, "], expected the row of the last token");
     return sampler.sample(so_far.apply<S>(rows.row(rows.rows() - 1), ruled), rng);
   };
 

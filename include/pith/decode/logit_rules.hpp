@@ -59,8 +59,7 @@ struct LogitRules {
   bool any() const { return repetition_penalty != 1 || bool(mask); }
   void check() const {
     if (!(repetition_penalty > 0 && std::isfinite(repetition_penalty)))
-      raise<StateError>(
-          detail::text("pith::LogitRules: repetition_penalty is ", repetition_penalty, ", expected a number above 0; 1 is off"));
+      raise<StateError>("pith::LogitRules: repetition_penalty is ", repetition_penalty, ", expected a number above 0; 1 is off");
   }
 };
 

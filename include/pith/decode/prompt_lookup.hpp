@@ -141,11 +141,11 @@ template <std::floating_point S = float> class PromptLookup {
   ConstMatrixRef<S> decode(std::span<const Token> tokens) {
     check(tokens, "decode");
     if (static_cast<Index>(tokens.size()) > max_chunk())
-      raise<CapacityError>(detail::text("pith::PromptLookup::decode: ", tokens.size(), " tokens, expected at most max_draft + 1 = ",
-                                        max_chunk(), ": construct it with a larger max_draft, or use prefill()"));
+      raise<CapacityError>("pith::PromptLookup::decode: ", tokens.size(), " tokens, expected at most max_draft + 1 = ", max_chunk(),
+                           ": construct it with a larger max_draft, or use prefill()");
     if (journal_ != closed && next_ - journal_ + static_cast<Index>(tokens.size()) > max_chunk())
-      raise<StateError>(detail::text("pith::PromptLookup::decode: ", tokens.size(), " tokens after ", next_ - journal_,
-                                     " in a journal of at most max_draft + 1 = ", max_chunk(), ": call crop() or checkpoint() first"));
+      raise<StateError>("pith::PromptLookup::decode: ", tokens.size(), " tokens after ", next_ - journal_,
+                        " in a journal of at most max_draft + 1 = ", max_chunk(), ": call crop() or checkpoint() first");
     for (std::size_t i = 0; i < tokens.size(); ++i) show(i, add(tokens[i]));
     return rows_.topRows(static_cast<Index>(tokens.size()));
   }
@@ -166,8 +166,8 @@ template <std::floating_point S = float> class PromptLookup {
   void crop(Position p) {
     if (journal_ == closed) raise<StateError>("pith::PromptLookup::crop: no checkpoint: call checkpoint() before the tokens to take back");
     if (p < journal_ || p > next_)
-      raise<StateError>(detail::text("pith::PromptLookup::crop: position ", p, ", expected ", journal_, " .. ", next_,
-                                     ", the tokens since the checkpoint"));
+      raise<StateError>("pith::PromptLookup::crop: position ", p, ", expected ", journal_, " .. ", next_,
+                        ", the tokens since the checkpoint");
     while (next_ > p) {
       --next_;
       for (detail::NgramIndex& order : orders_) order.remove(text_, next_);
@@ -188,16 +188,16 @@ template <std::floating_point S = float> class PromptLookup {
   static const PromptLookupOptions& checked(Index vocab_size, const PromptLookupOptions& options) {
     options.check();
     if (vocab_size < 1 || vocab_size > (std::numeric_limits<Token>::max)())
-      raise<ShapeError>(detail::text("pith::PromptLookup: vocab_size is ", vocab_size, ", expected 1 .. 2147483647"));
+      raise<ShapeError>("pith::PromptLookup: vocab_size is ", vocab_size, ", expected 1 .. 2147483647");
     return options;
   }
   void check(std::span<const Token> tokens, const char* where) const {
-    if (tokens.empty()) raise<ShapeError>(detail::text("pith::PromptLookup::", where, ": no tokens, expected 1 or more"));
+    if (tokens.empty()) raise<ShapeError>("pith::PromptLookup::", where, ": no tokens, expected 1 or more");
     for (const Token token : tokens)
       if (token < 0 || token >= vocab_size())
-        raise<ShapeError>(detail::text("pith::PromptLookup::", where, ": token ", token, ", expected 0 .. ", vocab_size() - 1));
+        raise<ShapeError>("pith::PromptLookup::", where, ": token ", token, ", expected 0 .. ", vocab_size() - 1);
     if (tokens.size() > static_cast<std::size_t>((std::numeric_limits<Position>::max)() - next_))
-      raise<CapacityError>(detail::text("pith::PromptLookup::", where, ": positions end at ", (std::numeric_limits<Position>::max)()));
+      raise<CapacityError>("pith::PromptLookup::", where, ": positions end at ", (std::numeric_limits<Position>::max)());
   }
 
   /// Returns the guess for the token after this one, or none.
@@ -227,7 +227,7 @@ template <std::floating_point S = float> class PromptLookup {
 
 inline void PromptLookupOptions::check() const {
   const auto refuse = [](const char* option, Index found, const char* expected) {
-    raise<ShapeError>(detail::text("pith::PromptLookup: ", option, " is ", found, ", expected ", expected));
+    raise<ShapeError>("pith::PromptLookup: ", option, " is ", found, ", expected ", expected);
   };
   if (ngram < 1 || ngram > 64) refuse("ngram", ngram, "1 .. 64");
   if (min_ngram < 1 || min_ngram > ngram) refuse("min_ngram", min_ngram, "1 .. ngram");

@@ -66,15 +66,15 @@ template <std::floating_point S = float, std::floating_point D = S> class Reject
 
  private:
   static Index checked(Index guesses, Index vocab_size) {
-    if (guesses < 0) raise<ShapeError>(detail::text("pith::RejectionSampler: ", guesses, " guesses, expected 0 or more"));
+    if (guesses < 0) raise<ShapeError>("pith::RejectionSampler: ", guesses, " guesses, expected 0 or more");
     detail::checked_product("RejectionSampler", guesses, detail::checked_product("RejectionSampler", vocab_size, Index(sizeof(D))));
     return guesses;
   }
   void check_guess(const char* where, Index i) const {
     const Index room = static_cast<Index>(guessed_.size());
     if (i < 0 || i >= room) [[unlikely]]
-      raise<CapacityError>(
-          detail::text("pith::RejectionSampler::", where, ": guess ", i, ", expected 0 .. ", room - 1, ": construct it with more guesses"));
+      raise<CapacityError>("pith::RejectionSampler::", where, ": guess ", i, ", expected 0 .. ", room - 1,
+                           ": construct it with more guesses");
   }
 
   Sampler<S> target_;

@@ -75,11 +75,11 @@ template <std::floating_point S = float> class Sampler {
     for (Index i = 0; i < weights.size(); ++i) {
       const double weight = weights[i];
       if (!(weight >= 0)) [[unlikely]]
-        raise<StateError>(detail::text("pith::Sampler::draw: weight ", i, " is ", weight, ", expected 0 or more"));
+        raise<StateError>("pith::Sampler::draw: weight ", i, " is ", weight, ", expected 0 or more");
       total += weight;
     }
     if (!(total > 0 && total < std::numeric_limits<double>::infinity())) [[unlikely]]
-      raise<StateError>(detail::text("pith::Sampler::draw: ", weights.size(), " weights sum to ", total, ", expected a positive number"));
+      raise<StateError>("pith::Sampler::draw: ", weights.size(), " weights sum to ", total, ", expected a positive number");
     const double target = canonical<double>(rng) * total;  // below total, which the sum below reaches
     double sum = 0;
     for (Index i = 0;; ++i)
@@ -98,7 +98,7 @@ template <std::floating_point S = float> class Sampler {
 
   void check_options(Index vocab_size) const {
     const auto refuse = [](const char* option, auto found, const char* expected) {
-      raise<StateError>(detail::text("pith::Sampler: ", option, " is ", found, ", expected ", expected));
+      raise<StateError>("pith::Sampler: ", option, " is ", found, ", expected ", expected);
     };
     if (!(options_.temperature >= 0 && std::isfinite(options_.temperature)))
       refuse("temperature", options_.temperature, "a finite number, 0 (greedy) or more");
@@ -114,16 +114,16 @@ template <std::floating_point S = float> class Sampler {
     S most = -infinity;
     for (Index i = 0; i < logits.size(); ++i) {
       if (!(logits[i] < infinity)) [[unlikely]]
-        raise<StateError>(detail::text("pith::Sampler: logit ", i, " is ", std::isnan(logits[i]) ? "NaN" : "+inf",
-                                       ", expected a finite number or -inf: the model's numbers overflowed"));
+        raise<StateError>("pith::Sampler: logit ", i, " is ", std::isnan(logits[i]) ? "NaN" : "+inf",
+                          ", expected a finite number or -inf: the model's numbers overflowed");
       if (logits[i] > most) {
         most = logits[i];
         best = i;
       }
     }
     if (best < 0) [[unlikely]]
-      raise<StateError>(detail::text("pith::Sampler: all ", logits.size(),
-                                     " logits are -inf: no token can be drawn; test a model that may have no guess with no_guess()"));
+      raise<StateError>("pith::Sampler: all ", logits.size(),
+                        " logits are -inf: no token can be drawn; test a model that may have no guess with no_guess()");
     return static_cast<Token>(best);
   }
 

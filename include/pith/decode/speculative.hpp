@@ -107,7 +107,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
   template <std::uniform_random_bit_generator Rng, TokenCallback OnToken>
   std::span<const Token> step(Rng& rng, Index most, OnToken&& on_token) {
     if (most < 1) [[unlikely]]
-      raise<StateError>(detail::text("pith::SpeculativeDecoder::step: at most ", most, " tokens, expected 1 or more"));
+      raise<StateError>("pith::SpeculativeDecoder::step: at most ", most, " tokens, expected 1 or more");
     choose(most, rng);
     for (bool more = true; more && reported_ < chosen_;) {
       const Token token = run_[static_cast<std::size_t>(reported_++)];
@@ -138,8 +138,8 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
     if (static_cast<const void*>(&target) == static_cast<const void*>(&draft))
       raise<StateError>("pith::SpeculativeDecoder: target and draft are one object, expected two: start another session for the draft");
     if (Index(target.vocab_size()) != Index(draft.vocab_size()))
-      raise<ShapeError>(detail::text("pith::SpeculativeDecoder: the target has ", Index(target.vocab_size()), " tokens, the draft ",
-                                     Index(draft.vocab_size()), ", expected one vocabulary"));
+      raise<ShapeError>("pith::SpeculativeDecoder: the target has ", Index(target.vocab_size()), " tokens, the draft ",
+                        Index(draft.vocab_size()), ", expected one vocabulary");
     check_chunk("target", target, options.draft_tokens);
     check_chunk("draft", draft, options.draft_tokens);
     return options;
@@ -149,9 +149,9 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
                     { model.max_chunk() } -> std::convertible_to<Index>;
                   })
       if (draft_tokens >= Index(model.max_chunk()))
-        raise<CapacityError>(detail::text("pith::SpeculativeDecoder: draft_tokens is ", draft_tokens, ", but the ", name, " takes only ",
-                                          Index(model.max_chunk()), " tokens at once, expected ", draft_tokens,
-                                          " + 1: start it with max_draft = ", draft_tokens, " or more"));
+        raise<CapacityError>("pith::SpeculativeDecoder: draft_tokens is ", draft_tokens, ", but the ", name, " takes only ",
+                             Index(model.max_chunk()), " tokens at once, expected ", draft_tokens,
+                             " + 1: start it with max_draft = ", draft_tokens, " or more");
   }
 
   /// Feeds a prompt; calls sees(rows) with logits whose last row follows the tokens read so far.
@@ -365,10 +365,9 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
   void check_in_step() const {
     if (target_next_ >= 0 && (target_->next_position() != target_next_ || (drafting_ && draft_->next_position() != draft_next_)))
         [[unlikely]]
-      raise<StateError>(
-          detail::text("pith::SpeculativeDecoder: target and draft are at positions ", target_->next_position(), " and ",
-                       draft_->next_position(), ", expected ", target_next_, " and ", draft_next_,
-                       ": another caller fed one of them, or a prompt failed half-way; let both read the same text and call resume()"));
+      raise<StateError>("pith::SpeculativeDecoder: target and draft are at positions ", target_->next_position(), " and ",
+                        draft_->next_position(), ", expected ", target_next_, " and ", draft_next_,
+                        ": another caller fed one of them, or a prompt failed half-way; let both read the same text and call resume()");
   }
 
   Target* target_;

@@ -21,9 +21,9 @@ struct SpeculativeOptions {
 
   void check() const {
     if (draft_tokens < 1 || draft_tokens > 1'000'000)
-      raise<StateError>(detail::text("pith::SpeculativeDecoder: draft_tokens is ", draft_tokens, ", expected 1 .. 1000000"));
+      raise<StateError>("pith::SpeculativeDecoder: draft_tokens is ", draft_tokens, ", expected 1 .. 1000000");
     if (!(guess_cost >= 0 && guess_cost < 1e6f))
-      raise<StateError>(detail::text("pith::SpeculativeDecoder: guess_cost is ", guess_cost, ", expected a number of 0 or more"));
+      raise<StateError>("pith::SpeculativeDecoder: guess_cost is ", guess_cost, ", expected a number of 0 or more");
   }
 };
 

@@ -56,12 +56,12 @@ namespace detail {
 /// Refuses a path that is no folder, and a folder of another format, which would lack a config.json.
 inline void check_checkpoint_folder(const std::filesystem::path& folder, const std::string& config) {
   if (std::filesystem::is_regular_file(status_of(folder)))
-    raise<FormatError>(
-        text("pith: ", in_quotes(folder.string()), " is a file, expected the folder that holds ", config, " and model.safetensors",
-             folder.extension() == ".gguf" ? "; files of llama.cpp are not supported: use the folder it was made from" : ""));
+    raise<FormatError>("pith: ", in_quotes(folder.string()), " is a file, expected the folder that holds ", config,
+                       " and model.safetensors",
+                       folder.extension() == ".gguf" ? "; files of llama.cpp are not supported: use the folder it was made from" : "");
   if (present(folder / config)) return;
   if (const std::string shown = shown_format(folder, other_checkpoints); !shown.empty())
-    raise<FormatError>(text("pith: ", in_quotes(folder.string()), " holds no ", config, shown));
+    raise<FormatError>("pith: ", in_quotes(folder.string()), " holds no ", config, shown);
 }
 
 /// Refuses an unusable config, naming its file, before any weight is read.
@@ -69,7 +69,7 @@ template <class Check> void check_config_file(const std::filesystem::path& path,
   try {
     check();
   } catch (const ShapeError& error) {
-    raise<FormatError>(text("pith: ", in_quotes(path.string()), ": ", error.what()));
+    raise<FormatError>("pith: ", in_quotes(path.string()), ": ", error.what());
   }
 }
 
@@ -108,8 +108,7 @@ template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::
   const auto report = [&](std::string_view tensor) {
     progress.tensor = tensor;
     if (options.progress && !options.progress(progress))
-      raise<Cancelled>(
-          detail::text("pith::load_checkpoint: cancelled after ", progress.tensors_done, " of ", progress.tensors_total, " tensors"));
+      raise<Cancelled>("pith::load_checkpoint: cancelled after ", progress.tensors_done, " of ", progress.tensors_total, " tensors");
   };
   detail::WeightReader<S> reader(plan, options.weights, options.check_finite.value_or(options.weights != WeightsLayout::mapped));
   const auto start = [&](const std::string& tensor) { report(tensor); };

@@ -41,8 +41,8 @@ class CheckpointFiles {
     } else if (detail::present(index)) {
       open_shards(index);
     } else {
-      raise<FormatError>(detail::text("pith: ", detail::in_quotes(folder.string()), " holds neither model.safetensors nor ",
-                                      "model.safetensors.index.json", detail::shown_format(folder, detail::other_checkpoints)));
+      raise<FormatError>("pith: ", detail::in_quotes(folder.string()), " holds neither model.safetensors nor ",
+                         "model.safetensors.index.json", detail::shown_format(folder, detail::other_checkpoints));
     }
   }
 
@@ -66,8 +66,8 @@ class CheckpointFiles {
                       file.find("..") == std::string_view::npos && !std::filesystem::path(file).is_absolute() &&
                       file.find('\0') == std::string_view::npos;
     if (!bare)
-      raise<FormatError>(detail::text("pith: ", detail::in_quotes(index), ": weight_map sends tensor ", detail::in_quotes(tensor), " to ",
-                                      detail::in_quotes(file), ", expected the bare name of a file in the same folder"));
+      raise<FormatError>("pith: ", detail::in_quotes(index), ": weight_map sends tensor ", detail::in_quotes(tensor), " to ",
+                         detail::in_quotes(file), ", expected the bare name of a file in the same folder");
   }
 
   void open_shards(const std::filesystem::path& path) {
@@ -75,37 +75,35 @@ class CheckpointFiles {
     const std::string name = path.string();
     const detail::Json* map = index.root().find("weight_map");
     if (map == nullptr || !map->is_object() || map->empty())
-      raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": expected an object 'weight_map' from tensors to files"));
+      raise<FormatError>("pith: ", detail::in_quotes(name), ": expected an object 'weight_map' from tensors to files");
     std::map<std::string, std::size_t, std::less<>> shards;
     for (const auto& [tensor, file] : map->items()) {
       if (!file.is_string())
-        raise<FormatError>(
-            detail::text("pith: ", detail::in_quotes(name), ": weight_map of ", detail::in_quotes(tensor), " is no file name"));
+        raise<FormatError>("pith: ", detail::in_quotes(name), ": weight_map of ", detail::in_quotes(tensor), " is no file name");
       check_bare(name, tensor, file.get<std::string_view>());
       if (shards.find(file.get<std::string_view>()) == shards.end()) shards.emplace(file.get<std::string_view>(), 0);
       if (shards.size() > max_shards)
-        raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": weight_map names more than ", max_shards, " files"));
+        raise<FormatError>("pith: ", detail::in_quotes(name), ": weight_map names more than ", max_shards, " files");
     }
     std::size_t held = 0;
     for (auto& [file, number] : shards) {
       if (!detail::present(folder_ / file))
-        raise<FormatError>(
-            detail::text("pith: ", detail::in_quotes(name), ": shard ", detail::in_quotes(file), " is missing: fetch it into the folder"));
+        raise<FormatError>("pith: ", detail::in_quotes(name), ": shard ", detail::in_quotes(file), " is missing: fetch it into the folder");
       number = files_.size();
       files_.push_back(Safetensors::map(folder_ / file));
       held += files_.back().tensors().size();
     }
     for (const auto& [tensor, file] : map->items())
       if (files_[shards.find(file.get<std::string_view>())->second].find(tensor) == nullptr)
-        raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": shard ", detail::in_quotes(file.get<std::string_view>()),
-                                        " does not hold tensor ", detail::in_quotes(tensor)));
+        raise<FormatError>("pith: ", detail::in_quotes(name), ": shard ", detail::in_quotes(file.get<std::string_view>()),
+                           " does not hold tensor ", detail::in_quotes(tensor));
     if (held == map->size()) return;  // every entry was found in its own shard, so equal counts mean equal sets
     for (const auto& [file, number] : shards)
       for (const TensorInfo& tensor : files_[number].tensors())
         if (const detail::Json* at = map->find(tensor.name); at == nullptr || *at != std::string_view(file))
-          raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": shard ", detail::in_quotes(file), " holds tensor ",
-                                          detail::in_quotes(tensor.name),
-                                          at == nullptr ? ", which weight_map does not name" : ", which weight_map sends elsewhere"));
+          raise<FormatError>("pith: ", detail::in_quotes(name), ": shard ", detail::in_quotes(file), " holds tensor ",
+                             detail::in_quotes(tensor.name),
+                             at == nullptr ? ", which weight_map does not name" : ", which weight_map sends elsewhere");
   }
 
   std::filesystem::path folder_;

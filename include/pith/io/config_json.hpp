@@ -30,7 +30,7 @@ DecoderConfig parse_config(std::string_view json, std::string_view name = "confi
 namespace detail {
 
 [[noreturn]] inline void unsupported(std::string_view file, const std::string& what) {
-  raise<UnsupportedError>(text("pith: ", in_quotes(file), ": ", what));
+  raise<UnsupportedError>("pith: ", in_quotes(file), ": ", what);
 }
 
 /// Refuses `architectures` other than causal language models: transformers names its classes by the head.

@@ -15,7 +15,7 @@ namespace pith { inline namespace v0 {
 template <class S = float> Linear<S> load_linear(const std::filesystem::path& path, const std::string& prefix = "") {
   const Safetensors file = Safetensors::map(path);
   const auto refuse = [&](const std::string& name, const std::string& why) {
-    raise<FormatError>(detail::text("pith::load_linear: ", detail::in_quotes(file.name()), ": tensor ", detail::in_quotes(name), " ", why));
+    raise<FormatError>("pith::load_linear: ", detail::in_quotes(file.name()), ": tensor ", detail::in_quotes(name), " ", why);
   };
   const std::string weight_name = prefix + "weight", bias_name = prefix + "bias";
   const TensorInfo& weight = file.at(weight_name);

@@ -93,7 +93,7 @@ class PeftConfigReader {
   }
 
  private:
-  [[noreturn]] void unsupported(const std::string& what) const { raise<UnsupportedError>(text("pith: ", in_quotes(file_), ": ", what)); }
+  [[noreturn]] void unsupported(const std::string& what) const { raise<UnsupportedError>("pith: ", in_quotes(file_), ": ", what); }
   std::string where(std::string_view key) const { return text("pith: ", in_quotes(file_), ": key '", key, "'"); }
 
   void refuse_other_formats() const {
@@ -249,8 +249,7 @@ class PeftConfigReader {
 
 inline PeftConfig parse_peft_config(std::string_view json, std::string_view name) {
   if (json.size() > max_peft_config_bytes)
-    raise<FormatError>(
-        detail::text("pith: ", detail::in_quotes(name), " has ", json.size(), " bytes, expected at most ", max_peft_config_bytes));
+    raise<FormatError>("pith: ", detail::in_quotes(name), " has ", json.size(), " bytes, expected at most ", max_peft_config_bytes);
   return detail::PeftConfigReader(json, name).read();
 }
 

@@ -104,9 +104,7 @@ class PeftFolder {
     return file_.load_matrix<S>(prompt_->name);
   }
 
-  [[noreturn]] void refuse(const std::string& what) const {
-    raise<FormatError>(detail::text("pith: ", detail::in_quotes(folder_.string()), " ", what));
-  }
+  [[noreturn]] void refuse(const std::string& what) const { raise<FormatError>("pith: ", detail::in_quotes(folder_.string()), " ", what); }
 
  private:
   using Part = detail::PeftPart;
@@ -122,20 +120,20 @@ class PeftFolder {
     const std::filesystem::path path = folder / "adapter_config.json";
     if (!detail::present(path))
       if (const std::string shown = detail::shown_format(folder, detail::other_adapters); !shown.empty())
-        raise<FormatError>(detail::text("pith: ", detail::in_quotes(folder.string()), " holds no adapter_config.json", shown));
+        raise<FormatError>("pith: ", detail::in_quotes(folder.string()), " holds no adapter_config.json", shown);
     return path;
   }
 
   static Safetensors open(const std::filesystem::path& folder) {
     const std::filesystem::path path = folder / "adapter_model.safetensors";
     if (!detail::present(path))
-      raise<FormatError>(detail::text("pith: ", detail::in_quotes(folder.string()), " holds no adapter_model.safetensors",
-                                      detail::shown_format(folder, detail::other_adapters)));
+      raise<FormatError>("pith: ", detail::in_quotes(folder.string()), " holds no adapter_model.safetensors",
+                         detail::shown_format(folder, detail::other_adapters));
     return Safetensors::map(path);
   }
 
   [[noreturn]] void refuse(const TensorInfo& tensor, std::string_view what) const {
-    raise<FormatError>(detail::text("pith: ", detail::in_quotes(file_.name()), ": tensor ", detail::in_quotes(tensor.name), " ", what));
+    raise<FormatError>("pith: ", detail::in_quotes(file_.name()), ": tensor ", detail::in_quotes(tensor.name), " ", what);
   }
   [[noreturn]] void missing(const std::string& module, std::string_view what) const {
     refuse(detail::text("holds no ", what, " of module ", detail::in_quotes(module)));
@@ -156,8 +154,8 @@ class PeftFolder {
   void place(const TensorInfo& tensor) {
     detail::PeftName name = detail::parse_peft_name(tensor.name, file_.name());
     if (!is_floating(tensor.dtype))
-      raise<UnsupportedError>(detail::text("pith: ", detail::in_quotes(file_.name()), ": tensor ", detail::in_quotes(tensor.name), " is ",
-                                           dtype_name(tensor.dtype), ", expected F32, F16, BF16 or F64"));
+      raise<UnsupportedError>("pith: ", detail::in_quotes(file_.name()), ": tensor ", detail::in_quotes(tensor.name), " is ",
+                              dtype_name(tensor.dtype), ", expected F32, F16, BF16 or F64");
     const Index bad = detail::first_non_finite<float>(tensor.dtype, file_.bytes(tensor).data(), tensor.elements());
     if (bad >= 0) refuse(tensor, detail::text("has NaN or infinity as value ", bad, ", expected finite numbers"));
     if (prompt_tuned() != (name.part == Part::prompt))
@@ -167,8 +165,8 @@ class PeftFolder {
     if (name.part == weight && (name.module == "model.embed_tokens" || name.module == "lm_head") && !is_saved(name.module))
       name.part = base_weight;
     if (detail::heads_a_classifier(name.module))
-      raise<UnsupportedError>(detail::text("pith: ", detail::in_quotes(file_.name()), ": tensor ", detail::in_quotes(tensor.name),
-                                           " is of a classifier: adapters of classifiers and reward models are not supported"));
+      raise<UnsupportedError>("pith: ", detail::in_quotes(file_.name()), ": tensor ", detail::in_quotes(tensor.name),
+                              " is of a classifier: adapters of classifiers and reward models are not supported");
     const TensorInfo*& slot = prompt_tuned() ? prompt_ : modules_[name.module].parts[static_cast<std::size_t>(name.part)];
     if (slot != nullptr) refuse(tensor, detail::text("is the same part as ", detail::in_quotes(slot->name)));
     slot = &tensor;
@@ -191,8 +189,8 @@ class PeftFolder {
     std::copy_if(names.begin(), names.end(), std::back_inserter(missing), [&](const std::string& saved) { return !held.contains(saved); });
     for (const std::string& saved : missing) {
       if (missing.size() == names.size() && detail::heads_a_classifier(saved))
-        raise<UnsupportedError>(detail::text("pith: ", detail::in_quotes(folder_.string()), " is of a classifier, as its modules_to_save (",
-                                             saved, ") says: adapters of classifiers and reward models are not supported"));
+        raise<UnsupportedError>("pith: ", detail::in_quotes(folder_.string()), " is of a classifier, as its modules_to_save (", saved,
+                                ") says: adapters of classifiers and reward models are not supported");
       if (missing.size() == names.size() || detail::may_be_of_a_decoder(saved))
         refuse(detail::text("holds no tensor of ", detail::in_quotes(saved), ", which modules_to_save names"));
     }

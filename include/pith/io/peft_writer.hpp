@@ -131,7 +131,7 @@ template <class S = float> class LoraFolderWriter {
   /// Opens the folder as a reader would, before anything is written.
   static void check_readable(const std::filesystem::path& folder, const std::string& json, const detail::FileBytes& file) {
     const auto refuse_unread = [](const std::exception& why) {
-      raise<FormatError>(detail::text("pith::LoraFolderWriter: nothing was written, because it could not be read: ", why.what()));
+      raise<FormatError>("pith::LoraFolderWriter: nothing was written, because it could not be read: ", why.what());
     };
     try {
       PeftFolder(folder, parse_peft_config(json, (folder / "adapter_config.json").string()), Safetensors(file));
@@ -143,7 +143,7 @@ template <class S = float> class LoraFolderWriter {
   }
 
   [[noreturn]] static void refuse(const std::string& name, std::string_view what) {
-    raise<FormatError>(detail::text("pith::LoraFolderWriter: module ", detail::in_quotes(name), " ", what));
+    raise<FormatError>("pith::LoraFolderWriter: module ", detail::in_quotes(name), " ", what);
   }
 
   void insert(const std::string& name, ConstMatrixRef<S> down, ConstMatrixRef<S> up, ConstVectorRef<S> gain, ConstVectorRef<S> bias) {

@@ -75,8 +75,7 @@ class Safetensors {
   /// The tensor's memory; `tensor` must be one of this file's.
   std::span<const std::byte> bytes(const TensorInfo& tensor) const {
     if (tensor.begin > tensor.end || tensor.end > file_.size() - header_->data_begin) [[unlikely]]
-      raise<FormatError>(
-          detail::text("pith: ", detail::in_quotes(name()), ": tensor ", detail::in_quotes(tensor.name), " belongs to another file"));
+      raise<FormatError>("pith: ", detail::in_quotes(name()), ": tensor ", detail::in_quotes(tensor.name), " belongs to another file");
     return file_.bytes().subspan(header_->data_begin + tensor.begin, tensor.bytes());
   }
   std::span<const std::byte> bytes(std::string_view tensor) const { return bytes(at(tensor)); }
@@ -126,29 +125,28 @@ class Safetensors {
     detail::check_conversion<S>(name(), tensor);
     const Index bad = detail::convert_values(tensor.dtype, bytes(tensor).data(), tensor.elements(), out);
     if (bad >= 0) [[unlikely]]
-      raise<FormatError>(detail::text("pith: ", detail::in_quotes(name()), ": tensor ", detail::in_quotes(tensor.name), ": value ", bad,
-                                      " does not fit the integer type it was asked for as"));
+      raise<FormatError>("pith: ", detail::in_quotes(name()), ": tensor ", detail::in_quotes(tensor.name), ": value ", bad,
+                         " does not fit the integer type it was asked for as");
   }
 
  private:
   const TensorInfo& ranked(std::string_view tensor, std::size_t rank) const {
     const TensorInfo& info = at(tensor);
     if (info.shape.size() != rank) [[unlikely]]
-      raise<FormatError>(detail::text("pith: ", detail::in_quotes(name()), ": tensor ", detail::in_quotes(tensor), " is ",
-                                      detail::shape_list(info.shape), ", expected ", rank == 1 ? "a vector" : "a matrix",
-                                      "; load_values() reads any rank"));
+      raise<FormatError>("pith: ", detail::in_quotes(name()), ": tensor ", detail::in_quotes(tensor), " is ",
+                         detail::shape_list(info.shape), ", expected ", rank == 1 ? "a vector" : "a matrix",
+                         "; load_values() reads any rank");
     return info;
   }
 
   template <class T> const T* in_place(const TensorInfo& tensor) const {
     if (tensor.dtype != detail::dtype_of<T>()) [[unlikely]]
-      raise<FormatError>(detail::text("pith: ", detail::in_quotes(name()), ": tensor ", detail::in_quotes(tensor.name), " is ",
-                                      dtype_name(tensor.dtype), ", asked for as ", dtype_name(detail::dtype_of<T>()),
-                                      "; load_matrix() and load_vector() convert"));
+      raise<FormatError>("pith: ", detail::in_quotes(name()), ": tensor ", detail::in_quotes(tensor.name), " is ", dtype_name(tensor.dtype),
+                         ", asked for as ", dtype_name(detail::dtype_of<T>()), "; load_matrix() and load_vector() convert");
     if (!aligned<T>(tensor)) [[unlikely]]
-      raise<FormatError>(detail::text("pith: ", detail::in_quotes(name()), ": tensor ", detail::in_quotes(tensor.name), " lies at byte ",
-                                      header_->data_begin + tensor.begin, " of the file, expected a multiple of ", alignof(T),
-                                      "; load_matrix() and load_vector() copy it"));
+      raise<FormatError>("pith: ", detail::in_quotes(name()), ": tensor ", detail::in_quotes(tensor.name), " lies at byte ",
+                         header_->data_begin + tensor.begin, " of the file, expected a multiple of ", alignof(T),
+                         "; load_matrix() and load_vector() copy it");
     return reinterpret_cast<const T*>(bytes(tensor).data());
   }
 
@@ -163,9 +161,9 @@ class Safetensors {
       while (back < shorter - front && tensor[tensor.size() - 1 - back] == other.name[other.name.size() - 1 - back]) ++back;
       if (nearest == nullptr || front + back > best) nearest = &other, best = front + back;
     }
-    raise<FormatError>(
-        detail::text("pith: ", detail::in_quotes(name()), ": no tensor ", detail::in_quotes(tensor), " among its ", header_->tensors.size(),
-                     nearest == nullptr ? std::string() : detail::text("; the nearest is ", detail::in_quotes(nearest->name))));
+    raise<FormatError>("pith: ", detail::in_quotes(name()), ": no tensor ", detail::in_quotes(tensor), " among its ",
+                       header_->tensors.size(),
+                       nearest == nullptr ? std::string() : detail::text("; the nearest is ", detail::in_quotes(nearest->name)));
   }
 
   detail::FileBytes file_;

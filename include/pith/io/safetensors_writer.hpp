@@ -41,8 +41,8 @@ class SafetensorsWriter {
       std::string written;
       detail::append_json_text(written, *one);
       if (written.size() > max_header_text_bytes)
-        raise<FormatError>(detail::text("pith::SafetensorsWriter: metadata ", detail::in_quotes(key), " has a text of ", written.size(),
-                                        " bytes, expected at most ", max_header_text_bytes));
+        raise<FormatError>("pith::SafetensorsWriter: metadata ", detail::in_quotes(key), " has a text of ", written.size(),
+                           " bytes, expected at most ", max_header_text_bytes);
     }
     const auto old = metadata_.find(key);
     const std::size_t coming = detail::HeaderMemory::of_metadata(key, value),
@@ -108,7 +108,7 @@ class SafetensorsWriter {
   void insert(Entry entry) {
     detail::check_utf8("tensor name", entry.name);
     const auto refuse = [&](const std::string& what) {
-      raise<FormatError>(detail::text("pith::SafetensorsWriter: tensor ", detail::in_quotes(entry.name), what));
+      raise<FormatError>("pith::SafetensorsWriter: tensor ", detail::in_quotes(entry.name), what);
     };
     if (entry.name == "__metadata__") refuse(" has the name the format keeps for metadata()");
     if (entry.name.size() > max_tensor_name_bytes)
@@ -131,8 +131,8 @@ class SafetensorsWriter {
 
   void hold(std::size_t more, const std::string& what) const {
     if (!memory_.holds(more))
-      raise<FormatError>(detail::text("pith::SafetensorsWriter: ", what, " makes the header take more than ", max_header_memory,
-                                      " bytes of memory, the most that a reader takes: write shorter names or several files"));
+      raise<FormatError>("pith::SafetensorsWriter: ", what, " makes the header take more than ", max_header_memory,
+                         " bytes of memory, the most that a reader takes: write shorter names or several files");
   }
 
   std::vector<const Entry*> ordered() const {
@@ -171,8 +171,7 @@ class SafetensorsWriter {
     text += '}';
     text.resize((text.size() + 7) / 8 * 8, ' ');
     if (text.size() > max_header_bytes)
-      raise<FormatError>(
-          detail::text("pith::SafetensorsWriter: the header is ", text.size(), " bytes long, the format allows ", max_header_bytes));
+      raise<FormatError>("pith::SafetensorsWriter: the header is ", text.size(), " bytes long, the format allows ", max_header_bytes);
     const std::uint64_t length = text.size();
     std::vector<std::byte> out(sizeof length + text.size());
     std::memcpy(out.data(), &length, sizeof length);

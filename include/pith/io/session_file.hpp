@@ -117,7 +117,7 @@ class SnapshotReader {
   /// Fingerprint of the adapter in use when saved; 0: none.
   std::uint64_t adapter() const { return text_of("adapter") == "none" ? 0 : number("adapter", text_of("adapter")); }
 
-  [[noreturn]] void refuse(const std::string& why) const { raise<FormatError>(text("pith: ", in_quotes(file_.name()), " ", why)); }
+  [[noreturn]] void refuse(const std::string& why) const { raise<FormatError>("pith: ", in_quotes(file_.name()), " ", why); }
 
  private:
   const TensorInfo& typed(const std::string& name, DType dtype) const {

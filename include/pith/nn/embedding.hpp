@@ -59,8 +59,7 @@ template <class S = float> class Embedding {
     check_shape("Embedding::gather", "out", out, static_cast<Index>(tokens.size()), cols_);
     for (std::size_t i = 0; i < tokens.size(); ++i)
       if (tokens[i] < 0 || tokens[i] >= rows_) [[unlikely]]
-        raise<ShapeError>(
-            detail::text("pith::Embedding::gather: token ", tokens[i], " at index ", i, " is outside the vocabulary of ", rows_));
+        raise<ShapeError>("pith::Embedding::gather: token ", tokens[i], " at index ", i, " is outside the vocabulary of ", rows_);
     for (std::size_t i = 0; i < tokens.size(); ++i) copy_row(tokens[i], &out.coeffRef(static_cast<Index>(i), 0));
   }
 
@@ -72,8 +71,7 @@ template <class S = float> class Embedding {
   void copy_rows(Index first, MatrixRef<S> out) const {
     check_shape("Embedding::copy_rows", "out", out, any_extent, cols_);
     if (first < 0 || first > rows_ || out.rows() > rows_ - first) [[unlikely]]
-      raise<ShapeError>(
-          detail::text("pith::Embedding::copy_rows: rows ", first, " to ", first, " + ", out.rows(), " of a table of ", rows_));
+      raise<ShapeError>("pith::Embedding::copy_rows: rows ", first, " to ", first, " + ", out.rows(), " of a table of ", rows_);
     for (Index i = 0; i < out.rows(); ++i) copy_row(first + i, &out.coeffRef(i, 0));
   }
 

@@ -29,7 +29,7 @@ template <class S, class F> void in_tiles(ConstMatrixRef<S> x, MatrixRef<S> y, F
 
 inline void check_chain(std::string_view where, std::string_view what, Index is, Index expected) {
   if (is != expected) [[unlikely]]
-    raise<ShapeError>(text("pith::", where, ": ", what, " is ", is, ", expected ", expected, ": the layers do not fit one another"));
+    raise<ShapeError>("pith::", where, ": ", what, " is ", is, ", expected ", expected, ": the layers do not fit one another");
 }
 
 }  // namespace detail

@@ -62,15 +62,15 @@ template <class L> Matrix<typename L::Scalar> forward_alone(const L& l, ConstMat
 
 inline void check_bias(std::string_view where, Index out, Index bias) {
   if (bias != 0 && bias != out) [[unlikely]]
-    raise<ShapeError>(text("pith::", where, ": bias has ", bias, " entries, expected ", out, " or none: one for each row of the weight"));
+    raise<ShapeError>("pith::", where, ": bias has ", bias, " entries, expected ", out, " or none: one for each row of the weight");
 }
 
 /// Rows first_row … of a weight, widened.
 template <class T> void copy_rows(std::string_view where, ConstMatrixRef<T> weight, Index first_row, MatrixRef<arithmetic_t<T>> rows) {
   check_shape(text(where, "::copy_weight"), "rows", rows, any_extent, weight.cols());
   if (first_row < 0 || first_row > weight.rows() - rows.rows()) [[unlikely]]
-    raise<ShapeError>(text("pith::", where, "::copy_weight: rows ", first_row, " to ", first_row + rows.rows(), " of a weight with ",
-                           weight.rows(), " rows: ask for rows within it"));
+    raise<ShapeError>("pith::", where, "::copy_weight: rows ", first_row, " to ", first_row + rows.rows(), " of a weight with ",
+                      weight.rows(), " rows: ask for rows within it");
   for (Index r = 0; r < rows.rows(); ++r) {
     const T* from = weight.data() + (first_row + r) * weight.outerStride();
     for (Index k = 0; k < weight.cols(); ++k) rows(r, k) = widen(from[k]);

@@ -197,7 +197,7 @@ void check_product(const char* where, const ConstMatrixRef<S>& x, Index in, Inde
   check_shape(where, "x", x, any_extent, in);
   check_shape(where, "y", y, x.rows(), out);
   if (bias != 0 && bias != out) [[unlikely]]
-    raise<ShapeError>(text("pith::", where, ": bias has ", bias, " entries, expected ", out, " or none"));
+    raise<ShapeError>("pith::", where, ": bias has ", bias, " entries, expected ", out, " or none");
 }
 
 }  // namespace detail

@@ -29,8 +29,8 @@ template <class S, class F> S sum_packets(const S* x, Index n, S pad, F&& f) {
 
 template <class S> void check_norm(std::string_view where, Index weight, S eps) {
   if (weight == 0 || !(eps >= S(0)) || !std::isfinite(eps)) [[unlikely]]
-    raise<ShapeError>(text("pith::", where, ": weight has ", weight, " entries and eps is ", eps,
-                           "; expected one for each feature and a finite eps >= 0"));
+    raise<ShapeError>("pith::", where, ": weight has ", weight, " entries and eps is ", eps,
+                      "; expected one for each feature and a finite eps >= 0");
 }
 
 }  // namespace detail

@@ -75,8 +75,8 @@ template <class T> class PackedWeight {
   void copy_rows(Index first_row, MatrixRef<Scalar> rows) const {
     check_shape("PackedWeight::copy_rows", "rows", rows, any_extent, in_);
     if (first_row < 0 || first_row > out_ - rows.rows()) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::PackedWeight::copy_rows: ", rows.rows(), " rows from row ", first_row, " on of a weight with ",
-                                     out_, " rows: ask for rows within it"));
+      raise<ShapeError>("pith::PackedWeight::copy_rows: ", rows.rows(), " rows from row ", first_row, " on of a weight with ", out_,
+                        " rows: ask for rows within it");
     for (Index r = 0; r < rows.rows(); ++r) {
       const Index row = first_row + r;
       const T* from = panel(row / width) + detail::panel_slot<T>(row % width);

@@ -77,7 +77,7 @@ template <class S> void softmax(ConstMatrixRef<S> x, std::type_identity_t<Matrix
 /// Throws   ShapeError if n is negative, infinite or NaN
 template <class S> void softmax_n(MatrixRef<S> x, std::type_identity_t<S> n) {
   if (!(n >= S(0)) || n > (std::numeric_limits<S>::max)()) [[unlikely]]
-    raise<ShapeError>(detail::text("pith::softmax_n: n is ", n, ", expected a finite number >= 0"));
+    raise<ShapeError>("pith::softmax_n: n is ", n, ", expected a finite number >= 0");
   for (Index r = 0; r < x.rows(); ++r) detail::softmax_row<S>(x.data() + r * x.outerStride(), x.data() + r * x.outerStride(), x.cols(), n);
 }
 

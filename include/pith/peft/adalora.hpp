@@ -27,7 +27,7 @@ struct AdaLoraOptions {
 namespace detail {
 inline double triplet_scale(const char* where, double alpha, Index rank, Index alpha_of) {
   if (!std::isfinite(alpha) || rank < 0) [[unlikely]]
-    raise<ShapeError>(text("pith::", where, ": alpha ", alpha, " and initial rank ", rank, ": expected a finite alpha and rank >= 0"));
+    raise<ShapeError>("pith::", where, ": alpha ", alpha, " and initial rank ", rank, ": expected a finite alpha and rank >= 0");
   return (alpha > 0 ? alpha : double(alpha_of)) / (double(rank) + 1e-5);
 }
 }  // namespace detail

@@ -44,15 +44,15 @@ namespace detail {
 template <class S> double combined_weight(const WeightedLora<S>& term) { return term.weight * double(term.adapter->scale()); }
 
 template <class S> void check_terms(const char* where, std::span<const WeightedLora<S>> terms, bool equal_ranks) {
-  if (terms.empty()) raise<ShapeError>(text("pith::", where, ": nothing to combine"));
+  if (terms.empty()) raise<ShapeError>("pith::", where, ": nothing to combine");
   for (const WeightedLora<S>& term : terms) {
     if (term.adapter == nullptr || !std::isfinite(term.weight))
-      raise<ShapeError>(text("pith::", where, ": a term without an adapter, or with a weight of ", term.weight));
+      raise<ShapeError>("pith::", where, ": a term without an adapter, or with a weight of ", term.weight);
     const LoraAdapter<S>& first = *terms[0].adapter;
     check_shape(where, "down", std::as_const(*term.adapter).down_rows(), equal_ranks ? first.rank() : any_extent, first.in());
     check_shape(where, "up", std::as_const(*term.adapter).up_rows(), any_extent, first.out());
     if (std::as_const(*term.adapter).beta().size() > 0)
-      raise<UnsupportedError>(text("pith::", where, ": an adapter with a bias of its own has no combination"));
+      raise<UnsupportedError>("pith::", where, ": an adapter with a bias of its own has no combination");
   }
 }
 
@@ -109,7 +109,7 @@ Matrix<double> combine_parts(std::vector<Matrix<double>> parts, const std::vecto
 }
 
 inline void check_combination(const char* where, const CombineOptions& options) {
-  if (!(options.density >= 0)) raise<ShapeError>(text("pith::", where, ": density ", options.density, ", expected 0 or more"));
+  if (!(options.density >= 0)) raise<ShapeError>("pith::", where, ": density ", options.density, ", expected 0 or more");
 }
 
 /// An adapter of scale 1: ΔW = B A.

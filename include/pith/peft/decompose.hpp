@@ -46,10 +46,10 @@ inline Svd svd(const Matrix<double>& m) {
 
 template <class S> void check_decomposition(const char* where, const ConstMatrixRef<S>& weight, Index rank) {
   if (rank < 1 || rank > (std::min)(weight.rows(), weight.cols())) [[unlikely]]
-    raise<ShapeError>(text("pith::", where, ": rank ", rank, " of a weight ", shape_text(weight.rows(), weight.cols()),
-                           ", expected 1 up to the smaller side"));
+    raise<ShapeError>("pith::", where, ": rank ", rank, " of a weight ", shape_text(weight.rows(), weight.cols()),
+                      ", expected 1 up to the smaller side");
   if (!weight.allFinite()) [[unlikely]]
-    raise<ShapeError>(text("pith::", where, ": the weight has entries that are not finite"));
+    raise<ShapeError>("pith::", where, ": the weight has entries that are not finite");
 }
 
 template <class S>
@@ -81,7 +81,7 @@ template <class S> DecomposedWeight<S> pissa(ConstMatrixRef<S> weight, Index ran
   detail::check_decomposition("pissa", weight, rank);
   const double scale = lora_scale(options, rank);
   if (!(scale > 0)) [[unlikely]]
-    raise<ShapeError>(detail::text("pith::pissa: scale ", scale, ", expected above 0: it is taken out of both factors"));
+    raise<ShapeError>("pith::pissa: scale ", scale, ", expected above 0: it is taken out of both factors");
   const detail::Svd w = detail::svd(weight.template cast<double>());
   const Vector<double> root = (w.s.head(rank) / scale).cwiseSqrt();
   return detail::taken_out<S>(weight, root.asDiagonal() * w.vt.topRows(rank), w.u.leftCols(rank) * root.asDiagonal(), options);
@@ -118,7 +118,7 @@ LoraAdapter<S> combine_svd(std::span<const WeightedLora<S>> terms, const SvdComb
   detail::check_terms("combine_svd", terms, false);
   detail::check_combination("combine_svd", options.deltas);
   if (!(options.clamp > 0 && options.clamp <= 1)) [[unlikely]]
-    raise<ShapeError>(detail::text("pith::combine_svd: clamp ", options.clamp, ", expected above 0 and at most 1"));
+    raise<ShapeError>("pith::combine_svd: clamp ", options.clamp, ", expected above 0 and at most 1");
   std::vector<Matrix<double>> deltas;
   std::vector<double> weights;
   Index rank = options.rank;

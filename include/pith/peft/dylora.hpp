@@ -34,7 +34,7 @@ template <class S = float> class DyLoraAdapter {
   /// Throws   ShapeError unless 1 <= b <= max_rank()
   void set_rank(Index b) {
     if (b < 1 || b > max_rank()) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::DyLoraAdapter::set_rank: rank ", b, ", expected 1 .. ", max_rank()));
+      raise<ShapeError>("pith::DyLoraAdapter::set_rank: rank ", b, ", expected 1 .. ", max_rank());
     gain_.setConstant(static_cast<S>(lora_scale(options_, b)));
     rank_ = b;
     ++changes_;

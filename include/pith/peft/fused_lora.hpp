@@ -23,7 +23,7 @@ LoraAdapter<S> fused_lora(ConstMatrixRef<S> down, std::type_identity_t<ConstMatr
                           const LoraOptions& options = {}) {
   const Index enabled = static_cast<Index>(std::count(blocks.begin(), blocks.end(), true)), rank = up.cols();
   if (enabled == 0 || up.rows() % enabled != 0) [[unlikely]]
-    raise<ShapeError>(detail::text("pith::fused_lora: ", enabled, " blocks share ", up.rows(), " rows of up: expected as many for each"));
+    raise<ShapeError>("pith::fused_lora: ", enabled, " blocks share ", up.rows(), " rows of up: expected as many for each");
   check_shape("fused_lora", "down", down, detail::checked_product("fused_lora", enabled, rank), any_extent);
   const Index height = up.rows() / enabled;
   Matrix<S> whole = Matrix<S>::Zero(height * static_cast<Index>(blocks.size()), enabled * rank);

@@ -45,7 +45,7 @@ void low_rank_backward(ConstMatrixRef<typename A::Scalar> x, const A& adapter, C
   check_shape("low_rank_backward", "grads.lambda", grads.lambda, grads.down_rows.rows(), 1);
   check_shape("low_rank_backward", "grads.bias", grads.bias, up.cols(), 1);
   if (rank > grads.down_rows.rows()) [[unlikely]]
-    raise<ShapeError>(detail::text("pith::low_rank_backward: gradients of ", grads.down_rows.rows(), " components for a rank of ", rank));
+    raise<ShapeError>("pith::low_rank_backward: gradients of ", grads.down_rows.rows(), " components for a rank of ", rank);
   const Matrix<S> t = x * down.transpose(), u = dy * up.transpose();
   grads.down_rows.topRows(rank).noalias() += (u * gain.asDiagonal()).transpose() * x;
   grads.up_rows.topRows(rank).noalias() += (t * gain.asDiagonal()).transpose() * dy;

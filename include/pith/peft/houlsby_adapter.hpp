@@ -48,7 +48,7 @@ struct HoulsbyOptions {
 /// Throws   ShapeError unless d and the reduction are above 0
 inline Index houlsby_size(Index d, double reduction) {
   if (d < 1 || !(reduction > 0) || !(double(d) / reduction < 1e15)) [[unlikely]]
-    raise<ShapeError>(detail::text("pith::houlsby_size: ", d, " features reduced by ", reduction, ": expected both above 0"));
+    raise<ShapeError>("pith::houlsby_size: ", d, " features reduced by ", reduction, ": expected both above 0");
   return (std::max<Index>)(1, static_cast<Index>(double(d) / reduction));
 }
 

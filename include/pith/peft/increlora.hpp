@@ -43,8 +43,8 @@ template <class S = float> class IncreLoraAdapter {
     check_shape("IncreLoraAdapter", "lambda", lambda, down.rows(), 1);
     check_shape("IncreLoraAdapter", "up", up, any_extent, down.rows());
     if (options.add < 1 || options.capacity < down.rows()) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::IncreLoraAdapter: room for ", options.capacity, " components with ", down.rows(),
-                                     " to begin with, ", options.add, " at a time: expected room for them and 1 or more"));
+      raise<ShapeError>("pith::IncreLoraAdapter: room for ", options.capacity, " components with ", down.rows(), " to begin with, ",
+                        options.add, " at a time: expected room for them and 1 or more");
     detail::checked_product("IncreLoraAdapter", options.capacity, down.cols());
     detail::checked_product("IncreLoraAdapter", options.capacity, up.rows());
     scale_ = static_cast<S>(detail::triplet_scale("IncreLoraAdapter", options.alpha, counted_, initial_));
@@ -161,8 +161,8 @@ template <class S = float> class IncreLoraAdapter {
     if (used_ != counted_) [[unlikely]]
       raise<StateError>("pith::IncreLoraAdapter::add_reserve: there is a reserve already; grow() first");
     if (max_rank() - used_ < options_.add) [[unlikely]]
-      raise<CapacityError>(detail::text("pith::IncreLoraAdapter: full (", used_, " of ", max_rank(), " components, ", options_.add,
-                                        " more are needed): construct it with a larger capacity"));
+      raise<CapacityError>("pith::IncreLoraAdapter: full (", used_, " of ", max_rank(), " components, ", options_.add,
+                           " more are needed): construct it with a larger capacity");
   }
 
   void update_gain() {

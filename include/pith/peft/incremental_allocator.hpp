@@ -65,9 +65,9 @@ template <class S = float> class IncrementalAllocator {
       total_ += module->counted();
     }
     if (options.target_total < total_ || options.warmup < 0 || options.every < 1 || options.top < 1) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::IncrementalAllocator: from ", total_, " components to ", options.target_total, ", the best ",
-                                     options.top, " modules every ", options.every, " steps after ", options.warmup,
-                                     ": expected a target that is not below and positive steps"));
+      raise<ShapeError>("pith::IncrementalAllocator: from ", total_, " components to ", options.target_total, ", the best ", options.top,
+                        " modules every ", options.every, " steps after ", options.warmup,
+                        ": expected a target that is not below and positive steps");
     const Index n = static_cast<Index>(modules_.size());
     mean_ = spread_ = Vector<double>::Zero(n);
   }
@@ -79,7 +79,7 @@ template <class S = float> class IncrementalAllocator {
   void step(std::span<const double> scores, Reserve&& reserve) {
     const Index n = static_cast<Index>(modules_.size());
     if (static_cast<Index>(scores.size()) != n) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::IncrementalAllocator::step: ", scores.size(), " scores for ", n, " modules"));
+      raise<ShapeError>("pith::IncrementalAllocator::step: ", scores.size(), " scores for ", n, " modules");
     Vector<double> mean = mean_, spread = spread_;
     std::vector<bool> grows(static_cast<std::size_t>(n), false);
     double threshold = std::numeric_limits<double>::quiet_NaN();
@@ -134,9 +134,8 @@ template <class S = float> class IncrementalAllocator {
     for (std::size_t m = 0; m < modules_.size(); ++m) {
       const bool fits = step_ == 0 ? modules_[m]->can_add_reserve() : !grows[m] || modules_[m]->can_grow();
       if (!fits) [[unlikely]]
-        raise<CapacityError>(detail::text("pith::IncrementalAllocator::step: module ", m, " has ", modules_[m]->rank(), " components of ",
-                                          modules_[m]->max_rank(),
-                                          " and cannot take another reserve: construct it with a larger capacity"));
+        raise<CapacityError>("pith::IncrementalAllocator::step: module ", m, " has ", modules_[m]->rank(), " components of ",
+                             modules_[m]->max_rank(), " and cannot take another reserve: construct it with a larger capacity");
     }
   }
 

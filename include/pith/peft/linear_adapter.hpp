@@ -93,11 +93,10 @@ template <class S> void LinearAdapter<S>::check(std::string_view where, Index ou
   if (bias.size() > 0) check_shape(where, "bias", bias, out, 1);
   if (replacement.empty()) return;
   if (replacement.out() != out || replacement.in() != in)
-    raise<ShapeError>(detail::text("pith::", where, ": replacement is ", detail::shape_text(replacement.out(), replacement.in()),
-                                   ", expected ", detail::shape_text(out, in)));
+    raise<ShapeError>("pith::", where, ": replacement is ", detail::shape_text(replacement.out(), replacement.in()), ", expected ",
+                      detail::shape_text(out, in));
   if (replacement.workspace_bytes(1) > detail::dense_workspace_bytes<S>(in, out, 1, 1))
-    raise<UnsupportedError>(
-        detail::text("pith::", where, ": replacement needs more workspace than a Linear of its shape: use one of those"));
+    raise<UnsupportedError>("pith::", where, ": replacement needs more workspace than a Linear of its shape: use one of those");
 }
 
 template <class S> void LinearAdapter<S>::add(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const {

@@ -29,8 +29,7 @@ struct LoraOptions {
 /// The scale of B A: alpha / rank, or alpha / √rank for rsLoRA; 0 at rank 0.
 inline double lora_scale(const LoraOptions& options, Index rank) {
   if (!std::isfinite(options.alpha) || rank < 0) [[unlikely]]
-    raise<ShapeError>(
-        detail::text("pith::lora_scale: alpha ", options.alpha, " at rank ", rank, ": expected a finite alpha and rank >= 0"));
+    raise<ShapeError>("pith::lora_scale: alpha ", options.alpha, " at rank ", rank, ": expected a finite alpha and rank >= 0");
   if (rank == 0) return 0;
   return options.rslora ? options.alpha / std::sqrt(double(rank)) : options.alpha / double(rank);
 }
@@ -73,7 +72,7 @@ template <class S = float> class LoraAdapter {
   /// Sets the scale of B A; 0 switches the adapter off, bit for bit.
   void set_scale(S scale) {
     if (!std::isfinite(scale)) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::LoraAdapter::set_scale: scale is ", scale, ", expected a finite number"));
+      raise<ShapeError>("pith::LoraAdapter::set_scale: scale is ", scale, ", expected a finite number");
     scale_ = scale;
     refresh();
   }

@@ -66,12 +66,12 @@ template <std::uniform_random_bit_generator Rng> Matrix<double> orthogonal_rows(
 template <class S = float, std::uniform_random_bit_generator Rng>
 LoraFactors<S> fresh_factors(Index in, Index out, Index rank, const LoraInit& init, Rng& rng) {
   if (in < 0 || out < 0 || rank < 0 || !(init.sigma >= 0) || !std::isfinite(init.sigma)) [[unlikely]]
-    raise<ShapeError>(detail::text("pith::fresh_factors: rank ", rank, " between ", in, " and ", out, " features with a sigma of ",
-                                   init.sigma, ": expected nothing negative or infinite"));
+    raise<ShapeError>("pith::fresh_factors: rank ", rank, " between ", in, " and ", out, " features with a sigma of ", init.sigma,
+                      ": expected nothing negative or infinite");
   detail::checked_product("fresh_factors", rank, in);
   detail::checked_product("fresh_factors", rank, out);
   if (init.start == LoraStart::orthogonal && rank % 2 != 0) [[unlikely]]
-    raise<ShapeError>(detail::text("pith::fresh_factors: an orthogonal start splits the rank in halves, and ", rank, " is odd"));
+    raise<ShapeError>("pith::fresh_factors: an orthogonal start splits the rank in halves, and ", rank, " is odd");
   LoraFactors<S> f{Matrix<S>(rank, in), Matrix<S>::Zero(out, rank)};
   const double per_in = in > 0 ? 1 / std::sqrt(double(in)) : 0, per_rank = rank > 0 ? 1 / std::sqrt(double(rank)) : 0;
   switch (init.start) {

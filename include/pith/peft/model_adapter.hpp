@@ -110,8 +110,7 @@ template <class S = float> class ModelAdapter {
 
   void check() const {
     if (!parts_.layers.empty() && static_cast<Index>(parts_.layers.size()) != target_.num_layers)
-      raise<ShapeError>(
-          detail::text("pith::ModelAdapter: ", parts_.layers.size(), " layers, expected ", target_.num_layers, ", or none at all"));
+      raise<ShapeError>("pith::ModelAdapter: ", parts_.layers.size(), " layers, expected ", target_.num_layers, ", or none at all");
     for_each_overlay([](const std::string& name, const LinearAdapter<S>& overlay, Index out, Index in) {
       overlay.check("ModelAdapter: " + name, out, in);
     });

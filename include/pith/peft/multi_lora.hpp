@@ -99,7 +99,7 @@ void check_multi_lora(const ConstMatrixRef<S>& x, std::span<const LowRankView<S>
                       const MatrixRef<S>& y) {
   check_shape("add_multi_lora", "y", y, x.rows(), any_extent);
   if (static_cast<Index>(chosen.size()) != x.rows()) [[unlikely]]
-    raise<ShapeError>(text("pith::add_multi_lora: ", chosen.size(), " choices for ", x.rows(), " rows: expected one each"));
+    raise<ShapeError>("pith::add_multi_lora: ", chosen.size(), " choices for ", x.rows(), " rows: expected one each");
   for (const LowRankView<S>& a : adapters) {
     check_shape("add_multi_lora", "down", a.down_rows(), a.rank(), x.cols());
     check_shape("add_multi_lora", "up", a.up_rows(), a.rank(), y.cols());
@@ -108,7 +108,7 @@ void check_multi_lora(const ConstMatrixRef<S>& x, std::span<const LowRankView<S>
   }
   for (const Index a : chosen)
     if (a != no_adapter && (a < 0 || a >= static_cast<Index>(adapters.size()))) [[unlikely]]
-      raise<ShapeError>(text("pith::add_multi_lora: adapter ", a, " of ", adapters.size(), "; no_adapter (-1) is none"));
+      raise<ShapeError>("pith::add_multi_lora: adapter ", a, " of ", adapters.size(), "; no_adapter (-1) is none");
 }
 
 }  // namespace detail
@@ -223,7 +223,7 @@ class MultiLoraLinear {
  private:
   std::size_t check_index(Index a) const {
     if (a < 0 || a >= size()) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::MultiLoraLinear: adapter ", a, " of ", size()));
+      raise<ShapeError>("pith::MultiLoraLinear: adapter ", a, " of ", size());
     return static_cast<std::size_t>(a);
   }
 

@@ -68,8 +68,8 @@ template <class S = float> class PromptTuning {
  private:
   static void check_sizes(Index tokens, Index features) {
     if (tokens < 0 || features < 0) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::PromptTuning: ", tokens, " rows of ", features,
-                                     " features, or an empty text or vocabulary to take them from: expected something"));
+      raise<ShapeError>("pith::PromptTuning: ", tokens, " rows of ", features,
+                        " features, or an empty text or vocabulary to take them from: expected something");
     detail::checked_product("PromptTuning", tokens, features);
   }
   static PromptTuning of_tokens(std::span<const Token> ids, const Embedding<S>& table) {

@@ -36,7 +36,7 @@ namespace detail {
 
 inline void check_importance(const char* where, const ImportanceOptions& o) {
   if (!(o.beta1 > 0 && o.beta1 < 1 && o.beta2 > 0 && o.beta2 < 1)) [[unlikely]]
-    raise<ShapeError>(text("pith::", where, ": betas ", o.beta1, " and ", o.beta2, ", expected above 0 and below 1"));
+    raise<ShapeError>("pith::", where, ": betas ", o.beta1, " and ", o.beta2, ", expected above 0 and below 1");
 }
 
 /// One step of Ī and U, always in double because U is a small difference.
@@ -97,10 +97,9 @@ template <class S = float> class RankAllocator {
     schedule_.last = options.target_rank < 0 ? -1 : detail::checked_product("RankAllocator", options.target_rank, n);
     if (schedule_.last < 0 || schedule_.last > schedule_.first || options.initial < 0 || options.final < 0 || options.every < 1 ||
         options.total_steps < 0 || options.total_steps - options.final < options.initial) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::RankAllocator: target rank ", options.target_rank, " of ", n, " modules with ", schedule_.first,
-                                     " triplets; ", options.initial, " + ", options.final, " of ", options.total_steps,
-                                     " steps, a mask every ", options.every,
-                                     ": expected a target below the initial rank, and total_steps to hold both ends"));
+      raise<ShapeError>("pith::RankAllocator: target rank ", options.target_rank, " of ", n, " modules with ", schedule_.first,
+                        " triplets; ", options.initial, " + ", options.final, " of ", options.total_steps, " steps, a mask every ",
+                        options.every, ": expected a target below the initial rank, and total_steps to hold both ends");
   }
 
   /// Call it after the optimizer's step, with the gradients of that step, one for each module.
@@ -137,7 +136,7 @@ template <class S = float> class RankAllocator {
  private:
   void check(std::span<const LowRankGradients<S>> gradients) const {
     if (gradients.size() != modules_.size()) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::RankAllocator::step: ", gradients.size(), " gradients for ", modules_.size(), " modules"));
+      raise<ShapeError>("pith::RankAllocator::step: ", gradients.size(), " gradients for ", modules_.size(), " modules");
     for (std::size_t m = 0; m < modules_.size(); ++m) {
       const Index rank = mean_[m].down_rows.rows();
       check_shape("RankAllocator::step", "down", modules_[m]->down(), rank, mean_[m].down_rows.cols());

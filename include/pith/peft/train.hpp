@@ -153,7 +153,7 @@ std::size_t backward_workspace_bytes(const FeedForward<Up, Down, Act>& block, In
 /// Throws   ShapeError unless 1 <= first <= last
 template <std::uniform_random_bit_generator Rng> Index sample_rank(Index first, Index last, Rng& rng) {
   if (first < 1 || last < first) [[unlikely]]
-    raise<ShapeError>(detail::text("pith::sample_rank: from ", first, " to ", last, ", expected 1 <= first <= last"));
+    raise<ShapeError>("pith::sample_rank: from ", first, " to ", last, ", expected 1 <= first <= last");
   return first + static_cast<Index>(canonical<double>(rng) * double(last - first + 1));
 }
 
@@ -162,7 +162,7 @@ template <std::uniform_random_bit_generator Rng> Index sample_rank(Index first, 
 /// Throws   ShapeError if there is no such component
 template <class S> void keep_last_component(LowRankGradients<S>& grads, Index rank) {
   if (rank < 1 || rank > grads.down_rows.rows()) [[unlikely]]
-    raise<ShapeError>(detail::text("pith::keep_last_component: rank ", rank, ", expected 1 .. ", grads.down_rows.rows()));
+    raise<ShapeError>("pith::keep_last_component: rank ", rank, ", expected 1 .. ", grads.down_rows.rows());
   grads.down_rows.topRows(rank - 1).setZero();
   grads.down_rows.bottomRows(grads.down_rows.rows() - rank).setZero();
   grads.up_rows.topRows(rank - 1).setZero();
@@ -199,9 +199,9 @@ template <class S = float> class AdamW {
     const auto share = [](double x) { return x >= 0 && x < 1; };
     if (!std::isfinite(options.learning_rate) || !share(options.beta1) || !share(options.beta2) || !(options.epsilon > 0) ||
         !std::isfinite(options.epsilon) || !std::isfinite(options.weight_decay)) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::AdamW: learning rate ", options.learning_rate, ", betas ", options.beta1, " and ",
-                                     options.beta2, ", epsilon ", options.epsilon, ", weight decay ", options.weight_decay,
-                                     ": expected finite numbers, betas in [0, 1) and an epsilon above 0"));
+      raise<ShapeError>("pith::AdamW: learning rate ", options.learning_rate, ", betas ", options.beta1, " and ", options.beta2,
+                        ", epsilon ", options.epsilon, ", weight decay ", options.weight_decay,
+                        ": expected finite numbers, betas in [0, 1) and an epsilon above 0");
   }
 
   /// Updates one parameter; `factor` scales the learning rate.

@@ -40,17 +40,16 @@ class ChatFormat {
   static ChatFormat named(std::string_view name) {
     for (const detail::ChatStyle& style : detail::chat_styles)
       if (style.name == name) return ChatFormat(style);
-    raise<UnsupportedError>(detail::text("pith::ChatFormat: no format '", name, "'; there are ", listed()));
+    raise<UnsupportedError>("pith::ChatFormat: no format '", name, "'; there are ", listed());
   }
   /// Finds the format of the folder's chat template by comparing texts: the published template, with or without a last newline.
   ///
   /// Throws   UnsupportedError listing the names, one of which may be given to named()
   static ChatFormat of(const Tokenizer& tokenizer) {
     if (tokenizer.chat_template().empty())
-      raise<UnsupportedError>(detail::text("pith::ChatFormat: the folder has no chat template; name a format: ", listed()));
+      raise<UnsupportedError>("pith::ChatFormat: the folder has no chat template; name a format: ", listed());
     if (const detail::ChatStyle* style = detail::find_chat_template(tokenizer.chat_template())) return ChatFormat(*style);
-    raise<UnsupportedError>(
-        detail::text("pith::ChatFormat: the folder's chat template is none that is known; name the format it follows: ", listed()));
+    raise<UnsupportedError>("pith::ChatFormat: the folder's chat template is none that is known; name the format it follows: ", listed());
   }
   static std::vector<std::string_view> names() {
     std::vector<std::string_view> out;
@@ -76,8 +75,7 @@ class ChatFormat {
   /// Throws   FormatError if the format has no place for a message; StateError if it needs a date
   RenderedChat render(std::span<const Message> messages, bool add_generation_prompt = true) const {
     if (style_->needs_date && date.empty())
-      raise<StateError>(
-          detail::text("pith::ChatFormat ", name(), ": the system text names the day: set `date`, such as \"", style_->date, "\""));
+      raise<StateError>("pith::ChatFormat ", name(), ": the system text names the day: set `date`, such as \"", style_->date, "\"");
     std::vector<Message> mended;
     const auto broken = [](std::string_view s) { return detail::valid_utf8(s) != s.size(); };
     if (std::any_of(messages.begin(), messages.end(), [&](const Message& m) { return broken(m.role) || broken(m.content); })) {

@@ -65,8 +65,8 @@ class Tokenizer {
   /// Throws   FormatError naming the token
   void check_vocabulary(Index vocab_size) const {
     if (size() > vocab_size)
-      raise<FormatError>(detail::text("pith: '", parts_->file, "' has token '", token(static_cast<Token>(size() - 1)).value_or(""),
-                                      "' of id ", size() - 1, ", the model a vocabulary of ", vocab_size, ": they do not belong together"));
+      raise<FormatError>("pith: '", parts_->file, "' has token '", token(static_cast<Token>(size() - 1)).value_or(""), "' of id ",
+                         size() - 1, ", the model a vocabulary of ", vocab_size, ": they do not belong together");
   }
 
   /// Called by load_tokenizer().

@@ -66,7 +66,7 @@ template <class S> struct TileMemory {
  private:
   static void check_size(Index n) {
     constexpr Index most = (std::numeric_limits<Index>::max)() / 64;
-    if (n < 0 || n > most) raise<CapacityError>(text("pith::attend: ", n, " rows or features are negative or too many"));
+    if (n < 0 || n > most) raise<CapacityError>("pith::attend: ", n, " rows or features are negative or too many");
   }
 };
 

@@ -40,7 +40,7 @@ class AtomicFile {
     const std::filesystem::file_status old = status_of(path_);
     const bool exists = std::filesystem::exists(old);
     if (exists && !std::filesystem::is_regular_file(old))
-      raise<FormatError>(text("pith: cannot replace '", path_.string(), "': it is not a regular file"));
+      raise<FormatError>("pith: cannot replace '", path_.string(), "': it is not a regular file");
     do {  // exclusive creation guarantees an unused name
       temporary_ = beside();
       file_ = create(temporary_, exists);

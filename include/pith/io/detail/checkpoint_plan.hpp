@@ -84,7 +84,7 @@ class CheckpointPlan {
   };
 
   [[noreturn]] void missing(const std::string& name, std::string_view why) const {
-    raise<FormatError>(text("pith: ", in_quotes(files_.folder().string()), ": tensor ", in_quotes(name), " is missing", why));
+    raise<FormatError>("pith: ", in_quotes(files_.folder().string()), ": tensor ", in_quotes(name), " is missing", why);
   }
 
   void want(const std::string& name, std::vector<Index> shape) {
@@ -92,11 +92,11 @@ class CheckpointPlan {
     if (!place) missing(name, "; the config asks for it");
     const TensorInfo& tensor = *place.tensor;
     if (!is_floating(tensor.dtype))
-      raise<UnsupportedError>(text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(name), " is ", dtype_name(tensor.dtype),
-                                   ": quantised weights are not supported; F64, F32, F16 and BF16 are"));
+      raise<UnsupportedError>("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(name), " is ", dtype_name(tensor.dtype),
+                              ": quantised weights are not supported; F64, F32, F16 and BF16 are");
     if (tensor.shape != shape)
-      raise<FormatError>(text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(name), " is ", shape_list(tensor.shape),
-                              ", expected ", shape_list(shape), " by the config"));
+      raise<FormatError>("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(name), " is ", shape_list(tensor.shape),
+                         ", expected ", shape_list(shape), " by the config");
     bytes_ += tensor.bytes();
     tensors_.emplace(name, place);
   }
@@ -121,8 +121,8 @@ class CheckpointPlan {
         const bool quantised = name.find(".quant_state.") != std::string_view::npos ||
                                std::any_of(std::begin(marks), std::end(marks), [&](std::string_view mark) { return name.ends_with(mark); });
         if (quantised)
-          raise<UnsupportedError>(text("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name),
-                                       " belongs to a quantised checkpoint, which is not supported; use the F32, F16 or BF16 one"));
+          raise<UnsupportedError>("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name),
+                                  " belongs to a quantised checkpoint, which is not supported; use the F32, F16 or BF16 one");
       }
   }
 
@@ -144,8 +144,8 @@ class CheckpointPlan {
     if (files_.find(embedding)) return;
     for (const auto& other : others)
       if (const Place place = files_.find(other.table))
-        raise<UnsupportedError>(text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(other.table), ", expected ",
-                                     in_quotes(embedding), ": the names are ", other.what));
+        raise<UnsupportedError>("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(other.table), ", expected ",
+                                in_quotes(embedding), ": the names are ", other.what);
   }
 
   /// The layer of model.layers.<layer>.…, or -1.
@@ -166,16 +166,16 @@ class CheckpointPlan {
                        : has("q_norm.") || has("k_norm.")      ? "; normed queries and keys are not supported"
                        : has("layernorm") || has("layer_norm") ? "; norms at other places than a llama's are not supported"
                                                                : "";
-    raise<UnsupportedError>(text("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " has no place in a ", config.model_type,
-                                 " decoder, but lies in a module that it computes with", what));
+    raise<UnsupportedError>("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " has no place in a ", config.model_type,
+                            " decoder, but lies in a module that it computes with", what);
   }
 
   /// Refuses a classifier's head without an lm_head: a tied config may hide it. Beside an lm_head, it is only ignored.
   void refuse_classifier(const Safetensors& file, std::string_view name) const {
     const bool classifies = name.starts_with("score.") || name.starts_with("classifier.") || name.starts_with("qa_outputs.");
     if (classifies && !files_.find(head))
-      raise<UnsupportedError>(text("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " is the head of a classifier, and ",
-                                   in_quotes(head), " is not there: classifiers and reward models are not supported"));
+      raise<UnsupportedError>("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " is the head of a classifier, and ",
+                              in_quotes(head), " is not there: classifiers and reward models are not supported");
   }
 
   void list_ignored(const DecoderConfig& config) {

@@ -86,7 +86,7 @@ class InputFile {
     if (regular) return;
     ::close(fd_);
     if (!known) raise_system("inspect", path, error);
-    raise<FormatError>(text("pith: cannot read '", path.string(), "': it is not a regular file"));
+    raise<FormatError>("pith: cannot read '", path.string(), "': it is not a regular file");
   }
   ~InputFile() { ::close(fd_); }
   InputFile(const InputFile&) = delete;
@@ -106,7 +106,7 @@ class InputFile {
       const ::ssize_t got = ::read(fd_, bytes.data() + done, size_ - done);
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) raise_system("read", path_, errno);
-      if (got == 0) raise<FormatError>(text("pith: cannot read '", path_.string(), "': it ends after ", done, " of ", size_, " bytes"));
+      if (got == 0) raise<FormatError>("pith: cannot read '", path_.string(), "': it ends after ", done, " of ", size_, " bytes");
       done += static_cast<std::size_t>(got);
     }
     return bytes;
@@ -125,8 +125,7 @@ class InputFile {
     std::error_code error;
     const auto status = std::filesystem::status(path, error);
     if (!std::filesystem::exists(status)) raise_system("open", path, ENOENT);
-    if (!std::filesystem::is_regular_file(status))
-      raise<FormatError>(text("pith: cannot read '", path.string(), "': it is not a regular file"));
+    if (!std::filesystem::is_regular_file(status)) raise<FormatError>("pith: cannot read '", path.string(), "': it is not a regular file");
     in_.open(path, std::ios::binary);
     if (!in_) raise_system("open", path, EACCES);
     const std::uintmax_t bytes = std::filesystem::file_size(path, error);
@@ -140,7 +139,7 @@ class InputFile {
     std::vector<std::byte> bytes(size_);
     in_.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size_));
     if (const auto got = static_cast<std::size_t>(in_.gcount()); got != size_)
-      raise<FormatError>(text("pith: cannot read '", path_.string(), "': it ends after ", got, " of ", size_, " bytes"));
+      raise<FormatError>("pith: cannot read '", path_.string(), "': it ends after ", got, " of ", size_, " bytes");
     return bytes;
   }
 
@@ -153,8 +152,7 @@ class InputFile {
 
 inline FileBytes FileBytes::read(const std::filesystem::path& path, std::size_t most) {
   const InputFile file(path);
-  if (file.size() > most)
-    raise<FormatError>(detail::text("pith: '", path.string(), "' has ", file.size(), " bytes, expected at most ", most));
+  if (file.size() > most) raise<FormatError>("pith: '", path.string(), "' has ", file.size(), " bytes, expected at most ", most);
   return own(file.read(), path.string());
 }
 

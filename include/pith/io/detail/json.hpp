@@ -48,8 +48,7 @@ class JsonBuilder {
   bool end_object() { return close(); }
   bool end_array() { return close(); }
   bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
-    raise<FormatError>(
-        text("pith: ", in_quotes(file_), ": not valid JSON at ", json_place(json_, position), ": ", json_reason(error.what())));
+    raise<FormatError>("pith: ", in_quotes(file_), ": not valid JSON at ", json_place(json_, position), ": ", json_reason(error.what()));
   }
 
  private:
@@ -88,7 +87,7 @@ class JsonBuilder {
       const Json* const base = &value;
       std::sort(first, to, [base](std::uint32_t a, std::uint32_t b) { return base[a].key_ < base[b].key_; });
       const auto twice = std::adjacent_find(first, to, [base](std::uint32_t a, std::uint32_t b) { return base[a].key_ == base[b].key_; });
-      if (twice != to) raise<FormatError>(text("pith: ", in_quotes(file_), ": key ", in_quotes(base[*twice].key_), " is given twice"));
+      if (twice != to) raise<FormatError>("pith: ", in_quotes(file_), ": key ", in_quotes(base[*twice].key_), " is given twice");
     }
     value.children_ = first;
     return true;
@@ -109,7 +108,7 @@ inline JsonDocument parse_json(std::string_view json, std::string_view file, con
   JsonDocument document(extent.values, extent.text_bytes);
   JsonBuilder builder(json, file, document);
   nlohmann::json::sax_parse(json.begin(), json.end(), &builder);
-  if (!document.root().is_object()) raise<FormatError>(text("pith: ", in_quotes(file), ": expected a JSON object at the top"));
+  if (!document.root().is_object()) raise<FormatError>("pith: ", in_quotes(file), ": expected a JSON object at the top");
   return document;
 }
 

@@ -21,8 +21,7 @@ class JsonFields {
  public:
   JsonFields(std::string_view file, const Json& object, std::string prefix = {})
       : file_(file), object_(object), prefix_(std::move(prefix)) {
-    if (!object.is_object())
-      raise<FormatError>(text("pith: ", in_quotes(file), ": ", prefix_, "* is ", shown(object), ", expected an object"));
+    if (!object.is_object()) raise<FormatError>("pith: ", in_quotes(file), ": ", prefix_, "* is ", shown(object), ", expected an object");
   }
 
   std::string_view file() const { return file_; }
@@ -39,8 +38,8 @@ class JsonFields {
 
   [[noreturn]] void refuse(const char* key, std::string_view expected) const {
     const Json* at = object_.find(key);
-    raise<FormatError>(text("pith: ", in_quotes(file_), ": key '", prefix_, key, "' is ", at == nullptr ? "missing" : shown(*at),
-                            ", expected ", expected));
+    raise<FormatError>("pith: ", in_quotes(file_), ": key '", prefix_, key, "' is ", at == nullptr ? "missing" : shown(*at), ", expected ",
+                       expected);
   }
 
   /// A whole number in [least, most].

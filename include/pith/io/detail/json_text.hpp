@@ -35,8 +35,8 @@ inline std::string json_place(std::string_view json, std::size_t byte) {
 /// Refuses a Git LFS pointer: git leaves one in place of a large file if cloned without LFS.
 inline void refuse_lfs_pointer(std::string_view bytes, std::string_view file) {
   if (bytes.starts_with("version https://git-lfs.github.com/spec/v1")) [[unlikely]]
-    raise<FormatError>(text("pith: ", in_quotes(file),
-                            " is a Git LFS pointer, not the file that it points to: run git lfs pull in its folder, or download the file"));
+    raise<FormatError>("pith: ", in_quotes(file),
+                       " is a Git LFS pointer, not the file that it points to: run git lfs pull in its folder, or download the file");
 }
 
 /// Bounds the memory that parsing will need, in one pass over quotes and brackets, without allocating. `base` is the text's offset in its
@@ -45,11 +45,11 @@ inline void refuse_lfs_pointer(std::string_view bytes, std::string_view file) {
 /// Throws   FormatError naming file and place: over a limit, a zero byte, NaN or Infinity, a Git LFS pointer
 inline JsonExtent measure_json(std::string_view json, std::string_view file, const JsonLimits& limits = {}, std::size_t base = 0) {
   const auto refuse = [&](std::size_t byte, std::string_view what) {
-    raise<FormatError>(text("pith: ", in_quotes(file), ": not valid JSON at ",
-                            base == 0 ? json_place(json, byte) : text("byte ", base + byte, " of the file"), ": ", what));
+    raise<FormatError>("pith: ", in_quotes(file), ": not valid JSON at ",
+                       base == 0 ? json_place(json, byte) : text("byte ", base + byte, " of the file"), ": ", what);
   };
   if (json.size() > limits.bytes)
-    raise<FormatError>(text("pith: ", in_quotes(file), " has ", json.size(), " bytes, expected at most ", limits.bytes));
+    raise<FormatError>("pith: ", in_quotes(file), " has ", json.size(), " bytes, expected at most ", limits.bytes);
   refuse_lfs_pointer(json, file);
   JsonExtent extent{.values = 1};
   std::size_t depth = 0;

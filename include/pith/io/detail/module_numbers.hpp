@@ -35,7 +35,7 @@ template <class N> class ModuleNumbers {
     patterns_.emplace_back(index, Pattern(text("(.*\\.)?(", key, ")$"), where));
     states_ += patterns_.back().second.states();
     if (states_ > most_states)
-      raise<FormatError>(text(where, ": its expressions unfold to more than ", most_states, " states together: write simpler ones"));
+      raise<FormatError>(where, ": its expressions unfold to more than ", most_states, " states together: write simpler ones");
   }
 
   bool empty() const { return values_.empty(); }

@@ -20,8 +20,8 @@ namespace pith { inline namespace v0 { namespace detail {
 /// Throws   FormatError when the budget is exhausted
 inline void spend_steps(std::size_t& steps, std::size_t n, std::string_view path) {
   if (steps < n) [[unlikely]]
-    raise<FormatError>(
-        text("pith: the names and expressions of an adapter config take too long on ", in_quotes(path), ": write simpler ones, or fewer"));
+    raise<FormatError>("pith: the names and expressions of an adapter config take too long on ", in_quotes(path),
+                       ": write simpler ones, or fewer");
   steps -= n;
 }
 

@@ -45,8 +45,7 @@ class Pattern {
         now.pop_back();
         if (std::exchange(seen[state], at + 1) == at + 1) continue;
         if (steps == 0)
-          raise<FormatError>(
-              text(where_, ": expression ", in_quotes(source_), " takes too long on ", in_quotes(name), ": write a simpler one"));
+          raise<FormatError>(where_, ": expression ", in_quotes(source_), " takes too long on ", in_quotes(name), ": write a simpler one");
         --steps;
         const PatternProgram::Instruction& i = program_.code[state];
         const bool boundary = (at > 0 && PatternProgram::is_word(name[at - 1])) != (at < name.size() && PatternProgram::is_word(name[at]));

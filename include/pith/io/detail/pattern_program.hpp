@@ -70,12 +70,9 @@ class PatternReader {
     std::vector<std::size_t> children = {};  ///< nodes
   };
 
-  [[noreturn]] void refuse(const std::string& what) const {
-    raise<FormatError>(text(where_, ": expression ", in_quotes(source_), " ", what));
-  }
+  [[noreturn]] void refuse(const std::string& what) const { raise<FormatError>(where_, ": expression ", in_quotes(source_), " ", what); }
   [[noreturn]] void unsupported(std::string_view what) const {
-    raise<UnsupportedError>(
-        text(where_, ": expression ", in_quotes(source_), " uses ", what, ", which pith does not read: list the names"));
+    raise<UnsupportedError>(where_, ": expression ", in_quotes(source_), " uses ", what, ", which pith does not read: list the names");
   }
 
   // ---------------------------------------------------------------------------------------------------------------- reading

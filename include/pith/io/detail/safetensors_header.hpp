@@ -128,8 +128,8 @@ class HeaderReader {
   }
 
   bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
-    raise<FormatError>(text("pith: ", in_quotes(file_), ": the header is not valid JSON at byte ", position + 8,
-                            " of the file: ", json_reason(error.what()), remedy));
+    raise<FormatError>("pith: ", in_quotes(file_), ": the header is not valid JSON at byte ", position + 8,
+                       " of the file: ", json_reason(error.what()), remedy);
   }
 
   static constexpr std::string_view remedy = "; the file is damaged or no safetensors file: fetch or write it again";
@@ -155,8 +155,8 @@ class HeaderReader {
 
   [[noreturn]] void refuse(const std::string& what) const {
     const bool inside = place_ == Place::tensor || place_ == Place::shape || place_ == Place::offsets;
-    raise<FormatError>(text("pith: ", in_quotes(file_), ": ", inside ? text("tensor ", in_quotes(tensor_.name), ": ") : std::string(), what,
-                            inside ? text(" (data starts at byte ", data_begin_, ")") : std::string(), remedy));
+    raise<FormatError>("pith: ", in_quotes(file_), ": ", inside ? text("tensor ", in_quotes(tensor_.name), ": ") : std::string(), what,
+                       inside ? text(" (data starts at byte ", data_begin_, ")") : std::string(), remedy);
   }
 
   [[noreturn]] void unexpected(std::string_view found) const {
@@ -200,7 +200,7 @@ inline void check_layout(std::string_view file, std::size_t data_bytes, Safetens
   std::sort(header.by_name.begin(), header.by_name.end(),
             [&](std::uint32_t a, std::uint32_t b) { return tensors[a].name < tensors[b].name; });
   const auto refuse = [&](const TensorInfo& tensor, const std::string& what) {
-    raise<FormatError>(text("pith: ", in_quotes(file), ": tensor ", in_quotes(tensor.name), what, HeaderReader::remedy));
+    raise<FormatError>("pith: ", in_quotes(file), ": tensor ", in_quotes(tensor.name), what, HeaderReader::remedy);
   };
   for (std::size_t i = 1; i < tensors.size(); ++i)
     if (tensors[header.by_name[i - 1]].name == tensors[header.by_name[i]].name) refuse(tensors[header.by_name[i]], " is given twice");
@@ -214,15 +214,13 @@ inline void check_layout(std::string_view file, std::size_t data_bytes, Safetens
     filled = tensor.end;
   }
   if (filled != data_bytes)
-    raise<FormatError>(
-        text("pith: ", in_quotes(file), ": tensors cover ", filled, " bytes of data, expected all ", data_bytes, HeaderReader::remedy));
+    raise<FormatError>("pith: ", in_quotes(file), ": tensors cover ", filled, " bytes of data, expected all ", data_bytes,
+                       HeaderReader::remedy);
 }
 
 /// Reads the header of a file. Offsets are checked against its size, so every tensor can be read afterwards.
 inline SafetensorsHeader read_header(std::span<const std::byte> bytes, std::string_view file) {
-  const auto refuse = [&](const std::string& what) {
-    raise<FormatError>(text("pith: ", in_quotes(file), ": ", what, HeaderReader::remedy));
-  };
+  const auto refuse = [&](const std::string& what) { raise<FormatError>("pith: ", in_quotes(file), ": ", what, HeaderReader::remedy); };
   std::uint64_t length = 0;
   refuse_lfs_pointer({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, file);
   if (bytes.size() < sizeof length) refuse(text("the file has ", bytes.size(), " bytes, expected at least 8"));

@@ -15,7 +15,7 @@ namespace pith { inline namespace v0 { namespace detail {
 #if PITH_HAS_EXCEPTIONS
   if (error == ENOMEM) throw std::bad_alloc();
 #endif
-  raise<FormatError>(text("pith: cannot ", verb, " '", path.string(), "': ", std::generic_category().message(error)));
+  raise<FormatError>("pith: cannot ", verb, " '", path.string(), "': ", std::generic_category().message(error));
 }
 [[noreturn]] inline void raise_system(const char* verb, const std::filesystem::path& path, const std::error_code& error) {
   raise_system(verb, path, error.default_error_condition().value());

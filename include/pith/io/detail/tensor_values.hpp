@@ -80,11 +80,10 @@ template <class S> void check_conversion(std::string_view file, const TensorInfo
   constexpr bool wants_float = std::is_floating_point_v<S>;
   if (tensor.dtype == dtype_of<S>() || (wants_float && is_floating(tensor.dtype)) || (std::is_integral_v<S> && is_integer(tensor.dtype)))
     return;
-  raise<UnsupportedError>(text("pith: ", in_quotes(file), ": tensor ", in_quotes(tensor.name), " is ", dtype_name(tensor.dtype),
-                               ", expected ",
-                               std::is_integral_v<S> ? std::string_view("an integer type")
-                               : wants_float         ? "F64, F32, F16 or BF16"
-                                                     : dtype_name(dtype_of<S>())));
+  raise<UnsupportedError>("pith: ", in_quotes(file), ": tensor ", in_quotes(tensor.name), " is ", dtype_name(tensor.dtype), ", expected ",
+                          std::is_integral_v<S> ? std::string_view("an integer type")
+                          : wants_float         ? "F64, F32, F16 or BF16"
+                                                : dtype_name(dtype_of<S>()));
 }
 
 /// out[i] = value i. Returns the index of the first value that does not fit an integral S, or -1. check_conversion() must have passed.

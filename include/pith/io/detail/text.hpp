@@ -47,7 +47,7 @@ inline void check_utf8(std::string_view what, std::string_view s) {
     const unsigned second = byte(i + 1);
     good = good && !(lead == 0xE0 && second < 0xA0) && !(lead == 0xED && second > 0x9F) && !(lead == 0xF0 && second < 0x90) &&
            !(lead == 0xF4 && second > 0x8F);
-    if (!good) raise<FormatError>(text("pith: ", what, " is not UTF-8 at byte ", i));
+    if (!good) raise<FormatError>("pith: ", what, " is not UTF-8 at byte ", i);
     i += length;
   }
 }

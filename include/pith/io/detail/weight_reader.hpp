@@ -83,9 +83,8 @@ template <class S> class WeightReader {
     const std::size_t size = dtype_bits(tensor.dtype) / 8;
     const Index bad = first_non_finite<S>(tensor.dtype, place.bytes().data() + static_cast<std::size_t>(first) * size, count);
     if (bad < 0) return;
-    raise<FormatError>(
-        text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(tensor.name), ": value ", first + bad,
-             " is NaN or infinite, expected finite weights; set LoadOptions::check_finite to false to load it all the same"));
+    raise<FormatError>("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(tensor.name), ": value ", first + bad,
+                       " is NaN or infinite, expected finite weights; set LoadOptions::check_finite to false to load it all the same");
   }
   void check_values(const Place& place) const { check_values(place, 0, place.tensor->elements()); }
 

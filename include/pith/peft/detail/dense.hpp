@@ -75,8 +75,8 @@ template <class S> Vector<S> bias_sum(Vector<S> base, ConstVectorRef<S> more) {
 template <class L> void copy_merged_rows(const L& layer, Index first_row, MatrixRef<typename L::Scalar> rows) {
   check_shape("copy_weight", "rows", rows, any_extent, layer.in());
   if (first_row < 0 || first_row > layer.out() - rows.rows()) [[unlikely]]
-    raise<ShapeError>(text("pith::copy_weight: rows ", first_row, " to ", first_row + rows.rows(), " of a weight with ", layer.out(),
-                           " rows: ask for rows within it"));
+    raise<ShapeError>("pith::copy_weight: rows ", first_row, " to ", first_row + rows.rows(), " of a weight with ", layer.out(),
+                      " rows: ask for rows within it");
   Matrix<double> wide((std::min)(rows.rows(), merged_at_once), rows.cols());
   for (Index r = 0; r < rows.rows(); r += merged_at_once) {
     const Index n = (std::min)(merged_at_once, rows.rows() - r);

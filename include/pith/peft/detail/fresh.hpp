@@ -28,7 +28,7 @@ template <class S> class Fresh {
   /// Throws   StateError if the numbers have changed
   void check(std::string_view where, std::string_view what, ConstVectorRef<S> numbers) const {
     if (!same_numbers<S>(numbers_, numbers)) [[unlikely]]
-      raise<StateError>(text("pith::", where, ": ", what, " changed after the last refresh(): call refresh() first"));
+      raise<StateError>("pith::", where, ": ", what, " changed after the last refresh(): call refresh() first");
   }
 
  private:

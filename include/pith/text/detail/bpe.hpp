@@ -94,12 +94,12 @@ class Bpe {
     std::vector<std::size_t> literals;
     const auto add = [&](Vocabulary& to, std::string_view key, std::size_t i) {
       if (vocabulary_.has(file.ids[i]) || literal_.has(file.ids[i]))
-        raise<FormatError>(text("pith: '", name, "': model.vocab gives id ", file.ids[i], " to two tokens"));
-      if (!to.add(key, file.ids[i])) raise<FormatError>(text("pith: '", name, "': model.vocab has token '", file.keys[i], "' twice"));
+        raise<FormatError>("pith: '", name, "': model.vocab gives id ", file.ids[i], " to two tokens");
+      if (!to.add(key, file.ids[i])) raise<FormatError>("pith: '", name, "': model.vocab has token '", file.keys[i], "' twice");
     };
     for (std::size_t i = 0; i < file.keys.size(); ++i) {
       const std::string_view key = file.keys[i];
-      if (key.empty()) raise<FormatError>(text("pith: '", name, "': model.vocab has an empty token"));
+      if (key.empty()) raise<FormatError>("pith: '", name, "': model.vocab has an empty token");
       if (!byte_level_) {
         add(vocabulary_, key, i);
       } else if (const auto bytes = ByteMap::table().bytes(key)) {
@@ -118,7 +118,7 @@ class Bpe {
     merges_ = MergeTable(count);
     std::string result;
     for (std::size_t i = 0; i < count; ++i) {
-      const auto refuse = [&](std::string_view what) { raise<FormatError>(text("pith: '", name, "': model.merges[", i, "]: ", what)); };
+      const auto refuse = [&](std::string_view what) { raise<FormatError>("pith: '", name, "': model.merges[", i, "]: ", what); };
       std::string_view left = file.merges[i * step], right;
       if (file.merges_in_pairs) {
         right = file.merges[i * step + 1];
@@ -145,7 +145,7 @@ class Bpe {
   void build_fallback(const BpeFile& file, std::string_view name) {
     if (file.unk_token) {
       unk_ = find(*file.unk_token);
-      if (unk_ == no_id) raise<FormatError>(text("pith: '", name, "': model.unk_token '", *file.unk_token, "' is not in model.vocab"));
+      if (unk_ == no_id) raise<FormatError>("pith: '", name, "': model.unk_token '", *file.unk_token, "' is not in model.vocab");
       fuse_unk_ = file.fuse_unk;
     }
     fallback_.fill(no_id);
@@ -157,8 +157,7 @@ class Bpe {
       found += fallback_[b] != no_id;
     }
     if (found != 0 && found != fallback_.size())
-      raise<FormatError>(
-          text("pith: '", name, "': model.byte_fallback with ", found, " of the 256 byte tokens <0x00> .. <0xFF> in model.vocab"));
+      raise<FormatError>("pith: '", name, "': model.byte_fallback with ", found, " of the 256 byte tokens <0x00> .. <0xFF> in model.vocab");
   }
 
   // A text may be cut before a space mark that follows another character, unless a merge joins the two, the mark is not a symbol, or text

@@ -24,7 +24,7 @@ struct ChatInput {
   std::span<const Message> turns() const { return messages.subspan(begins_with_system() ? 1 : 0); }
   std::string_view system() const { return begins_with_system() ? std::string_view(messages.front().content) : std::string_view(); }
   [[noreturn]] void refuse(std::size_t turn, std::string_view what) const {
-    raise<FormatError>(text("pith::ChatFormat ", format, ": message ", turn, ": ", what));
+    raise<FormatError>("pith::ChatFormat ", format, ": message ", turn, ": ", what);
   }
   void check_alternation(std::string_view rule) const {
     const std::size_t skipped = begins_with_system() ? 1 : 0;

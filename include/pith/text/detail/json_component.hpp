@@ -20,9 +20,9 @@ class Component {
   }
 
   std::string type() const { return string("type"); }
-  [[noreturn]] void refuse(std::string_view what) const { raise<FormatError>(text("pith: ", in_quotes(file_), ": ", path_, " ", what)); }
+  [[noreturn]] void refuse(std::string_view what) const { raise<FormatError>("pith: ", in_quotes(file_), ": ", path_, " ", what); }
   [[noreturn]] void unsupported(std::string_view what) const {
-    raise<UnsupportedError>(text("pith: ", in_quotes(file_), ": ", path_, " ", what));
+    raise<UnsupportedError>("pith: ", in_quotes(file_), ": ", path_, " ", what);
   }
   /// Returns the value of a key; nullptr if absent or null.
   const Json* find(const char* key) const {

@@ -125,14 +125,13 @@ class TokenizerFolder {
 inline std::shared_ptr<const TokenizerParts> read_tokenizer_folder(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "tokenizer.json";
   if (!present(path))
-    raise<FormatError>(
-        text("pith: ", in_quotes(folder.string()),
-             " holds no tokenizer.json; tokenizer.model and vocab.txt are not read: let transformers save the tokenizer again"));
+    raise<FormatError>("pith: ", in_quotes(folder.string()),
+                       " holds no tokenizer.json; tokenizer.model and vocab.txt are not read: let transformers save the tokenizer again");
   const TokenizerFolder beside(folder);
   constexpr std::uintmax_t longest = 256u << 20;
   std::error_code missing;
   if (const std::uintmax_t size = std::filesystem::file_size(path, missing); !missing && size > longest)
-    raise<FormatError>(text("pith: ", in_quotes(path.string()), " has ", size, " bytes, expected at most ", longest));
+    raise<FormatError>("pith: ", in_quotes(path.string()), " has ", size, " bytes, expected at most ", longest);
   const FileBytes file = FileBytes::map(path);
   auto parts = std::make_shared<TokenizerParts>(read_tokenizer_json(file.text(), path.string(), beside.added()));
   const auto known = [&](const char* key) -> std::optional<Token> {

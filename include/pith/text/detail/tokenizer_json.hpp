@@ -168,7 +168,7 @@ inline std::vector<AddedToken> checked_added(std::vector<AddedToken> tokens, con
   std::vector<AddedToken> out;
   for (AddedToken& t : tokens) {
     const auto refuse = [&](std::string_view what) {
-      raise<FormatError>(text("pith: ", in_quotes(file), ": added token ", in_quotes(t.content), " of id ", t.id, " ", what));
+      raise<FormatError>("pith: ", in_quotes(file), ": added token ", in_quotes(t.content), " of id ", t.id, " ", what);
     };
     if (const std::uint32_t id = model.find(t.content); id != no_id && id != static_cast<std::uint32_t>(t.id))
       refuse(text("is in model.vocab under id ", id));
@@ -182,7 +182,7 @@ inline std::vector<AddedToken> checked_added(std::vector<AddedToken> tokens, con
   }
   for (const AddedToken& t : out)
     if (const auto [at, fresh] = ids.emplace(t.content, t.id); !fresh)
-      raise<FormatError>(text("pith: ", in_quotes(file), ": added token ", in_quotes(t.content), " has ids ", at->second, " and ", t.id));
+      raise<FormatError>("pith: ", in_quotes(file), ": added token ", in_quotes(t.content), " has ids ", at->second, " and ", t.id);
   return out;
 }
 
@@ -230,9 +230,9 @@ inline TokenizerParts read_tokenizer_json(std::string_view json, const std::stri
     return Component(file, *at, key);
   };
   if (const Json* version = rest.root().find("version"); version != nullptr && *version != "1.0")
-    raise<UnsupportedError>(text("pith: ", in_quotes(file), ": version is ", version->dump(), ", expected \"1.0\""));
+    raise<UnsupportedError>("pith: ", in_quotes(file), ": version is ", version->dump(), ", expected \"1.0\"");
   const auto model = component("model");
-  if (!model) raise<FormatError>(text("pith: ", in_quotes(file), ": the object 'model' is missing"));
+  if (!model) raise<FormatError>("pith: ", in_quotes(file), ": the object 'model' is missing");
   read_model(*model, sax);
   const auto normalizer = component("normalizer"), pre = component("pre_tokenizer"), decoder = component("decoder");
   PreTokenizer pre_tokenizer = pre ? pre_tokenizer_of(*pre) : PreTokenizer();

@@ -104,8 +104,7 @@ class TokenizerSax {
     return close(']');
   }
   bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
-    raise<FormatError>(
-        text("pith: ", in_quotes(file_), ": not valid JSON at ", json_place(json_, position), ": ", json_reason(error.what())));
+    raise<FormatError>("pith: ", in_quotes(file_), ": not valid JSON at ", json_place(json_, position), ": ", json_reason(error.what()));
   }
 
  private:
@@ -116,7 +115,7 @@ class TokenizerSax {
   static constexpr std::size_t added_bytes = 1 << 20;
   static constexpr unsigned seen_id = 1, seen_content = 2, seen_all = 127;
 
-  [[noreturn]] void refuse(std::string_view what) const { raise<FormatError>(text("pith: ", in_quotes(file_), ": ", what)); }
+  [[noreturn]] void refuse(std::string_view what) const { raise<FormatError>("pith: ", in_quotes(file_), ": ", what); }
   [[noreturn]] void refuse_id(std::string_view found) const {
     refuse(text("model.vocab gives token ", in_quotes(key_), " the id ", in_quotes(found), ", expected a whole number below ", largest_id));
   }

@@ -60,7 +60,7 @@ inline void merge_short(const MergeTable& table, std::vector<std::uint32_t>& sym
 
 inline void merge_long(const MergeTable& table, std::vector<std::uint32_t>& symbols, WordScratch& scratch) {
   constexpr auto longest = static_cast<std::size_t>((std::numeric_limits<std::int32_t>::max)());
-  if (symbols.size() > longest) raise<CapacityError>(text("pith::Tokenizer: a word has ", symbols.size(), " symbols, expected ", longest));
+  if (symbols.size() > longest) raise<CapacityError>("pith::Tokenizer: a word has ", symbols.size(), " symbols, expected ", longest);
   auto& links = scratch.links;
   auto &pairs = scratch.pairs, &made = scratch.made;
   links.clear();
