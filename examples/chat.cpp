@@ -29,7 +29,8 @@ using namespace pith;
 namespace {
 
 const std::string usage =
-    std::string("chat [FOLDER] [OPTIONS]; a line is a message, /clear begins anew, Ctrl-C ends an answer\n\n") + example::policy_usage + R"(
+    std::string("chat [FOLDER] [OPTIONS]; a line is a message, /clear begins anew, Ctrl-C ends an answer, Ctrl-D the program\n\n") +
+    example::policy_usage + R"(
   --format NAME        how conversations are written, where the folder's chat template is none that is known: llama3, chatml, ...
   --system TEXT        what the model is told first
   --lora DIR           a PEFT folder laid over the model
@@ -82,6 +83,11 @@ class Conversation {
     read_ = std::move(all);
     return rest;
   }
+  /// Removes the last message, which the model could not read or answer; the next turn reads from the beginning.
+  void take_back() {
+    messages_.pop_back();
+    anew_ = true;
+  }
   /// Records the tokens of its own answer that the model has read.
   void has_read(std::span<const Token> answer) { read_.insert(read_.end(), answer.begin(), answer.end()); }
   std::span<const Token> read() const { return read_; }
@@ -107,7 +113,7 @@ struct Options {
   Index tokens = 0;
 };
 
-/// Answers with the model alone, or with the model and a draft.
+/// Answers with the model alone, or with the model and a draft. A message for which there is no room is taken back.
 template <class Answer>
 void converse(Session<float>& session, Conversation& conversation, const Tokenizer& tokenizer, example::TrainedLength& trained,
               Answer&& answer) {
@@ -131,13 +137,21 @@ void converse(Session<float>& session, Conversation& conversation, const Tokeniz
       std::fflush(stdout);
     };
     std::optional<std::chrono::steady_clock::time_point> first;
-    const GenerateResult result = answer(turn, restart, [&](Token token) {
-      if (!first) first = std::chrono::steady_clock::now();
-      said.push_back(token);
-      show(words.add(token));
-      trained.look();
-      return !interrupted;
-    });
+    GenerateResult result;
+    try {
+      result = answer(turn, restart, [&](Token token) {
+        if (!first) first = std::chrono::steady_clock::now();
+        said.push_back(token);
+        show(words.add(token));
+        trained.look();
+        return !interrupted;
+      });
+    } catch (const CapacityError& error) {
+      std::fprintf(stderr, "\n[no room for this message and its answer: %s]\n[/clear begins anew; a larger --context has more room]\n",
+                   error.what());
+      conversation.take_back();
+      continue;
+    }
     show(words.finish());
     if (result.count > 0 && result.reason != StopReason::stop_token) said.pop_back();  // pending: not read yet
     conversation.has_read(said);

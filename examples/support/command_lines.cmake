@@ -72,6 +72,17 @@ expect(1 "^merge_image_tokens: '.*nowhere.similarity.dat' cannot be opened for w
 expect(1 "^demo: '.*nowhere.short.csv' cannot be opened for writing" demo ${prose} ${MODELS}/nowhere)
 expect(1 "^chat: .*has no chat template; name a format: chatml, " chat ${prose})
 expect(1 "^chat: .*no format 'klingon'" chat ${prose} --format klingon)
+expect(1 "^chat: --think and --no-think are given: choose one" chat ${prose} --think --no-think)
+# A message for which there is no room is refused, and the conversation goes on.
+if(EXISTS ${BIN}/chat)
+  foreach(draft "" "--draft lookup")
+    execute_process(COMMAND sh -c "printf 'This message is longer than all the room that there is for one.\\nHi\\n' | '${BIN}/chat' '${prose}' --format chatml --tokens 5 --context 64 ${draft}"
+                    RESULT_VARIABLE result OUTPUT_VARIABLE out ERROR_VARIABLE err)
+    if(NOT result EQUAL 0 OR NOT err MATCHES "no room for this message and its answer" OR NOT err MATCHES "5 said at ")
+      string(APPEND failed "\nchat ${draft} --context 64: exit ${result}: ${out}${err}; expected one message refused, one answered")
+    endif()
+  endforeach()
+endif()
 # A conversation: two turns, then a new one; greedy, so a draft says the same.
 if(EXISTS ${BIN}/chat)
   set(said)

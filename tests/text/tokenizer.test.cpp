@@ -1,4 +1,5 @@
 #include <random>
+#include <span>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -113,12 +114,13 @@ TEST_CASE("a stream of tokens gives the text of the whole, wherever it is cut") 
     for (std::size_t i = 0, n = rng() % 30; i < n; ++i) ids.push_back(static_cast<Token>(rng() % 263));
     Detokenizer stream(t);
     std::string shown;
-    for (const Token id : ids) {
-      shown += stream.add(id);
+    for (std::size_t k = 0; k < ids.size(); ++k) {
+      shown += stream.add(ids[k]);
       CHECK(detail::valid_utf8(shown) == shown.size());
+      Detokenizer cut = stream;
+      CHECK(shown + cut.finish() == t.decode(std::span(ids).first(k + 1)));
     }
-    shown += stream.finish();
-    CHECK(shown == t.decode(ids));
+    CHECK(shown + stream.finish() == t.decode(ids));
   }
 }
 
