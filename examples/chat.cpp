@@ -31,7 +31,7 @@ namespace {
 const std::string usage =
     std::string("chat [FOLDER] [OPTIONS]; a line is a message, /clear begins anew, Ctrl-C ends an answer, Ctrl-D the program\n\n") +
     example::policy_usage + R"(
-  --format NAME        how conversations are written, where the folder's chat template is none that is known: llama3, chatml, ...
+  --format NAME        how conversations are written, if the folder's chat template is unknown: llama3, chatml, ...
   --system TEXT        what the model is told first
   --lora DIR           a PEFT folder laid over the model
   --draft DIR          a smaller model of the same vocabulary that guesses; lookup: guesses from the text itself

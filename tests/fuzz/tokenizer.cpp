@@ -50,7 +50,7 @@ void run_tokenizer(Bytes bytes) {
     for (std::size_t i = 0; name == "ids" && i + 1 < part.size(); i += 2)
       ids.push_back(static_cast<unsigned char>(part[i]) * 256 + static_cast<unsigned char>(part[i + 1]));
     for (const std::string_view known : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
-                                         "config.json", "chat_template.jinja"})
+                                         "config.json", "chat_template.jinja", "chat_template.json"})
       if (name == known) write_file(folder / name, part);
   });
 

@@ -63,7 +63,7 @@ TEST_CASE("unknown formats and templates are refused with the list of known ones
   CHECK_THROWS_WITH(ChatFormat::named("klingon"), contains("no format 'klingon'; there are chatml, "));
   CHECK_THROWS_WITH(ChatFormat::of(tokenizer_of(byte_level_json())), contains("has no chat template"));
   CHECK_THROWS_WITH(ChatFormat::of(tokenizer_of(byte_level_json(), R"({"chat_template":"{{ messages }}"})")),
-                    contains("none that is known"));
+                    contains("chat template is unknown; name the format that it follows: chatml, "));
   CHECK(ChatFormat::names().size() > 20);
   for (const std::string_view name : ChatFormat::names()) CHECK(ChatFormat::named(name).name() == name);
 }

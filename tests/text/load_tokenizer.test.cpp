@@ -58,6 +58,24 @@ TEST_CASE("a tokenizer that asks for a first token gets it") {
   CHECK_THAT(denied.ignored()[0], contains("add_bos_token false"));
 }
 
+TEST_CASE("a chat template is read wherever a folder has it") {
+  const TempFolder folder;
+  folder.write("tokenizer.json", byte_level_json());
+  const auto found = [&] { return load_tokenizer(folder.path()).chat_template(); };
+  CHECK(found().empty());
+  folder.write("chat_template.json", R"({"chat_template":"of the processor"})");
+  CHECK(found() == "of the processor");
+  folder.write("tokenizer_config.json", R"({"chat_template":null})");
+  CHECK(found() == "of the processor");
+  folder.write("tokenizer_config.json",
+               R"({"chat_template":[{"name":"tools","template":"no"},{"name":"default","template":"of the list"}]})");
+  CHECK(found() == "of the list");
+  folder.write("tokenizer_config.json", R"({"chat_template":"of the tokenizer"})");
+  CHECK(found() == "of the tokenizer");
+  folder.write("chat_template.jinja", "a file of its own");
+  CHECK(found() == "a file of its own");
+}
+
 TEST_CASE("added tokens that only tokenizer_config.json names are added") {
   const Tokenizer t =
       tokenizer_of(byte_level_json(), R"({"added_tokens_decoder":{"260":{"content":"<x>"},"300":{"content":"<more>","special":true}}})");

@@ -49,7 +49,7 @@ class ChatFormat {
     if (tokenizer.chat_template().empty())
       raise<UnsupportedError>("pith::ChatFormat: the folder has no chat template; name a format: ", listed());
     if (const detail::ChatStyle* style = detail::find_chat_template(tokenizer.chat_template())) return ChatFormat(*style);
-    raise<UnsupportedError>("pith::ChatFormat: the folder's chat template is none that is known; name the format it follows: ", listed());
+    raise<UnsupportedError>("pith::ChatFormat: the folder's chat template is unknown; name the format that it follows: ", listed());
   }
   static std::vector<std::string_view> names() {
     std::vector<std::string_view> out;

@@ -107,6 +107,7 @@ inline constexpr std::array chat_templates = {
     ChatTemplate{423, 0x5077F2E95F67F322, "mistral-v7"},         // Mistral-Large-Instruct-2411
     ChatTemplate{415, 0x18FC96551D88F28D, "mistral-v7-tekken"},  // Mistral-Small-24B-Instruct-2501
     ChatTemplate{591, 0xE34605ADADAB5ABC, "gemma2"},             // gemma-2-2b-it
+    ChatTemplate{594, 0x2AF79C320289DF09, "gemma2"},             // gemma-7b-it: the same, its newlines spelled \n
     ChatTemplate{1531, 0x0AFC8801F3D8A065, "gemma3"},            // gemma-3-270m-it
     ChatTemplate{1374, 0x47495A9DE25A6210, "gemma3"},            // gemma-3-1b-it, whose system text is a list of parts
     ChatTemplate{430, 0x958596020D2B8151, "phi3"},               // Phi-3.5-mini-instruct

@@ -69,18 +69,13 @@ class TokenizerFolder {
     return out;
   }
 
-  /// The only or default chat template; chat_template.jinja comes before tokenizer_config.json.
+  /// The only or default chat template of chat_template.jinja, else of tokenizer_config.json, else of chat_template.json, where models with
+  /// a vision tower have it.
   std::string chat_template() const {
     const std::filesystem::path own = folder_ / "chat_template.jinja";
     if (present(own)) return std::string(FileBytes::read(own, max_config_bytes).text());
-    const Json* at = config_.root().find("chat_template");
-    if (at != nullptr && at->is_array()) {
-      const Json* found = nullptr;
-      for (const Json& entry : *at)
-        if (const Json* name = entry.find("name"); name != nullptr && *name == "default") found = entry.find("template");
-      at = found;
-    }
-    return at != nullptr && at->is_string() ? at->get<std::string>() : std::string();
+    const std::string found = chat_template(config_);
+    return found.empty() ? chat_template(read("chat_template.json")) : found;
   }
 
   /// eos_token_id of generation_config.json, else of config.json, else of its text_config: a number or a list. A file that is not JSON
@@ -97,6 +92,16 @@ class TokenizerFolder {
   }
 
  private:
+  static std::string chat_template(const JsonDocument& file) {
+    const Json* at = file.root().find("chat_template");
+    if (at != nullptr && at->is_array()) {
+      const Json* found = nullptr;
+      for (const Json& entry : *at)
+        if (const Json* name = entry.find("name"); name != nullptr && *name == "default") found = entry.find("template");
+      at = found;
+    }
+    return at != nullptr && at->is_string() ? at->get<std::string>() : std::string();
+  }
   static std::vector<Token> stop_ids(const Json& config) {
     std::vector<Token> out;
     const Json* at = config.find("eos_token_id");
