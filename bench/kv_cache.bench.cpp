@@ -30,7 +30,7 @@ constexpr Index width = shape.num_kv_heads * shape.head_dim;
 
 using Policy = AnyPolicy<float>;
 using Entry = PolicyEntry<float>;
-using Cache = KvCache<Policy>;
+using Cache = KvCache<>;
 using Positions = std::vector<std::vector<Position>>;  // by kv head, ascending
 
 struct Case {
@@ -69,7 +69,7 @@ class Attention {
   }
 
  private:
-  KvCache<Dense> cache_;
+  KvCache<> cache_;
   Workspace ws_;
   Matrix<float> query_ = random_matrix(1, shape.num_heads*shape.head_dim, 3), out_;
   Samples times_;
@@ -135,17 +135,17 @@ class Layer {
   }
   /// What never leaves by itself.
   void forget(Index tokens) {
-    if (facts_.eviction == detail::Eviction::never) cache_.crop(cache_.next_position() - static_cast<Position>(tokens));
+    if (facts_.eviction == Eviction::never) cache_.crop(cache_.next_position() - static_cast<Position>(tokens));
   }
 
   bool right(const Entry& entry) {
     const Positions held = held_by(cache_);
     for (const std::vector<Position>& head : held) {
       if (std::adjacent_find(head.begin(), head.end()) != head.end() || head.back() >= cache_.next_position()) return false;
-      if (facts_.eviction != detail::Eviction::never && static_cast<Index>(head.size()) != facts_.budget) return false;
+      if (facts_.eviction != Eviction::never && static_cast<Index>(head.size()) != facts_.budget) return false;
       if (facts_.traits.keeps_newest && head.back() != cache_.next_position() - 1) return false;
     }
-    if (facts_.eviction == detail::Eviction::by_age && held != by_age()) return false;
+    if (facts_.eviction == Eviction::by_age && held != by_age()) return false;
     if (entry.name.starts_with("h2o") && !lightest_leaves()) return false;
     return cache_.evict() == 0;
   }
@@ -195,7 +195,7 @@ class Layer {
     return held_by(cache_) == expected;
   }
 
-  detail::PolicyFacts facts_;
+  PolicyFacts facts_;
   bool journal_;
   Cache cache_;
   std::vector<Matrix<float>> weights_;
@@ -240,7 +240,7 @@ Cache read_prompt(const Policy& policy, Index rows) {
 }
 
 /// At most the budget, or a share of one that the heads divide; lists that overlap may leave less.
-bool right_after_prompt(Cache& cache, const detail::PolicyFacts& facts) {
+bool right_after_prompt(Cache& cache, const PolicyFacts& facts) {
   Index all = 0;
   for (const std::vector<Position>& head : held_by(cache)) {
     if (head.empty() || std::adjacent_find(head.begin(), head.end()) != head.end() || head.back() >= cache.next_position()) return false;
@@ -308,7 +308,7 @@ const bool registered = [] {
     add("append+evict/gather_into_new", gather_into_new, c)->Iterations(tokens);
     for (const Entry& entry : policy_catalogue<float>()) {
       const std::string name(entry.name);
-      const detail::PolicyFacts facts = entry.make(rows, model()).facts(shape);
+      const PolicyFacts facts = entry.make(rows, model()).facts(shape);
       if (facts.traits.prompt_only) {
         add(
             "evict_prompt_x2/" + name, [entry](benchmark::State& state, Case of) { evict_prompt(state, entry, of.rows); }, c)

@@ -27,7 +27,7 @@ namespace {
 constexpr AttentionShape shape{32, 8, 128};
 constexpr Index width = shape.num_kv_heads * shape.head_dim;
 
-using Cache = KvCache<AnyPolicy<float>, AnyMerge<float>>;
+using Cache = KvCache<>;
 
 struct Case {
   Index rows;

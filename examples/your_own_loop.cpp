@@ -37,7 +37,7 @@ Matrix<float> your_attention(const Matrix<float>& q, Rows keys, Rows values, Mat
 }
 
 void heavy_hitters() {
-  KvCache<Dense> dense(shape, {}, {.max_tokens = 2000});
+  KvCache<> dense(shape, {}, {.max_tokens = 2000});
   KvCache cache(shape, HeavyHitter{.heavy = 96, .recent = 32}, {.max_chunk = 1});
 
   std::mt19937_64 rng(1);

@@ -48,7 +48,7 @@ class Induction {
 
  private:
   static constexpr Index dim = 128;
-  KvCache<HeavyHitter> cache_;
+  KvCache<> cache_;
   Matrix<float> words_, logits_;  ///< [vocab, dim]; [tokens, vocab]
   std::vector<Token> text_{0};    ///< a start token, then all tokens read
 };

@@ -27,7 +27,7 @@ template <pith::KvStorage T> void begin_at(pith::Session<float, T>& session, Ind
   if (rows == 0) return;
   const Index width = heads * caches[0].shape().head_dim;
   const pith::Matrix<float> k = random_matrix(std::min<Index>(rows, 1021), width, 3), v = random_matrix(k.rows(), width, 4);
-  pith::KvCache<pith::Dense, pith::Drop, T> written(caches[0].shape(), {}, {.max_draft = 0, .max_tokens = rows});
+  pith::KvCache<T> written(caches[0].shape(), {}, {.max_draft = 0, .max_tokens = rows});
   for (Index r = 0; r < rows; r += k.rows())
     written.append(k.topRows(std::min(k.rows(), rows - r)), v.topRows(std::min(k.rows(), rows - r)));
   written.evict();

@@ -69,7 +69,7 @@ TEST_CASE("fast math: attention and norms are those of double", "[fast_math]") {
   const Index d = 64, rows = 131;
   const Matrix<float> q = 4 * random_matrix<float>(1, d, 1), k = random_matrix<float>(rows, d, 2), v = random_matrix<float>(rows, d, 3);
   Matrix<float> out(1, d);
-  KvCache<Dense> cache({1, 1, d}, {}, {.max_chunk = rows, .max_tokens = rows});
+  KvCache<> cache({1, 1, d}, {}, {.max_chunk = rows, .max_tokens = rows});
   cache.append(k, v);
   Workspace ws(attend_workspace_bytes<float>(cache.shape(), rows, 1, 1));
   attend(q, cache.view(), out, ws);
@@ -94,7 +94,7 @@ TEST_CASE("fast math: infinities and NaN keep their meaning", "[fast_math]") {
   check_near<float>(numbers(x.row(1)), {0, 0, 0, 0, 0}, 0);
   for (Index i = 0; i < 5; ++i) CHECK(pith_test::is_nan(double(x(2, i))));
 
-  KvCache<Sentinels> cache({1, 1, 2}, {}, {.max_chunk = 8});
+  KvCache cache({1, 1, 2}, Sentinels{}, {.max_chunk = 8});
   const Matrix<float> rows = random_matrix<float>(8, 2, 1);
   cache.append(rows, rows);
   cache.evict();

@@ -61,7 +61,7 @@ void replay(Reader& in) {
 
 /// A cache and the prompt buffer that is lent to it.
 template <pith::KvStorage T> struct CacheSide {
-  using Cache = pith::KvCache<pith::AnyPolicy<float>, pith::AnyMerge<float>, T>;
+  using Cache = pith::KvCache<T>;
   Cache cache;
   pith::KvPromptBuffer<T> prompt_buffer;
   std::optional<pith::KvSnapshot<T>> kept;

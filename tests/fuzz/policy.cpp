@@ -193,7 +193,7 @@ Any any_policy(Reader& in, const pith::AttentionShape& shape) {
   }
 }
 
-using Cache = pith::KvCache<Any, pith::AnyMerge<float>, float>;
+using Cache = pith::KvCache<float>;
 
 /// Rows have room, positions of their own, and, where nothing turns or merges them, the bits that were given.
 void check(const Cache& cache, const pith_test::KvStream<float>& stream, bool as_given) {
@@ -255,8 +255,8 @@ void run_policy(Bytes bytes) {
   bool as_given = false;
   attempt([&] {
     const Any policy = any_policy(in, shape);
-    const pith::detail::PolicyFacts facts = policy.facts(shape);
-    as_given = merge == 0 && !(facts.traits.positions == pith::RopePositions::cache && facts.eviction == pith::detail::Eviction::by_score);
+    const pith::PolicyFacts facts = policy.facts(shape);
+    as_given = merge == 0 && !(facts.traits.positions == pith::RopePositions::cache && facts.eviction == pith::Eviction::by_score);
     cache.emplace(shape, policy, options, merges[merge].make());
   });
   if (cache) stream_tokens(*cache, in, as_given);

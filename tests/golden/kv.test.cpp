@@ -727,7 +727,7 @@ void values_only_share(Golden& golden) {
       const Ids ids = listed(kept.id_row({h}));
       chosen.kept.emplace_back(ids.begin(), ids.end());
     }
-    KvCache<Chosen, AnyMerge<float>> cache({k.extent(0), k.extent(0), k.width()}, chosen, {.max_chunk = k.extent(1)}, rule);
+    KvCache cache({k.extent(0), k.extent(0), k.width()}, chosen, {.max_chunk = k.extent(1)}, rule);
     cache.append(token_rows(k), token_rows(v));
     cache.evict();
     const Tensor values = golden.get(name + "_values");
@@ -814,7 +814,7 @@ void blocks(Golden& golden) {
   check_codes(q8, golden.ids("q8_0_bytes"));
   check_codes(q4, golden.ids("q4_0_bytes"));
   // A cache's rows are the same bytes.
-  KvCache<Dense, Drop, Q8> cache({1, 1, x.cols()}, {}, {.max_tokens = x.rows()});
+  KvCache<Q8> cache({1, 1, x.cols()}, {}, {.max_tokens = x.rows()});
   cache.append(x, x);
   const KvRun<Q8> run = cache.view().runs.front();
   CHECK(std::equal(q8.begin(), q8.end(), reinterpret_cast<const std::uint8_t*>(run.keys)));

@@ -168,7 +168,7 @@ template <class S> void check_prefix(const PeftFolder& folder, Golden& golden) {
     const Tensor q = part("q"), k = part("k"), v = part("v"), out = part("attn_out"), mass = part("prefix_mass"), keys = part("prefix_K"),
                  values = part("prefix_V");
     for (Index b = 0; b < golden.number("batch"); ++b) {
-      KvCache<Dense, Drop, S> cache(shape, Dense{}, {.max_chunk = tokens, .max_tokens = tokens, .prefix = prefix, .layer = l});
+      KvCache<S> cache(shape, Dense{}, {.max_chunk = tokens, .max_tokens = tokens, .prefix = prefix, .layer = l});
       const KvView<S> view = cache.view();
       for (Index h = 0; h < shape.num_kv_heads; ++h)
         for (Index t = 0; t < soft; ++t) {

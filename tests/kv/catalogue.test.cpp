@@ -3,8 +3,8 @@
 #include <string>
 
 #include <pith/kv/catalogue.hpp>
+#include <pith/kv/policy_laws.hpp>
 
-#include "laws/policy_laws.hpp"
 #include "support/catch.hpp"
 #include "support/random_matrix.hpp"
 
@@ -25,14 +25,14 @@ TEST_CASE("every policy of the catalogue keeps the laws", "[kv]") {
     for (const Index rows : {6, 17}) {
       INFO(entry.name << ", " << rows << " rows, " << shape.num_heads << " heads over " << shape.num_kv_heads);
       const AnyPolicy<float> policy = entry.make(rows, model_of(shape));
-      const detail::PolicyFacts facts = policy.facts(shape);
+      const PolicyFacts facts = policy.facts(shape);
       // Text prior keeps every text token, here all of them: its rows have no bound but the cache's.
       if (entry.name == "text-prior") {
-        pith_test::prompt_laws<AnyPolicy<float>, float>(policy, shape, 3);
+        prompt_laws(policy, {.shape = shape, .seed = 3});
         continue;
       }
-      pith_test::policy_laws<AnyPolicy<float>, float>(policy, shape, 3);
-      if (facts.traits.positions == RopePositions::text) pith_test::policy_laws<AnyPolicy<float>, bfloat16>(policy, shape, 4);
+      policy_laws(policy, {.shape = shape, .seed = 3});
+      if (facts.traits.positions == RopePositions::text) policy_laws<bfloat16>(policy, {.shape = shape, .seed = 4});
     }
 }
 
@@ -42,18 +42,18 @@ TEST_CASE("a prompt in pieces keeps the rows of the whole under wrappers and eve
   const SnapKv snap{.keep = 12, .window = 8, .kernel = 3};
   const SnapKv by_head{.keep = 12, .window = 5, .kernel = 3, .pool = SnapKv::Pool::largest, .group = SnapKv::Group::largest};
   const Csp lists{.heavy = 6, .recent = 7, .protects = 2};
-  pith_test::prompt_laws(snap, shape, 7);
-  pith_test::prompt_laws(by_head, shape, 8);
-  pith_test::prompt_laws(Adaptive(snap, {.floor = 0.5}), shape, 9);
-  pith_test::prompt_laws(Adaptive(by_head, {.floor = 0.2, .rule = AdaptiveOptions::Rule::blended}), shape, 10);
-  pith_test::prompt_laws(Chunkwise(snap, 3), shape, 11);
-  pith_test::prompt_laws(Protect(lists, {.sinks = 1}), shape, 12);
-  pith_test::prompt_laws(lists, shape, 13);
-  pith_test::prompt_laws(Csp{.heavy = 2, .recent = 9, .picks = Csp::Picks::both}, shape, 14);
-  pith_test::prompt_laws(PromptOnly(Tova{9}), shape, 15);
-  pith_test::prompt_laws(PromptOnly(Scissorhands{.keep = 14, .history = 9, .recent = 3}), shape, 16);
-  pith_test::prompt_laws(CriticalValues<Adaptive<SnapKv>, float>(Adaptive(snap), o_proj), shape, 17);
-  pith_test::prompt_laws<Adaptive<SnapKv>, double>(Adaptive(snap), {6, 1, 5}, 18);
+  prompt_laws(snap, {.shape = shape, .seed = 7});
+  prompt_laws(by_head, {.shape = shape, .seed = 8});
+  prompt_laws(Adaptive(snap, {.floor = 0.5}), {.shape = shape, .seed = 9});
+  prompt_laws(Adaptive(by_head, {.floor = 0.2, .rule = AdaptiveOptions::Rule::blended}), {.shape = shape, .seed = 10});
+  prompt_laws(Chunkwise(snap, 3), {.shape = shape, .seed = 11});
+  prompt_laws(Protect(lists, {.sinks = 1}), {.shape = shape, .seed = 12});
+  prompt_laws(lists, {.shape = shape, .seed = 13});
+  prompt_laws(Csp{.heavy = 2, .recent = 9, .picks = Csp::Picks::both}, {.shape = shape, .seed = 14});
+  prompt_laws(PromptOnly(Tova{9}), {.shape = shape, .seed = 15});
+  prompt_laws(PromptOnly(Scissorhands{.keep = 14, .history = 9, .recent = 3}), {.shape = shape, .seed = 16});
+  prompt_laws(CriticalValues<Adaptive<SnapKv>, float>(Adaptive(snap), o_proj), {.shape = shape, .seed = 17});
+  prompt_laws<double>(Adaptive(snap), {.shape = {6, 1, 5}, .seed = 18});
 }
 
 TEST_CASE("a policy is found by name, and a wrong name is told the right ones", "[kv]") {

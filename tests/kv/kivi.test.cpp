@@ -104,7 +104,7 @@ concept ShowsRows = requires(const Cache cache) {
 };
 
 static_assert(KvStorage<Q8> && !PlainStorage<Q8> && sizeof(Q8) == 1 && std::is_same_v<arithmetic_t<Q8>, float>);
-static_assert(ShowsRows<KvCache<Dense, Drop, half>> && !ShowsRows<KvCache<Dense, Drop, Q8>>);
+static_assert(ShowsRows<KvCache<half>> && !ShowsRows<KvCache<Q8>>);
 
 }  // namespace
 
@@ -407,8 +407,8 @@ template <class P> class Twins {
   }
 
   AttentionShape shape;
-  KvCache<P, Drop, Q8> q8;
-  KvCache<P, Drop, float> plain;
+  KvCache<Q8> q8;
+  KvCache<float> plain;
   KvStream<float> stream;
 
  private:
@@ -469,8 +469,8 @@ TEST_CASE("a Q8 cache is a float cache of rounded rows, in every bit", "[kivi][q
 TEST_CASE("a Q8 cache takes 34 bytes where a float cache takes 128", "[kivi][q8]") {
   const AttentionShape shape{4, 2, 64};
   const KvCacheOptions options{.max_draft = 0, .max_tokens = 1024};
-  const KvCache<Dense, Drop, Q8> q8(shape, {}, options);
-  const KvCache<Dense, Drop, float> plain(shape, {}, options);
+  const KvCache<Q8> q8(shape, {}, options);
+  const KvCache<float> plain(shape, {}, options);
   CHECK(plain.bytes() - q8.bytes() == std::size_t{2 * 2 * 1024 * (256 - 68)});
-  CHECK_THROWS_AS((KvCache<Dense, Drop, Q8>({1, 1, std::numeric_limits<Index>::max() / 8}, {}, options)), CapacityError);
+  CHECK_THROWS_AS((KvCache<Q8>({1, 1, std::numeric_limits<Index>::max() / 8}, {}, options)), CapacityError);
 }

@@ -34,7 +34,7 @@ struct Greedy {
 }  // namespace
 
 TEST_CASE("rows are stored as given and every row carries its position and kind", "[kv]") {
-  KvCache<Dense, Drop, half> cache(small, {}, {.max_tokens = 10});
+  KvCache<half> cache(small, {}, {.max_tokens = 10});
   KvStream<half> stream(small, 2);
   const Matrix<float> k = stream.random(3, small_width), v = stream.random(3, small_width);
   const std::vector<TokenKind> kinds{TokenKind::text, TokenKind::image, TokenKind::audio};
@@ -93,7 +93,7 @@ TEST_CASE("a refused call changes nothing and says what to do", "[kv]") {
 }
 
 TEST_CASE("a full dense cache refuses, and crops without a checkpoint", "[kv]") {
-  KvCache<Dense> cache(small, {}, {.max_tokens = 8});
+  KvCache<> cache(small, {}, {.max_tokens = 8});
   KvStream<float> stream(small, 4);
   stream.step(cache, 5);
   const auto five = cache.clone();
@@ -282,7 +282,7 @@ TEST_CASE("numbers beyond 16-bit rows become their largest, and what is not fini
   constexpr float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   const Matrix<float> numbers = (Matrix<float>(1, 8) << 70000, -70000, 65504, 3.4e38f, inf, -inf, nan, 1).finished();
   const auto stored = [&]<class T>(T) {
-    KvCache<Dense, Drop, T> cache({1, 1, 8}, {}, {.max_tokens = 2});
+    KvCache<T> cache({1, 1, 8}, {}, {.max_tokens = 2});
     cache.append(numbers, numbers);
     CHECK(pith_test::keys_of(cache, 0).leftCols(4) == pith_test::values_of(cache, 0).leftCols(4));
     return Matrix<float>(pith_test::keys_of(cache, 0));
@@ -385,7 +385,7 @@ TEST_CASE("keys at cache positions are handed out only to those who say so", "[k
 }
 
 TEST_CASE("what is appended with gaps in its positions is cropped bit for bit", "[kv]") {
-  KvCache<Dense> cache(small, {}, {.max_tokens = 10});
+  KvCache<> cache(small, {}, {.max_tokens = 10});
   const Matrix<float> rows = Matrix<float>::Ones(3, small_width);
   const std::vector<Position> positions{2, 5, 6};
   cache.append(rows, rows, {.positions = positions});

@@ -1,12 +1,18 @@
 // The law suite itself: what it must find in policies and caches that break a law.
 #include <cmath>
 #include <limits>
-#include <vector>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
 
 #include <pith/kv.hpp>
+#include <pith/kv/policy_laws.hpp>
+#include <pith/merge/gates.hpp>
+#include <pith/merge/weighted.hpp>
 
-#include "laws/policy_laws.hpp"
 #include "support/catch.hpp"
+#include "support/kv_stream.hpp"
 
 using namespace pith;
 using pith_test::KvStream;
@@ -33,9 +39,48 @@ struct Unusual {
 }  // namespace
 
 TEST_CASE("a policy that remembers keeps the laws while decoding", "[kv]") {
-  pith_test::policy_laws<Unusual, double>({});
-  pith_test::policy_laws<Unusual, bfloat16>({.rows = 5}, {6, 3, 4});
-  pith_test::policy_laws(AtCachePositions(Unusual{.rows = 12}));
+  policy_laws<double>(Unusual{});
+  policy_laws<bfloat16>(Unusual{.rows = 5}, {.shape = {6, 3, 4}});
+  policy_laws(AtCachePositions(Unusual{.rows = 12}));
+}
+
+namespace {
+
+/// Scores rows by their place in storage, which says nothing about a token.
+struct ByPlace {
+  Index rows = 6;
+  bool prompt_only = false;
+  Index budget() const { return rows; }
+  PolicyTraits traits() const { return {.prompt_only = prompt_only}; }
+  template <class S> void score(const KvRows<S>& rows_, VectorRef<S> out) const {
+    for (Index r = 0; r < rows_.size(); ++r) out[r] = S((7 * r) % 5);
+  }
+};
+/// Scores by how often it was asked before.
+struct ByMood {
+  std::shared_ptr<int> asked = std::make_shared<int>(0);
+  Index budget() const { return 7; }
+  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
+    for (Index r = 0; r < rows.size(); ++r) out[r] = S((++*asked * 31) % 17);
+  }
+};
+/// Protects more rows than its budget.
+struct Greedy {
+  Index budget() const { return 4; }
+  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
+    for (Index r = 0; r < rows.size(); ++r)
+      out[r] = rows.positions[static_cast<std::size_t>(r)] < 6 ? std::numeric_limits<S>::infinity() : S(0);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("the law suite finds policies that break a law", "[kv]") {
+  const auto broken = [](const char* law) { return Catch::Matchers::Contains(law) && Catch::Matchers::Contains("seed 1"); };
+  CHECK_THROWS_WITH(policy_laws(Greedy{}), broken("a head keeps at most its budget"));
+  CHECK_NOTHROW(policy_laws(Greedy{}, {.beyond = 3}));  // six rows and the newest
+  CHECK_THROWS_WITH(policy_laws(ByMood{}), broken("goes on like the first"));
+  CHECK_THROWS_WITH(prompt_laws(ByPlace{.prompt_only = true}), broken("a prompt in pieces"));
 }
 
 TEST_CASE("crop() gives back what a policy remembers of a head", "[kv]") {
@@ -92,9 +137,9 @@ TEST_CASE("the survivors that the law suite expects are those of the documented 
   const double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
   const std::map<Position, double> scores{{0, 1}, {1, nan}, {2, -inf}, {3, 1}, {4, inf}, {5, 0}, {6, -7}};
   using Set = std::set<Position>;
-  CHECK(pith_test::survivors(scores, 4, {}) == Set{0, 3, 4, 5});
-  CHECK(pith_test::survivors(scores, 2, {}) == Set{3, 4});              // of equals the older leaves
-  CHECK(pith_test::survivors(scores, 7, {}) == Set{0, 1, 3, 4, 5, 6});  // -inf leaves whatever the room
-  CHECK(pith_test::survivors(scores, 1, Position(6)) == Set{4, 6});     // +inf and the newest stay whatever the budget
-  CHECK(pith_test::survivors(scores, 5, {}) == Set{0, 3, 4, 5, 6});     // not-a-numbers rank below every number
+  CHECK(detail::survivors(scores, 4, {}) == Set{0, 3, 4, 5});
+  CHECK(detail::survivors(scores, 2, {}) == Set{3, 4});              // of equals the older leaves
+  CHECK(detail::survivors(scores, 7, {}) == Set{0, 1, 3, 4, 5, 6});  // -inf leaves whatever the room
+  CHECK(detail::survivors(scores, 1, Position(6)) == Set{4, 6});     // +inf and the newest stay whatever the budget
+  CHECK(detail::survivors(scores, 5, {}) == Set{0, 3, 4, 5, 6});     // not-a-numbers rank below every number
 }

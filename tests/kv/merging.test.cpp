@@ -74,7 +74,7 @@ TEST_CASE("evicted rows are merged into the kept rows nearest by key, values alo
       {Drop{}, rows({1, 0, 1, 1, 0, 2, 4, 0})},
   };
   for (const Case& c : cases) {
-    KvCache<KeepsThese, AnyMerge<double>, double> cache({1, 1, 2}, KeepsThese{{1, 4}}, {.max_chunk = 5}, c.merge);
+    KvCache<double> cache({1, 1, 2}, KeepsThese{{1, 4}}, {.max_chunk = 5}, c.merge);
     cache.append(k, v, {.phase = Phase::prefill});
     CHECK(cache.evict() == 3);
     Matrix<double> found(2, 4);
@@ -90,8 +90,8 @@ TEST_CASE("tokens that repeat each other can be merged without a trace when rows
   const AttentionShape shape{4, 2, 8};
   KvStream<double> stream(shape, 5);
   const Matrix<double> different = stream.random(4, 16), values = stream.random(4, 16);
-  KvCache<Dense, Drop, double> dense(shape, {}, {.max_tokens = 40});
-  KvCache<Window, MassWeighted, double> counted(shape, {6}, {.keep_masses = true}), blind(shape, {6}, {});
+  KvCache<double> dense(shape, {}, {.max_tokens = 40});
+  KvCache<double> counted(shape, Window{6}, {.keep_masses = true}, MassWeighted{}), blind(shape, Window{6}, {}, MassWeighted{});
   // A logarithm is a float near log(10): weights move by a few of its roundings, outputs by as much of a value.
   const double slack = 4 * std::log(10.0) * std::numeric_limits<float>::epsilon() * values.cwiseAbs().maxCoeff();
   for (Index t = 0; t < 40; ++t) {
@@ -113,11 +113,11 @@ TEMPLATE_TEST_CASE("a prompt in a prompt buffer is merged as it is at home", "[k
     if (entry.name == "dense" || entry.needs_rope || entry.needs_o_proj) continue;
     for (const MergeEntry<float>& merging : merge_catalogue()) {
       INFO(entry.name << ", " << merging.name);
-      using Cache = KvCache<AnyPolicy<float>, AnyMerge<float>, TestType>;
+      using Cache = KvCache<TestType>;
       const AnyPolicy<float> policy = entry.make(8, {});
       Cache home(shape, policy, {.max_chunk = 40, .keep_masses = true}, merging.make());
       Cache away(shape, policy, {.max_chunk = 1, .keep_masses = true}, merging.make());
-      const detail::PolicyFacts facts = policy.facts(shape);
+      const PolicyFacts facts = policy.facts(shape);
       KvPromptBuffer<TestType> prompt_buffer(
           shape, 50,
           {.stats = facts.stats, .reads_rows = true, .combines = facts.combines, .angles = true, .keep_masses = true, .merges = true});
@@ -160,7 +160,7 @@ TEST_CASE("a merge that a journal could not take back is refused before anything
 
 TEST_CASE("rows that no query of a sliding window can see any more are dropped, not merged", "[kv]") {
   for (const Index window : {3, 4}) {  // of three tokens the first is seen by the fourth under a window of 4, not of 3
-    KvCache<Window, Averaged, double> cache({1, 1, 2}, {2}, {.max_chunk = 1, .window = window});
+    KvCache<double> cache({1, 1, 2}, Window{2}, {.max_chunk = 1, .window = window}, Averaged{});
     Matrix<double> row(1, 2);
     for (int t = 0; t < 3; ++t) {
       row << 1, t;
@@ -219,7 +219,7 @@ TEST_CASE("values only: a row that points away adds nothing", "[kv]") {
   CHECK(ValuesOnly{}.weight(MergePair<double>{.cosine = -.5, .kept_mass = 1, .evicted_mass = 1, .kept_norm = 3, .evicted_norm = 1}) == 0);
   CHECK(ValuesOnly{}.weight(MergePair<double>{.cosine = .5, .kept_mass = 1, .evicted_mass = 1, .kept_norm = 3, .evicted_norm = 1}) ==
         Approx(.125).epsilon(1e-6));
-  KvCache<Window, ValuesOnly, double> cache({1, 1, 2}, {1}, {.max_chunk = 1});
+  KvCache<double> cache({1, 1, 2}, Window{1}, {.max_chunk = 1}, ValuesOnly{});
   Matrix<double> k(1, 2), v(1, 2);
   for (const double sign : {1., -1.}) {
     k << sign, .25;
@@ -233,14 +233,13 @@ TEST_CASE("values only: a row that points away adds nothing", "[kv]") {
 TEST_CASE("a cache pays for merging only if it merges", "[kv]") {
   const AttentionShape shape{8, 4, 64};
   const KvCacheOptions options{.max_draft = 4};
-  const KvCache<Window> dropping(shape, {128}, options);
-  const KvCache<Window, AnyMerge<float>> dropping_by_choice(shape, {128}, options);
-  const KvCache<Window, Pivotal> merging(shape, {128}, options);
+  const KvCache dropping(shape, Window{128}, options);
+  const KvCache dropping_by_choice(shape, Window{128}, options, make_merge("drop"));
+  const KvCache merging(shape, Window{128}, options, Pivotal{});
   CHECK(dropping_by_choice.bytes() == dropping.bytes());
   CHECK(merging.bytes() > dropping.bytes());
   CHECK(dropping.masses(0).size() == 0);
   CHECK(dropping.view().runs[0].log_mass == nullptr);
   CHECK(merging.view().runs[0].log_mass == nullptr);
-  CHECK_THROWS_WITH((KvCache<Window, AnyMerge<float>>(shape, {128}, {}, make_merge("avarage"))),
-                    contains("no strategy 'avarage': drop, averaged, pivotal"));
+  CHECK_THROWS_WITH((KvCache(shape, Window{128}, {}, make_merge("avarage"))), contains("no strategy 'avarage': drop, averaged, pivotal"));
 }

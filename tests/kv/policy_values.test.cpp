@@ -144,7 +144,7 @@ template <class P, class F> void check_turns(const P& policy, F&& expected, bool
     for (const bool gaps : {false, true})
       for (const std::vector<Index>& pieces : {std::vector<Index>{24}, {17, 7}, {23, 1}, {3, 3, 9, 2, 7}, std::vector<Index>(24, 1)}) {
         INFO(pieces.size() << " pieces, " << (gaps ? "gaps, " : "") << (evicts_each ? "evict() after each" : "one evict()"));
-        KvCache<P> cache(four_over_two, policy, {.max_chunk = 40, .max_generated = 40});
+        KvCache cache(four_over_two, policy, {.max_chunk = 40, .max_generated = 40});
         Position next = 0;
         for (Index turn = 0; turn < 3; ++turn) {
           std::vector<Position> prompt, answer;
@@ -227,7 +227,7 @@ TEST_CASE("Scissorhands counts marks of this half of the history and of the one 
   cache.evict();
   for (Index h = 0; h < 2; ++h) CHECK(held(cache, h) == expected[h]);
   // A row marked by every query of the half before, and one marked once in this half.
-  KvCache<Scissorhands> few({1, 1, 2}, {.keep = 5, .history = 8, .recent = 1}, {.max_chunk = 8});
+  KvCache few({1, 1, 2}, Scissorhands{.keep = 5, .history = 8, .recent = 1}, {.max_chunk = 8});
   const Matrix<float> one = Matrix<float>::Ones(6, 2);
   few.append(one, one);
   Matrix<float> weights = Matrix<float>::Zero(6, 6);
@@ -252,8 +252,8 @@ struct Given {
   }
 };
 
-template <class P> KvCache<P> prompt_of(const P& policy, Index heads, Index tokens) {
-  KvCache<P> cache({heads, heads, 2}, policy, {.max_chunk = tokens});
+KvCache<> prompt_of(const AnyPolicy<float>& policy, Index heads, Index tokens) {
+  KvCache<> cache({heads, heads, 2}, policy, {.max_chunk = tokens});
   const Matrix<float> rows = Matrix<float>::Ones(tokens, 2 * heads);
   cache.append(rows, rows, {.phase = Phase::prefill});
   cache.evict();
@@ -356,7 +356,7 @@ Scores lagkv(const LagKv& policy, const Matrix<double>& keys, const Matrix<doubl
 }
 
 template <class T = float> std::set<Position> lagkv_kept(const LagKv& policy, const Matrix<float>& keys, const Matrix<float>& values) {
-  KvCache<LagKv, Drop, T> cache({1, 1, keys.cols()}, policy, {.max_chunk = keys.rows()});
+  KvCache<T> cache({1, 1, keys.cols()}, policy, {.max_chunk = keys.rows()});
   cache.append(keys, values, {.phase = Phase::prefill});
   cache.evict();
   return held(cache, 0);
@@ -408,7 +408,7 @@ TEST_CASE("every policy of the catalogue keeps at most its budget, from one row 
         if (entry.name == "dense") continue;
         INFO(entry.name << ", " << rows << " rows, " << tokens << " tokens");
         const AnyPolicy<float> policy = make_policy(entry.name, rows, model);
-        KvCache<AnyPolicy<float>> cache(four_over_two, policy, {.max_chunk = tokens, .max_generated = 8});
+        KvCache<> cache(four_over_two, policy, {.max_chunk = tokens, .max_generated = 8});
         REQUIRE(cache.budget() == rows);
         for (int turn = 0; turn < 2; ++turn) {
           const Matrix<float> k = pith_test::random_matrix<float>(tokens, layer_width, rng()),

@@ -167,7 +167,7 @@ TEST_CASE("turned keys come back under merges and at every place of a journal", 
     const auto step = [&](Index n) { feed(cache, rope, stream.random(n, 64), stream.random(n, row_width), stream.random(n, row_width)); };
     for (int i = 0; i < 25; ++i) step(1);
     cache.checkpoint();
-    std::vector<KvCache<AtCachePositions<HeavyHitter>, MassWeighted>> before;
+    std::vector<KvCache<>> before;
     for (const Index n : {1, 2, 1, 1, 2, 1, 1}) {
       before.push_back(cache.clone());
       step(n);

@@ -118,7 +118,7 @@ TEST_CASE("a learned prefix without positions is seen by every query, and freeze
   layers[0].sizes = {3};
   layers[0].keys.assign(learned.data(), learned.data() + learned.size());
   layers[0].values = layers[0].keys;
-  KvCache<Dense, Drop, double> behind(shape, Dense{}, {.prefix = KvPrefix(shape, 3, layers)}), whole(shape, Dense{}, {.max_chunk = 3});
+  KvCache<double> behind(shape, Dense{}, {.prefix = KvPrefix(shape, 3, layers)}), whole(shape, Dense{}, {.max_chunk = 3});
   whole.append(learned, learned);
   pith_test::KvStream<double> stream(shape, 2);
   for (int step = 0; step < 5; ++step) {
@@ -151,6 +151,6 @@ TEST_CASE("a prefix that does not fit is refused, with what was expected", "[mod
   const KvPrefix good = prefix(layer(2, {0, 1}));
   CHECK_THROWS_WITH(KvCache(shape, Dense{}, {.prefix = good, .layer = 1}), contains("layer 1 of 1"));
   CHECK_THROWS_WITH(KvCache(AttentionShape{2, 2, 8}, Dense{}, {.prefix = good}), contains("1 kv heads of 8, the cache has 2 of 8"));
-  using Half = KvCache<Dense, Drop, half>;
+  using Half = KvCache<half>;
   CHECK_THROWS_WITH(Half(shape, Dense{}, {.prefix = good}), contains("stored as another type"));
 }

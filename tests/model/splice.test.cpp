@@ -109,7 +109,7 @@ TEST_CASE("rows that stand for several tokens are read as if these were all ther
   // Tokens that repeat each other: one row of mass 3 at a single position, against a cache that is given its row three times.
   const AttentionShape shape{2, 1, 8};
   const Matrix<double> k = random_matrix<double>(2, 8, 1), v = random_matrix<double>(2, 8, 2), q = random_matrix<double>(1, 16, 3);
-  KvCache<Dense, Drop, double> counted(shape, {}, {.keep_masses = true}), repeated(shape);
+  KvCache<double> counted(shape, {}, {.keep_masses = true}), repeated(shape);
   const std::vector<float> masses{3, 1};
   counted.append(k, v, {.masses = masses});
   for (const Index row : {0, 0, 0, 1}) repeated.append(k.row(row), v.row(row));

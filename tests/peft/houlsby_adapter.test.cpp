@@ -148,7 +148,7 @@ TEST_CASE("prefix tuning: every query sees the whole prefix, unrotated, and the 
   CHECK(prefix.next_position() == virtual_tokens);
   CHECK(prefix.rows() == virtual_tokens);
   for (Index layer = 0; layer < layers; ++layer) {
-    KvCache<Dense, Drop, double> cache(shape, Dense{}, {.max_chunk = tokens, .prefix = prefix, .layer = layer});
+    KvCache<double> cache(shape, Dense{}, {.max_chunk = tokens, .prefix = prefix, .layer = layer});
     const Matrix<double> q = random_matrix<double>(tokens, 32, 6), k = random_matrix<double>(tokens, 16, 7),
                          v = random_matrix<double>(tokens, 16, 8);
     cache.append(k, v);

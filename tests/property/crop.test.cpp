@@ -14,7 +14,7 @@ using namespace pith;
 namespace {
 
 template <class P, class T> void random_calls(const P& policy, const AttentionShape& shape, std::uint64_t seed, int operations) {
-  using Cache = KvCache<P, Drop, T>;
+  using Cache = KvCache<T>;
   INFO("seed " << seed);
   const bool dense = std::is_same_v<P, Dense>;
   Cache cache(shape, policy, {.max_chunk = 6, .max_draft = 9, .max_tokens = 6 * operations});

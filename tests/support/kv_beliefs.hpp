@@ -27,7 +27,7 @@ class KvBeliefs {
   explicit KvBeliefs(KvSetting setting) : s_(std::move(setting)) {}
 
   bool angles() const {
-    return s_.facts.traits.positions == pith::RopePositions::cache && s_.facts.eviction == pith::detail::Eviction::by_score;
+    return s_.facts.traits.positions == pith::RopePositions::cache && s_.facts.eviction == pith::Eviction::by_score;
   }
   Index rows(Index h) const { return static_cast<Index>(held(h).size()); }
 
@@ -120,7 +120,7 @@ class KvBeliefs {
       return std::equal(kept.begin(), kept.end(), expected.begin(), expected.end(),
                         [](const Row& a, const Row& b) { return a.position == b.position; });
     };
-    if (s_.facts.eviction == pith::detail::Eviction::by_age) {
+    if (s_.facts.eviction == pith::Eviction::by_age) {
       const Index first = std::min(n, initial());
       std::vector<Row> expected(held(h).begin(), held(h).begin() + first);
       expected.insert(expected.end(), held(h).begin() + std::max(first, n - (retained - first)), held(h).end());

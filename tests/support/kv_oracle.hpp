@@ -123,7 +123,7 @@ class KvOracle : public KvBeliefs {
 
   Refusal refuses_drop() const {
     const bool ring_at_cache =
-        s_.facts.eviction == pith::detail::Eviction::by_age && s_.facts.traits.positions == pith::RopePositions::cache;
+        s_.facts.eviction == pith::Eviction::by_age && s_.facts.traits.positions == pith::RopePositions::cache;
     return open_ || ring_at_cache ? Refusal::state : Refusal::none;
   }
   void drop(Position first, Position last, Index dropped) {
@@ -192,7 +192,7 @@ class KvOracle : public KvBeliefs {
   void check(const SeenCache& seen) const {
     demand(seen.next == now_.next && seen.angle == (angles() ? now_.angle : now_.next),
            "next_position() and query_position() follow the tokens");
-    const bool shifted = s_.facts.eviction == pith::detail::Eviction::by_age && s_.facts.traits.positions == pith::RopePositions::cache;
+    const bool shifted = s_.facts.eviction == pith::Eviction::by_age && s_.facts.traits.positions == pith::RopePositions::cache;
     demand(seen.gap == (shifted ? now_.next - static_cast<Position>(rows(0)) : 0), "gap() is what lies between sinks and window");
     for (Index h = 0; h < heads(); ++h) check_head(h, seen.heads[static_cast<std::size_t>(h)]);
   }
@@ -225,7 +225,7 @@ class KvOracle : public KvBeliefs {
     return false;
   }
   bool prompt_only() const { return s_.facts.traits.prompt_only; }
-  bool never_evicts() const { return s_.facts.eviction == pith::detail::Eviction::never; }
+  bool never_evicts() const { return s_.facts.eviction == pith::Eviction::never; }
   bool prefilled() const { return now_.last.phase == pith::Phase::prefill; }
   bool idle(Index coming) const { return now_.unevicted == 0 && (coming == 0 || prompt_only()); }
   std::vector<Begin>::const_iterator find(Position p) const {

@@ -87,7 +87,7 @@ inline pith::AnyPolicy<float> policy_of(const KvCase& c) {
 /// A cache of T and the oracle, side by side.
 template <class T> class KvReplay {
  public:
-  using Cache = pith::KvCache<pith::AnyPolicy<float>, pith::AnyMerge<float>, T>;
+  using Cache = pith::KvCache<T>;
   using Index = pith::Index;
 
   explicit KvReplay(const KvCase& c)

@@ -55,7 +55,7 @@ struct KvSetting {
   pith::Index rows;    ///< the budget it was made with
   pith::AttentionShape shape;
   pith::KvCacheOptions options;
-  pith::detail::PolicyFacts facts;
+  pith::PolicyFacts facts;
   pith::Index capacity;                                               ///< rows a head can hold at home
   pith::Matrix<float> (*as_stored)(const float* row, pith::Index n);  ///< the one rounding
   const pith::Rope<float>* rope;                                      ///< of policies at cache positions

@@ -37,8 +37,8 @@ template <class S, KvStorage T> void save_session(const Session<S, T>& session, 
 template <class S, KvStorage T> void load_session(Session<S, T>& session, const std::filesystem::path& path);
 
 /// Overloads for one cache of a user's own loop.
-template <class P, class M, KvStorage T> void save_cache(const KvCache<P, M, T>& cache, const std::filesystem::path& path);
-template <class P, class M, KvStorage T> void load_cache(KvCache<P, M, T>& cache, const std::filesystem::path& path);
+template <KvStorage T> void save_cache(const KvCache<T>& cache, const std::filesystem::path& path);
+template <KvStorage T> void load_cache(KvCache<T>& cache, const std::filesystem::path& path);
 
 namespace detail {
 
@@ -182,13 +182,13 @@ template <class S, KvStorage T> void load_session(Session<S, T>& session, const 
   session.restore(s);
 }
 
-template <class P, class M, KvStorage T> void save_cache(const KvCache<P, M, T>& cache, const std::filesystem::path& path) {
+template <KvStorage T> void save_cache(const KvCache<T>& cache, const std::filesystem::path& path) {
   SafetensorsWriter writer = detail::session_writer();
   detail::write_cache(writer, "", cache.snapshot());
   writer.write(path);
 }
 
-template <class P, class M, KvStorage T> void load_cache(KvCache<P, M, T>& cache, const std::filesystem::path& path) {
+template <KvStorage T> void load_cache(KvCache<T>& cache, const std::filesystem::path& path) {
   const detail::SnapshotReader reader(path);
   if (reader.adapter() != 0) reader.refuse("was saved under an adapter: a cache alone knows none");
   const KvSnapshot<T> s = reader.template cache<T>("");

@@ -12,20 +12,24 @@
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
+#include <pith/kv/any_policy.hpp>
+#include <pith/kv/detail/cache_internals.hpp>
 #include <pith/kv/detail/cache_rules.hpp>
 #include <pith/kv/detail/cache_state.hpp>
-#include <pith/kv/detail/policy_facts.hpp>
 #include <pith/kv/detail/selection.hpp>
 #include <pith/kv/detail/snapshots.hpp>
 #include <pith/kv/options.hpp>
-#include <pith/kv/policies/dense.hpp>
 #include <pith/kv/policy.hpp>
 #include <pith/kv/prompt_buffer.hpp>
 #include <pith/kv/snapshot.hpp>
+#include <pith/merge/any_merge.hpp>
 
 namespace pith { inline namespace v0 {
 
 /// The keys and values of ONE attention layer under an eviction policy. A model holds one per layer.
+///
+///   KvCache cache(shape, SinkWindow{.sinks = 4, .window = 252});                 // of float
+///   KvCache<half> merging(shape, HeavyHitter{}, {.max_chunk = 64}, Averaged{});  // evicted rows are merged into kept ones
 ///
 /// A decoding loop calls four verbs: append() → read view() or keys()/values() → observe() if the policy watches attention → evict().
 /// Rows are stored as given (the caller rotates the keys or does not), in no promised order; every row carries its position.
@@ -34,22 +38,21 @@ namespace pith { inline namespace v0 {
 /// Law      after evict() a head exceeds budget() only by rows scored +inf; a second evict() changes nothing
 /// Law      while no head has held more rows than its budget, attention is bit-identical to Dense
 /// Law      crop() restores bit for bit, evictions included
-template <CachePolicy Policy = Dense, class Merge = Drop, KvStorage Storage = float>
-requires WholePolicy<Policy, arithmetic_t<Storage>> && MergeStrategy<Merge, arithmetic_t<Storage>>
-class KvCache {
+template <KvStorage Storage = float> class KvCache {
  public:
   using Scalar = arithmetic_t<Storage>;
 
+  /// `policy`: any policy of pith or yours. `merge`: what becomes of evicted rows; none given: they are dropped.
+  ///
   /// Throws   ShapeError for an invalid shape or policy, CapacityError if that many rows cannot be held
-  explicit KvCache(const AttentionShape& shape, Policy policy = {}, const KvCacheOptions& options = {}, Merge merge = {})
-      : policy_(std::move(policy)),
-        merge_(std::move(merge)),
-        state_({shape, options, detail::policy_facts<Scalar>(policy_, shape), detail::merge_facts<Scalar>(merge_)}) {}
+  explicit KvCache(const AttentionShape& shape, AnyPolicy<Scalar> policy = {}, const KvCacheOptions& options = {},
+                   AnyMerge<Scalar> merge = {})
+      : policy_(std::move(policy)), merge_(std::move(merge)), state_({shape, options, policy_.facts(shape), merge_.facts()}) {}
 
   /// Checks in advance what reserve() and append() would refuse for `tokens` tokens with these options: a prompt is reserved in the prompt
   /// buffer and evicted once, other tokens are evicted one by one. A model asks every layer before it changes the first one.
   ///
-  /// Throws   what reserve() and append() throw; evict() still checks what depends on scores, see take_back()
+  /// Throws   what reserve() and append() throw; evict() still checks what depends on scores
   void check_room(Index tokens, const AppendOptions& options = {}, const KvPromptBuffer<Storage>* prompt_buffer = nullptr) const {
     state_.check_room(tokens, options, prompt_buffer);
   }
@@ -57,17 +60,6 @@ class KvCache {
   void check_room(Index tokens, const KvPromptBuffer<Storage>* prompt_buffer) const {
     prompt_buffer != nullptr ? state_.check_reserve(tokens, prompt_buffer) : state_.check_room(tokens, {}, prompt_buffer);
   }
-  /// Whether evict() may still refuse after a prompt, or while `tokens` tokens are decoded one by one: see PolicyTraits::overfills.
-  bool may_refuse_prompt() const { return state_.rules.may_refuse_prompt(); }
-  bool may_refuse_next(Index tokens) const { return state_.rules.may_refuse_next(tokens); }
-  /// Records what take_back() needs, until end_guard(), for tokens with one evict() after each. Records in the open journal, or opens one
-  /// if there is memory for journals.
-  void guard() { state_.guard(); }
-  bool recording() const { return state_.journal.open(); }  ///< a journal is open
-  void end_guard() { state_.end_guard(); }
-  /// After a call that threw: returns to before the token at p if the rows are still there, and leaves an open journal open unless keys
-  /// turn. Returns whether it did: rows evicted outside of a journal and a guard() are lost.
-  bool take_back(Position p) { return state_.take_back(p); }
 
   /// Makes room for `tokens` more rows per head before the next evict(): in the cache's own memory, or by moving into the prompt buffer.
   ///
@@ -83,11 +75,9 @@ class KvCache {
   /// Throws   ShapeError, CapacityError when full or positions run out, StateError past what an open journal can take back
   void append(ConstMatrixRef<Scalar> k, ConstMatrixRef<Scalar> v, const AppendOptions& options = {}) {
     state_.append(k, v, options);
-    if constexpr (AdmittingPolicy<Policy, Scalar>) {
-      const Index tokens = k.rows();
-      for (Index h = 0; state_.rules.facts.admits && h < state_.heads(); ++h)
-        policy_.admit(rows_of(h, size(h) - tokens, true), state_.stats(h, size(h) - tokens, tokens));
-    }
+    const Index tokens = k.rows();
+    for (Index h = 0; state_.rules.facts.admits && h < state_.heads(); ++h)
+      policy_.admit(detail::rows_of(state_, h, size(h) - tokens, true), state_.stats(h, size(h) - tokens, tokens));
   }
 
   /// Shows the policy the attention weights of the newest queries; attend() does it through observer(). Threads may call it for different
@@ -95,7 +85,7 @@ class KvCache {
   ///
   /// Throws   ShapeError if the weights do not cover this head's rows, or log_sum, queries or positions do not belong to them; StateError
   ///          if the policy never asked, or for more queries than tokens were appended since the last eviction
-  void observe(const AttentionBlock<Scalar>& seen) requires WatchingPolicy<Policy, Scalar> {
+  void observe(const AttentionBlock<Scalar>& seen) {
     const Index h = seen.kv_head;
     state_.rules.check_head(h);
     state_.rules.check_block(seen, size(h), state_.next, state_.unevicted, watches() == all_queries ? state_.head(h).observed : 0);
@@ -107,17 +97,12 @@ class KvCache {
     const Index row = first + skipped;
     const AttentionBlock<Scalar> block =
         detail::last_queries(seen, (queries - skipped) * group, positions(h)[static_cast<std::size_t>(row)], row);
-    const MatrixRef<Scalar> stats = state_.stats(h, 0, size(h));
-    if constexpr (RememberingPolicy<Policy, Scalar>) {
-      policy_.observe(block, rows_of(h, 0, false), stats, VectorRef<Scalar>(state_.memory.row(h)));
-    } else {
-      policy_.observe(block, rows_of(h, 0, false), stats);
-    }
+    policy_.observe(block, detail::rows_of(state_, h, 0, false), state_.stats(h, 0, size(h)), VectorRef<Scalar>(state_.memory.row(h)));
     state_.note_observed(h, row, queries - skipped);
   }
 
   /// The observer to pass to attend(), so that this cache's policy sees the weights.
-  auto observer() requires WatchingPolicy<Policy, Scalar> {
+  auto observer() {
     return [this](const AttentionTile<Scalar>& tile) {
       observe({tile.kv_head, tile.weights, tile.log_sum, tile.queries, tile.first_query});
     };
@@ -133,31 +118,24 @@ class KvCache {
   /// Throws   StateError if the policy was not shown all attention, CapacityError if it protects more rows than the cache holds
   Index evict(Index coming = 0) {
     const detail::CacheRules& rules = state_.rules;
-    check_coming(coming);
+    rules.check_coming(coming, state_.journal.open());
     if (state_.unevicted == 0 && (coming == 0 || rules.prompt_only())) return 0;
     for (Index h = 0; h < state_.heads(); ++h) rules.check_observed(state_.head(h).observed, state_.unevicted, state_.last);
     const Index retain = rules.retained(coming);
     const bool may = rules.may_evict(state_.last);
     const auto due = [&](Index h) { return may && rules.due(size(h), coming); };
-    detail::Selection<Policy, Storage> selection{policy_, state_};
+    detail::Selection<Storage> selection{policy_, state_};
     bool together = false;
     for (Index h = 0; rules.facts.combines && h < state_.heads(); ++h) together = together || due(h);
     if (together) selection.score_together(retain);
     Index dropped = 0;
     for (Index h = 0; h < state_.heads(); ++h)
       dropped += state_.plan_head(h, together || due(h) ? selection.leaving(h, retain, together) : 0);
-    for (Index h = 0; h < state_.heads(); ++h) {
-      selection.choose(h, state_.leaving(h));
-      state_.close_head(h, coming);
-    }
-    if constexpr (!std::same_as<Merge, Drop>)
-      if (rules.merge.merges && dropped > 0) state_.merge(merge_);
+    for (Index h = 0; h < state_.heads(); ++h) state_.close_head(h, selection.victims(h, state_.leaving(h)), coming);
+    if (rules.merge.merges && dropped > 0) state_.merge(merge_);
     state_.end_eviction(coming);
     return dropped;
   }
-
-  /// Throws   what evict() throws for a number of tokens it cannot make room for
-  void check_coming(Index coming) const { state_.rules.check_coming(coming, state_.journal.open()); }
 
   /// Removes the tokens at first .. last - 1 from every head, without asking the policy; at cache positions the gap closes as well. No
   /// token becomes a sink in place of a removed one: newer tokens use its place in the budget and are evicted like others.
@@ -213,9 +191,6 @@ class KvCache {
     if (const std::string wrong = problem(s); !wrong.empty()) raise<ShapeError>("pith::KvCache: restore() of a snapshot " + wrong);
     detail::Snapshots<Storage>::restore(state_, s);
   }
-  /// Restores a snapshot of this very cache: unlike restore() it checks nothing, cannot fail and does not allocate.
-  void return_to(const KvSnapshot<Storage>& own) noexcept { detail::Snapshots<Storage>::restore(state_, own); }
-
   /// Copies all rows into a prefix layer that other caches can start from.
   ///
   /// Throws   StateError in the middle of a prompt, for tokens that are nearer than in the text (cache positions), and behind a learned
@@ -269,7 +244,7 @@ class KvCache {
   KvView<Storage> view() const { return {shape(), state_.next, state_.runs()}; }
 
   const AttentionShape& shape() const { return state_.rules.shape; }
-  const Policy& policy() const { return policy_; }
+  const AnyPolicy<Scalar>& policy() const { return policy_; }
   Index budget() const { return state_.rules.facts.budget; }
   bool prompt_only() const { return state_.rules.prompt_only(); }
   RopePositions rope_positions() const {
@@ -281,7 +256,6 @@ class KvCache {
     return state_.size(kv_head);
   }
   Index capacity() const { return state_.home.shape().rows; }  ///< rows that a head's own memory holds, on average where heads share
-  bool fits(Index tokens) const { return state_.fits(tokens, state_.slab()); }  ///< room for `tokens` more rows per head, no eviction
   /// Number of tokens that fit one by one, with an eviction after each if the policy evicts while decoding.
   Index room() const { return state_.room(); }
   Position first_position() const { return state_.rules.first(); }  ///< position of the first token; not 0 behind a prefix
@@ -306,13 +280,10 @@ class KvCache {
     for (Index r = 0; r < count; ++r) detail::widen(rows + r * state_.home.row_stride(), &out.coeffRef(r, 0), shape().head_dim);
   }
 
-  /// The rows of a head from `first` on, as the policy sees them.
-  KvRows<Scalar> rows_of(Index h, Index first, bool with_rows) const {
-    return detail::Selection<Policy, Storage>::rows(state_, h, first, with_rows);
-  }
+  friend struct detail::CacheInternals;
 
-  Policy policy_;
-  [[no_unique_address]] Merge merge_;
+  AnyPolicy<Scalar> policy_;
+  AnyMerge<Scalar> merge_;
   detail::CacheState<Storage> state_;
 };
 
@@ -322,8 +293,8 @@ class KvCache {
 /// Shapes   q [tokens, num_heads*head_dim], already rotated · returns [tokens, num_heads*head_dim]
 /// Heap     the result and a workspace
 /// Throws   ShapeError where attend() does: at cache positions give options.q_sinks while gap() > 0
-template <CachePolicy Policy, class Merge, KvStorage T>
-Matrix<arithmetic_t<T>> attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, KvCache<Policy, Merge, T>& cache,
+template <KvStorage T>
+Matrix<arithmetic_t<T>> attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, KvCache<T>& cache,
                                const std::type_identity_t<AttendOptions<arithmetic_t<T>>>& options = {}) {
   using S = arithmetic_t<T>;
   const KvView<T> view = cache.view();
@@ -331,13 +302,10 @@ Matrix<arithmetic_t<T>> attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<
   for (const KvRun<T>& run : view.runs) rows = (std::max)(rows, run.rows);
   Matrix<S> out(q.rows(), q.cols());
   Workspace ws(attend_workspace_bytes<S>(cache.shape(), 2 * rows, 1, q.rows()));  // a prefix and the cache's own rows: two runs a head
-  if constexpr (WatchingPolicy<Policy, S>) {
-    if (cache.watching()) {
-      attend(q, view, out, ws, cache.observer(), options);
-      return out;
-    }
-  }
-  attend(q, view, out, ws, NoObserver{}, options);
+  if (cache.watching())
+    attend(q, view, out, ws, cache.observer(), options);
+  else
+    attend(q, view, out, ws, NoObserver{}, options);
   return out;
 }
 

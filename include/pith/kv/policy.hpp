@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -84,76 +83,28 @@ struct PolicyTraits {
   bool overfills = false;  ///< may score more rows +inf than budget(): a Session then copies its rows before a later prompt, as a backup
 };
 
-template <class P>
-concept CachePolicy = std::copyable<P> && requires(const P p) {
-  { p.budget() } -> std::convertible_to<Index>;
-};
-
-/// Evicts the oldest rows, but never the first initial() tokens: Window, SinkWindow. The cache asks for no scores and evicts in O(1).
-template <class P>
-concept AgePolicy = CachePolicy<P> && requires(const P p) {
-  { p.initial() } -> std::convertible_to<Index>;
-};
-
-/// Assigns one score per row. Rows scored +inf are always kept, even beyond the budget, -inf always evicted; the best others fill the rest.
-template <class P, class S>
-concept ScoringPolicy = CachePolicy<P> && requires(const P p, const KvRows<S>& rows, VectorRef<S> score) {
-  p.score(rows, score);
-};
-
-/// Keeps numbers for each row, [stats(shape), rows]; they move with their row.
-template <class P>
-concept HasStats = requires(const P p, const AttentionShape& shape) {
-  { p.stats(shape) } -> std::convertible_to<Index>;
-};
-
-/// Watches attention: observe() receives every tile of softmax rows and updates the stats.
-template <class P, class S>
-concept ObservingPolicy = ScoringPolicy<P, S> && HasStats<P> &&
-    requires(const P p, const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) {
-  p.observe(seen, rows, stats);
-};
-
-/// Computes stats from the row alone, once, when it is appended.
-template <class P, class S>
-concept AdmittingPolicy = ScoringPolicy<P, S> && HasStats<P> && requires(const P p, const KvRows<S>& fresh, MatrixRef<S> stats) {
-  p.admit(fresh, stats);
-};
-
-/// Also keeps numbers for each head as a whole, [memory(shape)]: observe() receives them after the stats.
-template <class P, class S>
-concept RememberingPolicy = ScoringPolicy<P, S> && requires(const P p, const AttentionShape& shape, const AttentionBlock<S>& seen,
-                                                            const KvRows<S>& rows, MatrixRef<S> stats, VectorRef<S> memory) {
-  { p.memory(shape) } -> std::convertible_to<Index>;
-  p.observe(seen, rows, stats, memory);
-};
-
-/// Rewrites the scores of all kv heads of a layer together, after score() has run for each head.
-template <class P, class S>
-concept CombiningPolicy = ScoringPolicy<P, S> && requires(const P p, LayerScores<S>& layer) {
-  p.combine(layer);
-};
-
-/// Keeps every row and has no budget: Dense.
-template <class P>
-concept NeverEvicts = CachePolicy<P> && P::budget()
-== unlimited;
-
-/// What KvCache accepts: one way to evict, and no stats() without a member that fills them.
-template <class P, class S>
-concept WholePolicy = CachePolicy<P> &&
-    (NeverEvicts<P> || AgePolicy<P> || ScoringPolicy<P, S>)&&(!HasStats<P> || ObservingPolicy<P, S> || AdmittingPolicy<P, S> ||
-                                                              RememberingPolicy<P, S>);
-
-/// Watches attention, with or without per-head memory.
-template <class P, class S>
-concept WatchingPolicy = ObservingPolicy<P, S> || RememberingPolicy<P, S>;
-
-// Optional members of a policy:
-//   void check(const AttentionShape&) const  throws if the policy's numbers are invalid in general or for this layer; the cache's
-//     constructor calls it before any other member
-//   PolicyTraits traits() const
-//   Index retain() const  rows left by one eviction, 1 .. budget(), default budget(); less: evictions are rarer and larger
+// A policy is a value that can be copied, with these members. AnyPolicy, and so every cache and session, can be made from one; a mistake
+// in a member is a compile error that says which. Members that mention S, the arithmetic type, may be templates.
+//
+// Every policy has
+//   Index budget() const                                    rows that a head keeps
+// and evicts in one way:
+//   void score(const KvRows<S>& rows, VectorRef<S> out) const
+//                                                           one score per row: +inf always stays, even beyond the budget, -inf always
+//                                                           leaves; of the others the best stay
+//   Index initial() const                                   by age: the oldest leave, but never the first initial() tokens
+//   (neither)                                               static constexpr budget() == unlimited: every row stays
+// It may have
+//   PolicyTraits traits() const                             what it needs of the cache and the attention kernel
+//   void check(const AttentionShape&) const                 throws if its numbers are invalid for this layer; called before other members
+//   Index retain() const                                    rows left by one eviction, 1 .. budget(); less: evictions are rarer and larger
+//   Index stats(const AttentionShape&) const                numbers kept for each row; they move with their row. Filled by
+//     void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const
+//                                                             every tile of attention weights, or by
+//     void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const
+//                                                             every appended row, once
+//   Index memory(const AttentionShape&) const               numbers kept for each head: observe() takes VectorRef<S> memory as well
+//   void combine(LayerScores<S>& layer) const               rewrites the scores of all heads together, after score() of each
 
 /// score = `given`, with +inf for the newest `count` rows: for policies that keep a recent window besides the rows they score.
 template <class S> void keep_newest(const KvRows<S>& rows, Index count, const S* given, VectorRef<S> score) {

@@ -14,6 +14,7 @@ namespace pith { inline namespace v0 {
 /// Constructors of wrappers take exactly a P (std::same_as<P> auto). A wrapper around AnyPolicy, which every policy converts to, would
 /// otherwise have to know whether it converts itself before it is complete.
 template <class P> struct WrappedPolicy {
+  using Inner = P;
   P inner;
 
   Index budget() const { return inner.budget(); }
@@ -23,7 +24,7 @@ template <class P> struct WrappedPolicy {
   void check(const AttentionShape& shape) const {
     if constexpr (requires { inner.check(shape); }) inner.check(shape);
     if constexpr (requires { inner.facts(shape); })
-      if (inner.facts(shape).eviction != detail::Eviction::by_score)
+      if (inner.facts(shape).eviction != Eviction::by_score)
         raise<ShapeError>("pith::WrappedPolicy: around a policy that does not score its rows: wrappers change scores");
   }
   // A policy chosen at run time has every member and states here which ones it uses.
@@ -33,26 +34,28 @@ template <class P> struct WrappedPolicy {
   { return inner.admits(); }
   bool combines() const requires requires { inner.combines(); }
   { return inner.combines(); }
-  Index stats(const AttentionShape& shape) const requires HasStats<P> { return inner.stats(shape); }
+  Index stats(const AttentionShape& shape) const requires detail::has_stats<P> { return inner.stats(shape); }
   Index memory(const AttentionShape& shape) const requires requires { inner.memory(shape); }
   { return inner.memory(shape); }
 
   template <class S>
-  requires AdmittingPolicy<P, S>
+  requires detail::admits_rows<P, S>
   void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const { inner.admit(fresh, stats); }
   template <class S>
-  requires ObservingPolicy<P, S>
-  void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const { inner.observe(seen, rows, stats); }
+  requires(detail::has_stats<P>&& detail::has_observe<P, S>) void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows,
+                                                                          MatrixRef<S> stats) const {
+    inner.observe(seen, rows, stats);
+  }
   template <class S>
-  requires RememberingPolicy<P, S>
+  requires detail::remembers<P, S>
   void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats, VectorRef<S> memory) const {
     inner.observe(seen, rows, stats, memory);
   }
   template <class S>
-  requires ScoringPolicy<P, S>
+  requires detail::has_score<P, S>
   void score(const KvRows<S>& rows, VectorRef<S> out) const { inner.score(rows, out); }
   template <class S>
-  requires CombiningPolicy<P, S>
+  requires detail::combines_heads<P, S>
   void combine(LayerScores<S>& layer) const { inner.combine(layer); }
 };
 

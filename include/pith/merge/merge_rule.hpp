@@ -27,9 +27,6 @@ concept MergeRule = std::copyable<M> && requires(const M m, const MergePair<S>& 
   { m.weight(pair) } -> std::convertible_to<S>;
   { m.mix(x, x, x) } -> std::same_as<MergeMix<S>>;
 };
-/// A merge strategy of a cache: Drop, or a rule that merges each evicted row into a kept one.
-template <class M, class S>
-concept MergeStrategy = std::same_as<M, Drop> || MergeRule<M, S>;
 // Optional members of a rule:
 //   bool merges_keys() const  false: merges values only, keys stay as they are
 //   void gate(LayerMatches<S>&, VectorRef<S> memory) const  in a cache: sees the pairs of all heads, may reject or re-pair them (gates.hpp)

@@ -91,7 +91,7 @@ template <class S = float> class Decoder {
     Matrix<S> logits(n, config.vocab_size);
     if (n == 0) return logits;
     model_->weights.embed_tokens.gather(tokens, hidden);
-    KvCache<Dense, Drop, S> cache(config.attention(), Dense{}, {.max_draft = 0, .max_tokens = n});
+    KvCache<S> cache(config.attention(), Dense{}, {.max_draft = 0, .max_tokens = n});
     Workspace ws(detail::layer_workspace_bytes<S>(*model_, detail::prefill_tile, n, executor.size()), executor);
     for (Index layer = 0; layer < layers; ++layer) {
       probe(layer, ConstMatrixRef<S>(hidden));

@@ -34,7 +34,7 @@ requires std::same_as<arithmetic_t<T>, S>
 class Session {
  public:
   using Scalar = S;
-  using Cache = KvCache<AnyPolicy<S>, AnyMerge<S>, T>;
+  using Cache = KvCache<T>;
 
   /// Decoder::start() calls this.
   ///
@@ -53,11 +53,11 @@ class Session {
     KvPromptBufferOptions needs{.keep_masses = options.keep_masses, .merges = merge.facts().merges, .executor = options.executor};
     caches_.reserve(per_layer.size());
     for (std::size_t layer = 0; layer < per_layer.size(); ++layer) {
-      const detail::PolicyFacts facts = per_layer[layer].facts(shape);
+      const PolicyFacts facts = per_layer[layer].facts(shape);
       if (facts.traits.positions == RopePositions::cache && config.rope_scaling.type == RopeType::dynamic)
         raise<UnsupportedError>(
             "pith::Session: cache positions under dynamic rope: its angles change with the length; use RopePositions::text");
-      const bool turns = facts.traits.positions == RopePositions::cache && facts.eviction == detail::Eviction::by_score;
+      const bool turns = facts.traits.positions == RopePositions::cache && facts.eviction == Eviction::by_score;
       if (turns) check_turns(static_cast<Index>(layer));
       needs.angles = needs.angles || turns;
       caches_.emplace_back(shape, per_layer[layer],
@@ -184,7 +184,7 @@ class Session {
   /// Evicts until every layer can take `coming` tokens within its budget: call it before a turn whose answer should see all of the turn.
   Index make_room(Index coming) {
     check_whole();
-    for (const Cache& cache : caches_) cache.check_coming(coming);
+    undo_.check_room(caches_, coming);
     undo_.begin_room(caches_, coming);
     Attempt attempt(*this);
     Index dropped = 0;
@@ -342,7 +342,7 @@ class Session {
   detail::SessionPromptBuffer<T> prompt_buffer_;
   Matrix<S> hidden_, normed_, logits_;
   detail::SessionWorkspace ws_;
-  detail::SessionUndo<Cache, T> undo_;
+  detail::SessionUndo<T> undo_;
   Index newest_ = -1;  ///< row of logits_ that follows the newest token; -1: none
   bool whole_ = true;  ///< all layers have read the same tokens
 };

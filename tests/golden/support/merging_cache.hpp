@@ -18,7 +18,7 @@
 // A cache that merges, as the replays of published merging code look at it.
 namespace pith_test {
 
-using MergingCache = pith::KvCache<pith::AnyPolicy<float>, pith::AnyMerge<float>>;
+using MergingCache = pith::KvCache<>;
 
 /// What one eviction matched, head by head: rows that left by age, the positions they went to, and the cosines.
 struct SeenMatches {

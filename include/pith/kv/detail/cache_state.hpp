@@ -200,14 +200,14 @@ template <KvStorage T> class CacheState : public Progress {
     return leaving;
   }
   Index leaving(Index h) const { return size(h) - sizes_after_[static_cast<std::size_t>(h)]; }
-  /// Removes the victims of a head from its storage; unless the policy is by age, the slab holds the victims.
-  void close_head(Index h, Index coming) {
+  /// Removes the victims of a head from its storage; a policy by age names none, and the oldest rows leave.
+  void close_head(Index h, std::span<const std::int32_t> victims, Index coming) {
     if (in_prompt_buffer() && rules.facts.traits.ragged) home.put_head(h, size(h) - leaving(h));
-    RowCompaction<T>{home, journal, h, rules.merge.merges}.close(head(h), slab(), rules.facts, initial(), leaving(h), coming > 0);
+    RowCompaction<T>{home, journal, h, rules.merge.merges}.close(head(h), slab(), rules.facts, victims, initial(), leaving(h), coming > 0);
   }
 
   /// Merges the victims, which close_head() has put behind the survivors, into the survivors.
-  template <class Rule> void merge(const Rule& rule) {
+  void merge(const AnyMerge<S>& rule) {
     LayerMerge<T>{rules, slab(), journal, in_prompt_buffer() ? prompt_buffer_->merging() : merging.ws, next, !in_prompt_buffer()}.run(
         rule, heads_, sizes_after_, merging);
   }

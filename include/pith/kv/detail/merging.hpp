@@ -14,6 +14,7 @@
 #include <pith/kv/detail/journal.hpp>
 #include <pith/kv/detail/row_compaction.hpp>
 #include <pith/kv/detail/slab.hpp>
+#include <pith/merge/any_merge.hpp>
 #include <pith/merge/gates.hpp>
 #include <pith/merge/merge_rows.hpp>
 #include <pith/merge/similarity.hpp>
@@ -53,7 +54,7 @@ template <KvStorage T> struct LayerMerge {
   bool at_home;
 
   /// `staying`: number of rows that head h keeps, its first ones.
-  template <class Rule> void run(const Rule& rule, std::span<const HeadState> heads, std::span<const Index> staying, MergeState<T>& state) {
+  void run(const AnyMerge<S>& rule, std::span<const HeadState> heads, std::span<const Index> staying, MergeState<T>& state) {
     const auto leaving = [&](Index h) { return heads[static_cast<std::size_t>(h)].size - staying[static_cast<std::size_t>(h)]; };
     const auto for_heads = [&](auto&& f) {
       for (Index h = 0; h < static_cast<Index>(heads.size()); ++h) f(h, staying[static_cast<std::size_t>(h)], leaving(h));
@@ -64,7 +65,7 @@ template <KvStorage T> struct LayerMerge {
       state.heads[static_cast<std::size_t>(h)] = {{slab.matches(h), static_cast<std::size_t>(evicted)}, {slab.cosines(h), evicted}, kept};
     });
     LayerMatches<S> layer(state.heads);
-    gate_matches(rule, layer, VectorRef<S>(state.gate));
+    rule.gate(layer, VectorRef<S>(state.gate));
     for_heads([&](Index h, Index kept, Index evicted) { update(h, kept, evicted, rule); });
   }
 
@@ -89,7 +90,7 @@ template <KvStorage T> struct LayerMerge {
       if (rules.unseen(slab.positions(h)[kept + e], next)) rows[e] = -1;
   }
 
-  template <class Rule> void update(Index h, Index kept, Index evicted, const Rule& rule) {
+  void update(Index h, Index kept, Index evicted, const AnyMerge<S>& rule) {
     const std::span<std::int32_t> rows(slab.matches(h), static_cast<std::size_t>(evicted));
     for (std::int32_t& c : rows) {
       PITH_ASSERT(c >= -1 && c < kept);

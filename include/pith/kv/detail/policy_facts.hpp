@@ -1,35 +1,25 @@
 #pragma once
 
-#include <cstdint>
 #include <string>
 
 #include <pith/core/check.hpp>
+#include <pith/kv/detail/policy_members.hpp>
 #include <pith/kv/policy.hpp>
+#include <pith/kv/policy_facts.hpp>
 
 // Reads the constant answers of a policy, whichever optional members it has.
 
 namespace pith { inline namespace v0 { namespace detail {
 
-enum class Eviction : std::uint8_t { never, by_age, by_score };
-
-/// The constant answers of a policy to a cache, read once, after the policy's check().
-struct PolicyFacts {
-  Eviction eviction = Eviction::never;
-  Index budget = unlimited, retain = unlimited, initial = 0, stats = 0;
-  Index memory = 0;
-  PolicyTraits traits;
-  bool observes = false, admits = false, combines = false;
-};
-
 template <class P> Index retain_of(const P& policy) {
-  if constexpr (requires { policy.retain(); }) {
+  if constexpr (has_retain<P>) {
     return policy.retain();
   } else {
     return policy.budget();
   }
 }
 template <class P> PolicyTraits traits_of(const P& policy) {
-  if constexpr (requires { policy.traits(); }) {
+  if constexpr (has_traits<P>) {
     return policy.traits();
   } else {
     return {};
@@ -39,42 +29,41 @@ template <class P> PolicyTraits traits_of(const P& policy) {
 // Whether a policy uses its member. A wrapper around a policy chosen at run time has every member and asks the policy inside.
 template <class S, class P> bool observes(const P& policy) {
   if constexpr (requires { policy.observes(); }) {
-    return WatchingPolicy<P, S> && policy.observes();
+    return watches<P, S> && policy.observes();
   } else {
-    return WatchingPolicy<P, S>;
+    return watches<P, S>;
   }
 }
 template <class S, class P> bool admits(const P& policy) {
   if constexpr (requires { policy.admits(); }) {
-    return AdmittingPolicy<P, S> && policy.admits();
+    return admits_rows<P, S> && policy.admits();
   } else {
-    return AdmittingPolicy<P, S>;
+    return admits_rows<P, S>;
   }
 }
 template <class S, class P> bool combines(const P& policy) {
   if constexpr (requires { policy.combines(); }) {
-    return CombiningPolicy<P, S> && policy.combines();
+    return combines_heads<P, S> && policy.combines();
   } else {
-    return CombiningPolicy<P, S>;
+    return combines_heads<P, S>;
   }
 }
 
 template <class S, class P> PolicyFacts policy_facts(const P& policy, const AttentionShape& shape) {
-  if constexpr (requires { policy.facts(shape); }) return policy.facts(shape);  // AnyPolicy forwards the facts of its policy
   shape.check("KvCache");
-  if constexpr (requires { policy.check(shape); }) policy.check(shape);
+  if constexpr (has_check<P>) policy.check(shape);
   PolicyFacts facts;
   facts.budget = policy.budget();
-  if constexpr (AgePolicy<P>) {
+  if constexpr (has_initial<P>) {
     facts.eviction = Eviction::by_age;
     facts.initial = policy.initial();
-  } else if constexpr (ScoringPolicy<P, S>) {
+  } else if constexpr (has_score<P, S>) {
     facts.eviction = Eviction::by_score;
   }
   facts.retain = retain_of(policy);
   facts.traits = traits_of(policy);
-  if constexpr (HasStats<P>) facts.stats = policy.stats(shape);
-  if constexpr (RememberingPolicy<P, S>) facts.memory = policy.memory(shape);
+  if constexpr (has_stats<P>) facts.stats = policy.stats(shape);
+  if constexpr (remembers<P, S>) facts.memory = policy.memory(shape);
   facts.observes = observes<S>(policy);
   facts.admits = admits<S>(policy);
   facts.combines = combines<S>(policy);

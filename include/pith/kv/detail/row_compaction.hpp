@@ -40,11 +40,11 @@ template <KvStorage T> struct RowCompaction {
   Index head;
   bool merges = false;  ///< victims are to be merged
 
-  /// `slab`: the slab with the rows, home or the prompt buffer; it also holds the victims chosen by score. `initial`: rows in front that
-  /// policies by age never evict. `more`: the eviction makes room for further tokens.
-  void close(HeadState& state, KvSlab<T>& slab, const PolicyFacts& facts, Index initial, Index leaving, bool more) {
+  /// `slab`: the slab with the rows, home or the prompt buffer. `leaving`: number of rows to evict; `victims`: which, unless the policy is
+  /// by age. `initial`: rows in front that policies by age never evict. `more`: the eviction makes room for further tokens.
+  void close(HeadState& state, KvSlab<T>& slab, const PolicyFacts& facts, std::span<const std::int32_t> victims, Index initial,
+             Index leaving, bool more) {
     const bool by_age = facts.eviction == Eviction::by_age;
-    const std::span<const std::int32_t> victims(slab.victims(), by_age ? 0 : static_cast<std::size_t>(leaving));
     if (&slab == &home) {
       close_in_place(state, facts, victims, initial, leaving, more);
     } else if (merges) {

@@ -50,9 +50,9 @@ template <class P> struct Adaptive : WrappedPolicy<P> {
     return traits;
   }
   template <class S>
-  requires ScoringPolicy<P, S>
+  requires detail::has_score<P, S>
   void combine(LayerScores<S>& layer) const {
-    if constexpr (CombiningPolicy<P, S>) this->inner.combine(layer);
+    if constexpr (detail::combines_heads<P, S>) this->inner.combine(layer);
     options.rule == AdaptiveOptions::Rule::exact ? fill(layer) : blend(layer);
   }
 

@@ -38,9 +38,9 @@ template <class P> struct Chunkwise : WrappedPolicy<P> {
     return traits;
   }
   template <class S>
-  requires ScoringPolicy<P, S>
+  requires detail::has_score<P, S>
   void combine(LayerScores<S>& layer) const {
-    if constexpr (CombiningPolicy<P, S>) this->inner.combine(layer);
+    if constexpr (detail::combines_heads<P, S>) this->inner.combine(layer);
     constexpr S inf = std::numeric_limits<S>::infinity();
     const Index n = layer.size(0), length = chunk, chunks = (n + length - 1) / length;
     VectorRef<S> total = layer.scores(0);

@@ -44,7 +44,7 @@ template <class P, class S = float> struct CriticalValues : WrappedPolicy<P> {
     traits.reads_rows = true;
     return traits;
   }
-  void score(const KvRows<S>& rows, VectorRef<S> out) const requires ScoringPolicy<P, S> {
+  void score(const KvRows<S>& rows, VectorRef<S> out) const requires detail::has_score<P, S> {
     this->inner.score(rows, out);
     const Index certain = static_cast<Index>(static_cast<double>(this->retain()) * first_stage);
     best_rows(rows, ConstVectorRef<S>(out), certain, [&](Index r) { out[r] = std::numeric_limits<S>::infinity(); });

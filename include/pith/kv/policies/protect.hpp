@@ -45,13 +45,13 @@ template <class P> struct Protect : WrappedPolicy<P> {
   }
 
   template <class S>
-  requires ScoringPolicy<P, S>
+  requires detail::has_score<P, S>
   void score(const KvRows<S>& rows, VectorRef<S> out) const {
     this->inner.score(rows, out);
     mark(rows, out);
   }
   template <class S>
-  requires CombiningPolicy<P, S>
+  requires detail::combines_heads<P, S>
   void combine(LayerScores<S>& layer) const {
     this->inner.combine(layer);
     for (Index h = 0; h < layer.num_heads(); ++h) mark(layer.rows(h), layer.scores(h));

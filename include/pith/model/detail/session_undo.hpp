@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <pith/core/types.hpp>
+#include <pith/kv/detail/cache_internals.hpp>
 #include <pith/kv/kv_cache.hpp>
 #include <pith/kv/snapshot.hpp>
 
@@ -16,33 +17,39 @@ namespace pith { inline namespace v0 { namespace detail {
 ///
 /// Heap     the copies: for a later prompt that needs the prompt buffer under policies that may overfill, or at cache positions under them;
 ///          for a later prompt that may be cancelled, if some layer evicts
-template <class Cache, KvStorage T> class SessionUndo {
+template <KvStorage T> class SessionUndo {
  public:
+  using Cache = KvCache<T>;
   using Copies = std::vector<KvSnapshot<T>>;
 
   /// Call before a chunk of n tokens.
   void begin_chunk(std::span<Cache> caches, Index n) {
     begin(caches);
-    if (std::any_of(caches.begin(), caches.end(), [n](const Cache& cache) { return cache.may_refuse_next(n); }))
-      for (Cache& cache : caches) cache.guard();
+    if (std::any_of(caches.begin(), caches.end(), [n](const Cache& cache) { return rules(cache).may_refuse_next(n); }))
+      for (Cache& cache : caches) state(cache).guard();
   }
   /// Call before a prompt of n rows.
   void begin_prompt(std::span<Cache> caches, Index n, bool may_be_cancelled) {
     begin(caches);
     if (start_ == caches.front().first_position()) return;
     copy_if(caches, [n, may_be_cancelled](const Cache& cache) {
-      const bool refuses = cache.may_refuse_prompt() && (cache.reindexes() || !cache.fits(n));
-      return (refuses || (may_be_cancelled && cache.budget() != unlimited)) && !cache.recording();
+      const CacheState<T>& s = state(cache);
+      const bool refuses = s.rules.may_refuse_prompt() && (cache.reindexes() || !s.fits(n, s.slab()));
+      return (refuses || (may_be_cancelled && cache.budget() != unlimited)) && !s.journal.open();
     });
+  }
+  /// Throws   what evict(coming) of any layer throws before it changes anything
+  void check_room(std::span<const Cache> caches, Index coming) const {
+    for (const Cache& cache : caches) rules(cache).check_coming(coming, state(cache).journal.open());
   }
   /// Call before an eviction that makes room for later tokens.
   void begin_room(std::span<Cache> caches, Index coming) {
     begin(caches);
-    if (coming > 0) copy_if(caches, [](const Cache& cache) { return cache.may_refuse_prompt() && cache.reindexes(); });
+    if (coming > 0) copy_if(caches, [](const Cache& cache) { return rules(cache).may_refuse_prompt() && cache.reindexes(); });
   }
 
   void end(std::span<Cache> caches) {
-    for (Cache& cache : caches) cache.end_guard();
+    for (Cache& cache : caches) state(cache).end_guard();
     copies_ = Copies();
   }
   /// Undoes the call; returns whether every layer is as it was before.
@@ -51,8 +58,8 @@ template <class Cache, KvStorage T> class SessionUndo {
     for (std::size_t layer = 0; layer < caches.size(); ++layer) {
       Cache& cache = caches[layer];
       if (!copies_.empty()) {
-        cache.return_to(copies_[layer]);
-      } else if (!cache.take_back(start_)) {
+        CacheInternals::return_to(cache, copies_[layer]);
+      } else if (!state(cache).take_back(start_)) {
         if (start_ == cache.first_position())
           cache.clear();
         else
@@ -64,6 +71,10 @@ template <class Cache, KvStorage T> class SessionUndo {
   }
 
  private:
+  static CacheState<T>& state(Cache& cache) { return CacheInternals::state(cache); }
+  static const CacheState<T>& state(const Cache& cache) { return CacheInternals::state(cache); }
+  static const CacheRules& rules(const Cache& cache) { return state(cache).rules; }
+
   void begin(std::span<Cache> caches) { start_ = caches.front().next_position(); }
   template <class If> void copy_if(std::span<Cache> caches, If&& refuses) {
     if (!std::any_of(caches.begin(), caches.end(), refuses)) return;
