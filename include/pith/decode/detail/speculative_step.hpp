@@ -2,7 +2,6 @@
 
 #include <concepts>
 #include <cstddef>
-#include <limits>
 #include <optional>
 #include <type_traits>
 
@@ -10,7 +9,7 @@
 #include <pith/core/types.hpp>
 #include <pith/decode/logit_rules.hpp>
 
-// Helpers that undo a speculative step when it throws, and tell how many tokens a model can still read.
+// What a speculative step restores when it throws: the text and the generator.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// Guessed tokens appended to the text; the destructor removes them.
@@ -48,27 +47,5 @@ template <class Rng> class Dice {
   Rng& rng_;
   std::optional<std::conditional_t<std::copyable<Rng>, Rng, char>> before_;
 };
-
-/// Crops a model and ignores failure: a model that cannot crop is found out of step by the next call.
-template <class M> void try_crop(M& model, Position p) {
-#if PITH_HAS_EXCEPTIONS
-  try {
-    model.crop(p);
-  } catch (...) {
-  }
-#else
-  model.crop(p);
-#endif
-}
-
-template <class M> Index room_of(const M& model) {
-  if constexpr (requires {
-                  { model.room() } -> std::convertible_to<Index>;
-                }) {
-    return Index(model.room());
-  } else {
-    return (std::numeric_limits<Index>::max)();
-  }
-}
 
 }}}  // namespace pith::v0::detail
