@@ -9,7 +9,6 @@ namespace pith {
 extern template class Decoder<float>;
 extern template class Session<float, float>;
 extern template class KvCache<float>;
-extern template class KvCache<float>;
 extern template Decoder<float> load_decoder<float>(const std::filesystem::path&, const LoadOptions&);
 extern template Checkpoint<float> load_checkpoint<float>(const std::filesystem::path&, const LoadOptions&);
 extern template std::span<const PolicyEntry<float>> policy_catalogue<float>();

@@ -2,6 +2,7 @@
 
 // The KV cache and its eviction policies.
 #include <pith/kv/any_policy.hpp>                   // a policy chosen at run time
+#include <pith/kv/attend.hpp>                       // attention over a cache, with memory of its own
 #include <pith/kv/budget.hpp>                       // rows at a compression ratio
 #include <pith/kv/catalogue.hpp>                    // every policy by name: make_policy("h2o", rows)
 #include <pith/kv/kivi.hpp>                         // KIVI: rows of 2 to 8 bits, as codes
@@ -31,6 +32,7 @@
 #include <pith/kv/policies/tova.hpp>                // TOVA: drops the row that the newest query attends to least
 #include <pith/kv/policies/window.hpp>              // sliding window: the newest rows
 #include <pith/kv/policy.hpp>                       // the interface of a policy, for writing your own
+#include <pith/kv/policy_facts.hpp>                 // the constant answers of a policy
 #include <pith/kv/prefix.hpp>                       // rows shared by many conversations
 #include <pith/kv/prefix_tuning.hpp>                // prefix tuning: learned keys and values in front
 #include <pith/kv/prompt_buffer.hpp>                // memory for a prompt longer than the budget

@@ -18,8 +18,9 @@ set(below_io model ${below_model})
 set(below_text io ${below_io})
 set(below_pith model ${below_model})  # the umbrella: everything but io/ and text/
 set(forbidden iostream functional regex ranges format)  # <functional> comes with nlohmann_json, so io/ may have it
-set(umbrella_spares pith/peft/combine.hpp pith/peft/decompose.hpp)
-set(longest 420)
+set(umbrella_spares pith/kv/policy_laws.hpp pith/peft/combine.hpp pith/peft/decompose.hpp)
+set(longest 300)
+set(kernels pith/attention/detail/attend_tile.hpp)  # may be longer
 
 set(violations)
 file(GLOB_RECURSE headers RELATIVE ${INCLUDE} ${INCLUDE}/pith/*.hpp)
@@ -60,7 +61,7 @@ foreach(header IN LISTS headers)
   file(READ ${INCLUDE}/${header} text)
   string(REGEX REPLACE "[^\n]" "" newlines "${text}")
   string(LENGTH "${newlines}" length)
-  if(length GREATER longest)
+  if(length GREATER longest AND NOT header IN_LIST kernels)
     list(APPEND violations "${header}: ${length} lines, more than ${longest}")
   endif()
 endforeach()

@@ -31,10 +31,10 @@ void prompt_laws(std::type_identity_t<AnyPolicy<arithmetic_t<T>>> policy, const 
 template <KvStorage T = float>
 void policy_laws(std::type_identity_t<AnyPolicy<arithmetic_t<T>>> policy, const PolicyLawOptions& options = {}) {
   detail::PolicyLaws<T> laws(std::move(policy), options);
-  if (laws.facts().eviction == Eviction::by_score)
-    for (const bool few : {false, true}) laws.selection(few);
   laws.within_budget();
   laws.stream();
+  if (laws.facts().eviction == Eviction::by_score)
+    for (const bool few : {false, true}) laws.selection(few);
   laws.prompts();
 }
 

@@ -130,7 +130,6 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
 
  private:
   static constexpr std::size_t reserved_text = 4096;
-
   static const SpeculativeOptions& checked(const Target& target, const Draft& draft, const SpeculativeOptions& options) {
     options.check();
     if (static_cast<const void*>(&target) == static_cast<const void*>(&draft))

@@ -18,6 +18,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/random.hpp>
 #include <pith/kv/any_policy.hpp>
+#include <pith/kv/attend.hpp>
 #include <pith/kv/detail/score_witness.hpp>
 #include <pith/kv/kv_cache.hpp>
 
@@ -54,7 +55,7 @@ template <KvStorage T> class PolicyLaws {
   void selection(bool few) {
     start(seed_ + 2);
     const auto seen = std::make_shared<ScoresSeen>();
-    Cache cache(shape_, ScoreWitness<S>(policy_, seen, few), {.max_chunk = 5});
+    Cache cache(shape_, ScoreWitness<S>(policy_, seen, few), {.max_chunk = 5 + beyond_});
     std::size_t decisions = 0;
     for (int i = 0; i < 40; ++i) {
       seen->clear();
@@ -82,7 +83,7 @@ template <KvStorage T> class PolicyLaws {
   /// Laws of a stream: budgets hold, rows that stay are unchanged, evict() is idempotent, snapshots and crop() restore everything.
   void stream() {
     start(seed_);
-    const KvCacheOptions options{.max_chunk = 5, .max_draft = 12, .max_tokens = 500};
+    const KvCacheOptions options{.max_chunk = 5 + beyond_, .max_draft = 12, .max_tokens = 500};
     Cache cache(shape_, policy_, options), all(shape_, {}, {.max_tokens = 2000});  // `all` holds every token as it is stored
     std::vector<std::set<Position>> before(static_cast<std::size_t>(shape_.num_kv_heads));
     for (int i = 0; i < 60; ++i) {
@@ -203,14 +204,10 @@ template <KvStorage T> class PolicyLaws {
     };
     return outside_journal(a) == outside_journal(b);
   }
-  Matrix<S> keys(const Cache& cache, Index h) const {
+  enum class Rows { keys, values };
+  Matrix<S> stored(Rows which, const Cache& cache, Index h) const {
     Matrix<S> rows(cache.size(h), shape_.head_dim);
-    cache.copy_keys(h, rows, cache.rope_positions());
-    return rows;
-  }
-  Matrix<S> values(const Cache& cache, Index h) const {
-    Matrix<S> rows(cache.size(h), shape_.head_dim);
-    cache.copy_values(h, rows);
+    which == Rows::keys ? cache.copy_keys(h, rows, cache.rope_positions()) : cache.copy_values(h, rows);
     return rows;
   }
 
@@ -235,10 +232,11 @@ template <KvStorage T> class PolicyLaws {
         for (Index i = 0; i < n; ++i) expected.insert(static_cast<Position>(i < facts_.initial ? i : next - n + i));
         require(now == expected, "by age the first rows and the newest stay", h);
       }
-      const Matrix<S> k = keys(cache, h), v = values(cache, h), stored_k = keys(all, h), stored_v = values(all, h);
+      const Matrix<S> k = stored(Rows::keys, cache, h), v = stored(Rows::values, cache, h);
+      const Matrix<S> first_k = stored(Rows::keys, all, h), first_v = stored(Rows::values, all, h);
       for (Index r = 0; r < cache.size(h); ++r) {
         const Index p = positions[static_cast<std::size_t>(r)];
-        require(v.row(r) == stored_v.row(p) && (cache.reindexes() || k.row(r) == stored_k.row(p)), "a row that stays is unchanged", h);
+        require(v.row(r) == first_v.row(p) && (cache.reindexes() || k.row(r) == first_k.row(p)), "a row that stays is unchanged", h);
       }
       earlier = now;
     }
