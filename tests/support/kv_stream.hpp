@@ -57,12 +57,8 @@ template <class T> class KvStream {
     for (pith::Index h = 0; h < cache.shape().num_kv_heads; ++h) rows = std::max(rows, cache.size(h));
     pith::Workspace ws(pith::attend_workspace_bytes<S>(cache.shape(), rows, 1));
     const pith::AttendOptions<S> options{.q_sinks = q, .gap = cache.gap()};  // nothing is rotated here: the sinks' queries are the same
-    if constexpr (requires { cache.observer(); }) {
-      if (cache.watching()) {
-        pith::attend(q, cache.view(), out, ws, cache.observer(), options);
-      } else {
-        pith::attend(q, cache.view(), out, ws, pith::NoObserver{}, options);
-      }
+    if (cache.watching()) {
+      pith::attend(q, cache.view(), out, ws, cache.observer(), options);
     } else {
       pith::attend(q, cache.view(), out, ws, pith::NoObserver{}, options);
     }
