@@ -73,7 +73,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeDecoder {
   template <std::uniform_random_bit_generator Rng, TokenCallback OnToken>
   std::span<const Token> step(Rng& rng, Index most, OnToken&& on_token) {
     if (most < 1) [[unlikely]]
-      raise<StateError>(detail::text("pith::SpeculativeDecoder::step: at most ", most, " tokens, expected 1 or more"));
+      raise<StateError>("pith::SpeculativeDecoder::step: at most ", most, " tokens, expected 1 or more");
     engine_.choose(most, rng);
     const std::size_t chosen = engine_.run().size();
     std::size_t emitted = 0;

@@ -132,13 +132,12 @@ template <class S = float> AnyPolicy<S> make_policy(std::string_view name, Index
   for (const PolicyEntry<S>& entry : policy_catalogue<S>()) {
     known += known.empty() ? detail::text(entry.name) : detail::text(", ", entry.name);
     if (entry.name != name) continue;
-    if (rows < 1) raise<ShapeError>(detail::text("pith::make_policy: ", rows, " rows for '", name, "', expected 1 or more"));
+    if (rows < 1) raise<ShapeError>("pith::make_policy: ", rows, " rows for '", name, "', expected 1 or more");
     if ((entry.needs_rope && !model.rope) || (entry.needs_o_proj && !model.o_proj))
-      raise<ShapeError>(
-          detail::text("pith::make_policy: '", name, "' needs PolicyModel::", entry.needs_rope ? "rope" : "o_proj", " of the model"));
+      raise<ShapeError>("pith::make_policy: '", name, "' needs PolicyModel::", entry.needs_rope ? "rope" : "o_proj", " of the model");
     return entry.make(rows, model);
   }
-  raise<UnsupportedError>(detail::text("pith::make_policy: no policy '", name, "': ", known));
+  raise<UnsupportedError>("pith::make_policy: no policy '", name, "': ", known);
 }
 
 }}  // namespace pith::v0

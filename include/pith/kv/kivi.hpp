@@ -41,16 +41,16 @@ void kivi_encode_group(const S* x, Index x_stride, Index n, int bits, std::uint8
 
 /// Checks common to encoding and decoding. Returns the number of groups of `count` numbers.
 inline Index kivi_check(const char* where, Index rows, Index cols, Index count, Index group, bool whole, std::size_t codes) {
-  if (group < 1) raise<ShapeError>(text("pith::", where, ": group is ", group, ", expected 1 or more"));
+  if (group < 1) raise<ShapeError>("pith::", where, ": group is ", group, ", expected 1 or more");
   if (whole && count % group != 0)
-    raise<ShapeError>(text("pith::", where, ": ", count, " tokens are no whole groups of ", group, ": keep the rest in full precision"));
+    raise<ShapeError>("pith::", where, ": ", count, " tokens are no whole groups of ", group, ": keep the rest in full precision");
   if (const Index expected = checked_product(where, rows, cols); static_cast<Index>(codes) != expected)
-    raise<ShapeError>(text("pith::", where, ": codes holds ", codes, ", expected ", expected, " for ", shape_text(rows, cols)));
+    raise<ShapeError>("pith::", where, ": codes holds ", codes, ", expected ", expected, " for ", shape_text(rows, cols));
   return count / group + (count % group != 0);
 }
 
 inline void kivi_check_bits(const char* where, int bits) {
-  if (bits < 1 || bits > 8) raise<ShapeError>(text("pith::", where, ": bits is ", bits, ", expected 1 .. 8"));
+  if (bits < 1 || bits > 8) raise<ShapeError>("pith::", where, ": bits is ", bits, ", expected 1 .. 8");
 }
 
 }  // namespace detail

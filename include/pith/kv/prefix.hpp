@@ -59,10 +59,10 @@ class KvPrefix {
     const AttentionShape& ours = data_->shape;
     if (data_->storage != &storage_tag<T>) raise<ShapeError>("pith::KvPrefix: its rows are stored as another type than the cache's");
     if (ours.num_kv_heads != shape.num_kv_heads || ours.head_dim != shape.head_dim)
-      raise<ShapeError>(detail::text("pith::KvPrefix: ", ours.num_kv_heads, " kv heads of ", ours.head_dim, ", the cache has ",
-                                     shape.num_kv_heads, " of ", shape.head_dim));
+      raise<ShapeError>("pith::KvPrefix: ", ours.num_kv_heads, " kv heads of ", ours.head_dim, ", the cache has ", shape.num_kv_heads,
+                        " of ", shape.head_dim);
     if (const Index count = static_cast<Index>(layers<T>().size()); layer < 0 || layer >= count)
-      raise<ShapeError>(detail::text("pith::KvPrefix: layer ", layer, " of ", count));
+      raise<ShapeError>("pith::KvPrefix: layer ", layer, " of ", count);
   }
 
   /// The rows of one head as a run for attention; call check<T>() first.
@@ -96,7 +96,7 @@ class KvPrefix {
     Typed(const AttentionShape& s, Position n, std::vector<KvPrefixLayer<T>> l, std::uint64_t a)
         : Data{s, n, &storage_tag<T>, a}, layers(std::move(l)) {
       s.check("KvPrefix");
-      if (n < 0) raise<ShapeError>(detail::text("pith::KvPrefix: next position ", n, ", expected 0 or more"));
+      if (n < 0) raise<ShapeError>("pith::KvPrefix: next position ", n, ", expected 0 or more");
       detail::Fingerprint f;
       const auto take_in = [&](const auto& values) {
         const std::span<const std::byte> data = std::as_bytes(std::span(values));

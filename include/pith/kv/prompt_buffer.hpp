@@ -66,13 +66,12 @@ template <KvStorage T = float> class KvPromptBuffer {
   /// Throws   CapacityError if `rows` rows per head do not fit, ShapeError if a cache of this layout cannot use this buffer
   void check_fits(const detail::SlabShape& home, Index rows) const {
     const detail::SlabShape& ours = slab_.shape();
-    if (rows > ours.rows)
-      raise<CapacityError>(detail::text("pith::KvCache: ", rows, " rows a head are needed, the prompt buffer holds ", ours.rows));
+    if (rows > ours.rows) raise<CapacityError>("pith::KvCache: ", rows, " rows a head are needed, the prompt buffer holds ", ours.rows);
     if (ours.heads != home.heads || ours.head_dim != home.head_dim || ours.stats < home.stats || (home.widened && !ours.widened) ||
         (home.combines && !ours.combines) || (home.angles && !ours.angles) || (home.masses && !ours.masses) ||
         (home.log_masses && !ours.log_masses) || (home.merges && !ours.merges))
-      raise<ShapeError>(detail::text("pith::KvCache: the prompt buffer holds ", ours.heads, " heads of ", ours.head_dim, " with ",
-                                     ours.stats, " stats, the cache needs ", home.heads, " of ", home.head_dim, " with ", home.stats));
+      raise<ShapeError>("pith::KvCache: the prompt buffer holds ", ours.heads, " heads of ", ours.head_dim, " with ", ours.stats,
+                        " stats, the cache needs ", home.heads, " of ", home.head_dim, " with ", home.stats);
   }
 
  private:
@@ -81,8 +80,8 @@ template <KvStorage T = float> class KvPromptBuffer {
   static Index checked_rows(const AttentionShape& shape, Index rows, const KvPromptBufferOptions& options) {
     shape.check("KvPromptBuffer");
     if (rows < 1 || rows > (std::numeric_limits<std::int32_t>::max)())
-      raise<ShapeError>(detail::text("pith::KvPromptBuffer: ", rows, " rows a head, expected 1 .. 2147483647"));
-    if (options.stats < 0) raise<ShapeError>(detail::text("pith::KvPromptBuffer: ", options.stats, " stats a row, expected 0 or more"));
+      raise<ShapeError>("pith::KvPromptBuffer: ", rows, " rows a head, expected 1 .. 2147483647");
+    if (options.stats < 0) raise<ShapeError>("pith::KvPromptBuffer: ", options.stats, " stats a row, expected 0 or more");
     return rows;
   }
 

@@ -64,8 +64,8 @@ namespace detail {
 /// Throws   ShapeError around a policy whose decision a wrapper would undo
 inline void check_undecided(std::string_view wrapper, const PolicyTraits& inside) {
   if (inside.decides)
-    raise<ShapeError>(text("pith::", wrapper, ": around a policy that decides itself which rows stay (Adaptive, Chunkwise, Csp): it ",
-                           "leaves no scores to share out or average; put one of the two around a policy that scores"));
+    raise<ShapeError>("pith::", wrapper, ": around a policy that decides itself which rows stay (Adaptive, Chunkwise, Csp): it ",
+                      "leaves no scores to share out or average; put one of the two around a policy that scores");
 }
 
 }  // namespace detail

@@ -30,8 +30,8 @@ struct CamSpread {
 /// Paper    CaM: Cache Merging for Memory-efficient LLMs Inference, ICML 2024
 template <class S> Index cam_spread(MatrixRef<S> values, const CamSpread& spread) {
   if (spread.row < 0 || spread.row >= values.rows())
-    raise<ShapeError>(detail::text("pith::cam_spread: row ", spread.row, ", expected 0 .. ", values.rows() - 1));
-  if (spread.followers < 1) raise<ShapeError>(detail::text("pith::cam_spread: ", spread.followers, " followers, expected 1 or more"));
+    raise<ShapeError>("pith::cam_spread: row ", spread.row, ", expected 0 .. ", values.rows() - 1);
+  if (spread.followers < 1) raise<ShapeError>("pith::cam_spread: ", spread.followers, " followers, expected 1 or more");
   const Index behind = (std::min)(spread.followers, values.rows() - 1 - spread.row);
   const S share = S(1) / static_cast<S>(spread.whole_sum ? (std::max)(Index(1), behind) : spread.followers);
   for (Index i = 1; i <= behind; ++i) values.row(spread.row + i) += share * values.row(spread.row);
@@ -57,8 +57,7 @@ struct CamRows {
 template <class S> S cam_ratio(ConstVectorRef<S> attention, const CamRows& rows) {
   const Index n = attention.size();
   if (rows.row < 0 || rows.row >= n || rows.sinks < 0 || rows.from < rows.sinks || rows.from > n)
-    raise<ShapeError>(
-        detail::text("pith::cam_ratio: row ", rows.row, " beside ", rows.sinks, " sinks and rows from ", rows.from, " on, of ", n));
+    raise<ShapeError>("pith::cam_ratio: row ", rows.row, " beside ", rows.sinks, " sinks and rows from ", rows.from, " on, of ", n);
   const S sum = attention.head(rows.sinks).sum() + attention.tail(n - rows.from).sum();
   const S ratio = attention[rows.row] * static_cast<S>(rows.sinks + n - rows.from) / sum;
   return ratio == ratio ? ratio : S(0);

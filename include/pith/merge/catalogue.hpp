@@ -54,7 +54,7 @@ template <class S = float> AnyMerge<S> make_merge(std::string_view name) {
     known += known.empty() ? detail::text(entry.name) : detail::text(", ", entry.name);
     if (entry.name == name) return entry.make();
   }
-  raise<UnsupportedError>(detail::text("pith::make_merge: no strategy '", name, "': ", known));
+  raise<UnsupportedError>("pith::make_merge: no strategy '", name, "': ", known);
 }
 
 }}  // namespace pith::v0

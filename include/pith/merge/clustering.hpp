@@ -63,8 +63,8 @@ template <class S>
 void match_clusters(std::type_identity_t<ConstMatrixRef<S>> rows, const ClusterOptions& options, TokenMap<S>& map, Workspace& ws) {
   const Index n = rows.rows();
   if (options.clusters < 1 || options.clusters > n || options.neighbours < 1 || options.neighbours > n)
-    raise<ShapeError>(detail::text("pith::match_clusters: ", options.clusters, " clusters by ", options.neighbours,
-                                   " neighbours, expected 1 .. ", n, " of each: as many as there are rows"));
+    raise<ShapeError>("pith::match_clusters: ", options.clusters, " clusters by ", options.neighbours, " neighbours, expected 1 .. ", n,
+                      " of each: as many as there are rows");
   map.start(n);
   const Workspace::Scope scope(ws);
   MatrixRef<S> distances = ws.matrix<S>(n, n);

@@ -37,7 +37,7 @@ template <class S> std::size_t diverse_workspace_bytes(Index rows, Index dim, In
 /// Paper    DivPrune: arXiv:2503.02175
 template <class S> void pick_diverse(ConstMatrixRef<S> rows, std::span<std::int32_t> picked, Workspace& ws) {
   const Index n = rows.rows(), count = static_cast<Index>(picked.size());
-  if (count > n) raise<ShapeError>(detail::text("pith::pick_diverse: ", count, " picks of ", n, " rows, expected no more than there are"));
+  if (count > n) raise<ShapeError>("pith::pick_diverse: ", count, " picks of ", n, " rows, expected no more than there are");
   if (count == 0) return;
   detail::check_rows_fit("pick_diverse", n);
   const Workspace::Scope scope(ws);

@@ -141,8 +141,7 @@ template <class M> struct BestShare : WrappedRule<M> {
   /// Throws   ShapeError unless 0 <= fraction <= 1
   explicit BestShare(M rule, double fraction, ShareOf share_of = ShareOf::passing)
       : WrappedRule<M>{std::move(rule)}, merge_fraction(fraction), of(share_of) {
-    if (!(fraction >= 0 && fraction <= 1))
-      raise<ShapeError>(detail::text("pith::BestShare: merge_fraction is ", fraction, ", expected 0 .. 1"));
+    if (!(fraction >= 0 && fraction <= 1)) raise<ShapeError>("pith::BestShare: merge_fraction is ", fraction, ", expected 0 .. 1");
   }
 
   template <class S> void gate(LayerMatches<S>& matches, VectorRef<S> memory) const {
@@ -177,7 +176,7 @@ template <class M> struct MovingThreshold : WrappedRule<M> {
   /// Throws   ShapeError if alpha or beta is not finite
   explicit MovingThreshold(M rule, double a = .5, double b = .5) : WrappedRule<M>{std::move(rule)}, alpha(a), beta(b) {
     if (!std::isfinite(a) || !std::isfinite(b))
-      raise<ShapeError>(detail::text("pith::MovingThreshold: alpha ", a, " and beta ", b, ", expected finite numbers"));
+      raise<ShapeError>("pith::MovingThreshold: alpha ", a, " and beta ", b, ", expected finite numbers");
   }
 
   Index memory() const { return 2 + WrappedRule<M>::memory(); }  // τ, whether τ is set, and the inner rule's numbers

@@ -40,12 +40,11 @@ template <class S>
 void keep_image_tokens(ConstMatrixRef<S> attention, const ImageTokens& image, std::span<std::int32_t> kept, Workspace& ws) {
   const Index tokens = attention.cols();
   if (image.first < 0 || image.count < 0 || image.first > tokens || image.count > tokens - image.first)
-    raise<ShapeError>(detail::text("pith::keep_image_tokens: an image of ", image.count, " tokens from ", image.first, " on, of ", tokens));
+    raise<ShapeError>("pith::keep_image_tokens: an image of ", image.count, " tokens from ", image.first, " on, of ", tokens);
   if (image.keep < 0 || image.keep > image.count)
-    raise<ShapeError>(detail::text("pith::keep_image_tokens: ", image.keep, " of an image of ", image.count, " tokens"));
+    raise<ShapeError>("pith::keep_image_tokens: ", image.keep, " of an image of ", image.count, " tokens");
   if (static_cast<Index>(kept.size()) != tokens - image.count + image.keep)
-    raise<ShapeError>(
-        detail::text("pith::keep_image_tokens: room for ", kept.size(), " tokens, expected ", tokens - image.count + image.keep));
+    raise<ShapeError>("pith::keep_image_tokens: room for ", kept.size(), " tokens, expected ", tokens - image.count + image.keep);
   if (attention.rows() == 0) raise<ShapeError>("pith::keep_image_tokens: no heads, expected one or more");
   detail::check_rows_fit("keep_image_tokens", tokens);
   const Workspace::Scope scope(ws);

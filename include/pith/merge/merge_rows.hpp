@@ -86,7 +86,7 @@ template <class S> void check_merge(const MergedRows<S>& kept, const LeavingRows
     check_shape("merge_rows", "evicted keys", evicted.keys, n, kept.keys.cols());
   }
   const auto count = [](const char* what, Index found, Index expected) {
-    if (found != expected) raise<ShapeError>(text("pith::merge_rows: ", found, " ", what, ", expected ", expected));
+    if (found != expected) raise<ShapeError>("pith::merge_rows: ", found, " ", what, ", expected ", expected);
   };
   count("matches", static_cast<Index>(match.row.size()), n);
   count("cosines", match.cosine.size(), n);
@@ -95,7 +95,7 @@ template <class S> void check_merge(const MergedRows<S>& kept, const LeavingRows
   if (!(kept.mass.array() > S(0)).all() || !(evicted.mass.array() > S(0)).all())
     raise<ShapeError>("pith::merge_rows: a mass is not above 0: a row stands for one token or more");
   for (const std::int32_t c : match.row)
-    if (c < -1 || c >= m) raise<ShapeError>(text("pith::merge_rows: match ", c, ", expected -1 .. ", m - 1));
+    if (c < -1 || c >= m) raise<ShapeError>("pith::merge_rows: match ", c, ", expected -1 .. ", m - 1);
 }
 
 }  // namespace detail

@@ -23,8 +23,7 @@ struct MergeSchedule {
   /// Throws   ShapeError if layers or r are negative or too large, or the inflection is not in -1 .. 1
   std::vector<Index> steps() const {
     check();
-    if (!(inflection >= -1 && inflection <= 1))
-      raise<ShapeError>(detail::text("pith::MergeSchedule: inflection ", inflection, ", expected -1 .. 1"));
+    if (!(inflection >= -1 && inflection <= 1)) raise<ShapeError>("pith::MergeSchedule: inflection ", inflection, ", expected -1 .. 1");
     std::vector<Index> all(static_cast<std::size_t>(layers), r);
     if (layers < 2) return all;
     const double first = std::trunc(static_cast<double>(r) * (1 - inflection));
@@ -39,7 +38,7 @@ struct MergeSchedule {
   std::vector<Index> steps(std::span<const Index> listed) const {
     check();
     if (static_cast<Index>(listed.size()) > layers)
-      raise<ShapeError>(detail::text("pith::MergeSchedule: ", listed.size(), " numbers for ", layers, " layers"));
+      raise<ShapeError>("pith::MergeSchedule: ", listed.size(), " numbers for ", layers, " layers");
     std::vector<Index> all(static_cast<std::size_t>(layers), 0);
     std::copy(listed.begin(), listed.end(), all.begin());
     return all;
@@ -49,7 +48,7 @@ struct MergeSchedule {
   void check() const {
     constexpr Index most = (std::numeric_limits<std::int32_t>::max)();
     if (layers < 0 || layers > most || r < 0 || r > most)
-      raise<ShapeError>(detail::text("pith::MergeSchedule: r ", r, " in ", layers, " layers, expected 0 .. ", most, " of each"));
+      raise<ShapeError>("pith::MergeSchedule: r ", r, " in ", layers, " layers, expected 0 .. ", most, " of each");
   }
 };
 

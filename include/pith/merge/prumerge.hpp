@@ -29,8 +29,8 @@ void class_attention(ConstVectorRef<S> query, std::type_identity_t<ConstMatrixRe
                      Workspace& ws) {
   check_shape("class_attention", "keys", keys, any_extent, query.size());
   if (keys.rows() < 1 || out.size() != keys.rows() - 1)
-    raise<ShapeError>(detail::text("pith::class_attention: room for ", out.size(), " weights of ", keys.rows(),
-                                   " tokens, expected one for each behind the class token"));
+    raise<ShapeError>("pith::class_attention: room for ", out.size(), " weights of ", keys.rows(),
+                      " tokens, expected one for each behind the class token");
   const Workspace::Scope scope(ws);
   MatrixRef<S> weights = ws.matrix<S>(1, keys.rows());
   const S scale = S(1) / std::sqrt(static_cast<S>((std::max)(Index(1), query.size())));
@@ -67,24 +67,22 @@ template <class S> Index count_outliers(ConstVectorRef<S> scores, Workspace& ws)
 /// Throws   ShapeError if the ratio is not above 0 and at most 1/3, rows has no room for all of them, or a given row is out of range
 /// Paper    LLaVA-PruMerge: arXiv:2403.15388
 inline Index add_spatial_rows(Index patches, double ratio, Index kept, std::span<std::int32_t> rows) {
-  if (!(ratio > 0 && ratio <= 1))
-    raise<ShapeError>(detail::text("pith::add_spatial_rows: a ratio of ", ratio, ", expected one above 0 and at most 1/3"));
+  if (!(ratio > 0 && ratio <= 1)) raise<ShapeError>("pith::add_spatial_rows: a ratio of ", ratio, ", expected one above 0 and at most 1/3");
   const double distance = std::floor(std::floor(1 / ratio) / 3);
   if (distance < 1)
-    raise<ShapeError>(detail::text("pith::add_spatial_rows: a ratio of ", ratio,
-                                   ": rows less than one apart; expected at most 1/3, or keep all of them"));
+    raise<ShapeError>("pith::add_spatial_rows: a ratio of ", ratio,
+                      ": rows less than one apart; expected at most 1/3, or keep all of them");
   if (patches < 0 || kept < 0 || kept > static_cast<Index>(rows.size()))
-    raise<ShapeError>(detail::text("pith::add_spatial_rows: ", kept, " of ", patches, " rows kept, and room for ", rows.size()));
+    raise<ShapeError>("pith::add_spatial_rows: ", kept, " of ", patches, " rows kept, and room for ", rows.size());
   detail::check_rows_fit("add_spatial_rows", patches);
   const auto given = rows.first(static_cast<std::size_t>(kept));
   for (const std::int32_t row : given)
-    if (row < 0 || row >= patches) raise<ShapeError>(detail::text("pith::add_spatial_rows: row ", row, ", expected 0 .. ", patches - 1));
+    if (row < 0 || row >= patches) raise<ShapeError>("pith::add_spatial_rows: row ", row, ", expected 0 .. ", patches - 1);
   const Index step = distance < static_cast<double>(patches) ? static_cast<Index>(distance) : (std::max)(Index(1), patches);
   const auto missing = [&](Index row) { return std::find(given.begin(), given.end(), row) == given.end(); };
   Index all = kept;
   for (Index row = 0; row < patches; row += step) all += missing(row);
-  if (all > static_cast<Index>(rows.size()))
-    raise<ShapeError>(detail::text("pith::add_spatial_rows: room for ", rows.size(), " rows, expected ", all));
+  if (all > static_cast<Index>(rows.size())) raise<ShapeError>("pith::add_spatial_rows: room for ", rows.size(), " rows, expected ", all);
   Index next = kept;
   for (Index row = 0; row < patches; row += step)
     if (missing(row)) rows[static_cast<std::size_t>(next++)] = static_cast<std::int32_t>(row);
@@ -121,18 +119,17 @@ void prumerge(const ImagePatches<S>& image, std::span<const std::int32_t> kept, 
               Workspace& ws) {
   const Index n = image.rows.rows(), k = static_cast<Index>(kept.size());
   check_shape("prumerge", "keys", image.keys, n, any_extent);
-  if (image.attention.size() != n)
-    raise<ShapeError>(detail::text("pith::prumerge: ", image.attention.size(), " weights of ", n, " patches"));
+  if (image.attention.size() != n) raise<ShapeError>("pith::prumerge: ", image.attention.size(), " weights of ", n, " patches");
   if (k == 0) raise<ShapeError>("pith::prumerge: no patch is kept, expected one or more: a larger ratio");
   check_shape("prumerge", "out", out, k + 1, image.rows.cols());
-  if (neighbours < 0) raise<ShapeError>(detail::text("pith::prumerge: ", neighbours, " neighbours, expected 0 or more"));
+  if (neighbours < 0) raise<ShapeError>("pith::prumerge: ", neighbours, " neighbours, expected 0 or more");
   detail::check_rows_fit("prumerge", n);
   const Workspace::Scope scope(ws);
   std::int32_t* const order = ws.take<std::int32_t>(n);
   std::fill_n(order, n, 0);
   for (const std::int32_t patch : kept) {
     if (patch < 0 || patch >= n || order[patch] != 0)
-      raise<ShapeError>(detail::text("pith::prumerge: patch ", patch, " is kept, expected 0 .. ", n - 1, ", each once"));
+      raise<ShapeError>("pith::prumerge: patch ", patch, " is kept, expected 0 .. ", n - 1, ", each once");
     order[patch] = 1;
   }
   auto rest = out.row(k);

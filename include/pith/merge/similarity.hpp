@@ -90,9 +90,9 @@ template <class S> struct LargestLanes {
 };
 
 template <class S> void check_similar(const char* where, const ConstMatrixRef<S>& rows, const ConstMatrixRef<S>& kept) {
-  if (kept.rows() == 0) raise<ShapeError>(text("pith::", where, ": no kept rows, expected one or more to be near to"));
+  if (kept.rows() == 0) raise<ShapeError>("pith::", where, ": no kept rows, expected one or more to be near to");
   constexpr Index most = (Index(1) << (std::min)(31, std::numeric_limits<S>::digits)) - 1;  // LargestLanes counts in S
-  if (kept.rows() > most) raise<CapacityError>(text("pith::", where, ": ", kept.rows(), " kept rows, expected at most ", most));
+  if (kept.rows() > most) raise<CapacityError>("pith::", where, ": ", kept.rows(), " kept rows, expected at most ", most);
   check_shape(where, "rows", rows, any_extent, kept.cols());
 }
 
@@ -242,9 +242,9 @@ void nearest_rows(ConstMatrixRef<S> rows, std::type_identity_t<ConstMatrixRef<S>
   detail::check_similar("nearest_rows", rows, kept);
   const Index n = rows.rows(), m = kept.rows();
   if (static_cast<Index>(match.size()) != n || cosine.size() != n)
-    raise<ShapeError>(detail::text("pith::nearest_rows: ", match.size(), " matches and ", cosine.size(), " cosines for ", n, " rows"));
+    raise<ShapeError>("pith::nearest_rows: ", match.size(), " matches and ", cosine.size(), " cosines for ", n, " rows");
   if (!positions.empty() && static_cast<Index>(positions.size()) != m)
-    raise<ShapeError>(detail::text("pith::nearest_rows: ", positions.size(), " positions for ", m, " kept rows"));
+    raise<ShapeError>("pith::nearest_rows: ", positions.size(), " positions for ", m, " kept rows");
   detail::NearestRows<S>{rows, kept, match, cosine, ws, positions}.find();
 }
 

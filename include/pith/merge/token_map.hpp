@@ -40,7 +40,7 @@ template <class S> class TokenMap {
   /// Throws   CapacityError if max_tokens is negative or does not fit 32 bits
   explicit TokenMap(Index max_tokens) {
     if (max_tokens < 0 || max_tokens > (std::numeric_limits<std::int32_t>::max)())
-      raise<CapacityError>(detail::text("pith::TokenMap: room for ", max_tokens, " tokens, expected 0 .. 2147483647"));
+      raise<CapacityError>("pith::TokenMap: room for ", max_tokens, " tokens, expected 0 .. 2147483647");
     const auto room = static_cast<std::size_t>(max_tokens);
     target_.resize(room);
     row_of_.resize(room);
@@ -117,7 +117,7 @@ template <class S> class TokenMap {
   /// Throws   ShapeError if an entry is out of range, before anything changes
   void follow(std::span<std::int32_t> where) const {
     for (const std::int32_t r : where)
-      if (r < -1 || r >= tokens_) raise<ShapeError>(detail::text("pith::TokenMap::follow: row ", r, ", expected -1 .. ", tokens_ - 1));
+      if (r < -1 || r >= tokens_) raise<ShapeError>("pith::TokenMap::follow: row ", r, ", expected -1 .. ", tokens_ - 1);
     for (std::int32_t& r : where)
       if (r >= 0) r = row_of_[static_cast<std::size_t>(r)];
   }
@@ -130,8 +130,7 @@ template <class S> class TokenMap {
   /// Throws   CapacityError if there is no room for them
   void start(Index tokens) {
     if (tokens < 0 || tokens > max_tokens())
-      raise<CapacityError>(
-          detail::text("pith::TokenMap: ", tokens, " tokens, but there is room for ", max_tokens(), ": construct it with as many"));
+      raise<CapacityError>("pith::TokenMap: ", tokens, " tokens, but there is room for ", max_tokens(), ": construct it with as many");
     tokens_ = tokens;
     for (Index t = 0; t < tokens; ++t) target_[static_cast<std::size_t>(t)] = static_cast<std::int32_t>(t);
     std::fill_n(cosine_.begin(), tokens, S(0));
@@ -178,7 +177,7 @@ template <class S> class TokenMap {
     for (Index t = 0; t < tokens_; ++t) staying += is_target(t);
     const auto refuse = [&](const auto&... what) {
       place();
-      raise<ShapeError>(detail::text("pith::TokenMap::place: ", what..., ", expected each of the ", staying, " tokens that stay once"));
+      raise<ShapeError>("pith::TokenMap::place: ", what..., ", expected each of the ", staying, " tokens that stay once");
     };
     if (static_cast<Index>(order.size()) != staying) refuse("an order of ", order.size(), " tokens");
     std::fill_n(row_of_.begin(), tokens_, -1);
@@ -194,19 +193,19 @@ template <class S> class TokenMap {
  private:
   bool is_target(Index token) const { return target_[static_cast<std::size_t>(token)] == token; }
   void check_token(Index token) const {
-    if (token < 0 || token >= tokens_) raise<ShapeError>(detail::text("pith::TokenMap: token ", token, ", expected 0 .. ", tokens_ - 1));
+    if (token < 0 || token >= tokens_) raise<ShapeError>("pith::TokenMap: token ", token, ", expected 0 .. ", tokens_ - 1);
   }
   void check_targets() const {
     for (Index t = 0; t < tokens_; ++t) {
       const std::int32_t to = target_[static_cast<std::size_t>(t)];
       if (to >= 0 && !is_target(to))
-        raise<StateError>(detail::text("pith::TokenMap::place: token ", t, " is merged into ", to, ", which does not stay itself"));
+        raise<StateError>("pith::TokenMap::place: token ", t, " is merged into ", to, ", which does not stay itself");
     }
   }
   void check_masses(const TokenMasses<S>& mass) const {
     const auto check = [](const char* what, Index found, Index expected) {
       if (found != 0 && found != expected)
-        raise<ShapeError>(detail::text("pith::TokenMap::merge: ", found, " masses ", what, ", expected ", expected, " or none"));
+        raise<ShapeError>("pith::TokenMap::merge: ", found, " masses ", what, ", expected ", expected, " or none");
     };
     check("before", mass.before.size(), tokens_);
     check("after", mass.after.size(), rows_);

@@ -37,7 +37,7 @@ struct EveryKthOptions {
 /// Throws   ShapeError if a number of tokens is negative
 inline Index clipped_r(Index tokens, const BipartiteOptions& options) {
   if (tokens < 0 || options.protect < 0)
-    raise<ShapeError>(detail::text("pith::clipped_r: ", tokens, " tokens, ", options.protect, " protected, expected 0 or more"));
+    raise<ShapeError>("pith::clipped_r: ", tokens, " tokens, ", options.protect, " protected, expected 0 or more");
   return std::clamp(options.r, Index(0), (std::max)(Index(0), tokens - options.protect) / 2);
 }
 
@@ -128,7 +128,7 @@ template <detail::EigenDense M> TokenMap<detail::scalar_t<M>> match_bipartite(co
 template <class S>
 void match_every_kth(std::type_identity_t<ConstMatrixRef<S>> metric, const EveryKthOptions& options, TokenMap<S>& map, Workspace& ws) {
   const Index tokens = metric.rows(), k = options.k;
-  if (k < 1) raise<ShapeError>(detail::text("pith::match_every_kth: every ", k, "-th token, expected 1 or more"));
+  if (k < 1) raise<ShapeError>("pith::match_every_kth: every ", k, "-th token, expected 1 or more");
   map.start(tokens);
   if (k == 1 || k > tokens) return;
   const ConstMatrixRef<S> stay = detail::every_row(metric, k - 1, k);
@@ -164,7 +164,7 @@ template <class S> void mean_over_heads(ConstMatrixRef<S> keys, std::type_identi
   const Index dim = out.cols(), heads = dim > 0 ? keys.cols() / dim : 0;
   check_shape("mean_over_heads", "out", out, keys.rows(), any_extent);
   if (heads < 1 || keys.cols() != heads * dim)
-    raise<ShapeError>(detail::text("pith::mean_over_heads: keys of ", keys.cols(), " numbers are no heads of ", dim));
+    raise<ShapeError>("pith::mean_over_heads: keys of ", keys.cols(), " numbers are no heads of ", dim);
   out = keys.leftCols(dim);
   for (Index h = 1; h < heads; ++h) out += keys.middleCols(h * dim, dim);
   out /= static_cast<S>(heads);
@@ -180,10 +180,10 @@ template <class S> void mean_over_heads(ConstMatrixRef<S> keys, std::type_identi
 /// Law      a row of mass n weighs as much as n equal rows of mass 1
 /// Paper    ToMe, arXiv:2210.09461, eq. 1
 template <class S> void log_masses(ConstVectorRef<S> mass, VectorRef<float> out) {
-  if (out.size() != mass.size()) raise<ShapeError>(detail::text("pith::log_masses: room for ", out.size(), " of ", mass.size(), " masses"));
+  if (out.size() != mass.size()) raise<ShapeError>("pith::log_masses: room for ", out.size(), " of ", mass.size(), " masses");
   for (Index r = 0; r < mass.size(); ++r)
     if (!(mass[r] > S(0)) || mass[r] > (std::numeric_limits<S>::max)())
-      raise<ShapeError>(detail::text("pith::log_masses: the mass of row ", r, " is ", mass[r], ", expected a finite number above 0"));
+      raise<ShapeError>("pith::log_masses: the mass of row ", r, " is ", mass[r], ", expected a finite number above 0");
   for (Index r = 0; r < mass.size(); ++r) out[r] = static_cast<float>(std::log(mass[r]));
 }
 

@@ -32,7 +32,7 @@ template <class S> void best_first(const S* scores, Index n, Index count, std::i
 
 inline void check_rows_fit(const char* where, Index rows) {
   if (rows > (std::numeric_limits<std::int32_t>::max)())
-    raise<CapacityError>(text("pith::", where, ": ", rows, " rows, expected no more than 32 bits can number"));
+    raise<CapacityError>("pith::", where, ": ", rows, " rows, expected no more than 32 bits can number");
 }
 
 }  // namespace detail
@@ -48,7 +48,7 @@ inline std::size_t top_rows_workspace_bytes(Index rows) { return Workspace::byte
 /// Throws   ShapeError if `best` is longer than scores, CapacityError if ws is too small
 template <class S> void top_rows(ConstVectorRef<S> scores, std::span<std::int32_t> best, Workspace& ws) {
   const Index n = scores.size(), count = static_cast<Index>(best.size());
-  if (count > n) raise<ShapeError>(detail::text("pith::top_rows: the best ", count, " of ", n, " rows"));
+  if (count > n) raise<ShapeError>("pith::top_rows: the best ", count, " of ", n, " rows");
   detail::check_rows_fit("top_rows", n);
   const Workspace::Scope scope(ws);
   std::int32_t* const order = ws.take<std::int32_t>(n);
@@ -63,7 +63,7 @@ enum class Rounding { down, nearest };
 /// Throws   ShapeError if the ratio is not in 0 .. 1 or `rows` is negative
 inline Index rows_at_keep_ratio(Index rows, double ratio, Rounding rounding = Rounding::down) {
   if (!(ratio >= 0 && ratio <= 1) || rows < 0)
-    raise<ShapeError>(detail::text("pith::rows_at_keep_ratio: ", ratio, " of ", rows, " rows, expected a ratio in 0 .. 1 of 0 or more"));
+    raise<ShapeError>("pith::rows_at_keep_ratio: ", ratio, " of ", rows, " rows, expected a ratio in 0 .. 1 of 0 or more");
   const double kept = static_cast<double>(rows) * ratio;
   return (std::min)(rows, static_cast<Index>(rounding == Rounding::down ? std::floor(kept) : std::nearbyint(kept)));
 }

@@ -55,8 +55,8 @@ void match_visionzip(std::type_identity_t<ConstMatrixRef<S>> attention, std::typ
   check_shape("match_visionzip", "attention", attention, any_extent, tokens);
   if (attention.rows() == 0 || tokens == 0) raise<ShapeError>("pith::match_visionzip: no heads or no class token, expected one or more");
   if (options.dominant < 0 || options.dominant > patches || options.contextual < 0)
-    raise<ShapeError>(detail::text("pith::match_visionzip: ", options.dominant, " dominant and ", options.contextual,
-                                   " contextual tokens, expected 0 or more and no more dominant ones than the ", patches, " patches"));
+    raise<ShapeError>("pith::match_visionzip: ", options.dominant, " dominant and ", options.contextual,
+                      " contextual tokens, expected 0 or more and no more dominant ones than the ", patches, " patches");
   map.start(tokens);
   const Workspace::Scope scope(ws);
   const Index rest = patches - options.dominant, targets = (std::min)(options.contextual, rest), others = rest - targets;

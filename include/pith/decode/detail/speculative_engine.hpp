@@ -135,8 +135,8 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
     if (static_cast<const void*>(&target) == static_cast<const void*>(&draft))
       raise<StateError>("pith::SpeculativeDecoder: target and draft are one object, expected two: start another session for the draft");
     if (Index(target.vocab_size()) != Index(draft.vocab_size()))
-      raise<ShapeError>(text("pith::SpeculativeDecoder: the target has ", Index(target.vocab_size()), " tokens, the draft ",
-                             Index(draft.vocab_size()), ", expected one vocabulary"));
+      raise<ShapeError>("pith::SpeculativeDecoder: the target has ", Index(target.vocab_size()), " tokens, the draft ",
+                        Index(draft.vocab_size()), ", expected one vocabulary");
     SteppedModel<Target>::check_chunk("target", target, options.draft_tokens);
     SteppedModel<Draft>::check_chunk("draft", draft, options.draft_tokens);
     return options;
@@ -273,10 +273,9 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
   }
   void check_in_step() const {
     if (target_.next() >= 0 && (target_.moved() || (drafting_ && draft_.moved()))) [[unlikely]]
-      raise<StateError>(
-          text("pith::SpeculativeDecoder: target and draft are at positions ", target_.next_position(), " and ", draft_.next_position(),
-               ", expected ", target_.next(), " and ", draft_.next(),
-               ": another caller fed one of them, or a prompt failed half-way; let both read the same text and call resume()"));
+      raise<StateError>("pith::SpeculativeDecoder: target and draft are at positions ", target_.next_position(), " and ",
+                        draft_.next_position(), ", expected ", target_.next(), " and ", draft_.next(),
+                        ": another caller fed one of them, or a prompt failed half-way; let both read the same text and call resume()");
   }
 
   SteppedModel<Target> target_;

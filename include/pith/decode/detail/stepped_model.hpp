@@ -28,9 +28,9 @@ template <TokenModel M> class SteppedModel {
                     { model.max_chunk() } -> std::convertible_to<Index>;
                   })
       if (draft_tokens >= Index(model.max_chunk()))
-        raise<CapacityError>(text("pith::SpeculativeDecoder: draft_tokens is ", draft_tokens, ", but the ", name, " takes only ",
-                                  Index(model.max_chunk()), " tokens at once, expected ", draft_tokens,
-                                  " + 1: start it with max_draft = ", draft_tokens, " or more"));
+        raise<CapacityError>("pith::SpeculativeDecoder: draft_tokens is ", draft_tokens, ", but the ", name, " takes only ",
+                             Index(model.max_chunk()), " tokens at once, expected ", draft_tokens,
+                             " + 1: start it with max_draft = ", draft_tokens, " or more");
   }
 
   /// Feeds a prompt, by prefill() if the model has it, else `most` tokens at a time; calls sees(rows) with logits whose last row follows

@@ -83,8 +83,8 @@ template <KvStorage T> class CacheRows : public Progress {
     Index row = size(h) - queries;
     while (first_query >= 0 && row > 0 && positions[row] > first_query) --row;
     if (row < 0 || (first_query >= 0 && positions[row] != first_query))
-      raise<ShapeError>(text("pith::KvCache::observe: ", queries, " queries from position ", first_query, " on, of ", size(h),
-                             " rows: expected queries of tokens that were appended"));
+      raise<ShapeError>("pith::KvCache::observe: ", queries, " queries from position ", first_query, " on, of ", size(h),
+                        " rows: expected queries of tokens that were appended");
     return row;
   }
   /// Records that the policy was shown the attention of the tokens in these rows.

@@ -45,7 +45,7 @@ struct CacheRules {
     shape.check("KvCache");
     check_policy(facts);
     check_options();
-    if (merge.memory < 0) raise<ShapeError>(text("pith::KvCache: the merge's memory() is ", merge.memory, ", expected 0 or more numbers"));
+    if (merge.memory < 0) raise<ShapeError>("pith::KvCache: the merge's memory() is ", merge.memory, ", expected 0 or more numbers");
     if (never_evicts()) merge.merges = false;
   }
 
@@ -100,31 +100,29 @@ struct CacheRules {
 
   void check_head(Index kv_head) const {
     if (kv_head < 0 || kv_head >= shape.num_kv_heads) [[unlikely]]
-      raise<ShapeError>(text("pith::KvCache: kv head ", kv_head, " of ", shape.num_kv_heads));
+      raise<ShapeError>("pith::KvCache: kv head ", kv_head, " of ", shape.num_kv_heads);
   }
 
   void check_range(Position next, Index tokens) const {
-    if (tokens < 0) raise<ShapeError>(text("pith::KvCache: ", tokens, " tokens, expected 0 or more"));
+    if (tokens < 0) raise<ShapeError>("pith::KvCache: ", tokens, " tokens, expected 0 or more");
     if (tokens > (std::numeric_limits<Position>::max)() - next)
-      raise<CapacityError>(text("pith::KvCache: position ", next, " + ", tokens, " tokens leaves the range of positions: clear() first"));
+      raise<CapacityError>("pith::KvCache: position ", next, " + ", tokens, " tokens leaves the range of positions: clear() first");
   }
 
   void check_marks(const AppendOptions& append, Index tokens, Position next) const {
     const auto count = [&](std::string_view what, std::size_t n) {
-      if (n != 0 && static_cast<Index>(n) != tokens)
-        raise<ShapeError>(text("pith::KvCache::append: ", n, " ", what, " for ", tokens, " tokens"));
+      if (n != 0 && static_cast<Index>(n) != tokens) raise<ShapeError>("pith::KvCache::append: ", n, " ", what, " for ", tokens, " tokens");
     };
     count("kinds", append.kinds.size());
     count("positions", append.positions.size());
     for (const TokenKind kind : append.kinds)
-      if (kind > TokenKind::video)
-        raise<ShapeError>(text("pith::KvCache::append: kind ", int(kind), ", expected 0 .. ", int(TokenKind::video)));
+      if (kind > TokenKind::video) raise<ShapeError>("pith::KvCache::append: kind ", int(kind), ", expected 0 .. ", int(TokenKind::video));
     check_masses(append.masses, tokens);
     Index at = next;
     for (const Position p : append.positions) {
-      if (p < at) raise<ShapeError>(text("pith::KvCache::append: position ", p, " where ", at, " or more is expected: positions increase"));
+      if (p < at) raise<ShapeError>("pith::KvCache::append: position ", p, " where ", at, " or more is expected: positions increase");
       if (p != at && facts.traits.positions == RopePositions::cache)
-        raise<ShapeError>(text("pith::KvCache::append: position ", p, " leaves a gap after ", at - 1, ": cache positions have none"));
+        raise<ShapeError>("pith::KvCache::append: position ", p, " leaves a gap after ", at - 1, ": cache positions have none");
       at = Index(p) + 1;
     }
     check_range(next, (std::max)(tokens, at - next));
@@ -134,18 +132,18 @@ struct CacheRules {
     if (masses.empty()) return;
     if (!options.keep_masses) raise<StateError>("pith::KvCache: masses for rows that count as one token each: construct with keep_masses");
     if (static_cast<Index>(masses.size()) != tokens)
-      raise<ShapeError>(text("pith::KvCache::append: ", masses.size(), " masses for ", tokens, " tokens"));
+      raise<ShapeError>("pith::KvCache::append: ", masses.size(), " masses for ", tokens, " tokens");
     for (const float mass : masses)
       if (!(mass >= 1 && mass <= static_cast<float>(max_mass)))
-        raise<ShapeError>(text("pith::KvCache::append: mass ", mass, ", expected 1 .. ", max_mass, " tokens"));
+        raise<ShapeError>("pith::KvCache::append: mass ", mass, ", expected 1 .. ", max_mass, " tokens");
   }
 
   /// `seen`: how many of the `appended` tokens since the last eviction are covered by the attention that the policy was shown.
   void check_observed(Index seen, Index appended, const AppendOptions& last) const {
     const Index expected = watches(last) ? appended : 0;
     if (seen < expected)
-      raise<StateError>(text("pith::KvCache: evict() after ", appended, " tokens, but the policy saw the attention of ", seen, " of ",
-                             expected, " queries: call observe() for every kv head, or give attend() cache.observer()"));
+      raise<StateError>("pith::KvCache: evict() after ", appended, " tokens, but the policy saw the attention of ", seen, " of ", expected,
+                        " queries: call observe() for every kv head, or give attend() cache.observer()");
   }
 
   /// Checks all parts of a block that a policy may read; `rows`: rows of its head, `shown`: queries of the `appended` tokens shown before.
@@ -153,12 +151,12 @@ struct CacheRules {
     if (!facts.observes) raise<StateError>("pith::KvCache: observe() under a policy that does not watch attention");
     const Index weights = seen.weights.rows(), group = shape.group(), queries = weights / group;
     if (weights == 0 || weights % group != 0)
-      raise<ShapeError>(text("pith::KvCache::observe: ", weights, " rows of weights, expected a multiple of ", group,
-                             " query heads that share the kv head"));
+      raise<ShapeError>("pith::KvCache::observe: ", weights, " rows of weights, expected a multiple of ", group,
+                        " query heads that share the kv head");
     check_shape("KvCache::observe", "weights", seen.weights, any_extent, rows);
     if (seen.log_sum.size() != 0 && seen.log_sum.size() != weights)
-      raise<ShapeError>(text("pith::KvCache::observe: log_sum holds ", seen.log_sum.size(), ", expected ", weights,
-                             ", one for each row of weights", facts.traits.needs_log_sum ? "" : ", or none"));
+      raise<ShapeError>("pith::KvCache::observe: log_sum holds ", seen.log_sum.size(), ", expected ", weights,
+                        ", one for each row of weights", facts.traits.needs_log_sum ? "" : ", or none");
     if (facts.traits.needs_log_sum && seen.log_sum.size() == 0)
       raise<ShapeError>(
           "pith::KvCache::observe: the policy reads log_sum, the logarithm of every row's sum of exponentials, and none is given");
@@ -167,12 +165,11 @@ struct CacheRules {
     if (seen.queries.size() != 0) check_shape("KvCache::observe", "queries", seen.queries, weights, shape.head_dim);
     const Index first = seen.first_query >= 0 ? Index(seen.first_query) : Index(next) - queries;
     if (seen.first_query < -1 || first < this->first() || first + queries > next)
-      raise<ShapeError>(text("pith::KvCache::observe: queries at positions ", first, " .. ", first + queries - 1, ", expected ",
-                             this->first(), " .. ", Index(next) - 1, ", those of the tokens appended"));
+      raise<ShapeError>("pith::KvCache::observe: queries at positions ", first, " .. ", first + queries - 1, ", expected ", this->first(),
+                        " .. ", Index(next) - 1, ", those of the tokens appended");
     if (queries > appended - shown)
-      raise<StateError>(
-          text("pith::KvCache::observe: ", queries, " queries after ", shown, ", but only ", appended,
-               " tokens were appended since the last evict(): show each query of a kv head once, between append() and evict()"));
+      raise<StateError>("pith::KvCache::observe: ", queries, " queries after ", shown, ", but only ", appended,
+                        " tokens were appended since the last evict(): show each query of a kv head once, between append() and evict()");
   }
 
   /// Throws   StateError if the caller's queries are rotated at other positions than the policy's
@@ -180,16 +177,16 @@ struct CacheRules {
     if (positions == facts.traits.positions) return;
     if (positions == RopePositions::cache)
       raise<StateError>("pith::KvCache: keys() for cache positions, but the policy is at text positions");
-    raise<StateError>(text("pith::KvCache: keys() of a policy at cache positions: ",
-                           by_age() ? "look at the first sinks() rows with queries rotated at position - gap()"
-                                    : "rotate queries and keys at query_position(), call reindex() after evict()",
-                           " and say keys(kv_head, RopePositions::cache), or construct the policy with RopePositions::text"));
+    raise<StateError>("pith::KvCache: keys() of a policy at cache positions: ",
+                      by_age() ? "look at the first sinks() rows with queries rotated at position - gap()"
+                               : "rotate queries and keys at query_position(), call reindex() after evict()",
+                      " and say keys(kv_head, RopePositions::cache), or construct the policy with RopePositions::text");
   }
 
   /// Throws   ShapeError, UnsupportedError for a rope that cannot turn stored keys
   void check_rope(const RopeOptions& rope) const {
     if (rope.head_dim != shape.head_dim)
-      raise<ShapeError>(text("pith::KvCache: reindex() with a rope for head_dim ", rope.head_dim, ", expected ", shape.head_dim));
+      raise<ShapeError>("pith::KvCache: reindex() with a rope for head_dim ", rope.head_dim, ", expected ", shape.head_dim);
     if (rope.scaling.type == RopeType::dynamic)
       raise<UnsupportedError>(
           "pith::KvCache: reindex() under dynamic rope, where a key's angle depends on the length it was rotated at: use "
@@ -197,23 +194,23 @@ struct CacheRules {
   }
 
   void check_coming(Index coming, bool journal_open) const {
-    if (coming < 0) raise<ShapeError>(text("pith::KvCache::evict: coming is ", coming, ", expected 0 or more tokens"));
+    if (coming < 0) raise<ShapeError>("pith::KvCache::evict: coming is ", coming, ", expected 0 or more tokens");
     if (coming > 0 && journal_open) raise<StateError>("pith::KvCache: room cannot be made inside a journal: crop() to end it first");
   }
 
   [[noreturn]] void raise_full(Index rows, Index capacity, Index tokens) const {
-    raise<CapacityError>(text("pith::KvCache: full (", rows, " of ", capacity, " rows + chunk ", tokens, "): ",
-                              never_evicts()  ? std::string_view("construct with a larger max_tokens, or choose a policy with a budget")
-                              : prompt_only() ? "the policy evicts only when a prompt ends: construct with a larger max_generated"
-                                              : "call evict() after each chunk, or construct with a larger max_chunk"));
+    raise<CapacityError>("pith::KvCache: full (", rows, " of ", capacity, " rows + chunk ", tokens, "): ",
+                         never_evicts()  ? std::string_view("construct with a larger max_tokens, or choose a policy with a budget")
+                         : prompt_only() ? "the policy evicts only when a prompt ends: construct with a larger max_generated"
+                                         : "call evict() after each chunk, or construct with a larger max_chunk");
   }
 
   [[noreturn]] void raise_protected(Index rows) const {
-    raise<CapacityError>(text("pith::KvCache: the policy scores ", rows, " rows of a head +inf, ", home_rows(),
-                              " fit at home: protect fewer, or raise its budget"));
+    raise<CapacityError>("pith::KvCache: the policy scores ", rows, " rows of a head +inf, ", home_rows(),
+                         " fit at home: protect fewer, or raise its budget");
   }
   [[noreturn]] void raise_uneven(Index first, Index other) const {
-    raise<StateError>(text("pith::KvCache: reindex() with ", first, " rows in one head and ", other, " in another: heads must agree"));
+    raise<StateError>("pith::KvCache: reindex() with ", first, " rows in one head and ", other, " in another: heads must agree");
   }
 
   void check_prompt(const AppendOptions& append, bool journal_open) const {
@@ -223,20 +220,20 @@ struct CacheRules {
   }
 
   [[noreturn]] void raise_mid_prompt(std::string_view call) const {
-    raise<StateError>(text("pith::KvCache: ", call, " in the middle of a prompt: call evict() first"));
+    raise<StateError>("pith::KvCache: ", call, " in the middle of a prompt: call evict() first");
   }
 
   [[noreturn]] void raise_crop(Position p, Position next, bool journal_open) const {
-    raise<StateError>(text("pith::KvCache: crop(", p, ") at position ", next, ": ",
-                           never_evicts() ? text("expected ", first(), " .. ", next)
-                           : journal_open ? std::string("no append since the checkpoint began there")
-                                          : std::string("no journal: call checkpoint() before the tokens that may be taken back")));
+    raise<StateError>("pith::KvCache: crop(", p, ") at position ", next, ": ",
+                      never_evicts() ? text("expected ", first(), " .. ", next)
+                      : journal_open ? std::string("no append since the checkpoint began there")
+                                     : std::string("no journal: call checkpoint() before the tokens that may be taken back"));
   }
 
  private:
   void check_options() const {
     const auto at_least = [](std::string_view name, Index value, Index least) {
-      if (value < least) raise<ShapeError>(text("pith::KvCacheOptions: ", name, " is ", value, ", expected ", least, " or more"));
+      if (value < least) raise<ShapeError>("pith::KvCacheOptions: ", name, " is ", value, ", expected ", least, " or more");
     };
     at_least("max_chunk", options.max_chunk, 1);
     at_least("max_draft", options.max_draft, 0);
@@ -246,13 +243,12 @@ struct CacheRules {
     constexpr Index most = (std::numeric_limits<std::int32_t>::max)();
     const Index budget = never_evicts() ? options.max_tokens : facts.budget;
     const auto at_most = [](std::string_view name, Index value) {
-      if (value > most / 2) raise<CapacityError>(text("pith::KvCacheOptions: ", name, " is ", value, ", expected at most ", most / 2));
+      if (value > most / 2) raise<CapacityError>("pith::KvCacheOptions: ", name, " is ", value, ", expected at most ", most / 2);
     };
     at_most("max_generated", options.max_generated);
     at_most("max_draft", options.max_draft);
     if (budget > most / 2 || options.max_chunk > most / 2 - budget)
-      raise<CapacityError>(
-          text("pith::KvCache: budget ", budget, " + max_chunk ", options.max_chunk, " rows, expected at most ", most / 2));
+      raise<CapacityError>("pith::KvCache: budget ", budget, " + max_chunk ", options.max_chunk, " rows, expected at most ", most / 2);
   }
 };
 

@@ -97,8 +97,8 @@ template <KvStorage T> class KvJournal {
 
   void check_room(Index tokens) const {
     if (open_ && tokens > tokens_ - tokens_used_)
-      raise<StateError>(text("pith::KvCache: ", tokens, " tokens, but the open journal can take back ", tokens_ - tokens_used_,
-                             " more: crop() or checkpoint() first, or construct with a larger max_draft"));
+      raise<StateError>("pith::KvCache: ", tokens, " tokens, but the open journal can take back ", tokens_ - tokens_used_,
+                        " more: crop() or checkpoint() first, or construct with a larger max_draft");
   }
   bool recording() const { return open_ && !appends_.empty(); }
   Index newest() const { return static_cast<Index>(appends_.size()) - 1; }
@@ -138,9 +138,9 @@ template <KvStorage T> class KvJournal {
   /// Throws   CapacityError if a merge of this many rows of a head could change more rows than the journal can save
   void check_merges(Index head, Index rows) const {
     if (rows > merged_rows_.shape().rows - merges_of_[static_cast<std::size_t>(head)])
-      raise<CapacityError>(text("pith::KvCache: ", rows, " rows of a head leave at once and an open journal can keep ",
-                                merged_rows_.shape().rows - merges_of_[static_cast<std::size_t>(head)],
-                                " more merged ones: score fewer -inf, or construct with a larger max_draft"));
+      raise<CapacityError>("pith::KvCache: ", rows, " rows of a head leave at once and an open journal can keep ",
+                           merged_rows_.shape().rows - merges_of_[static_cast<std::size_t>(head)],
+                           " more merged ones: score fewer -inf, or construct with a larger max_draft");
   }
   /// Saves a row that a merge is about to change.
   void save_merged(const KvSlab<T>& slab, Index head, Index row) {

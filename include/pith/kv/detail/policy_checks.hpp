@@ -26,13 +26,13 @@ inline void check_count(std::string_view policy, std::string_view name, Index va
 
 /// Throws   ShapeError unless the number is a share, 0 .. 1; NaN is not
 inline void check_share(std::string_view policy, std::string_view name, double value) {
-  if (!(value >= 0 && value <= 1)) raise<ShapeError>(text("pith::", policy, ": ", name, " is ", value, ", expected 0 .. 1"));
+  if (!(value >= 0 && value <= 1)) raise<ShapeError>("pith::", policy, ": ", name, " is ", value, ", expected 0 .. 1");
 }
 
 /// Throws   ShapeError unless the number is finite and not negative
 inline void check_amount(std::string_view policy, std::string_view name, double value) {
   if (!(value >= 0 && value <= (std::numeric_limits<double>::max)()))
-    raise<ShapeError>(text("pith::", policy, ": ", name, " is ", value, ", expected a finite number, 0 or more"));
+    raise<ShapeError>("pith::", policy, ": ", name, " is ", value, ", expected a finite number, 0 or more");
 }
 
 /// a + b, for budgets such as heavy + recent. For numbers that check() refuses, returns a number that no cache accepts.

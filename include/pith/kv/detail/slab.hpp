@@ -82,7 +82,7 @@ template <KvStorage T> class KvSlab {
     const auto part = [&]<class X>(X*, Index count) {
       const std::size_t at = offset;
       const Index bytes = checked_product("KvCache", count, static_cast<Index>(sizeof(X)));
-      if (bytes > max_bytes - static_cast<Index>(offset)) raise<CapacityError>(text("pith::KvCache: ", shape.rows, " rows are too many"));
+      if (bytes > max_bytes - static_cast<Index>(offset)) raise<CapacityError>("pith::KvCache: ", shape.rows, " rows are too many");
       offset += Workspace::bytes_for<X>(count);
       return at;
     };

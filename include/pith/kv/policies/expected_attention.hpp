@@ -43,8 +43,8 @@ template <class S = float> struct ExpectedAttention {
     detail::check_amount("ExpectedAttention", "epsilon", static_cast<double>(epsilon));
     if (rope == nullptr) raise<ShapeError>("pith::ExpectedAttention: rope is null, expected that of the model");
     if (rope->options().head_dim != shape.head_dim)
-      raise<ShapeError>(detail::text("pith::ExpectedAttention: the rope turns heads of ", rope->options().head_dim,
-                                     ", the layer has heads of ", shape.head_dim));
+      raise<ShapeError>("pith::ExpectedAttention: the rope turns heads of ", rope->options().head_dim, ", the layer has heads of ",
+                        shape.head_dim);
     if (rope->options().scaling.type == RopeType::dynamic)
       raise<UnsupportedError>(
           "pith::ExpectedAttention: under dynamic rope a query's angle depends on the length it was rotated at: choose another policy");

@@ -57,8 +57,8 @@ struct Pyramid {
   void check(Index rows, Index tokens) const {
     constexpr Index most = detail::most_rows;
     if (layers < 1 || layers > most || window < 0 || beta < 1 || rows < window || rows > most || tokens < 0 || tokens > most)
-      raise<ShapeError>(detail::text("pith::Pyramid: ", layers, " layers, window ", window, ", beta ", beta, ", ", rows, " rows of ",
-                                     tokens, " tokens: expected at least 1 layer, beta 1 and a window's rows"));
+      raise<ShapeError>("pith::Pyramid: ", layers, " layers, window ", window, ", beta ", beta, ", ", rows, " rows of ", tokens,
+                        " tokens: expected at least 1 layer, beta 1 and a window's rows");
   }
 };
 

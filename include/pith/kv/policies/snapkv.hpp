@@ -32,8 +32,7 @@ struct SnapKv {
     detail::check_count("SnapKv", "keep", keep, 1);
     detail::check_count("SnapKv", "window", window, 1, keep, "the window is part of keep");
     detail::check_count("SnapKv", "kernel", kernel, 1);
-    if (kernel % 2 == 0)
-      raise<ShapeError>(detail::text("pith::SnapKv: kernel is ", kernel, ", expected an odd number: as many rows before as behind"));
+    if (kernel % 2 == 0) raise<ShapeError>("pith::SnapKv: kernel is ", kernel, ", expected an odd number: as many rows before as behind");
   }
   PolicyTraits traits() const { return {.prompt_only = true, .ordered = true, .watches = window}; }
   Index stats(const AttentionShape& shape) const { return sums(shape) * (1 + window); }
