@@ -26,9 +26,7 @@ class KvBeliefs {
 
   explicit KvBeliefs(KvSetting setting) : s_(std::move(setting)) {}
 
-  bool angles() const {
-    return s_.facts.traits.positions == pith::RopePositions::cache && s_.facts.eviction == pith::Eviction::by_score;
-  }
+  bool angles() const { return s_.facts.traits.positions == pith::RopePositions::cache && s_.facts.eviction == pith::Eviction::by_score; }
   Index rows(Index h) const { return static_cast<Index>(held(h).size()); }
 
  protected:

@@ -122,8 +122,7 @@ class KvOracle : public KvBeliefs {
   }
 
   Refusal refuses_drop() const {
-    const bool ring_at_cache =
-        s_.facts.eviction == pith::Eviction::by_age && s_.facts.traits.positions == pith::RopePositions::cache;
+    const bool ring_at_cache = s_.facts.eviction == pith::Eviction::by_age && s_.facts.traits.positions == pith::RopePositions::cache;
     return open_ || ring_at_cache ? Refusal::state : Refusal::none;
   }
   void drop(Position first, Position last, Index dropped) {
