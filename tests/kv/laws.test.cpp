@@ -67,7 +67,7 @@ struct ByMood {
   }
 };
 /// Protects more rows than its budget.
-struct Greedy {
+struct Hoarder {
   Index budget() const { return 4; }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     for (Index r = 0; r < rows.size(); ++r)
@@ -79,8 +79,8 @@ struct Greedy {
 
 TEST_CASE("the law suite finds policies that break a law", "[kv]") {
   const auto broken = [](const char* law) { return contains(std::string("pith::policy_laws: broken: ") + law); };
-  CHECK_THROWS_WITH(policy_laws(Greedy{}), broken("a head keeps at most its budget"));
-  CHECK_NOTHROW(policy_laws(Greedy{}, {.beyond = 3}));  // six rows and the newest
+  CHECK_THROWS_WITH(policy_laws(Hoarder{}), broken("a head keeps at most its budget"));
+  CHECK_NOTHROW(policy_laws(Hoarder{}, {.beyond = 3}));  // six rows and the newest
   CHECK_THROWS_WITH(policy_laws(ByMood{}), broken("a restored cache goes on like the first"));
   CHECK_THROWS_WITH(prompt_laws(ByCalls{}), broken("a prompt in pieces keeps the rows"));
 }
