@@ -1,11 +1,14 @@
 #pragma once
 
+#include <concepts>
 #include <cstdint>
-#include <functional>
 #include <limits>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <pith/core/check.hpp>
@@ -45,12 +48,32 @@ struct PrefillProgress {
   Index layers_done = 0, layers_total = 0;
 };
 
+/// Holds any function bool(const PrefillProgress&), or none.
+///
+/// Heap     one allocation when it is made from a function
+class PrefillCallback {
+ public:
+  PrefillCallback() = default;
+  template <class F>
+  requires(!std::same_as<F, PrefillCallback> && std::is_invocable_r_v<bool, F&, const PrefillProgress&>) PrefillCallback(F f)
+      : held_(std::make_shared<F>(std::move(f))),
+        call_([](void* held, const PrefillProgress& progress) -> bool { return (*static_cast<F*>(held))(progress); }) {}
+
+  explicit operator bool() const { return call_ != nullptr; }
+  /// Calls the function; there must be one.
+  bool operator()(const PrefillProgress& progress) const { return call_(held_.get(), progress); }
+
+ private:
+  std::shared_ptr<void> held_;
+  bool (*call_)(void*, const PrefillProgress&) = nullptr;
+};
+
 /// Options of one prefill().
 struct PrefillOptions {
   bool more = false;                   ///< another piece of the same prompt follows: prompt-only policies evict after the last one
   std::span<const float> masses = {};  ///< [tokens] number of tokens merged into each (SplicedPrompt::masses); empty: 1 each
   /// Returns false to cancel: prefill() then throws Cancelled, and the session is as before. It must not use the session.
-  std::function<bool(const PrefillProgress&)> progress = {};
+  PrefillCallback progress = {};
 };
 
 /// The whole state of a session: snapshot() returns one, restore() returns to it, io/session_file.hpp stores it in a file.
