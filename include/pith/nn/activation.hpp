@@ -3,7 +3,9 @@
 
 #include <cmath>
 #include <concepts>
+#include <cstdint>
 #include <numbers>
+#include <type_traits>
 
 #include <pith/core/check.hpp>
 #include <pith/core/simd.hpp>
@@ -113,20 +115,53 @@ template <class S, Activation<S> A> void activate(const A& activation, MatrixRef
   }
 }
 
-/// out = silu(gate) ∘ up, the middle step of SwiGLU.
+/// The activation of a gated feed-forward block.
+enum class GateActivation : std::uint8_t {
+  silu,       ///< SwiGLU
+  gelu_tanh,  ///< GeGLU with GELU's tanh form
+  gelu,       ///< GeGLU with the exact GELU
+};
+
+namespace detail {
+
+template <class S, class A>
+void activate_mul(const A& activation, const ConstMatrixRef<S>& gate, const ConstMatrixRef<S>& up, const MatrixRef<S>& out) {
+  for (Index t = 0; t < gate.rows(); ++t) {
+    const S* g = gate.data() + t * gate.outerStride();
+    const S* u = up.data() + t * up.outerStride();
+    S* to = const_cast<S*>(out.data()) + t * out.outerStride();
+    if constexpr (requires(packet_t<S> p) { activation.template packets<S>(p); }) {
+      map_packets(g, u, to, gate.cols(), [&](packet_t<S> a, packet_t<S> b) { return Simd<S>::mul(activation.template packets<S>(a), b); });
+    } else {
+      for (Index c = 0; c < gate.cols(); ++c) to[c] = activation(g[c]) * u[c];
+    }
+  }
+}
+
+}  // namespace detail
+
+/// out = activation(gate) ∘ up, the middle step of a gated feed-forward block.
 ///
 /// Shapes   gate, up, out [tokens, features]; out may be gate or up
 /// Throws   ShapeError if they disagree
 /// Law      as activate()
 /// Paper    arXiv:2002.05202
 template <class S>
+void gate_mul(GateActivation activation, ConstMatrixRef<S> gate, std::type_identity_t<ConstMatrixRef<S>> up,
+              std::type_identity_t<MatrixRef<S>> out) {
+  check_shape("gate_mul", "up", up, gate.rows(), gate.cols());
+  check_shape("gate_mul", "out", out, gate.rows(), gate.cols());
+  if (activation == GateActivation::silu) return detail::activate_mul<S>(Silu{}, gate, up, out);
+  if (activation == GateActivation::gelu_tanh) return detail::activate_mul<S>(GeluTanh{}, gate, up, out);
+  detail::activate_mul<S>(Gelu{}, gate, up, out);
+}
+
+/// out = silu(gate) ∘ up, the middle step of SwiGLU: gate_mul() with silu.
+template <class S>
 void silu_mul(ConstMatrixRef<S> gate, std::type_identity_t<ConstMatrixRef<S>> up, std::type_identity_t<MatrixRef<S>> out) {
   check_shape("silu_mul", "up", up, gate.rows(), gate.cols());
   check_shape("silu_mul", "out", out, gate.rows(), gate.cols());
-  for (Index t = 0; t < gate.rows(); ++t)
-    detail::map_packets(gate.data() + t * gate.outerStride(), up.data() + t * up.outerStride(), out.data() + t * out.outerStride(),
-                        gate.cols(),
-                        [](detail::packet_t<S> g, detail::packet_t<S> u) { return detail::Simd<S>::mul(detail::silu<S>(g), u); });
+  detail::activate_mul<S>(Silu{}, gate, up, out);
 }
 
 }}  // namespace pith::v0

@@ -50,7 +50,15 @@ template <class S = float> class Embedding {
   Index cols() const { return cols_; }  ///< features of each token
   std::size_t bytes() const { return static_cast<std::size_t>(rows_) * static_cast<std::size_t>(cols_) * value_bytes_; }
 
-  /// out[i] = row of tokens[i], widened.
+  /// The same table with every row multiplied by a number when a token is looked up, as some models do. copy_rows() stays as stored.
+  Embedding scaled(S scale) const {
+    Embedding copy = *this;
+    copy.scale_ = scale;
+    return copy;
+  }
+  S scale() const { return scale_; }
+
+  /// out[i] = row of tokens[i], widened, times scale().
   ///
   /// Shapes   out [tokens, cols]
   /// Heap     none
@@ -61,9 +69,10 @@ template <class S = float> class Embedding {
       if (tokens[i] < 0 || tokens[i] >= rows_) [[unlikely]]
         raise<ShapeError>("pith::Embedding::gather: token ", tokens[i], " at index ", i, " is outside the vocabulary of ", rows_);
     for (std::size_t i = 0; i < tokens.size(); ++i) copy_row(tokens[i], &out.coeffRef(static_cast<Index>(i), 0));
+    if (scale_ != S(1)) out *= scale_;
   }
 
-  /// out[i] = row of first + i, widened.
+  /// out[i] = row of first + i, widened, as stored.
   ///
   /// Shapes   out [any, cols]
   /// Heap     none
@@ -95,6 +104,7 @@ template <class S = float> class Embedding {
   void (*widen_)(const void*, Index, S*) = nullptr;
   Index rows_ = 0, cols_ = 0;
   std::size_t row_bytes_ = 0, value_bytes_ = 0;
+  S scale_ = S(1);
 };
 
 template <EmbeddingStorage T> Embedding(Matrix<T>) -> Embedding<arithmetic_t<T>>;

@@ -85,7 +85,7 @@ class FeedForward {
   Act activation_;
 };
 
-/// SwiGLU: y = down(silu(gate(x)) ∘ up(x)), the feed-forward block of the Llama family.
+/// SwiGLU: y = down(silu(gate(x)) ∘ up(x)), the feed-forward block of the Llama family; GeGLU with GELU as the activation.
 ///
 /// Shapes   gate, up [in → hidden] · down [hidden → out] · x [tokens, in] · y [tokens, out]
 /// Heap     none in forward(x, y, ws), given ws of workspace_bytes(tokens, workers), which holds hidden rows of at most 64 tokens
@@ -98,7 +98,8 @@ class SwiGlu {
  public:
   using Scalar = typename Gate::Scalar;
 
-  SwiGlu(Gate gate, Up up, Down down) : gate_(std::move(gate)), up_(std::move(up)), down_(std::move(down)) {
+  SwiGlu(Gate gate, Up up, Down down, GateActivation activation = GateActivation::silu)
+      : gate_(std::move(gate)), up_(std::move(up)), down_(std::move(down)), activation_(activation) {
     detail::check_chain("SwiGlu", "in() of up", up_.in(), gate_.in());
     detail::check_chain("SwiGlu", "out() of up", up_.out(), gate_.out());
     detail::check_chain("SwiGlu", "in() of down", down_.in(), gate_.out());
@@ -115,7 +116,7 @@ class SwiGlu {
       const MatrixRef<Scalar> g(gates, tokens, gate_.out()), h(hidden, tokens, up_.out());
       gate_.forward(x_tile, g, ws);
       up_.forward(x_tile, h, ws);
-      silu_mul(ConstMatrixRef<Scalar>(g), h, h);  // silu(gate(x)) ∘ up(x)
+      gate_mul(activation_, ConstMatrixRef<Scalar>(g), h, h);  // activation(gate(x)) ∘ up(x)
       down_.forward(h, y_tile, ws);
     });
   }
@@ -137,11 +138,13 @@ class SwiGlu {
   Up& up() { return up_; }
   const Down& down() const { return down_; }
   Down& down() { return down_; }
+  GateActivation activation() const { return activation_; }
 
  private:
   Gate gate_;
   Up up_;
   Down down_;
+  GateActivation activation_;
 };
 
 }}  // namespace pith::v0

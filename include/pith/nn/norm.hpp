@@ -1,9 +1,11 @@
 #pragma once
-// RMSNorm and LayerNorm.
+// RMSNorm, LayerNorm, and a norm that may be either.
 
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <utility>
+#include <variant>
 
 #include <pith/core/check.hpp>
 #include <pith/core/simd.hpp>
@@ -128,6 +130,53 @@ template <class S = float> class LayerNorm {
  private:
   Vector<S> weight_, bias_;
   S eps_ = S(1e-5);
+};
+
+/// The kinds of norm that a decoder may have.
+enum class NormKind : std::uint8_t {
+  rms,    ///< RMSNorm
+  layer,  ///< LayerNorm without bias
+};
+
+/// A norm of either kind: one decision a call, then the kernel of RmsNorm or LayerNorm.
+///
+/// Law      bit-identical to the norm it holds
+template <class S = float> class AnyNorm {
+ public:
+  using Scalar = S;
+
+  AnyNorm() = default;
+  AnyNorm(RmsNorm<S> norm) : norm_(std::move(norm)) {}
+  AnyNorm(LayerNorm<S> norm) : norm_(std::move(norm)) {}
+  /// Throws   ShapeError for a weight without features and an eps that is negative or not finite
+  AnyNorm(NormKind kind, Vector<S> weight, S eps) {
+    if (kind == NormKind::rms)
+      norm_ = RmsNorm<S>(std::move(weight), eps);
+    else
+      norm_ = LayerNorm<S>(std::move(weight), {}, eps);
+  }
+
+  void forward(ConstMatrixRef<S> x, MatrixRef<S> y) const {
+    if (const auto* rms = std::get_if<RmsNorm<S>>(&norm_))
+      rms->forward(x, y);
+    else
+      std::get_if<LayerNorm<S>>(&norm_)->forward(x, y);
+  }
+
+  NormKind kind() const { return norm_.index() == 0 ? NormKind::rms : NormKind::layer; }
+  Index size() const { return weight().size(); }
+  const Vector<S>& weight() const {
+    const auto* rms = std::get_if<RmsNorm<S>>(&norm_);
+    return rms != nullptr ? rms->weight() : std::get_if<LayerNorm<S>>(&norm_)->weight();
+  }
+  S eps() const {
+    const auto* rms = std::get_if<RmsNorm<S>>(&norm_);
+    return rms != nullptr ? rms->eps() : std::get_if<LayerNorm<S>>(&norm_)->eps();
+  }
+  std::size_t bytes() const { return static_cast<std::size_t>(size()) * sizeof(S); }
+
+ private:
+  std::variant<RmsNorm<S>, LayerNorm<S>> norm_;
 };
 
 }}  // namespace pith::v0

@@ -29,10 +29,19 @@ inline constexpr std::size_t num_projections = 7;
 inline constexpr std::array<const char*, num_projections> projection_names{
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"};
 
+/// The norms of a decoder layer, by place. Files name them differently in every family.
+enum class NormPlace : std::uint8_t { pre_attention, post_attention, pre_mlp, post_mlp, q, k };
+inline constexpr std::size_t num_norms = 6;
+inline constexpr std::array<const char*, num_norms> norm_names{
+    "pre_attention_norm", "post_attention_norm", "pre_mlp_norm", "post_mlp_norm", "q_norm", "k_norm"};
+
 /// Identifies the decoder that an adapter is made for: Decoder::adapter_target().
 struct AdapterTarget {
   std::uint64_t fingerprint = 0;
   Index num_layers = 0, hidden = 0, intermediate = 0, q = 0, kv = 0, vocab = 0;
+  std::vector<std::array<Index, num_norms>> norms = {};  ///< [layers] features of each norm; 0: the layer has none there
+  NormKind norm = NormKind::rms;                         ///< of every norm
+  double embedding_scale = 1;                            ///< multiplies the rows of an embedding table
 
   friend bool operator==(const AdapterTarget&, const AdapterTarget&) = default;
   Index out(Projection p) const {
@@ -44,12 +53,14 @@ struct AdapterTarget {
   Index in(Projection p) const { return p == Projection::o ? q : p == Projection::down ? intermediate : hidden; }
 };
 
-/// The changes to one layer. A norm without features leaves the base's norm in place.
+/// The changes to one layer. A norm without features leaves the base's norm in place; it holds the factor itself, as LayerWeights does.
 template <class S = float> struct LayerAdapter {
   std::array<LinearAdapter<S>, num_projections> projections = {};
-  RmsNorm<S> input_layernorm = {}, post_attention_layernorm = {};
+  std::array<AnyNorm<S>, num_norms> norms = {};
   LinearAdapter<S>& operator[](Projection p) { return projections[static_cast<std::size_t>(p)]; }
   const LinearAdapter<S>& operator[](Projection p) const { return projections[static_cast<std::size_t>(p)]; }
+  AnyNorm<S>& operator[](NormPlace p) { return norms[static_cast<std::size_t>(p)]; }
+  const AnyNorm<S>& operator[](NormPlace p) const { return norms[static_cast<std::size_t>(p)]; }
 };
 
 /// The changes to a decoder; empty parts leave the base in place.
@@ -57,7 +68,7 @@ template <class S = float> struct AdapterParts {
   std::vector<LayerAdapter<S>> layers = {};  ///< [layers], or empty
   LinearAdapter<S> lm_head = {};
   Embedding<S> embed_tokens = {};
-  RmsNorm<S> norm = {};
+  AnyNorm<S> norm = {};
   Matrix<S> prompt = {};  ///< [rows, hidden] soft prompt, before the first token
 };
 
@@ -73,6 +84,7 @@ template <class S = float> class ModelAdapter {
 
   ModelAdapter(const AdapterTarget& target, AdapterParts<S> parts) : target_(target), parts_(std::move(parts)) {
     check();
+    parts_.embed_tokens = parts_.embed_tokens.scaled(static_cast<S>(target_.embedding_scale));
     fingerprint_ = compute_fingerprint();
   }
 
@@ -99,13 +111,13 @@ template <class S = float> class ModelAdapter {
               target_.in(Projection(p)));
     visit(std::string("lm_head"), parts_.lm_head, target_.vocab, target_.hidden);
   }
-  /// Calls visit(name, norm) for every norm.
+  /// Calls visit(name, norm, features of the base's norm; 0: it has none) for every norm.
   template <class Visit> void for_each_norm(Visit&& visit) const {
-    for (std::size_t l = 0; l < parts_.layers.size(); ++l) {
-      visit(detail::text("layers[", l, "].input_layernorm"), parts_.layers[l].input_layernorm);
-      visit(detail::text("layers[", l, "].post_attention_layernorm"), parts_.layers[l].post_attention_layernorm);
-    }
-    visit(std::string("norm"), parts_.norm);
+    for (std::size_t l = 0; l < parts_.layers.size(); ++l)
+      for (std::size_t n = 0; n < num_norms; ++n)
+        visit(detail::text("layers[", l, "].", norm_names[n]), parts_.layers[l].norms[n],
+              l < target_.norms.size() ? target_.norms[l][n] : 0);
+    visit(std::string("norm"), parts_.norm, target_.hidden);
   }
 
   void check() const {
@@ -114,8 +126,13 @@ template <class S = float> class ModelAdapter {
     for_each_overlay([](const std::string& name, const LinearAdapter<S>& overlay, Index out, Index in) {
       overlay.check("ModelAdapter: " + name, out, in);
     });
-    for_each_norm([&](const std::string& name, const RmsNorm<S>& norm) {
-      if (norm.size() > 0) check_shape("ModelAdapter", name, norm.weight(), target_.hidden, 1);
+    for_each_norm([&](const std::string& name, const AnyNorm<S>& norm, Index features) {
+      if (norm.size() == 0) return;
+      if (features == 0) raise<ShapeError>(detail::text("pith::ModelAdapter: ", name, " is given, but the decoder has no such norm"));
+      check_shape("ModelAdapter", name, norm.weight(), features, 1);
+      if (norm.kind() != target_.norm)
+        raise<ShapeError>(detail::text("pith::ModelAdapter: ", name, " is ", target_.norm == NormKind::rms ? "a LayerNorm" : "an RmsNorm",
+                                       ", expected the kind of the decoder's norms"));
     });
     if (parts_.embed_tokens.rows() > 0) check_shape("ModelAdapter", "embed_tokens", parts_.embed_tokens, target_.vocab, target_.hidden);
     if (parts_.prompt.rows() > 0) check_shape("ModelAdapter", "prompt", parts_.prompt, any_extent, target_.hidden);
@@ -141,7 +158,7 @@ template <class S = float> class ModelAdapter {
       }
       if (!overlay.replacement.empty()) numbers(Vector<S>(overlay.replacement.bias()));
     });
-    for_each_norm([&](const std::string&, const RmsNorm<S>& norm) {
+    for_each_norm([&](const std::string&, const AnyNorm<S>& norm, Index) {
       numbers(norm.weight());
       f.number(double(norm.eps()));
     });
@@ -162,7 +179,7 @@ template <class S = float> class ModelAdapter {
 template <class S> std::size_t ModelAdapter<S>::bytes() const {
   std::size_t sum = parts_.embed_tokens.bytes() + static_cast<std::size_t>(parts_.prompt.size()) * sizeof(S);
   for_each_overlay([&](const std::string&, const LinearAdapter<S>& overlay, Index, Index) { sum += overlay.bytes(); });
-  for_each_norm([&](const std::string&, const RmsNorm<S>& norm) { sum += norm.bytes(); });
+  for_each_norm([&](const std::string&, const AnyNorm<S>& norm, Index) { sum += norm.bytes(); });
   return sum;
 }
 
