@@ -111,7 +111,7 @@ class EigenDecoder {
   static std::string of_layer(Index l, const std::string& name) { return "model.layers." + std::to_string(l) + "." + name + ".weight"; }
 
   Vector<float> normed(const Vector<float>& x, const Vector<float>& weight) const {
-    const float scale = 1 / std::sqrt(x.squaredNorm() / static_cast<float>(x.size()) + static_cast<float>(c_.rms_norm_eps));
+    const float scale = 1 / std::sqrt(x.squaredNorm() / static_cast<float>(x.size()) + static_cast<float>(c_.norm_eps));
     return (scale * x.array() * weight.array()).matrix();
   }
 
@@ -119,7 +119,7 @@ class EigenDecoder {
     const Index half = c_.head_dim / 2;
     for (Index h = 0; h < x.size(); h += c_.head_dim) {
       for (Index i = 0; i < half; ++i) {
-        const double angle = static_cast<double>(length_) * std::pow(c_.rope_theta, -static_cast<double>(i) / static_cast<double>(half));
+        const double angle = static_cast<double>(length_) * std::pow(c_.rope().theta, -static_cast<double>(i) / static_cast<double>(half));
         const float cos = static_cast<float>(std::cos(angle)), sin = static_cast<float>(std::sin(angle)), a = x[h + i], b = x[h + half + i];
         x[h + i] = a * cos - b * sin;
         x[h + half + i] = b * cos + a * sin;

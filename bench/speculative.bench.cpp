@@ -52,7 +52,7 @@ const Decoder<float>& decoder() {
     weights.lm_head = linear(c.vocab_size, c.hidden_size);
     for (Index l = 0; l < c.num_hidden_layers; ++l) {
       LayerWeights<float> layer;
-      layer.input_layernorm = layer.post_attention_layernorm = Vector<float>::Ones(c.hidden_size);
+      layer.pre_attention_norm = layer.pre_mlp_norm = Vector<float>::Ones(c.hidden_size);
       layer.q_proj = linear(c.hidden_size, c.hidden_size);
       layer.k_proj = linear(kv, c.hidden_size);
       layer.v_proj = linear(kv, c.hidden_size);

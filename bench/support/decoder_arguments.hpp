@@ -138,7 +138,7 @@ inline pith::DecoderConfig decoder_shape(const std::string& name) {
   c.num_attention_heads = small ? 9 : 32;
   c.num_key_value_heads = small ? 3 : 8;
   c.head_dim = 64;
-  c.rms_norm_eps = 1e-5;
+  c.norm_eps = 1e-5;
   c.tie_word_embeddings = small;
   c.max_position_embeddings = 131072;
   return c;

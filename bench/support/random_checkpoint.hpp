@@ -53,8 +53,8 @@ inline void write_config(const std::filesystem::path& path, const pith::DecoderC
                             {"num_key_value_heads", c.num_key_value_heads},
                             {"head_dim", c.head_dim},
                             {"max_position_embeddings", c.max_position_embeddings},
-                            {"rms_norm_eps", c.rms_norm_eps},
-                            {"rope_theta", c.rope_theta},
+                            {"rms_norm_eps", c.norm_eps},
+                            {"rope_theta", c.rope().theta},
                             {"tie_word_embeddings", c.tie_word_embeddings}};
   std::ofstream out(path);
   out << json.dump(1) << '\n';

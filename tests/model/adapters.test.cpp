@@ -44,9 +44,8 @@ Decoder<float> adapted(const Decoder<float>& decoder, const ModelAdapter<float>&
     AnyLinear<float>* const all[] = {&layer.q_proj,    &layer.k_proj,  &layer.v_proj,   &layer.o_proj,
                                      &layer.gate_proj, &layer.up_proj, &layer.down_proj};
     for (std::size_t p = 0; p < num_projections; ++p) *all[p] = AnyLinear<float>(Adapted{*all[p], parts.layers[l].projections[p]});
-    if (parts.layers[l].input_layernorm.size() > 0) layer.input_layernorm = parts.layers[l].input_layernorm.weight();
-    if (parts.layers[l].post_attention_layernorm.size() > 0)
-      layer.post_attention_layernorm = parts.layers[l].post_attention_layernorm.weight();
+    if (const auto& norm = parts.layers[l][NormPlace::pre_attention]; norm.size() > 0) layer.pre_attention_norm = norm.weight();
+    if (const auto& norm = parts.layers[l][NormPlace::pre_mlp]; norm.size() > 0) layer.pre_mlp_norm = norm.weight();
   }
   weights.lm_head = AnyLinear<float>(Adapted{weights.lm_head, parts.lm_head});
   if (parts.norm.size() > 0) weights.norm = parts.norm.weight();

@@ -1,6 +1,5 @@
 // Everything with everything: adapter × policy × merge × storage × speculation, against a decoder written down plainly in double.
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <limits>
 #include <random>
@@ -15,115 +14,14 @@
 #include <pith/peft.hpp>
 
 #include "support/catch.hpp"
+#include "support/plain_decoder.hpp"
 #include "support/tiny_adapters.hpp"
 #include "support/tiny_model.hpp"
 
 using namespace pith;
+using pith_test::PlainDecoder;
 
 namespace {
-
-/// One token through a decoder whose caches are given: the next logits, in double, every sum in the order of its index.
-class PlainDecoder {
- public:
-  PlainDecoder(const Decoder<float>& decoder, const ModelAdapter<float>* adapter, bool counted)
-      : decoder_(decoder), adapter_(adapter), counted_(counted) {}
-
-  template <class Snapshot> Vector<double> next_logits(const Snapshot& before, Token token) const {
-    const DecoderConfig& c = decoder_.config();
-    Matrix<float> row(1, c.hidden_size);
-    decoder_.weights().embed_tokens.gather(std::span(&token, 1), row);
-    Vector<double> x = row.row(0).transpose().cast<double>();
-    for (std::size_t l = 0; l < decoder_.weights().layers.size(); ++l) {
-      const LayerWeights<float>& w = decoder_.weights().layers[l];
-      const Vector<double> h = normed(x, w.input_layernorm);
-      const auto project = [&](Projection p, const Vector<double>& in) { return Vector<double>(weight(w, l, p) * in); };
-      Vector<double> q = project(Projection::q, h), k = project(Projection::k, h);
-      const Vector<double> v = project(Projection::v, h);
-      rotate(q, before.layers[l].next);
-      rotate(k, before.layers[l].next);
-      x += project(Projection::o, attended(before.layers[l], q, k, v));
-      const Vector<double> m = normed(x, w.post_attention_layernorm), gate = project(Projection::gate, m), up = project(Projection::up, m);
-      x += project(Projection::down, (gate.array() / (1 + (-gate.array()).exp()) * up.array()).matrix());
-    }
-    return head() * normed(x, decoder_.weights().norm);
-  }
-
- private:
-  static Matrix<double> with(const AnyLinear<float>& base, const LinearAdapter<float>* overlay) {
-    Matrix<float> weight(base.out(), base.in());
-    base.copy_weight(0, weight);
-    Matrix<double> out = weight.cast<double>();
-    if (overlay != nullptr)
-      for (const LowRankTerm<float>& term : overlay->terms)
-        out += (term.b_rows.transpose() * term.gains.asDiagonal()).cast<double>() * term.a_rows.cast<double>();
-    return out;
-  }
-  Matrix<double> weight(const LayerWeights<float>& w, std::size_t layer, Projection p) const {
-    return with(detail::projection_of(w, p), adapter_ == nullptr ? nullptr : &adapter_->parts().layers[layer][p]);
-  }
-  Matrix<double> head() const { return with(decoder_.weights().lm_head, adapter_ == nullptr ? nullptr : &adapter_->parts().lm_head); }
-
-  Vector<double> normed(const Vector<double>& x, const Vector<float>& weight) const {
-    const double scale = 1 / std::sqrt(x.squaredNorm() / static_cast<double>(x.size()) + decoder_.config().rms_norm_eps);
-    return (scale * x.array() * weight.cast<double>().array()).matrix();
-  }
-
-  void rotate(Vector<double>& heads, Position position) const {
-    const Index d = decoder_.config().head_dim;
-    for (Index first = 0; first < heads.size(); first += d)
-      for (Index i = 0; i < d / 2; ++i) {
-        const double angle = position * std::pow(decoder_.config().rope_theta, -2. * static_cast<double>(i) / static_cast<double>(d));
-        const double a = heads[first + i], b = heads[first + i + d / 2];
-        heads[first + i] = a * std::cos(angle) - b * std::sin(angle);
-        heads[first + i + d / 2] = b * std::cos(angle) + a * std::sin(angle);
-      }
-  }
-
-  template <class Layer>
-  Vector<double> attended(const Layer& cache, const Vector<double>& q, const Vector<double>& k, const Vector<double>& v) const {
-    const DecoderConfig& c = decoder_.config();
-    const Index d = c.head_dim, group = c.num_attention_heads / c.num_key_value_heads;
-    Vector<double> out(q.size());
-    for (Index h = 0, first = 0; h < c.num_key_value_heads;
-         first += static_cast<Index>(cache.heads[static_cast<std::size_t>(3 * h)]), ++h) {
-      const Index rows = static_cast<Index>(cache.heads[static_cast<std::size_t>(3 * h)]);
-      Matrix<double> keys(rows + 1, d), values(rows + 1, d);
-      Vector<double> mass = Vector<double>::Ones(rows + 1);
-      for (Index r = 0; r < rows; ++r) {
-        keys.row(r) = widened(cache.keys, first + r, d);
-        values.row(r) = widened(cache.values, first + r, d);
-        if (counted_ && !cache.masses.empty()) mass[r] = double(cache.masses[static_cast<std::size_t>(first + r)]);
-      }
-      keys.row(rows) = stored<typename Layer::S>(cache.keys, k.segment(h * d, d));
-      values.row(rows) = stored<typename Layer::S>(cache.values, v.segment(h * d, d));
-      for (Index g = 0; g < group; ++g) {
-        const Index head = (h * group + g) * d;
-        Vector<double> weights = (keys * q.segment(head, d) / std::sqrt(static_cast<double>(d))).array().exp() * mass.array();
-        weights /= weights.sum();
-        out.segment(head, d) = values.transpose() * weights;
-      }
-    }
-    return out;
-  }
-
-  /// A row as it is stored.
-  template <class T> static Matrix<double> widened(const std::vector<T>& all, Index row, Index d) {
-    Matrix<float> out(1, d);
-    detail::widen<T>(all.data() + row * detail::row_units<T>(d), out.data(), d);
-    return out.cast<double>();
-  }
-  /// A new row after the one rounding.
-  template <class S, class T> static Matrix<double> stored(const std::vector<T>&, const Vector<double>& row) {
-    const Vector<S> narrow = row.cast<S>();
-    std::vector<T> kept(static_cast<std::size_t>(detail::row_units<T>(row.size())));
-    detail::narrow<T>(narrow.data(), kept.data(), row.size());
-    return widened(kept, 0, row.size());
-  }
-
-  const Decoder<float>& decoder_;
-  const ModelAdapter<float>* adapter_;
-  bool counted_;  ///< rows count as the tokens they stand for
-};
 
 /// Whether two sessions hold the same bits in the same order.
 template <class Session> bool same_rows(const Session& a, const Session& b) {
@@ -159,7 +57,7 @@ TEMPLATE_TEST_CASE("every adapter, policy, merge and storage compose, with specu
           return session;
         };
         // Against the plain decoder, over the rows that are there.
-        const PlainDecoder plain(decoder, adapted ? &adapter : nullptr, counted);
+        const PlainDecoder<float> plain(decoder, adapted ? &adapter : nullptr, counted);
         auto session = start();
         session.prefill(prompt);
         for (const Token token : std::span(tokens).subspan(24, 6)) {

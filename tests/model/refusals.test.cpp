@@ -207,7 +207,7 @@ TEST_CASE("what a policy needs of the model is asked when a session starts", "[m
   const auto rope = [](DecoderConfig config) { return std::make_shared<const Rope<float>>(config.rope()); };
   DecoderConfig wider = pith_test::tiny_config(), dynamic = pith_test::tiny_config();
   wider.head_dim = 16;
-  dynamic.rope_scaling = {.type = RopeType::dynamic, .factor = 2};
+  dynamic.ropes = {{.scaling = {.type = RopeType::dynamic, .factor = 2}}};
   CHECK_THROWS_AS(decoder().start(ExpectedAttention<float>{.rope = rope(wider), .keep = 8}), ShapeError);
   CHECK_THROWS_AS(pith_test::random_decoder<float>(dynamic).start(ExpectedAttention<float>{.rope = rope(dynamic), .keep = 8}),
                   UnsupportedError);

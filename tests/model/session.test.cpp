@@ -131,7 +131,7 @@ TEST_CASE("a refused call changes nothing and says what to do", "[model]") {
 
 TEST_CASE("cache positions are refused under dynamic rope", "[model]") {
   DecoderConfig config = pith_test::tiny_config();
-  config.rope_scaling = {.type = RopeType::dynamic, .factor = 2};
+  config.ropes = {{.scaling = {.type = RopeType::dynamic, .factor = 2}}};
   const Decoder<float> decoder = pith_test::random_decoder<float>(config);
   CHECK_THROWS_AS(decoder.start(SinkWindow{.sinks = 1, .window = 4}), UnsupportedError);
   CHECK_NOTHROW(decoder.start(SinkWindow{.sinks = 1, .window = 4, .positions = RopePositions::text}));
@@ -155,7 +155,7 @@ TEST_CASE("sinks at cache positions read as if what lies between had never been"
 TEST_CASE("a sliding window hides what is further away", "[model]") {
   DecoderConfig config = pith_test::tiny_config();
   config.num_hidden_layers = 1;
-  config.sliding_window = {5};
+  config.layers = {{.window = 5}};
   const Decoder<double> decoder = pith_test::random_decoder<double>(config);
   const std::vector<Token> tokens = pith_test::random_tokens(20, 50);
   auto session = decoder.start();

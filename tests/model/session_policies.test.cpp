@@ -111,7 +111,7 @@ TEST_CASE("a session refuses a policy that its model cannot serve before anythin
   refused(ExpectedAttention<float>{.rope = other}, "the rope turns heads of");
   refused(CriticalValues<SnapKv, float>(SnapKv{}, narrow), "o_proj is");
   DecoderConfig dynamic = model.config;
-  dynamic.rope_scaling = {.type = RopeType::dynamic, .factor = 2};
+  dynamic.ropes = {{.scaling = {.type = RopeType::dynamic, .factor = 2}}};
   const Decoder<float> longer = pith_test::random_decoder<float>(dynamic);
   CHECK_THROWS_WITH(longer.start(ExpectedAttention<float>{.rope = std::make_shared<const Rope<float>>(dynamic.rope())}),
                     contains("under dynamic rope"));
@@ -130,7 +130,7 @@ TEST_CASE("heavy hitters at cache positions read as if what lies between had nev
   const Matrix<double> expected = alone.prefill(std::span(tokens).last(10));
   CHECK((stream.decode(tokens[59]) - expected).cwiseAbs().maxCoeff() < 1e-11);
 
-  config.sliding_window = {5};
+  config.layers = {{.window = 5}};
   const Decoder<double> sliding = pith_test::random_decoder<double>(config);
   CHECK_THROWS_WITH(sliding.start(AtCachePositions(HeavyHitter{})), contains("sliding-window layer"));
 }

@@ -24,7 +24,7 @@ DecoderWeights<float> weights() {
   w.embed_tokens = Embedding<float>(zeros(10, 6));
   w.layers.resize(2);
   for (LayerWeights<float>& layer : w.layers) {
-    layer.input_layernorm = layer.post_attention_layernorm = Vector<float>::Ones(6);
+    layer.pre_attention_norm = layer.pre_mlp_norm = Vector<float>::Ones(6);
     detail::for_each_projection(layer, c,
                                 [](const char*, AnyLinear<float>& linear, Index out, Index in) { linear = Linear<float>(zeros(out, in)); });
   }
@@ -48,8 +48,8 @@ TEST_CASE("decoder weights: shapes agree with the config, or are named", "[model
       {[](auto& w) { w.layers[1].gate_proj = Linear<float>(zeros(6, 5)); }, "layers[1].mlp.gate_proj is [6, 5], expected [5, 6]"},
       {[](auto& w) { w.layers[1].up_proj = Linear<float>(zeros(4, 6)); }, "mlp.up_proj is [4, 6], expected [5, 6]"},
       {[](auto& w) { w.layers[1].down_proj = Linear<float>(zeros(5, 6)); }, "mlp.down_proj is [5, 6], expected [6, 5]"},
-      {[](auto& w) { w.layers[1].input_layernorm.resize(5); }, "layers[1].input_layernorm is [5, 1], expected [6, 1]"},
-      {[](auto& w) { w.layers[0].post_attention_layernorm.resize(0); }, "layers[0].post_attention_layernorm is [0, 1]"},
+      {[](auto& w) { w.layers[1].pre_attention_norm.resize(5); }, "layers[1].pre_attention_norm is [5, 1], expected [6, 1]"},
+      {[](auto& w) { w.layers[0].pre_mlp_norm.resize(0); }, "layers[0].pre_mlp_norm is [0, 1]"},
       {[](auto& w) { w.norm.resize(7); }, "norm is [7, 1], expected [6, 1]"},
       {[](auto& w) { w.lm_head = Linear<float>(zeros(9, 6)); }, "lm_head is [9, 6], expected [10, 6]"},
       {[](auto& w) { w.lm_head = {}; }, "lm_head is empty"},

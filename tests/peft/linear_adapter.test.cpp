@@ -225,8 +225,8 @@ TEST_CASE("overlay: what does not fit is refused by name", "[peft]") {
   refused([](auto& p) { p.layers[0][Projection::down].replacement = AnyLinear<float>(Linear<float>(Matrix<float>::Ones(8, 6))); },
           "layers[0].mlp.down_proj: replacement is [8, 6], expected [6, 8]");
   refused([](auto& p) { p.norm = RmsNorm<float>(Vector<float>::Ones(5)); }, "norm is [5, 1], expected [6, 1]");
-  refused([](auto& p) { p.layers[1].input_layernorm = RmsNorm<float>(Vector<float>::Ones(5)); },
-          "layers[1].input_layernorm is [5, 1], expected [6, 1]");
+  refused([](auto& p) { p.layers[1][NormPlace::pre_attention] = RmsNorm<float>(Vector<float>::Ones(5)); },
+          "layers[1].pre_attention_norm is [5, 1], expected [6, 1]");
   refused([](auto& p) { p.embed_tokens = Embedding<float>(Matrix<float>(Matrix<float>::Ones(6, 5))); },
           "embed_tokens is [6, 5], expected [5, 6]");
   refused([](auto& p) { p.prompt = Matrix<float>::Ones(2, 5); }, "prompt is [2, 5], expected [*, 6]");

@@ -39,8 +39,8 @@ template <class S> pith::ModelAdapter<S> thorough_adapter(const pith::Decoder<S>
   first[Projection::k].bias = vector(t.kv);
   first[Projection::up] = {.replacement = AnyLinear<S>(Linear<S>(random_matrix<S>(t.intermediate, t.hidden, ++seed, 0.3)))};
   first[Projection::down] = {};
-  first.input_layernorm = RmsNorm<S>(vector(t.hidden));
-  parts.layers.back().post_attention_layernorm = RmsNorm<S>(vector(t.hidden));
+  first[NormPlace::pre_attention] = RmsNorm<S>(vector(t.hidden));
+  parts.layers.back()[NormPlace::pre_mlp] = RmsNorm<S>(vector(t.hidden));
   parts.norm = RmsNorm<S>(vector(t.hidden));
   parts.lm_head = {.replacement = AnyLinear<S>(Linear<S>(random_matrix<S>(t.vocab, t.hidden, ++seed)))};
   parts.embed_tokens = Embedding<S>(random_matrix<S>(t.vocab, t.hidden, ++seed));

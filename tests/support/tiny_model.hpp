@@ -23,7 +23,8 @@ inline pith::DecoderConfig tiny_config() {
   return config;
 }
 
-template <class S> pith::Decoder<S> random_decoder(const pith::DecoderConfig& c, std::uint64_t seed = 1) {
+/// `plain_norms`: all factors 1, else random ones.
+template <class S> pith::Decoder<S> random_decoder(const pith::DecoderConfig& c, std::uint64_t seed = 1, bool plain_norms = true) {
   std::mt19937_64 rng(seed);
   const auto matrix = [&](pith::Index out, pith::Index in) {
     pith::Matrix<S> m(out, in);
@@ -33,14 +34,23 @@ template <class S> pith::Decoder<S> random_decoder(const pith::DecoderConfig& c,
   const auto linear = [&](pith::Index out, pith::Index in) {
     return pith::AnyLinear<S>(pith::PackedLinear<S, S>(pith::ConstMatrixRef<S>(matrix(out, in))));
   };
+  const auto norm = [&](pith::Index features) -> pith::Vector<S> {
+    pith::Vector<S> w = pith::Vector<S>::Ones(features);
+    for (pith::Index i = 0; plain_norms == false && i < features; ++i) w[i] += pith::normal<S>(rng) / S(8);
+    return w;
+  };
   const pith::Index q = c.num_attention_heads * c.head_dim, kv = c.num_key_value_heads * c.head_dim;
   pith::DecoderWeights<S> weights;
   weights.embed_tokens = pith::Embedding<S>(matrix(c.vocab_size, c.hidden_size));
-  weights.norm = pith::Vector<S>::Ones(c.hidden_size);
+  weights.norm = norm(c.hidden_size);
   weights.lm_head = linear(c.vocab_size, c.hidden_size);
   for (pith::Index l = 0; l < c.num_hidden_layers; ++l) {
     pith::LayerWeights<S> layer;
-    layer.input_layernorm = layer.post_attention_layernorm = pith::Vector<S>::Ones(c.hidden_size);
+    pith::Vector<S>* const norms[] = {
+        &layer.pre_attention_norm, &layer.post_attention_norm, &layer.pre_mlp_norm, &layer.post_mlp_norm, &layer.q_norm, &layer.k_norm};
+    for (std::size_t n = 0; n < pith::num_norms; ++n)
+      if (const pith::Index features = pith::detail::norm_width(c, c.layer(l), pith::NormPlace(n)); features > 0)
+        *norms[n] = norm(features);
     layer.q_proj = linear(q, c.hidden_size);
     layer.k_proj = linear(kv, c.hidden_size);
     layer.v_proj = linear(kv, c.hidden_size);

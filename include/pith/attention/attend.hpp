@@ -21,6 +21,8 @@ namespace pith { inline namespace v0 {
 /// Options of attend().
 template <class S> struct AttendOptions {
   Position first_query = -1;       ///< position of the first query; -1: the queries are the newest tokens, view.next - tokens + i
+  S scale = 0;                     ///< multiplies scores in place of 1/√head_dim; 0: 1/√head_dim
+  S softcap = 0;                   ///< scaled scores become cap·tanh(score/cap), before masses, mask and observers; 0: no cap
   Index window = 0;                ///< sliding-window models: rows at a rope distance >= window are hidden; 0: none
   S n = 0;                         ///< softmax_n: weights are exp(x) / (n + Σ exp(x)), as with n extra keys of logit 0 and value 0
   ConstMatrixRef<S> q_sinks = {};  ///< [tokens, num_heads*head_dim] the queries rotated by position - gap, for reading KvRun::sinks
@@ -91,6 +93,9 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
   if (options.window < 0) refuse(text("window is ", options.window, ", expected 0 (none) or more"));
   if (options.gap < 0) refuse(text("gap is ", options.gap, ", expected 0 or more"));
   if (!(options.n >= 0) || !std::isfinite(options.n)) refuse(text("n is ", options.n, ", expected a finite number >= 0"));
+  if (!(options.scale >= 0) || !std::isfinite(options.scale)) refuse(text("scale is ", options.scale, ", expected a finite number >= 0"));
+  if (!(options.softcap >= 0) || !std::isfinite(options.softcap))
+    refuse(text("softcap is ", options.softcap, ", expected a finite number >= 0"));
   if (options.observe_last < -1) refuse(text("observe_last is ", options.observe_last, ", expected -1 (all) or more"));
   return most;
 }
@@ -99,7 +104,7 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
 
 /// Attends each query to every cached row at or before its own position. A query that sees no row gets zeros.
 ///
-///   out = softmax(q Kᵀ/√d) V, softmax_n: w_r = exp(x_r) / (n + Σ exp(x))
+///   out = softmax(q Kᵀ/√d) V, softmax_n: w_r = exp(x_r) / (n + Σ exp(x)); with a scale and a cap: x = cap·tanh(scale·q Kᵀ/cap)
 ///
 /// Query heads of a group share every row read; queries go in tiles of at most 16, kv heads are split over the workers of ws. The observer
 /// is called once per tile and kv head, in ascending order of a head's tiles; threads may call it for different heads at once. It must not
@@ -135,7 +140,7 @@ void attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, const KvVie
     const detail::Share share = detail::share(heads, worker, workers);
     for (Index h = share.begin; h < share.end; ++h) {
       detail::AttendTile<T> tile(memory, scratch + worker * memory.size, view.runs.subspan(static_cast<std::size_t>(h) * runs, runs), group,
-                                 {options.window, options.gap}, options.n);
+                                 {options.window, options.gap}, {options.n, options.scale, options.softcap});
       for (Index t = 0; t < tokens; t += detail::attention_tile) {
         const Index count = (std::min)(detail::attention_tile, tokens - t), column = h * width;
         const S* const queries = q.data() + t * q.outerStride() + column;

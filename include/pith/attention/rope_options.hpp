@@ -44,6 +44,7 @@ struct RopeScaling {
   friend bool operator==(const RopeScaling&, const RopeScaling&) = default;
 };
 
+/// A rope of a model. Members that config.json has are named as there.
 struct RopeOptions {
   Index head_dim = 0;
   double theta = 10000;
@@ -52,7 +53,7 @@ struct RopeOptions {
   Index rotary_dim = 0;                  ///< features of a head that rotate, the first ones; even; 0: all of them
   bool interleaved = false;              ///< feature 2i turns with 2i + 1, not feature i with i + rotary width/2
 
-  Index rotary_width() const { return rotary_dim > 0 ? rotary_dim : head_dim; }
+  Index rotary_width() const { return scaling.type == RopeType::identity ? 0 : rotary_dim > 0 ? rotary_dim : head_dim; }
   /// A longrope with the table of texts of this length alone, for sessions that keep to it; any other rope as it is.
   RopeOptions at_length(Position length) const;
   /// Whether the angle of a position depends on the length of the text: a rotated key cannot be moved to another position.
@@ -165,10 +166,6 @@ template <class S> void rope_frequencies(const RopeOptions& options, double thet
     if (low == high) high += 0.001;
   }
   for (Index i = 0; i < width / 2; ++i) {
-    if (s.type == RopeType::identity) {
-      inv[i] = S(0);
-      continue;
-    }
     const S power = std::pow(static_cast<S>(theta), static_cast<S>(2 * i) / static_cast<S>(width));
     inv[i] = S(1) / power;
     if (s.type == RopeType::linear) inv[i] /= factor;

@@ -110,6 +110,22 @@ struct DecoderConfig {
     return options;
   }
 
+  /// The length beyond which a longrope among the ropes turns by its other table; 0: none does.
+  ///
+  /// Throws   ShapeError if two of them differ in it
+  Index switch_length() const {
+    Index length = 0;
+    for (const RopeOptions& rope : ropes) {
+      if (rope.scaling.type != RopeType::longrope || !rope.by_length()) continue;
+      const Index own = rope.scaling.original_max_position_embeddings;
+      if (length > 0 && own != length)
+        raise<ShapeError>(detail::text("pith::DecoderConfig: longropes with original_max_position_embeddings ", length, " and ", own,
+                                       ", expected one length a model"));
+      length = own;
+    }
+    return length;
+  }
+
   /// Lists every layer and rope, so that they can be changed one by one: config.resolve().layers[3].window = 512.
   DecoderConfig& resolve() {
     if (layers.empty() && num_hidden_layers > 0 && num_hidden_layers <= max_config_layers)
@@ -174,6 +190,7 @@ inline void DecoderConfig::check() const {
   if (!layers.empty() && layers.size() != static_cast<std::size_t>(num_hidden_layers))
     raise<ShapeError>(
         text("pith::DecoderConfig: layers has ", layers.size(), " entries, expected one a layer, ", num_hidden_layers, ", or none"));
+  static_cast<void>(switch_length());
   for (std::size_t l = 0; l < layers.size(); ++l) detail::check_layer_spec(text("layers[", l, "]."), layers[l], count);
   detail::check_config_number("norm_eps", norm_eps, true);
   detail::check_config_number("embedding_scale", embedding_scale, false);

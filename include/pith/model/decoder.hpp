@@ -7,18 +7,21 @@
 #include <utility>
 #include <vector>
 
+#include <pith/attention/rope.hpp>
 #include <pith/core/check.hpp>
 #include <pith/kv/any_policy.hpp>
 #include <pith/kv/kv_cache.hpp>
 #include <pith/model/config.hpp>
 #include <pith/model/detail/decode_together.hpp>
+#include <pith/model/detail/head.hpp>
 #include <pith/model/detail/layer_pass.hpp>
 #include <pith/model/session.hpp>
 #include <pith/model/weights.hpp>
 
 namespace pith { inline namespace v0 {
 
-/// A Llama-family decoder: configuration and weights, immutable and shared by all its sessions (conversations).
+/// A decoder of any family that DecoderConfig can describe: configuration and weights, immutable and shared by all its sessions
+/// (conversations).
 ///
 ///   Decoder<float> llama{config, weights};
 ///   auto session = llama.start(SinkWindow{.sinks = 4, .window = 1020});
@@ -45,10 +48,11 @@ template <class S = float> class Decoder {
   /// Heap     all buffers of the session
   template <KvStorage T = S>
   Session<S, T> start(AnyPolicy<S> policy = Dense{}, const SessionOptions& options = {}, const AnyMerge<S>& merge = {}) const {
+    if (policy.traits().needs_queries) check_alike();
     const std::vector<AnyPolicy<S>> per_layer(static_cast<std::size_t>(model_->config.num_hidden_layers), policy);
     return Session<S, T>(model_, per_layer, options, merge);
   }
-  /// Overload with one policy per layer.
+  /// Overload with one policy per layer, for policies that must know their layer (its rope, its o_proj) and for other mixtures.
   template <KvStorage T = S>
   Session<S, T> start(std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options = {}, const AnyMerge<S>& merge = {}) const {
     return Session<S, T>(model_, per_layer, options, merge);
@@ -75,6 +79,16 @@ template <class S = float> class Decoder {
     return detail::TogetherPass<S, T>::workspace_bytes(*model_, sessions, workers);
   }
 
+  /// The rope of a layer, for policies that turn queries themselves; `text_length`: the longest text it is used for, if that matters. A
+  /// layer without rope gives one that does not rotate.
+  ///
+  /// Throws   ShapeError for no layer of the decoder
+  std::shared_ptr<const Rope<S>> rope(Index layer = 0, Index text_length = 0) const {
+    static_cast<void>(model_->config.layer(layer));
+    const auto& own = model_->layers[static_cast<std::size_t>(layer)];
+    return model_->switch_length > 0 && text_length > model_->switch_length ? own.rope_beyond : own.rope;
+  }
+
   /// The fingerprint and sizes that a ModelAdapter for this decoder must match.
   AdapterTarget adapter_target() const { return model_->target(); }
 
@@ -91,23 +105,38 @@ template <class S = float> class Decoder {
     Matrix<S> logits(n, config.vocab_size);
     if (n == 0) return logits;
     model_->weights.embed_tokens.gather(tokens, hidden);
+    detail::enter(*model_, hidden);
     KvCache<S> cache(config.attention(), Dense{}, {.max_draft = 0, .max_tokens = n});
     Workspace ws(detail::layer_workspace_bytes<S>(*model_, detail::prefill_tile, n, executor.size()), executor);
     for (Index layer = 0; layer < layers; ++layer) {
       probe(layer, ConstMatrixRef<S>(hidden));
       cache.clear();
-      detail::LayerPass<S>{*model_, layer, ws}.prefill(cache, hidden, {}, static_cast<Position>(n));
+      detail::LayerPass<S>{*model_, layer, ws, {}, model_->switch_length > 0 && n > model_->switch_length}.prefill(
+          cache, hidden, {}, static_cast<Position>(n));
     }
     model_->norm.forward(hidden, hidden);
     probe(layers, ConstMatrixRef<S>(hidden));
     for (Index t = 0; t < n; t += detail::prefill_tile) {
       const Index tile = (std::min)(detail::prefill_tile, n - t);
       model_->weights.lm_head.forward(hidden.middleRows(t, tile), logits.middleRows(t, tile), ws);
+      detail::finish_logits(*model_, logits.middleRows(t, tile));
     }
     return logits;
   }
 
  private:
+  /// A policy that predicts scores from queries is made for one rope and one scale.
+  void check_alike() const {
+    const LayerSpec& first = model_->layers.front().spec;
+    for (std::size_t l = 1; l < model_->layers.size(); ++l) {
+      const LayerSpec& spec = model_->layers[l].spec;
+      if (spec.rope != first.rope || spec.attention_scale != first.attention_scale)
+        raise<UnsupportedError>(detail::text("pith::Decoder::start: layers 0 and ", l,
+                                             " have different ropes or scales, and this policy is made for one: give a "
+                                             "policy per layer, with rope(layer) and config().layer(layer).attention_scale"));
+    }
+  }
+
   std::shared_ptr<const detail::DecoderModel<S>> model_;
 };
 

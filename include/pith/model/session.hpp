@@ -15,6 +15,7 @@
 #include <pith/kv/kv_cache.hpp>
 #include <pith/model/detail/head.hpp>
 #include <pith/model/detail/layer_pass.hpp>
+#include <pith/model/detail/rope_switch.hpp>
 #include <pith/model/detail/session_attachment.hpp>
 #include <pith/model/detail/session_copies.hpp>
 #include <pith/model/detail/session_undo.hpp>
@@ -29,6 +30,7 @@ namespace pith { inline namespace v0 {
 /// Law      crop() restores the state bit for bit under every policy
 /// Law      a call that throws is undone. Two exceptions leave only clear(): one thrown by a user's policy or merge, and a later prompt
 ///          that a later layer refuses by scores, if the policy does not declare PolicyTraits::overfills
+/// Law      a text that outgrows a longrope's short table is read again under the long one where no layer evicts, and refused elsewhere
 template <class S, KvStorage T = S>
 requires std::same_as<arithmetic_t<T>, S>
 class Session {
@@ -38,7 +40,8 @@ class Session {
 
   /// Decoder::start() calls this.
   ///
-  /// Throws   ShapeError for invalid options or a wrong number of policies, UnsupportedError for cache positions under dynamic rope
+  /// Throws   ShapeError for invalid options or a wrong number of policies, UnsupportedError for cache positions under dynamic rope, and
+  ///          for a policy that predicts scores where a layer caps them
   Session(std::shared_ptr<const detail::DecoderModel<S>> model, std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options,
           const AnyMerge<S>& merge = {})
       : model_(std::move(model)),
@@ -50,13 +53,19 @@ class Session {
       raise<ShapeError>(detail::text("pith::Decoder::start: ", per_layer.size(), " policies for ", config.num_hidden_layers, " layers"));
     const AttentionShape shape = config.attention();
     Index home = 0, prompt_buffer = 0;
+    bool keeps_all = true;
     KvPromptBufferOptions needs{.keep_masses = options.keep_masses, .merges = merge.facts().merges, .executor = options.executor};
     caches_.reserve(per_layer.size());
     for (std::size_t layer = 0; layer < per_layer.size(); ++layer) {
       const PolicyFacts facts = per_layer[layer].facts(shape);
-      if (facts.traits.positions == RopePositions::cache && config.rope_scaling.type == RopeType::dynamic)
+      const LayerSpec& spec = config.layers[layer];
+      if (facts.traits.positions == RopePositions::cache && config.rope(spec.rope).scaling.type == RopeType::dynamic)
         raise<UnsupportedError>(
             "pith::Session: cache positions under dynamic rope: its angles change with the length; use RopePositions::text");
+      if (facts.traits.needs_queries && spec.attention_softcap > 0)
+        raise<UnsupportedError>(detail::text("pith::Session: layer ", layer, " caps its scores at ", spec.attention_softcap,
+                                             ", and its policy predicts scores without a cap: choose another policy"));
+      keeps_all = keeps_all && facts.eviction == Eviction::never;
       const bool turns = facts.traits.positions == RopePositions::cache && facts.eviction == Eviction::by_score;
       if (turns) check_turns(static_cast<Index>(layer));
       needs.angles = needs.angles || turns;
@@ -65,7 +74,7 @@ class Session {
                                           .max_draft = options.max_draft,
                                           .max_tokens = options.max_tokens,
                                           .max_generated = options.max_generated,
-                                          .window = config.window(static_cast<Index>(layer)),
+                                          .window = spec.window,
                                           .keep_masses = options.keep_masses,
                                           .executor = options.executor,
                                           .prefix = options.prefix,
@@ -77,6 +86,7 @@ class Session {
       needs.reads_rows = needs.reads_rows || facts.traits.reads_rows || facts.admits;
       needs.combines = needs.combines || facts.combines;
     }
+    switch_ = detail::RopeSwitch(model_->switch_length, options.text_length, options.prefix.next_position(), keeps_all);
     if (prompt_buffer > 0) prompt_buffer_ = std::make_unique<KvPromptBuffer<T>>(shape, prompt_buffer, needs);
     const Index tile = (std::max)((std::min)(detail::prefill_tile, max_prompt_), max_chunk_);
     hidden_.resize((std::max)(max_prompt_, max_chunk_), config.hidden_size);
@@ -108,16 +118,22 @@ class Session {
   ConstMatrixRef<S> prefill(std::span<const Token> tokens, const PrefillOptions& options = {}) {
     const Index n = static_cast<Index>(tokens.size());
     const AppendOptions marks = check_prompt(n, {}, options);
+    if (switch_.on()) choose_table(next_position() + adapter_.prompt_rows(next_position()) + n);
     table().gather(tokens, hidden_.middleRows(adapter_.prompt_rows(next_position()), n));
-    return read_prompt(n, marks, options);
+    read_prompt(n, marks, options);
+    options.masses.empty() ? switch_.note(tokens) : switch_.note_unknown();
+    return logits();
   }
   /// Overload for embedding rows [tokens, hidden_size], each with its kind (none given: text).
   ConstMatrixRef<S> prefill(ConstMatrixRef<S> embeddings, std::span<const TokenKind> kinds = {}, const PrefillOptions& options = {}) {
     check_shape("Session::prefill", "embeddings", embeddings, any_extent, model_->config.hidden_size);
     const Index n = embeddings.rows();
     const AppendOptions marks = check_prompt(n, kinds, options);
+    if (switch_.on()) choose_table(next_position() + adapter_.prompt_rows(next_position()) + n);
     hidden_.middleRows(adapter_.prompt_rows(next_position()), n) = embeddings;
-    return read_prompt(n, marks, options);
+    read_prompt(n, marks, options);
+    switch_.note_unknown();
+    return logits();
   }
 
   /// Feeds the next 1 .. max_draft + 1 tokens. Each token is appended, attends and evicts before the next, so a chunk gives bit for bit
@@ -132,8 +148,13 @@ class Session {
       raise<CapacityError>(detail::text("pith::Session::decode: ", n, " tokens, expected at most max_draft + 1 = ", max_chunk_,
                                         ": start the session with a larger max_draft, or use prefill()"));
     check_ready(n, {});
-    table().gather(tokens, hidden_.topRows(n));
-    return read_next(n);
+    if (!switch_.on()) {
+      table().gather(tokens, hidden_.topRows(n));
+      read_next(0, n);
+    } else {
+      decode_parts(tokens);
+    }
+    return logits_.topRows(n);
   }
   ConstMatrixRef<S> decode(Token token) { return decode(std::span<const Token>(&token, 1)); }
 
@@ -155,7 +176,7 @@ class Session {
   Index room() const {
     Index room = caches_.front().room();
     for (const Cache& cache : caches_) room = (std::min)(room, cache.room());
-    return room;
+    return switch_.room(next_position(), room);
   }
   const DecoderConfig& config() const { return model_->config; }
 
@@ -174,10 +195,12 @@ class Session {
     adapter_.check_crop(p);
     if (p != next_position()) newest_ = -1;
     for (Cache& cache : caches_) cache.crop(p);
+    switch_.crop(p - caches_.front().first_position() - adapter_.prompt_rows(caches_.front().first_position()));
   }
   /// Drops the conversation; no memory is freed or allocated.
   void clear() {
     for (Cache& cache : caches_) cache.clear();
+    switch_.clear();
     newest_ = -1;
     whole_ = true;
   }
@@ -198,6 +221,10 @@ class Session {
   /// Throws   StateError where KvCache::freeze() does
   KvPrefix freeze() const {
     check_whole();
+    check_table("freeze()");
+    if (switch_.mark(next_position()) != 0)
+      raise<StateError>(
+          "pith::Session: freeze() of a text that is shorter than the longrope's long table is for: freeze it without text_length");
     std::vector<KvPrefixLayer<T>> layers;
     for (const Cache& cache : caches_) layers.push_back(cache.freeze());
     return KvPrefix(model_->config.attention(), next_position(), std::move(layers), adapter_.fingerprint());
@@ -208,13 +235,16 @@ class Session {
   /// Throws   StateError inside a journal
   SessionSnapshot<S, T> snapshot() const {
     check_whole();
-    SessionSnapshot<S, T> out{.fingerprint = model_->weights.fingerprint, .adapter = adapter_.fingerprint(), .logits = logits()};
+    check_table("snapshot()");
+    SessionSnapshot<S, T> out{
+        .fingerprint = model_->weights.fingerprint ^ switch_.mark(next_position()), .adapter = adapter_.fingerprint(), .logits = logits()};
     for (const Cache& cache : caches_) out.layers.push_back(cache.snapshot());
     return out;
   }
   /// The reason why restore() would refuse a snapshot, or empty: another model, storage, policy or prefix, no room, or an impossible state.
   std::string problem(const SessionSnapshot<S, T>& s) const {
-    const std::string wrong = detail::snapshot_problem(s, model_->weights.fingerprint, vocab_size(), caches());
+    const std::uint64_t mark = s.layers.empty() ? 0 : switch_.mark(s.layers.front().next);
+    const std::string wrong = detail::snapshot_problem(s, model_->weights.fingerprint ^ mark, vocab_size(), caches());
     return wrong.empty() ? adapter_.problem(s.adapter) : wrong;
   }
   /// Continues from the snapshot of a session with the same model, storage and policies; no weight is read.
@@ -224,6 +254,7 @@ class Session {
     if (const std::string wrong = problem(s); !wrong.empty()) raise<ShapeError>("pith::Session: restore() of a snapshot " + wrong);
     for (std::size_t layer = 0; layer < caches_.size(); ++layer) caches_[layer].restore(s.layers[layer]);
     logits_.topRows(s.logits.rows()) = s.logits;
+    switch_.restored(next_position());
     newest_ = s.logits.rows() - 1;
     whole_ = true;
   }
@@ -246,7 +277,7 @@ class Session {
  private:
   template <class, KvStorage> friend class detail::TogetherPass;
   Session(const Session&) = default;  // clone()
-  detail::LayerPass<S> pass(std::size_t layer) { return {*model_, static_cast<Index>(layer), ws_, adapter_.runs()}; }
+  detail::LayerPass<S> pass(std::size_t layer) { return {*model_, static_cast<Index>(layer), ws_, adapter_.runs(), switch_.beyond()}; }
   const Embedding<S>& table() const { return detail::table_of(*model_, adapter_.get()); }
 
   /// Under a prompt-only policy, the pieces of a prompt stay in the cache itself until the last piece.
@@ -254,14 +285,68 @@ class Session {
 
   // All templates below are compiled with these two. They are defined outside the class, hence not inline: a program that declares the
   // class extern leaves them to the source file that instantiates it.
-  ConstMatrixRef<S> read_prompt(Index n, const AppendOptions& marks, const PrefillOptions& options);
-  ConstMatrixRef<S> read_next(Index n);
+  void read_prompt(Index n, const AppendOptions& marks, const PrefillOptions& options, bool with_logits = true);
+  void read_next(Index first, Index n);
 
-  ConstMatrixRef<S> read_logits(ConstMatrixRef<S> hidden) {
+  /// Writes the logits of these tokens from row `first` on.
+  void read_logits(Index first, ConstMatrixRef<S> hidden) {
     const Index n = hidden.rows();
-    detail::read_head(*model_, adapter_.runs(), hidden, normed_.topRows(n), logits_.topRows(n), ws_);
-    newest_ = n - 1;
-    return logits_.topRows(n);
+    detail::read_head(*model_, adapter_.runs(), hidden, normed_.topRows(n), logits_.middleRows(first, n), ws_);
+    newest_ = first + n - 1;
+  }
+
+  /// Decodes tokens under a longrope: one part, but for tokens on both sides of its switch.
+  void decode_parts(std::span<const Token> tokens) {
+    const Position start = next_position();
+    const auto part_from = [&](std::size_t done) {
+      const auto rest = tokens.subspan(done);
+      const auto part = rest.first(static_cast<std::size_t>(switch_.run(next_position(), static_cast<Index>(rest.size()))));
+      const Index n = static_cast<Index>(part.size());
+      choose_table(next_position() + n);
+      table().gather(part, hidden_.topRows(n));
+      read_next(static_cast<Index>(done), n);
+      switch_.note(part);
+      return done + part.size();
+    };
+    const std::size_t done = part_from(0);
+    if (done == tokens.size()) return;
+#if PITH_HAS_EXCEPTIONS
+    try {
+      part_from(done);
+    } catch (...) {
+      if (whole_) crop(start);
+      throw;
+    }
+#else
+    part_from(done);
+    static_cast<void>(start);
+#endif
+  }
+
+  /// Chooses the longrope's table for a call that brings the text to this length, and reads the text so far again if its rows were rotated
+  /// by the other table.
+  void choose_table(Index length) {
+    if (!switch_.stale(next_position(), length)) return switch_.choose(length);
+    const bool recording = caches_.front().recording();
+    whole_ = false;
+    newest_ = -1;
+    for (Cache& cache : caches_) cache.clear();
+    switch_.choose(length);
+    for (std::span<const Token> rest = switch_.tokens(); !rest.empty();) {
+      const Index soft = adapter_.prompt_rows(next_position());
+      const auto part = rest.first((std::min)(rest.size(), static_cast<std::size_t>(max_prompt_ - soft)));
+      table().gather(part, hidden_.middleRows(soft, static_cast<Index>(part.size())));
+      read_prompt(static_cast<Index>(part.size()), {.phase = Phase::prefill}, {}, false);
+      rest = rest.subspan(part.size());
+    }
+    whole_ = true;
+    if (recording)
+      for (Cache& cache : caches_) cache.checkpoint();
+  }
+  void check_table(const char* what) const {
+    if (switch_.misplaced(next_position()))
+      raise<StateError>(
+          detail::text("pith::Session: ", what, " after crop() to a text that uses the longrope's other table: decode() first"));
   }
 
   void check_turns(Index layer) const {
@@ -294,6 +379,7 @@ class Session {
   void check_ready(Index n, const AppendOptions& marks) {
     check_whole();
     adapter_.check(next_position(), marks.phase == Phase::prefill);
+    if (switch_.on()) switch_.check(next_position(), next_position() + (marks.phase == Phase::prefill ? n : 1), next_position() + n);
     for (const Cache& cache : caches_) cache.check_room(n, marks, marks.phase == Phase::prefill ? landing_for(cache, marks.more) : nullptr);
   }
   void check_whole() const {
@@ -337,6 +423,7 @@ class Session {
   std::shared_ptr<const detail::DecoderModel<S>> model_;
   Index max_prompt_, max_chunk_;
   detail::SessionAttachment<S> adapter_;
+  detail::RopeSwitch switch_{0, 0, 0, false};
   Index rows_ = 0;  ///< the most rows that a head of any layer may hold, including its prefix
   detail::SessionCaches<Cache> caches_;
   detail::SessionPromptBuffer<T> prompt_buffer_;
@@ -348,9 +435,10 @@ class Session {
 };
 
 template <class S, KvStorage T>
-requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_prompt(Index n, const AppendOptions& marks,
-                                                                                       const PrefillOptions& options) {
+requires std::same_as<arithmetic_t<T>, S>
+void Session<S, T>::read_prompt(Index n, const AppendOptions& marks, const PrefillOptions& options, bool with_logits) {
   n += adapter_.lay_prompt(next_position(), hidden_);
+  detail::enter(*model_, hidden_.topRows(n));
   const Position length = static_cast<Position>(next_position() + n);
   undo_.begin_prompt(caches_, n, static_cast<bool>(options.progress));
   Attempt attempt(*this);
@@ -362,16 +450,18 @@ requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_
       raise<Cancelled>(detail::text("pith::Session::prefill: cancelled after ", layer + 1, " of ", caches_.size(), " layers"));
   }
   attempt.end();
-  return read_logits(hidden_.middleRows(n - 1, 1));
+  if (with_logits) read_logits(0, hidden_.middleRows(n - 1, 1));
 }
 
 template <class S, KvStorage T>
-requires std::same_as<arithmetic_t<T>, S> ConstMatrixRef<S> Session<S, T>::read_next(Index n) {
+requires std::same_as<arithmetic_t<T>, S>
+void Session<S, T>::read_next(Index first, Index n) {
+  detail::enter(*model_, hidden_.topRows(n));
   undo_.begin_chunk(caches_, n);
   Attempt attempt(*this);
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) pass(layer).decode(caches_[layer], hidden_.topRows(n));
   attempt.end();
-  return read_logits(hidden_.topRows(n));
+  read_logits(first, hidden_.topRows(n));
 }
 
 }}  // namespace pith::v0

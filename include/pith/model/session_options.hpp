@@ -25,6 +25,7 @@ struct SessionOptions {
   Index max_tokens = 4096;        ///< rows of a Dense cache: the longest text it can hold
   Index max_generated = 512;      ///< the most tokens decoded after a prompt under a prompt-only policy
   Index max_draft = 8;            ///< decode() takes, and crop() takes back, up to max_draft + 1 tokens; 0: one token, no checkpoints
+  Index text_length = 0;          ///< longrope models: the longest text the session will read, if its first prompt does not show it
   bool keep_masses = false;       ///< merged rows count as several tokens in attention (KvCacheOptions::keep_masses)
   KvPrefix prefix = {};           ///< rows every layer starts with: freeze() of a session, or a learned prefix
   ExecutorRef executor = serial;  ///< threads to use; must outlive the session
@@ -36,6 +37,7 @@ struct SessionOptions {
     at_least("max_prompt", max_prompt, 1);
     at_least("max_tokens", max_tokens, 1);
     at_least("max_draft", max_draft, 0);
+    at_least("text_length", text_length, 0);
     constexpr Index most = (std::numeric_limits<std::int32_t>::max)() / 2;
     if (max_prompt > most || max_draft > most)
       raise<CapacityError>(

@@ -41,6 +41,15 @@ template <class S> packet_t<S> gelu_argument(packet_t<S> z) {
   return V::mul(z, V::madd(V::broadcast(cubic), V::mul(z, z), V::broadcast(root)));
 }
 
+/// cap · tanh(z / cap), with tanh |u| = (1 - e^-2|u|) / (1 + e^-2|u|); `per_cap`: 1 / cap.
+template <class S> packet_t<S> soft_cap(packet_t<S> z, packet_t<S> cap, packet_t<S> per_cap) {
+  using V = Simd<S>;
+  const packet_t<S> one = V::broadcast(S(1)), u = V::mul(z, per_cap);
+  const packet_t<S> e = V::exp_down(V::mul(V::broadcast(S(-2)), V::abs(u)));
+  const packet_t<S> t = V::mul(cap, V::div(V::sub(one, e), V::add(one, e)));
+  return V::select(V::less(u, V::zero()), V::sub(V::zero(), t), t);
+}
+
 template <class S> S of_one(packet_t<S> p) { return Simd<S>::first(p); }
 
 }  // namespace detail
@@ -112,6 +121,20 @@ template <class S, Activation<S> A> void activate(const A& activation, MatrixRef
     } else {
       for (Index c = 0; c < x.cols(); ++c) row[c] = activation(row[c]);
     }
+  }
+}
+
+/// Caps every number smoothly, in place: z ← cap·tanh(z/cap).
+///
+/// Throws   ShapeError unless cap is finite and > 0
+/// Law      as activate()
+template <class S> void soft_cap(S cap, std::type_identity_t<MatrixRef<S>> x) {
+  if (!(cap > S(0)) || !std::isfinite(cap))
+    raise<ShapeError>(detail::text("pith::soft_cap: cap is ", cap, ", expected a finite number > 0"));
+  const auto whole = detail::Simd<S>::broadcast(cap), part = detail::Simd<S>::broadcast(S(1) / cap);
+  for (Index t = 0; t < x.rows(); ++t) {
+    S* row = x.data() + t * x.outerStride();
+    detail::map_packets(row, row, x.cols(), [&](detail::packet_t<S> z) { return detail::soft_cap<S>(z, whole, part); });
   }
 }
 

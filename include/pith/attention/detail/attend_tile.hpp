@@ -17,6 +17,7 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
+#include <pith/nn/activation.hpp>
 
 // Attention of one tile of queries to one kv head, on top of the kernels.
 
@@ -70,16 +71,20 @@ template <class S> struct TileMemory {
   }
 };
 
+/// How scores become weights: see AttendOptions.
+template <class S> struct ScoreNumbers { S n = 0, scale = 0, softcap = 0; };
+
 /// Attention of up to attention_tile queries to one kv head: scores of all rows, then weights and values block by block.
 ///
-///   out = Σ_r exp(x_r - top) v_r / (n exp(-top) + Σ_r exp(x_r - top)), x_r = q·k_r/√d + log_mass_r, top = max x
+///   out = Σ_r exp(x_r - top) v_r / (n exp(-top) + Σ_r exp(x_r - top)), x_r = q·k_r/√d (scaled and capped) + log_mass_r, top = max x
 template <class T> class AttendTile {
  public:
   using S = arithmetic_t<T>;
   using V = Simd<S>;
 
-  AttendTile(const TileMemory<S>& memory, S* scratch, std::span<const KvRun<T>> runs, Index group, const VisibilityLimits& limits, S n)
-      : m_(memory), scratch_(scratch), runs_(runs), group_(group), limits_(limits), n_(n), layout_(memory.head_dim) {}
+  AttendTile(const TileMemory<S>& memory, S* scratch, std::span<const KvRun<T>> runs, Index group, const VisibilityLimits& limits,
+             const ScoreNumbers<S>& numbers)
+      : m_(memory), scratch_(scratch), runs_(runs), group_(group), limits_(limits), numbers_(numbers), layout_(memory.head_dim) {}
 
   /// Loads the queries of the head: [tokens] rows of q, each with `group` queries of head_dim numbers one after the other.
   void load_queries(const S* q, Index q_stride, const S* sinks, Index sinks_stride, Index tokens, Position first) {
@@ -156,7 +161,7 @@ template <class T> class AttendTile {
   }
 
   void scale_queries(const S* q, Index stride, S* to) const {
-    const S scale = S(1) / std::sqrt(static_cast<S>(m_.head_dim));
+    const S scale = numbers_.scale > 0 ? numbers_.scale : S(1) / std::sqrt(static_cast<S>(m_.head_dim));
     for (Index l = 0; l < lanes(); ++l) layout_.arrange(q + l / group_ * stride + l % group_ * m_.head_dim, scale, to + l * m_.padded);
   }
 
@@ -169,6 +174,7 @@ template <class T> class AttendTile {
       queries_that_see()[block] = seen;
       if (seen.begin == seen.end) return;
       score(run, row, count, block, seen.begin * group_, seen.end * group_);
+      if (numbers_.softcap > 0) cap_scores(count, block, seen.begin * group_, seen.end * group_);
       for (Index t = seen.begin; t < seen.end; ++t) {
         bool hidden[attention_block];
         const bool some_hidden = sight.hidden(t, hidden);
@@ -186,6 +192,14 @@ template <class T> class AttendTile {
         }
       }
     });
+  }
+
+  void cap_scores(Index count, Index block, Index begin, Index end) {
+    const typename V::Packet cap = V::broadcast(numbers_.softcap), per_cap = V::broadcast(S(1) / numbers_.softcap);
+    for (Index l = begin; l < end; ++l) {
+      S* const w = weight(l, block);
+      for (Index i = 0; i < count; i += V::width) V::store(w + i, soft_cap<S>(V::load(w + i), cap, per_cap));
+    }
   }
 
   void score(const KvRun<T>& run, Index row, Index count, Index block, Index begin, Index end) {
@@ -243,7 +257,7 @@ template <class T> class AttendTile {
   /// Sets the number subtracted from every logit of a lane. NaN logits still reach the weights, even if the maximum drops them.
   void settle_top(Index lane) {
     S top = V::largest(V::load(at(m_.largest) + lane * V::width));
-    if (n_ > 0) top = (std::max)(top, S(0));
+    if (numbers_.n > 0) top = (std::max)(top, S(0));
     at(m_.top)[lane] = top == -std::numeric_limits<S>::infinity() ? S(0) : top;
   }
 
@@ -263,7 +277,7 @@ template <class T> class AttendTile {
     typename V::Packet all = V::load(mass);
     for (Index i = V::width; i < attention_block; i += V::width) all = V::add(all, V::load(mass + i));
     S sum = V::sum(all);
-    if (n_ > 0) sum += n_ * std::exp(-at(m_.top)[lane]);
+    if (numbers_.n > 0) sum += numbers_.n * std::exp(-at(m_.top)[lane]);
     at(m_.total)[lane] = sum;
     at(m_.inverse)[lane] = sum == S(0) ? S(0) : S(1) / sum;
     const S* const values = at(m_.sums) + lane * m_.padded;
@@ -293,7 +307,7 @@ template <class T> class AttendTile {
   std::span<const KvRun<T>> runs_;
   Index group_;
   VisibilityLimits limits_;
-  S n_;
+  ScoreNumbers<S> numbers_;
   RowLayout<T> layout_;
   Index tokens_ = 0;
   Position first_ = 0;

@@ -187,10 +187,9 @@ struct CacheRules {
   void check_rope(const RopeOptions& rope) const {
     if (rope.head_dim != shape.head_dim)
       raise<ShapeError>("pith::KvCache: reindex() with a rope for head_dim ", rope.head_dim, ", expected ", shape.head_dim);
-    if (rope.scaling.type == RopeType::dynamic)
-      raise<UnsupportedError>(
-          "pith::KvCache: reindex() under dynamic rope, where a key's angle depends on the length it was rotated at: use "
-          "RopePositions::text");
+    if (rope.by_length())
+      raise<UnsupportedError>("pith::KvCache: reindex() under ", rope.scaling.type == RopeType::dynamic ? "dynamic rope" : "longrope",
+                              ", where a key's angle depends on the length it was rotated at: use RopePositions::text");
   }
 
   void check_coming(Index coming, bool journal_open) const {

@@ -168,8 +168,8 @@ template <KvStorage T> class CacheState : public CacheRows<T> {
       if (size(h) != size(0)) rules.raise_uneven(size(0), size(h));
     if (next_rope_position - rules.first() == size(0)) return;  // no gap
     rules.check_rope(rope.options());
-    journal.check_turn(rope.inv_freq());
-    journal.begin_turn(rope.inv_freq());
+    journal.check_turn(rope.pairs());
+    journal.begin_turn(rope.pairs());
     for (Index h = 0; h < heads(); ++h) {
       const std::span<const Position> deltas = angle_gaps(home, h, size(h), rules.first(), next_rope_position);
       journal.save_turn(home, h, deltas);

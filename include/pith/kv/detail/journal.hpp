@@ -156,14 +156,14 @@ template <KvStorage T> class KvJournal {
   }
 
   /// Throws   StateError for a turn that could not be undone
-  void check_turn(const ConstVectorRef<S>& inv_freq) const {
+  void check_turn(const RopePairs<S>& rope) const {
     if (!recording()) return;  // before the first append there is nothing to undo
     if (turns_.turned(newest()))
       raise<StateError>("pith::KvCache: reindex() twice after one append inside a journal: call it once, after evict(), or crop() first");
-    turns_.check(inv_freq);
+    turns_.check(rope);
   }
-  void begin_turn(const ConstVectorRef<S>& inv_freq) {
-    if (recording()) turns_.begin(newest(), inv_freq);
+  void begin_turn(const RopePairs<S>& rope) {
+    if (recording()) turns_.begin(newest(), rope);
   }
   /// Saves the keys of a head that are about to be turned by these differences.
   void save_turn(const KvSlab<S>& slab, Index head, std::span<const Position> by) {

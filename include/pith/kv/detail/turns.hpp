@@ -59,14 +59,16 @@ template <class S> class TurnJournal {
         if (std::int32_t& slot = slot_of(head, row); slot >= used_[static_cast<std::size_t>(head)]) slot = none;
   }
 
-  /// Throws   StateError for other frequencies than those of earlier turns
-  void check(const ConstVectorRef<S>& inv_freq) const {
+  /// Throws   StateError for other pairs or frequencies than those of earlier turns
+  void check(const RopePairs<S>& rope) const {
     if (std::any_of(turned_.begin(), turned_.end(), [](char t) { return t != 0; }) &&
-        !std::equal(inv_freq_.begin(), inv_freq_.end(), inv_freq.data()))
+        (rope.width != width_ || rope.interleaved != interleaved_ || !std::equal(rope.inv, rope.inv + rope.half(), inv_freq_.begin())))
       raise<StateError>("pith::KvCache: reindex() with another rope inside a journal: crop() to end it first");
   }
-  void begin(Index turn, const ConstVectorRef<S>& inv_freq) {
-    std::copy_n(inv_freq.data(), inv_freq_.size(), inv_freq_.begin());
+  void begin(Index turn, const RopePairs<S>& rope) {
+    std::copy_n(rope.inv, rope.half(), inv_freq_.begin());
+    width_ = rope.width;
+    interleaved_ = rope.interleaved;
     std::fill_n(deltas(turn, 0), heads_ * slots_, 0);
     turned_[static_cast<std::size_t>(turn)] = 1;
   }
@@ -99,7 +101,7 @@ template <class S> class TurnJournal {
   void undo(KvSlab<S>& slab, Index head, Index rows, Index to, Index turns) const {
     S cosines[Rope<S>::max_head_dim];
     Position computed_at = 0;
-    const Index half = head_dim_ / 2;
+    const RopePairs<S> rope{inv_freq_.data(), width_, interleaved_};
     for (Index row = 0; row < rows; ++row) {
       const std::int32_t slot = slot_of_[static_cast<std::size_t>(head * rows_ + row)];
       const auto delta = [&](Index turn) { return turned(turn) ? deltas(turn, head)[slot] : 0; };
@@ -112,9 +114,9 @@ template <class S> class TurnJournal {
       for (Index turn = 0; turn < to; ++turn) {
         const Position by = delta(turn);
         if (by == 0) continue;
-        if (by != computed_at) rope_angles(by, inv_freq_.data(), half, cosines, cosines + half);
+        if (by != computed_at) rope.angles(by, cosines, cosines + rope.half());
         computed_at = by;
-        rope_turn(k, k + half, half, cosines, cosines + half);
+        rope.turn(k, cosines, cosines + rope.half());
         angle += by;
       }
       slab.angles(head)[row] = angle;
@@ -143,7 +145,9 @@ template <class S> class TurnJournal {
   std::vector<Position> angles_;       ///< [heads][slots] angles of these keys
   std::vector<Position> deltas_;       ///< [turns][heads][slots] angle added by each turn
   std::vector<char> turned_;           ///< [turns] whether the turn was made
-  std::vector<S> inv_freq_;            ///< [head_dim / 2] frequencies of the rope
+  std::vector<S> inv_freq_;            ///< [head_dim / 2] frequencies of the rope, the first width_ / 2
+  Index width_ = 0;                    ///< features that its pairs cover
+  bool interleaved_ = false;
 };
 
 }}}  // namespace pith::v0::detail

@@ -26,28 +26,31 @@ namespace pith { inline namespace v0 {
 template <class S = float> struct ExpectedAttention {
   static constexpr Index most_future = Index(1) << 20;
 
-  std::shared_ptr<const Rope<S>> rope;  ///< the rope that rotated the model's queries
+  std::shared_ptr<const Rope<S>> rope;  ///< the rope that rotated the layer's queries: Decoder::rope(layer)
   Index keep = 1024;                    ///< rows kept
   Index sinks = 4;                      ///< initial tokens, always kept; their queries are left out of the Gaussian
   Index future = 512;                   ///< next positions that the rotation is averaged over
   S epsilon = S(0.02);                  ///< added to the weight before it is multiplied by the value's norm
   bool covariance = true;               ///< false: only the mean query counts
+  S scale = 0;                          ///< the layer's attention scale, in place of 1/√d; 0: 1/√d
 
   Index budget() const { return keep; }
-  /// Throws   ShapeError for invalid numbers, without a rope and with one of another head_dim; UnsupportedError for dynamic rope, because
-  ///          its queries cannot be rotated back
+  /// Throws   ShapeError for invalid numbers, without a rope and with one of another head_dim; UnsupportedError for dynamic rope and for a
+  ///          longrope of two tables, because their queries cannot be rotated back
   void check(const AttentionShape& shape) const {
     detail::check_count("ExpectedAttention", "keep", keep, 1);
     detail::check_count("ExpectedAttention", "sinks", sinks, 0, keep - 1, "the newest row stays besides");
     detail::check_count("ExpectedAttention", "future", future, 1, most_future);
     detail::check_amount("ExpectedAttention", "epsilon", static_cast<double>(epsilon));
+    detail::check_amount("ExpectedAttention", "scale", static_cast<double>(scale));
     if (rope == nullptr) raise<ShapeError>("pith::ExpectedAttention: rope is null, expected that of the model");
     if (rope->options().head_dim != shape.head_dim)
       raise<ShapeError>("pith::ExpectedAttention: the rope turns heads of ", rope->options().head_dim, ", the layer has heads of ",
                         shape.head_dim);
-    if (rope->options().scaling.type == RopeType::dynamic)
-      raise<UnsupportedError>(
-          "pith::ExpectedAttention: under dynamic rope a query's angle depends on the length it was rotated at: choose another policy");
+    if (rope->options().by_length())
+      raise<UnsupportedError>("pith::ExpectedAttention: under ",
+                              rope->options().scaling.type == RopeType::dynamic ? "dynamic rope" : "longrope",
+                              " a query's angle depends on the length it was rotated at: choose another policy");
   }
   PolicyTraits traits() const { return {.prompt_only = true, .reads_rows = true, .needs_queries = true}; }
   Index stats(const AttentionShape&) const { return 0; }
@@ -74,7 +77,7 @@ template <class S = float> struct ExpectedAttention {
   void score(const KvRows<S>& rows, VectorRef<S> out) const {
     const Index d = rows.shape.head_dim, group = rows.shape.group(), n = rows.size();
     S cosines[Rope<S>::max_head_dim / 2], sines[Rope<S>::max_head_dim / 2];
-    average_rotation(rows.next, d, cosines, sines);
+    average_rotation(rows.next, cosines, sines);
     out.setZero();
     for (Index g = 0; g < group; ++g) {
       const S* const moments = rows.memory.data() + g * per_head(d);
@@ -92,18 +95,20 @@ template <class S = float> struct ExpectedAttention {
   bool is_sink(const KvRows<S>& rows, Index r) const { return rows.positions[static_cast<std::size_t>(r)] - rows.first < sinks; }
 
   /// R̄, the mean of the rotations at the next `future` positions (not itself a rotation).
-  void average_rotation(Position next, Index d, S* cosines, S* sines) const {
-    std::fill_n(cosines, d / 2, S(0));
-    std::fill_n(sines, d / 2, S(0));
+  void average_rotation(Position next, S* cosines, S* sines) const {
+    const detail::RopePairs<S> pairs = rope->pairs();
+    const Index d = rope->options().head_dim, half = pairs.half();
+    std::fill_n(cosines, half, S(0));
+    std::fill_n(sines, half, S(0));
     S turned[Rope<S>::max_head_dim];
     for (Index t = 0; t < future; ++t) {
-      std::fill_n(turned, d / 2, S(1));
-      std::fill_n(turned + d / 2, d / 2, S(0));
+      std::fill_n(turned, d, S(0));
+      for (Index i = 0; i < half; ++i) turned[pairs.first(i)] = S(1);
       const auto at = static_cast<Position>(std::min(Index(next) + t, Index(std::numeric_limits<Position>::max())));
       rope->rotate_by(MatrixRef<S>(turned, 1, d), {&at, 1});
-      for (Index i = 0; i < d / 2; ++i) {
-        cosines[i] += turned[i] / static_cast<S>(future);
-        sines[i] += turned[i + d / 2] / static_cast<S>(future);
+      for (Index i = 0; i < half; ++i) {
+        cosines[i] += turned[pairs.first(i)] / static_cast<S>(future);
+        sines[i] += turned[pairs.second(i)] / static_cast<S>(future);
       }
     }
   }
@@ -111,11 +116,13 @@ template <class S = float> struct ExpectedAttention {
   /// μ·R̄ᵀk/√d + (R̄ᵀk)ᵀ Σ (R̄ᵀk) / 2d: rotating the key back is cheaper than rotating the Gaussian forward.
   S expected(const S* moments, const KvRows<S>& rows, Index r, const S* cosines, const S* sines) const {
     const Index d = rows.shape.head_dim;
+    const detail::RopePairs<S> pairs = rope->pairs();
     S turned[Rope<S>::max_head_dim];
-    for (Index i = 0; i < d / 2; ++i) {
-      const S a = rows.keys(r, i), b = rows.keys(r, i + d / 2);
-      turned[i] = cosines[i] * a + sines[i] * b;
-      turned[i + d / 2] = cosines[i] * b - sines[i] * a;
+    for (Index i = pairs.width; i < d; ++i) turned[i] = rows.keys(r, i);
+    for (Index i = 0; i < pairs.half(); ++i) {
+      const S a = rows.keys(r, pairs.first(i)), b = rows.keys(r, pairs.second(i));
+      turned[pairs.first(i)] = cosines[i] * a + sines[i] * b;
+      turned[pairs.second(i)] = cosines[i] * b - sines[i] * a;
     }
     const S count = (std::max)(moments[0], S(1));
     const ConstVectorRef<S> key(turned, d), sum(moments + 1, d);
@@ -123,6 +130,7 @@ template <class S = float> struct ExpectedAttention {
     S second = 0;
     for (Index i = 0; covariance && i < d; ++i) second += turned[i] * ConstVectorRef<S>(moments + 1 + d + i * d, d).dot(key);
     const S spread = covariance ? second / count - mean * mean : S(0);
+    if (scale > 0) return scale * mean + scale * scale / 2 * spread;
     return mean / std::sqrt(static_cast<S>(d)) + spread / static_cast<S>(2 * d);
   }
 };

@@ -70,6 +70,7 @@ template <class S, KvStorage T> class TogetherPass {
       const std::uint64_t first = session(a).adapter_.fingerprint(), second = session(b).adapter_.fingerprint();
       return first == second ? a < b : first < second;
     });
+    for (Session<S, T>* s : sessions_) s->choose_table(s->next_position() + 1);
     MatrixRef<S> hidden = ws_.matrix<S>(n, model_.config.hidden_size), normed = ws_.matrix<S>(n, model_.config.hidden_size);
     for (Index row = 0; row < n; ++row) {
       Session<S, T>& s = session(order[static_cast<std::size_t>(row)]);
@@ -77,12 +78,14 @@ template <class S, KvStorage T> class TogetherPass {
       newest[static_cast<std::size_t>(order[static_cast<std::size_t>(row)])] = s.begin();
       s.table().gather(tokens.subspan(static_cast<std::size_t>(order[static_cast<std::size_t>(row)]), 1), hidden.middleRows(row, 1));
     }
+    enter(model_, hidden);
     const RowsByAdapter<S> sorted = runs(order, memory);
     Refusals refusals{*this, newest, {}};
     for (std::size_t layer = 0; layer < model_.layers.size(); ++layer)
       LayerPass<S>{model_, static_cast<Index>(layer), ws_, sorted}.decode(
           hidden, [&](Index row) -> typename Session<S, T>::Cache& { return session(order[static_cast<std::size_t>(row)]).caches_[layer]; },
-          [&](Index row, auto&& verbs) { return refusals.attempt(order[static_cast<std::size_t>(row)], verbs); });
+          [&](Index row, auto&& verbs) { return refusals.attempt(order[static_cast<std::size_t>(row)], verbs); },
+          [&](Index row) { return session(order[static_cast<std::size_t>(row)]).switch_.beyond(); });
     // The head writes straight into logits, so rows return to the order of the sessions.
     for (Index row = 0; row < n; ++row) normed.row(order[static_cast<std::size_t>(row)]) = hidden.row(row);
     std::iota(order.begin(), order.end(), Index(0));
@@ -95,6 +98,7 @@ template <class S, KvStorage T> class TogetherPass {
       Session<S, T>& s = session(i);
       s.logits_.row(0) = logits.row(i);
       s.newest_ = 0;
+      s.switch_.note(tokens.subspan(static_cast<std::size_t>(i), 1));
       s.end();
     }
     refusals.rethrow();

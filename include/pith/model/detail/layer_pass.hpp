@@ -29,23 +29,36 @@ struct NoProbe {
   template <class S> void operator()(Index, const ConstMatrixRef<S>&) const {}
 };
 
-/// y = norm(x), row by row, with the adapter's norm if it has one.
+/// y = norm(x), row by row, with the adapter's norm if it has one; y may be x. Each row may consist of several `parts` that are normed by
+/// themselves; x and y are contiguous then.
 template <class S, class NormOf>
-void norm_runs(const RmsNorm<S>& base, const RowsByAdapter<S>& runs, NormOf&& norm_of, std::type_identity_t<ConstMatrixRef<S>> x,
-               std::type_identity_t<MatrixRef<S>> y) {
-  base.forward(x, y);
+void norm_runs(const AnyNorm<S>& base, const RowsByAdapter<S>& runs, NormOf&& norm_of, std::type_identity_t<ConstMatrixRef<S>> x,
+               std::type_identity_t<MatrixRef<S>> y, Index parts = 1) {
+  const auto apply = [&](const AnyNorm<S>& norm, Index first, Index rows) {
+    if (rows == 0) return;
+    if (parts == 1) return norm.forward(x.middleRows(first, rows), y.middleRows(first, rows));
+    const Index width = x.cols() / parts;
+    norm.forward(ConstMatrixRef<S>(x.data() + first * x.outerStride(), rows * parts, width),
+                 MatrixRef<S>(y.data() + first * y.outerStride(), rows * parts, width));
+  };
+  Index done = 0;
   runs.for_each(x.rows(), [&](Index first, Index rows, const ModelAdapter<S>& adapter) {
-    if (const RmsNorm<S>* norm = norm_of(adapter); norm != nullptr && norm->size() > 0)
-      norm->forward(x.middleRows(first, rows), y.middleRows(first, rows));
+    const AnyNorm<S>* norm = norm_of(adapter);
+    if (norm == nullptr || norm->size() == 0) return;
+    apply(base, done, first - done);
+    apply(*norm, first, rows);
+    done = first + rows;
   });
+  apply(base, done, x.rows() - done);
 }
 
-/// One decoder layer, in place: h += o(attend(q(x), k(x), v(x))) with x = norm(h), then h += mlp(norm(h)); h: hidden [tokens, hidden_size].
+/// One decoder layer, in place: LayerSpec says what it computes; h: hidden [tokens, hidden_size]. Every switch is asked once a call.
 template <class S> struct LayerPass {
   const DecoderModel<S>& model;
   Index layer;
   Workspace& ws;
   RowsByAdapter<S> adapters = {};  ///< adapter runs over the rows of hidden; empty: the base model
+  bool beyond = false;             ///< the text is longer than DecoderModel::switch_length
 
   /// Prompt: appends the keys and values of all tokens, then attends tile by tile; the caller evicts.
   /// `rope_length`: the length that dynamic rope scales by, the same for all tokens of the call. `marks`: passed to append(). The last
@@ -59,7 +72,8 @@ template <class S> struct LayerPass {
       const Workspace::Scope scope(ws);
       const MatrixRef<S> x = normed(hidden.middleRows(t, tile));
       const MatrixRef<S> k = project(Projection::k, x), v = project(Projection::v, x);
-      model.rope.rotate(k, positions(angle + t, tile), rope_length);
+      norm_heads(NormPlace::k, k);
+      rope(beyond).rotate(k, positions(angle + t, tile), rope_length);
       const auto part = [&](auto all) {
         return all.empty() ? all : all.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(tile));
       };
@@ -72,8 +86,10 @@ template <class S> struct LayerPass {
       const MatrixRef<S> rows = hidden.middleRows(t, tile);
       const Workspace::Scope scope(ws);
       const MatrixRef<S> q = project(Projection::q, normed(rows));
+      norm_heads(NormPlace::q, q);
       const MatrixRef<S> out = ws.matrix<S>(tile, q.cols());
-      look(cache, q, out, static_cast<Position>(start + t), angle + t, gap, rope_length, (std::max)(Index(0), watched - (n - t - tile)));
+      look(cache, rope(beyond), q, out, static_cast<Position>(start + t), angle + t, gap, rope_length,
+           (std::max)(Index(0), watched - (n - t - tile)));
       finish(rows, out);
     }
   }
@@ -85,51 +101,80 @@ template <class S> struct LayerPass {
         [](Index, auto&& verbs) {
           verbs();
           return true;
-        });
+        },
+        [this](Index) { return beyond; });
   }
-  /// Overload for tokens of several sessions: token t goes into cache_of(t). attempt(t, verbs) calls verbs() and returns whether it
-  /// succeeded; a token that failed is zeroed and leaves the others unaffected.
-  template <class CacheOf, class Attempt> void decode(MatrixRef<S> hidden, CacheOf&& cache_of, Attempt&& attempt) const {
+  /// Overload for tokens of several sessions: token t goes into cache_of(t), whose text is longer than switch_length if beyond_of(t).
+  /// attempt(t, verbs) calls verbs() and returns whether it succeeded; a token that failed is zeroed and leaves the others unaffected.
+  template <class CacheOf, class Attempt, class BeyondOf>
+  void decode(MatrixRef<S> hidden, CacheOf&& cache_of, Attempt&& attempt, BeyondOf&& beyond_of) const {
     const Index n = hidden.rows();
     const Workspace::Scope scope(ws);
     const MatrixRef<S> x = normed(hidden);
     MatrixRef<S> q = project(Projection::q, x), k = project(Projection::k, x), v = project(Projection::v, x);
     MatrixRef<S> out = ws.matrix<S>(n, q.cols());
+    norm_heads(NormPlace::q, q);
+    norm_heads(NormPlace::k, k);
     for (Index t = 0; t < n; ++t) {
       const bool done = attempt(t, [&] {
         auto& cache = cache_of(t);
+        const Rope<S>& turner = rope(beyond_of(t));
         const Workspace::Scope token(ws);
         const Position position = cache.next_position(), angle = cache.query_position();
-        model.rope.rotate(k.middleRows(t, 1), positions(angle, 1), position + 1);
+        turner.rotate(k.middleRows(t, 1), positions(angle, 1), position + 1);
         cache.append(k.middleRows(t, 1), v.middleRows(t, 1));
-        look(cache, q.middleRows(t, 1), out.middleRows(t, 1), position, angle, cache.gap(), position + 1, watched_queries(cache, 1));
-        evict(cache);
+        look(cache, turner, q.middleRows(t, 1), out.middleRows(t, 1), position, angle, cache.gap(), position + 1,
+             watched_queries(cache, 1));
+        evict(cache, 0, turner);
       });
       if (!done) out.row(t).setZero();
     }
     finish(hidden, out);
   }
 
-  template <class Cache> Index evict(Cache& cache, Index coming = 0) const {
+  template <class Cache> Index evict(Cache& cache, Index coming = 0) const { return evict(cache, coming, rope(beyond)); }
+
+ private:
+  template <class Cache> static Index evict(Cache& cache, Index coming, const Rope<S>& rope) {
     const Index dropped = cache.evict(coming);
-    if constexpr (requires { cache.reindex(model.rope); }) cache.reindex(model.rope);
+    if constexpr (requires { cache.reindex(rope); }) cache.reindex(rope);
     return dropped;
   }
 
- private:
   const LayerWeights<S>& weights() const { return model.weights.layers[static_cast<std::size_t>(layer)]; }
   const typename DecoderModel<S>::Layer& derived() const { return model.layers[static_cast<std::size_t>(layer)]; }
 
-  MatrixRef<S> normed(const MatrixRef<S>& hidden) const {
+  const LayerSpec& spec() const { return derived().spec; }
+  const Rope<S>& rope(bool beyond_switch) const { return beyond_switch ? *derived().rope_beyond : *derived().rope; }
+
+  /// y = norm(x) with the layer's norm of this place; y may be x.
+  void norm(NormPlace place, const MatrixRef<S>& x, const MatrixRef<S>& y, Index parts = 1) const {
+    norm_runs(
+        derived().norms[static_cast<std::size_t>(place)], adapters,
+        [this, place](const ModelAdapter<S>& adapter) {
+          const auto& layers = adapter.parts().layers;
+          return layers.empty() ? nullptr : &layers[static_cast<std::size_t>(layer)][place];
+        },
+        x, y, parts);
+  }
+  /// What a block reads: hidden itself, or its norm in memory of the workspace.
+  MatrixRef<S> read(NormPlace place, bool present, const MatrixRef<S>& hidden) const {
+    if (!present) return hidden;
     const MatrixRef<S> x = ws.matrix<S>(hidden.rows(), hidden.cols());
-    norm_runs(derived().input_norm, adapters, norm_of(&LayerAdapter<S>::input_layernorm), hidden, x);
+    norm(place, hidden, x);
     return x;
   }
-  auto norm_of(RmsNorm<S> LayerAdapter<S>::*member) const {
-    return [this, member](const ModelAdapter<S>& adapter) {
-      const auto& layers = adapter.parts().layers;
-      return layers.empty() ? nullptr : &(layers[static_cast<std::size_t>(layer)].*member);
-    };
+  MatrixRef<S> normed(const MatrixRef<S>& hidden) const { return read(NormPlace::pre_attention, spec().pre_attention, hidden); }
+  /// The norm of queries or keys, in place.
+  void norm_heads(NormPlace place, const MatrixRef<S>& x) const {
+    if (spec().qk_norm != QkNorm::none) norm(place, x, x, spec().qk_norm == QkNorm::head ? x.cols() / model.config.head_dim : 1);
+  }
+  /// hidden += residual_scale · y
+  void add(const MatrixRef<S>& y, MatrixRef<S> hidden) const {
+    if (spec().residual_scale == 1)
+      hidden += y;
+    else
+      hidden += static_cast<S>(spec().residual_scale) * y;
   }
   AdaptedLinear<S> overlaid(Projection p, RowsByAdapter<S> rows) const { return {projection_of(weights(), p), rows, layer, p}; }
   MatrixRef<S> project(Projection p, const MatrixRef<S>& x) const {
@@ -147,7 +192,7 @@ template <class S> struct LayerPass {
     for (Index t = 0; t < x.rows(); t += feed_forward_tile) {
       const Index tile = (std::min)(feed_forward_tile, x.rows() - t);
       const auto part = [&](Projection p) { return overlaid(p, adapters.from(t)); };
-      SwiGlu<AdaptedLinear<S>>(part(Projection::gate), part(Projection::up), part(Projection::down))
+      SwiGlu<AdaptedLinear<S>>(part(Projection::gate), part(Projection::up), part(Projection::down), model.config.activation)
           .forward(x.middleRows(t, tile), y.middleRows(t, tile), ws);
     }
   }
@@ -165,32 +210,55 @@ template <class S> struct LayerPass {
   /// Rotates the queries and attends. At cache positions, sinks are read by a second copy of the queries, rotated as if the `gap` evicted
   /// tokens had never been there.
   template <class Cache>
-  void look(Cache& cache, const MatrixRef<S>& q, const MatrixRef<S>& out, Position first, Index angle, Position gap, Position rope_length,
-            Index watched) const {
+  void look(Cache& cache, const Rope<S>& turner, const MatrixRef<S>& q, const MatrixRef<S>& out, Position first, Index angle, Position gap,
+            Position rope_length, Index watched) const {
     const Workspace::Scope scope(ws);
     MatrixRef<S> sinks = gap > 0 ? ws.matrix<S>(q.rows(), q.cols()) : MatrixRef<S>();
     if (gap > 0) {
       sinks = q;
-      model.rope.rotate(sinks, positions(angle - gap, q.rows()), rope_length);
+      turner.rotate(sinks, positions(angle - gap, q.rows()), rope_length);
     }
-    model.rope.rotate(q, positions(angle, q.rows()), rope_length);
-    const AttendOptions<S> options{
-        .first_query = first, .window = model.config.window(layer), .q_sinks = sinks, .gap = gap, .observe_last = watched};
+    turner.rotate(q, positions(angle, q.rows()), rope_length);
+    if (spec().query_scale.on()) scale_queries(q, sinks, angle - gap);
+    const AttendOptions<S> options{.first_query = first,
+                                   .scale = static_cast<S>(spec().attention_scale),
+                                   .softcap = static_cast<S>(spec().attention_softcap),
+                                   .window = spec().window,
+                                   .q_sinks = sinks,
+                                   .gap = gap,
+                                   .observe_last = watched};
     if constexpr (requires { cache.observer(); }) {
       if (watched > 0) return attend(q, cache.view(), out, ws, cache.observer(), options);
     }
     attend(q, cache.view(), out, ws, NoObserver{}, options);
   }
 
-  /// The rest of the layer after attention: output projection, residual, norm, MLP, residual.
+  /// Both copies of a query take the scale of the place that the cache gives it: the position less the gap.
+  void scale_queries(MatrixRef<S> q, MatrixRef<S> sinks, Index first) const {
+    for (Index t = 0; t < q.rows(); ++t) {
+      const S scale = static_cast<S>(spec().query_scale.at(first + t));
+      if (scale == S(1)) continue;
+      q.row(t) *= scale;
+      if (sinks.rows() > 0) sinks.row(t) *= scale;
+    }
+  }
+
+  /// The rest of the layer after attention: output projection and feed-forward block, each normed where the layer says so and added.
   void finish(MatrixRef<S> hidden, const MatrixRef<S>& attended) const {
     const Workspace::Scope scope(ws);
     const MatrixRef<S> y = project(Projection::o, attended);
-    hidden += y;
-    const MatrixRef<S> x = ws.matrix<S>(hidden.rows(), hidden.cols());
-    norm_runs(derived().post_attention_norm, adapters, norm_of(&LayerAdapter<S>::post_attention_layernorm), hidden, x);
-    feed_forward(x, y);
-    hidden += y;
+    if (spec().post_attention) norm(NormPlace::post_attention, y, y);
+    if (spec().parallel) {
+      const MatrixRef<S> x = normed(hidden), z = ws.matrix<S>(hidden.rows(), hidden.cols());
+      feed_forward(x, z);
+      if (spec().post_mlp) norm(NormPlace::post_mlp, z, z);
+      add(y, hidden);
+      return add(z, hidden);
+    }
+    add(y, hidden);
+    feed_forward(read(NormPlace::pre_mlp, spec().pre_mlp, hidden), y);
+    if (spec().post_mlp) norm(NormPlace::post_mlp, y, y);
+    add(y, hidden);
   }
 };
 
@@ -208,7 +276,8 @@ template <class S> std::size_t layer_workspace_bytes(const DecoderModel<S>& mode
   }
   kernels =
       (std::max)(kernels, model.weights.lm_head.workspace_bytes(tokens, workers)) + linear_adapter_workspace_bytes<S>(tokens, workers);
-  return kernels + 3 * bytes(c.hidden_size) + 3 * bytes(q) + 2 * bytes(kv) + 4 * Workspace::bytes_for<Position>(tokens);
+  const bool parallel = std::any_of(model.layers.begin(), model.layers.end(), [](const auto& layer) { return layer.spec.parallel; });
+  return kernels + (parallel ? 4 : 3) * bytes(c.hidden_size) + 3 * bytes(q) + 2 * bytes(kv) + 4 * Workspace::bytes_for<Position>(tokens);
 }
 
 }}}  // namespace pith::v0::detail
