@@ -15,6 +15,7 @@
 
 #include "support/catch.hpp"
 #include "support/plain_decoder.hpp"
+#include "support/switch_models.hpp"
 #include "support/tiny_adapters.hpp"
 #include "support/tiny_model.hpp"
 
@@ -40,12 +41,18 @@ template <class Session> bool same_rows(const Session& a, const Session& b) {
 }  // namespace
 
 TEMPLATE_TEST_CASE("every adapter, policy, merge and storage compose, with speculation and without", "[model]", float, bfloat16, Q8) {
-  const Decoder<float> decoder = pith_test::random_decoder<float>(pith_test::tiny_config());
+  // A Llama under everything, and models of every switch under one policy of each kind.
+  const std::size_t which = std::is_same_v<TestType, float> ? GENERATE(0u, 1u, 2u, 3u) : 0u;
+  CAPTURE(which);
+  const Decoder<float> decoder =
+      which == 0 ? pith_test::random_decoder<float>(pith_test::tiny_config()) : pith_test::switch_model<float>(which - 1);
+  const std::vector<const char*> policies =
+      which == 0 ? std::vector{"dense", "window", "h2o", "scissorhands", "snapkv", "keydiff"} : std::vector{"window", "h2o", "snapkv"};
   const ModelAdapter<float> adapter = pith_test::random_adapter<float>(decoder, 2, 5);
   const std::vector<Token> tokens = pith_test::random_tokens(40, decoder.vocab_size());
   const std::span<const Token> prompt = std::span(tokens).first(24);
   Index merged = 0, accepted = 0;
-  for (const char* policy : {"dense", "window", "h2o", "scissorhands", "snapkv", "keydiff"})
+  for (const char* policy : policies)
     for (const MergeEntry<float>& entry : merge_catalogue())
       for (const bool adapted : {false, true}) {
         const bool counted = entry.name == "size-weighted";
@@ -85,6 +92,6 @@ TEMPLATE_TEST_CASE("every adapter, policy, merge and storage compose, with specu
         REQUIRE(same_rows(alone, target));
         accepted += spec.stats().accepted;
       }
-  CHECK(merged > 50);
-  CHECK(accepted > 50);
+  CHECK(merged > (which == 0 ? 50 : 20));
+  CHECK(accepted > (which == 0 ? 50 : 5));
 }
