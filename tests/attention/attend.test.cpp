@@ -106,6 +106,12 @@ TEMPLATE_TEST_CASE("attend reads prefix, masses, sinks, windows and rows in any 
     rows.add_run(90, shuffled());
     compare(rows, rows.queries(tokens), first, {}, shape);
   }
+  SECTION("a scale and a soft cap, which comes before masses and the mask") {
+    rows.add_run(90, shuffled(), GENERATE(false, true));
+    compare(rows, rows.queries(tokens), first, {.scale = S(0.4)}, shape);
+    compare(rows, rows.queries(tokens), first, {.softcap = S(0.75)}, shape);
+    compare(rows, rows.queries(tokens), first, {.scale = S(1.5), .softcap = S(2.5), .window = 20}, shape);
+  }
   SECTION("a prefix that everybody sees") {
     rows.add_run(GENERATE(1, 32, 45), {});
     rows.add_run(90, positions);

@@ -1,5 +1,6 @@
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <numbers>
 #include <random>
@@ -191,6 +192,112 @@ TEMPLATE_TEST_CASE("llama3 scaling keeps short wavelengths, stretches long ones 
   for (Index i = 0; i < d / 2; ++i) CHECK(std::abs(frequencies(rope)(i, 0) / expected(i, 0) - 1) < 64 * freq_bound<TestType>());
 }
 
+TEMPLATE_TEST_CASE("yarn blends between two numbers of turns, and scales", "[rope]", float, double) {
+  using S = TestType;
+  // theta 16 over 8 features: 1, 1/2, 1/4, 1/8. A pair that turns 4096/(2 pi 16^(i/4)) times in 4096 positions is pair i.
+  const auto turns = [](double pair) { return 4096 / (2 * std::numbers::pi * std::pow(16., pair / 4)); };
+  RopeOptions options{
+      .head_dim = 8,
+      .theta = 16,
+      .scaling = {
+          .type = RopeType::yarn, .factor = 4, .original_max_position_embeddings = 4096, .beta_fast = turns(1.3), .beta_slow = turns(2.6)}};
+  const auto inv = [&](std::vector<double> expected, double factor) {
+    const Rope<S> rope(options);
+    for (Index i = 0; i < 4; ++i) CHECK(std::abs(double(rope.inv_freq()[i]) - expected[static_cast<std::size_t>(i)]) < 4 * freq_bound<S>());
+    CHECK(std::abs(double(rope.attention_factor()) - factor) < freq_bound<S>());
+  };
+  inv({1, 0.5, 0.5 * 0.25 + 0.5 * 0.0625, 0.125 / 4}, 1.1386294361119891);  // from pair 1 to pair 3; A = 0.1 ln 4 + 1
+  options.scaling.truncate = false;
+  const double ramp = 0.7 / 1.3;  // of pair 2, from 1.3 to 2.6
+  inv({1, 0.5, (1 - ramp) * 0.25 + ramp * 0.0625, 0.125 / 4}, 1.1386294361119891);
+  options.scaling.mscale = 2, options.scaling.mscale_all_dim = 1;
+  inv({1, 0.5, (1 - ramp) * 0.25 + ramp * 0.0625, 0.125 / 4}, 1.2772588722239782 / 1.1386294361119891);
+  options.scaling.attention_factor = 0.75;
+  options.scaling.truncate = true;
+  options.scaling.beta_fast = options.scaling.beta_slow = turns(-0.5);  // both ends at pair 0
+  inv({1, 0.125, 0.0625, 0.03125}, 0.75);
+}
+
+TEMPLATE_TEST_CASE("longrope has a table for short texts and one for long ones, and one factor", "[rope]", float, double) {
+  using S = TestType;
+  const RopeOptions options{
+      .head_dim = 4,
+      .theta = 100,
+      .scaling = {.type = RopeType::longrope, .original_max_position_embeddings = 16, .short_factor = {1, 2}, .long_factor = {4, 8}},
+      .max_position_embeddings = 64};
+  const Rope<S> rope(options), brief(options.at_length(16)), lengthy(options.at_length(17));
+  const double factor = std::sqrt(1.5);  // ln 4 / ln 16 = 1/2
+  const Matrix<double> below{{1, 0.05}}, above{{0.25, 0.0125}};
+  CHECK(near(rope.inv_freq(16), below.transpose(), freq_bound<S>()));
+  CHECK(near(rope.inv_freq(17), above.transpose(), freq_bound<S>()));
+  for (const Rope<S>* one : {&rope, &brief, &lengthy}) CHECK(std::abs(double(one->attention_factor()) - factor) < freq_bound<S>());
+  std::mt19937_64 rng(4);
+  const Matrix<S> before = pith_test::random_matrix<S>(3, 8, rng);
+  const std::vector<Position> positions{0, 3, 15};
+  const auto turned = [&](const Rope<S>& by, Position length) {
+    Matrix<S> x = before;
+    by.rotate(x, positions, length);
+    return x;
+  };
+  CHECK(near(turned(rope, 16), factor * rotated(before, positions, below.transpose()), 2 * turn_bound(before, 16)));
+  CHECK(near(turned(rope, 17), factor * rotated(before, positions, above.transpose()), 2 * turn_bound(before, 16)));
+  CHECK(turned(rope, 0) == turned(rope, 16));  // the largest position + 1
+  CHECK((turned(brief, 17) == turned(rope, 16) && turned(lengthy, 1) == turned(rope, 17)));
+  Matrix<S> x = before;
+  CHECK_THROWS_WITH(rope.rotate_by(x, positions), pith_test::contains("under longrope"));
+  CHECK_NOTHROW(lengthy.rotate_by(x, positions));
+}
+
+TEMPLATE_TEST_CASE("an attention factor multiplies what turns, at position 0 too, and once", "[rope]", float, double) {
+  using S = TestType;
+  for (const bool interleaved : {false, true}) {
+    CAPTURE(interleaved);
+    const Rope<S> rope({.head_dim = 10,
+                        .scaling = {.type = RopeType::yarn, .factor = 2, .original_max_position_embeddings = 64, .attention_factor = 1.5},
+                        .max_position_embeddings = 8,  // the table ends before the text
+                        .rotary_dim = 6,
+                        .interleaved = interleaved});
+    const Matrix<double> inv = frequencies(rope);
+    REQUIRE(inv.rows() == 3);
+    std::mt19937_64 rng(5);
+    const Matrix<S> before = pith_test::random_matrix<S>(5, 20, rng);
+    const std::vector<Position> positions{0, 3, 3, 11, 0};
+    Matrix<double> expected = before.template cast<double>();
+    for (Index t = 0; t < 5; ++t)
+      for (Index h = 0; h < 20; h += 10)
+        for (Index i = 0; i < 3; ++i) {
+          const Index one = h + (interleaved ? 2 * i : i), two = h + (interleaved ? 2 * i + 1 : i + 3);
+          const double angle = positions[static_cast<std::size_t>(t)] * inv(i, 0), a = expected(t, one), b = expected(t, two);
+          expected(t, one) = 1.5 * (a * std::cos(angle) - b * std::sin(angle));
+          expected(t, two) = 1.5 * (b * std::cos(angle) + a * std::sin(angle));
+        }
+    Matrix<S> x = before;
+    rope.rotate(x, positions);
+    CHECK(near(x, expected, 2 * turn_bound(before, 12)));
+    for (Index t = 0; t < 5; ++t)  // what does not turn keeps its bits
+      CHECK((x.row(t).segment(6, 4) == before.row(t).segment(6, 4) && x.row(t).tail(4) == before.row(t).tail(4)));
+    Matrix<S> back = x, forth = before;
+    rope.rotate_by(back, std::vector<Position>{5, -3, 0, -11, 0});
+    rope.rotate(forth, std::vector<Position>{5, 0, 3, 0, 0});
+    CHECK(near(back, forth, 4 * turn_bound(before, 12)));
+    Matrix<S> alone = before;
+    for (Index t = 0; t < 5; ++t) rope.rotate(alone.middleRows(t, 1), std::vector<Position>{positions[static_cast<std::size_t>(t)]});
+    CHECK(alone == x);
+  }
+}
+
+TEST_CASE("a layer without rope has one that does not rotate", "[rope]") {
+  const Rope<float> rope({.head_dim = 7, .scaling = {.type = RopeType::identity}});
+  std::mt19937_64 rng(6);
+  const Matrix<float> before = pith_test::random_matrix<float>(2, 14, rng);
+  Matrix<float> x = before;
+  rope.rotate(x, std::vector<Position>{5, 90000});
+  rope.rotate_by(x, std::vector<Position>{-5, 7});
+  CHECK(x == before);
+  CHECK((rope.attention_factor() == 1 && rope.inv_freq().size() == 0));
+  CHECK_THROWS_AS(rope.rotate(x, std::vector<Position>{5}), ShapeError);
+}
+
 TEST_CASE("rope refuses constants that make no sense", "[rope]") {
   const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
   const auto refused = [](const RopeOptions& options, const std::string& message) {
@@ -207,6 +314,27 @@ TEST_CASE("rope refuses constants that make no sense", "[rope]") {
   refused({.head_dim = 2, .scaling = {.type = RopeType::dynamic, .factor = 2}}, "4 or more rotating features");
   refused({.head_dim = 8, .scaling = {.type = RopeType::dynamic, .factor = .5}}, "at least 1");
   refused({.head_dim = 8, .scaling = {.type = RopeType::llama3, .factor = 8}}, "original_max_position_embeddings is 0");
+  refused({.head_dim = 8, .rotary_dim = 10}, "rotary_dim is 10, expected an even number from 2 to head_dim, 8");
+  for (const Index width : {3, -2, 7}) refused({.head_dim = 7, .rotary_dim = width}, detail::text("rotary_dim is ", width));
+  const RopeScaling yarn{.type = RopeType::yarn, .factor = 4, .original_max_position_embeddings = 64};
+  const auto with = [&](const std::function<void(RopeScaling&)>& change, RopeScaling scaling) {
+    change(scaling);
+    return RopeOptions{.head_dim = 8, .scaling = scaling};
+  };
+  refused(with([](auto& s) { s.original_max_position_embeddings = 0; }, yarn), "original_max_position_embeddings is 0");
+  refused(with([=](auto& s) { s.factor = nan; }, yarn), "the scaling factor is");
+  refused(with([](auto& s) { s.beta_slow = 0; }, yarn), "beta_slow is 0");
+  refused(with([](auto& s) { s.beta_fast = 0.5; }, yarn), "beta_fast is 0.5");
+  refused(with([=](auto& s) { s.attention_factor = inf; }, yarn), "attention_factor is");
+  refused(with([](auto& s) { s.mscale = -1; }, yarn), "mscale is");
+  refused({.head_dim = 8, .theta = 1, .scaling = yarn}, "theta is 1");
+  const RopeScaling longrope{
+      .type = RopeType::longrope, .original_max_position_embeddings = 64, .short_factor = {1, 1, 1, 1}, .long_factor = {1, 2, 3, 4}};
+  CHECK_NOTHROW(Rope<float>(with([](auto&) {}, longrope)));
+  refused(with([](auto& s) { s.short_factor.pop_back(); }, longrope), "short_factor has 3 numbers, expected one for each pair");
+  refused(with([](auto& s) { s.long_factor.push_back(5); }, longrope), "long_factor has 5 numbers");
+  refused(with([](auto& s) { s.long_factor[2] = 0; }, longrope), "long_factor is 0");
+  refused(with([](auto& s) { s.original_max_position_embeddings = 1; }, longrope), "which gives no attention_factor");
   refused({.head_dim = 8,
            .scaling = {.type = RopeType::llama3, .low_freq_factor = 4, .high_freq_factor = 4, .original_max_position_embeddings = 8192}},
           "expected less than high_freq_factor, which is 4");

@@ -13,6 +13,7 @@
 #include "support/alloc_counter.hpp"
 #include "support/catch.hpp"
 #include "support/kv_stream.hpp"
+#include "support/switch_models.hpp"
 #include "support/tiny_adapters.hpp"
 #include "support/tiny_model.hpp"
 
@@ -89,6 +90,34 @@ TEST_CASE("prefill, decode, checkpoint and crop allocate nothing", "[hot_path]")
         run(decoder.start<Q8>(policy, options, merging.make()));
       }
     }
+}
+
+TEST_CASE("decoders of every switch allocate nothing, and neither does recomputing a longrope's text", "[hot_path]") {
+  if (!pith_test::counting_available()) return;
+  const std::vector<Token> tokens = pith_test::random_tokens(60, 50);
+  for (std::size_t which = 0; which < pith_test::num_switch_configs; ++which) {
+    CAPTURE(which);
+    const Decoder<float> decoder = pith_test::switch_model<float>(which);
+    for (const AnyPolicy<float>& policy : {AnyPolicy<float>(Dense{}), AnyPolicy<float>(SinkWindow{.sinks = 2, .window = 8}),
+                                           AnyPolicy<float>(HeavyHitter{.heavy = 6, .recent = 6})}) {
+      const bool keeps = policy.budget() == unlimited;
+      auto session = decoder.start(policy, {.max_prompt = 16, .max_tokens = 60, .text_length = keeps ? 0 : 60});
+      auto other = decoder.start(policy, {.max_prompt = 16, .max_tokens = 60, .text_length = keeps ? 0 : 60});
+      Session<float>* both[] = {&session, &other};
+      Workspace ws(decoder.together_workspace_bytes(both));
+      Matrix<float> logits(2, 50);
+      CHECK(allocations_in([&] {
+              session.prefill(std::span(tokens).first(16));
+              for (std::size_t i = 16; i < 24; ++i) session.decode(tokens[i]);
+              session.checkpoint();
+              session.decode(std::span(tokens).subspan(24, 8));
+              session.crop(26);
+              for (std::size_t i = 0; i < 24; ++i) decoder.decode_together(both, std::span(tokens).subspan(i, 2), logits, ws);
+              session.clear();
+              session.prefill(std::span(tokens).first(7));
+            }) == 0);
+    }
+  }
 }
 
 TEST_CASE("a speculative step allocates nothing, whatever the draft, and neither does its prompt", "[hot_path]") {

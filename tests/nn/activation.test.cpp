@@ -69,3 +69,43 @@ TEST_CASE("silu_mul gates, in place or not", "[nn]") {
   CHECK(gate == out);
   CHECK_THROWS_AS(silu_mul(ConstMatrixRef<float>(gate), up, wrong), ShapeError);
 }
+
+TEMPLATE_TEST_CASE("every gate is its activation times the other half", "[nn]", float, double) {
+  using S = TestType;
+  const Matrix<S> gate = pith_test::random_matrix<S>(2, 19, 1, 5), up = pith_test::random_matrix<S>(2, 19, 2);
+  Matrix<S> out(2, 19), place = gate, wrong(2, 18);
+  for (const GateActivation kind : {GateActivation::silu, GateActivation::gelu_tanh, GateActivation::gelu}) {
+    gate_mul(kind, ConstMatrixRef<S>(gate), up, out);
+    for (Index i = 0; i < gate.size(); ++i) {
+      const S z = gate.data()[i];
+      CHECK(out.data()[i] == (kind == GateActivation::silu   ? Silu{}(z)
+                              : kind == GateActivation::gelu ? Gelu{}(z)
+                                                             : GeluTanh{}(z)) *
+                                 up.data()[i]);
+    }
+    place = gate;
+    gate_mul(kind, ConstMatrixRef<S>(place), up, place);
+    CHECK(place == out);
+    CHECK_THROWS_AS(gate_mul(kind, ConstMatrixRef<S>(gate), up, wrong), ShapeError);
+  }
+}
+
+TEMPLATE_TEST_CASE("a soft cap is cap tanh(z / cap), place by place", "[nn]", float, double) {
+  using S = TestType;
+  const S inf = std::numeric_limits<S>::infinity();
+  const Matrix<S> before = pith_test::random_matrix<S>(3, 21, 4, 40);
+  for (const S cap : {S(0.5), S(30)}) {
+    Matrix<S> x = before;
+    soft_cap(cap, MatrixRef<S>(x));
+    for (Index i = 0; i < x.size(); ++i) {
+      const double expected = double(cap) * std::tanh(double(before.data()[i]) / double(cap));
+      CHECK(std::abs(double(x.data()[i]) - expected) <= 4 * double(std::numeric_limits<S>::epsilon()) * double(cap));
+    }
+    Matrix<S> ends{{0, inf, -inf, std::numeric_limits<S>::quiet_NaN(), before(1, 3)}};
+    soft_cap(cap, MatrixRef<S>(ends));
+    CHECK((ends(0, 0) == 0 && ends(0, 1) == cap && ends(0, 2) == -cap && std::isnan(ends(0, 3)) && ends(0, 4) == x(1, 3)));
+  }
+  Matrix<S> x = before;
+  for (const S cap : {S(0), S(-1), inf}) CHECK_THROWS_AS(soft_cap(cap, MatrixRef<S>(x)), ShapeError);
+  CHECK(x == before);
+}

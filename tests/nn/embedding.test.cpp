@@ -9,6 +9,7 @@
 #include <pith/nn/embedding.hpp>
 
 #include "support/catch.hpp"
+#include "support/random_matrix.hpp"
 
 namespace {
 
@@ -117,6 +118,20 @@ TEST_CASE("embedding: refusals touch nothing", "[nn]") {
   CHECK_NOTHROW(table.copy_rows(250, out));
   Matrix<float> none(0, 4);
   CHECK_NOTHROW(table.gather({}, none));
+}
+
+TEST_CASE("embedding: a scale multiplies lookups, not the table", "[nn]") {
+  const Matrix<float> rows = pith_test::random_matrix<float>(5, 7, 3);
+  const Embedding<float> table(rows), scaled = table.scaled(2.5f);
+  const std::vector<Token> tokens{4, 0};
+  Matrix<float> out(2, 7), all(5, 7);
+  scaled.gather(tokens, out);
+  CHECK((out.row(0) == 2.5f * rows.row(4) && out.row(1) == 2.5f * rows.row(0)));
+  scaled.copy_rows(0, all);
+  CHECK(all == rows);
+  table.gather(tokens, out);
+  CHECK(out.row(0) == rows.row(4));
+  CHECK((scaled.scale() == 2.5f && table.scale() == 1));
 }
 
 TEST_CASE("embedding: a soft prompt goes in front", "[nn]") {

@@ -20,6 +20,9 @@ TEST_CASE("FeedForward and SwiGlu equal their formulas in double, in tiles or no
   const double bound = 1e-15 * 24 * 40 * 64;  // two sums of that length over numbers of that size
   const SwiGlu swiglu{Linear<double>{gate}, Linear<double>{up}, Linear<double>{down}};
   CHECK(pith_test::near(swiglu.forward(x), Eigen::MatrixXd(g.unaryExpr(silu).cwiseProduct(u)) * down.transpose(), bound));
+  const SwiGlu geglu{Linear<double>{gate}, Linear<double>{up}, Linear<double>{down}, GateActivation::gelu};
+  CHECK(geglu.activation() == GateActivation::gelu);
+  CHECK(pith_test::near(geglu.forward(x), Eigen::MatrixXd(g.unaryExpr(gelu).cwiseProduct(u)) * down.transpose(), bound));
   const FeedForward plain{Linear<double>{up, b}, Linear<double>{down}};
   CHECK(pith_test::near(plain.forward(x), Eigen::MatrixXd(with_bias.unaryExpr(gelu)) * down.transpose(), bound));
 }

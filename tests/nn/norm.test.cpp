@@ -49,3 +49,18 @@ TEST_CASE("norms refuse what has no meaning", "[nn]") {
   CHECK_THROWS_AS(RmsNorm<float>(Vector<float>::Ones(4), -1.f), ShapeError);
   CHECK_THROWS_AS(LayerNorm<float>(Vector<float>::Ones(4), Vector<float>::Ones(3)), ShapeError);
 }
+
+TEST_CASE("a norm of either kind is the norm it holds", "[nn]") {
+  const Matrix<float> x = pith_test::random_matrix<float>(3, 21, 1);
+  const Vector<float> w = Vector<float>(pith_test::random_matrix<float>(21, 1, 2).col(0));
+  const AnyNorm<float> rms(NormKind::rms, w, 1e-5f), layer(NormKind::layer, w, 1e-5f), none;
+  Matrix<float> y(3, 21);
+  rms.forward(x, y);
+  CHECK(y == RmsNorm<float>(w, 1e-5f).forward(x));
+  layer.forward(x, y);
+  CHECK(y == LayerNorm<float>(w, {}, 1e-5f).forward(x));
+  CHECK((rms.kind() == NormKind::rms && layer.kind() == NormKind::layer && none.size() == 0));
+  for (const AnyNorm<float>* norm : {&rms, &layer}) CHECK((norm->weight() == w && norm->eps() == 1e-5f && norm->bytes() == 84));
+  CHECK_THROWS_AS(AnyNorm<float>(NormKind::layer, Vector<float>(), 1e-5f), ShapeError);
+  CHECK_THROWS_AS(AnyNorm<float>(NormKind::rms, w, -1.f), ShapeError);
+}

@@ -66,7 +66,9 @@ template <class T> class AttentionRows {
 
   Expected expected(const pith::Matrix<S>& q, Position first, const pith::AttendOptions<S>& options = {}) const {
     const Index d = shape_.head_dim, group = shape_.group(), tokens = q.rows();
-    const double eps = static_cast<double>(std::numeric_limits<S>::epsilon()), scale = 1 / std::sqrt(static_cast<double>(d));
+    const double eps = static_cast<double>(std::numeric_limits<S>::epsilon());
+    const double scale = options.scale > 0 ? static_cast<double>(options.scale) : 1 / std::sqrt(static_cast<double>(d));
+    const double cap = static_cast<double>(options.softcap);
     Expected e;
     e.out.setZero(tokens, q.cols());
     e.bound.setZero(tokens, q.cols());
@@ -99,6 +101,7 @@ template <class T> class AttentionRows {
                 logit += a * b * scale;
                 magnitude += std::abs(a * b * scale);
               }
+              if (cap > 0) logit = cap * std::tanh(logit / cap), magnitude += cap;
               const double mass = run.log_mass == nullptr ? 0 : static_cast<double>(run.log_mass[r]);
               if (std::isinf(mass)) continue;
               seen.push_back({run.values + r * run.stride, logit + mass, &run == &runs.back() ? r : -1});

@@ -92,8 +92,9 @@ inline void check_rope(std::string_view where, const RopeOptions& options) {
   if (d < 1 || d > max_rope_head_dim) refuse(text("head_dim is ", d, ", expected 1 to ", max_rope_head_dim));
   if (s.type == RopeType::identity) return;
   if (options.rotary_dim == 0 && d % 2 != 0) refuse(text("head_dim is ", d, ", expected an even number: features turn in pairs"));
-  if (width < 2 || width % 2 != 0 || width > d)
-    refuse(text("rotary_dim is ", width, ", expected an even number from 2 to head_dim, ", d, ": features turn in pairs"));
+  if (options.rotary_dim < 0 || width < 2 || width % 2 != 0 || width > d)
+    refuse(text("rotary_dim is ", options.rotary_dim < 0 ? options.rotary_dim : width, ", expected an even number from 2 to head_dim, ", d,
+                ": features turn in pairs"));
   positive("theta", options.theta);
   if (options.max_position_embeddings < 1)
     refuse(text("max_position_embeddings is ", options.max_position_embeddings, ", expected at least 1"));
