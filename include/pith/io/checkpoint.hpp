@@ -75,11 +75,12 @@ template <class Check> void check_config_file(const std::filesystem::path& path,
 
 }  // namespace detail
 
-/// Reads an unconverted Hugging Face folder of the llama, mistral or qwen2 family.
+/// Reads an unconverted Hugging Face folder of a known family; of a model of several kinds of input, its decoder.
 ///
 /// Checks names, shapes, types and biases against config.json before it reads anything large. F64, F32, F16 and BF16 may be mixed. Refuses
 /// a tensor inside a layer that the family does not have; ignores and lists whole layers beyond num_hidden_layers and towers of other
-/// kinds. Uses and lists a bias that the config does not declare. generation_config.json decides eos_token_id.
+/// kinds. Uses and lists a bias that the config does not declare. generation_config.json decides eos_token_id. Projections that the folder
+/// keeps in one tensor are views of its rows; norms that it keeps as w - 1 are loaded as w.
 /// Under `mapped`, a misaligned tensor or one of a type that S is not computed from (F64 for float; anything but F64 for double) is packed
 /// instead. Norms and biases are always copied; under `int8` they and the embedding table keep their values. With tied embeddings
 /// the table is the head, even if the file holds an lm_head.
@@ -95,7 +96,9 @@ template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::
   detail::check_checkpoint_folder(folder, options.config);
   out.config = read_config(folder / options.config, &out.ignored);
   use_generation_config(folder, out.config, out.ignored);
-  detail::check_config_file(folder / options.config, [&] { static_cast<void>(Rope<S>(out.config.rope())); });
+  detail::check_config_file(folder / options.config, [&] {
+    for (std::size_t i = 0; i < out.config.ropes.size(); ++i) static_cast<void>(Rope<S>(out.config.rope(static_cast<Index>(i))));
+  });
   const CheckpointFiles files(folder);
   const detail::CheckpointPlan plan(files, out.config);
   detail::check_config_file(folder / options.config, [&] { out.config.check(); });

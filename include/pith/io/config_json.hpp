@@ -1,27 +1,31 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <filesystem>
-#include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include <pith/attention/rope_options.hpp>
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
+#include <pith/io/detail/families.hpp>
 #include <pith/io/detail/json.hpp>
 #include <pith/io/detail/json_fields.hpp>
+#include <pith/io/detail/layer_fields.hpp>
+#include <pith/io/detail/other_families.hpp>
+#include <pith/io/detail/rope_fields.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/model/config.hpp>
 
 namespace pith { inline namespace v0 {
 
-/// Reads a config.json of the llama, mistral or qwen2 family, as written by transformers 4 or 5, and fills in the family's defaults.
+/// Reads the config.json of a known family, as written by transformers 4 or 5, and resolves it as transformers would: the family's defaults
+/// are filled in, and every layer and rope is listed. Of a model of several kinds of input, it reads the decoder's part.
 ///
-/// Refuses by name every setting that would change the numbers: other families, rope types and activations, quantised weights, partial
-/// rotary factors, non-causal attention, classes other than …ForCausalLM, two spellings of a setting that disagree. vocab_size stays 0 if
-/// the file omits it: the embedding table gives it. Settings ignored on purpose are added to `ignored`.
+/// Refuses by name every setting that would change the numbers: other families, rope types and activations, quantised weights, non-causal
+/// attention, classes other than …ForCausalLM, two spellings of a setting that disagree. vocab_size stays 0 if the file omits it: the
+/// embedding table gives it. Settings ignored on purpose are added to `ignored`.
 ///
 /// Throws   FormatError naming file, key, found and expected; UnsupportedError naming the unsupported feature
 DecoderConfig read_config(const std::filesystem::path& path, std::vector<std::string>* ignored = nullptr);
@@ -29,12 +33,9 @@ DecoderConfig parse_config(std::string_view json, std::string_view name = "confi
 
 namespace detail {
 
-[[noreturn]] inline void unsupported(std::string_view file, const std::string& what) {
-  raise<UnsupportedError>("pith: ", in_quotes(file), ": ", what);
-}
-
-/// Refuses `architectures` other than causal language models: transformers names its classes by the head.
-inline void refuse_other_heads(const JsonFields& c) {
+/// Refuses `architectures` other than causal language models: transformers names its classes by the head. A wrapper's class is named
+/// …ForConditionalGeneration.
+inline void refuse_other_heads(const JsonFields& c, bool wrapper) {
   const auto* classes = c.find("architectures");
   if (classes == nullptr) return;
   const char* expected = "a list of names of classes";
@@ -43,13 +44,13 @@ inline void refuse_other_heads(const JsonFields& c) {
     if (!one.is_string()) c.refuse("architectures", expected);
     const auto name = one.get<std::string_view>();
     const auto has = [&](std::string_view part) { return name.find(part) != std::string_view::npos; };
-    if (name.ends_with("ForCausalLM")) continue;
+    if (name.ends_with("ForCausalLM") || (wrapper && name.ends_with("ForConditionalGeneration"))) continue;
     unsupported(c.file(), text("architectures names ", in_quotes(name), ": ",
                                has("Classification") || has("QuestionAnswering") || has("Reward")
                                    ? "heads of classifiers and reward models are not supported"
                                : name.ends_with("Model") ? "a model without the head of a language model"
                                                          : "no causal language model",
-                               "; expected a …ForCausalLM"));
+                               "; expected a …For", wrapper ? "ConditionalGeneration" : "CausalLM"));
   }
 }
 
@@ -61,108 +62,71 @@ inline std::string quantisation(std::string_view file, const char* key, const Js
   return q.find("bits") != nullptr && q.find("group_size") != nullptr ? "by MLX" : "by an unnamed method";
 }
 
-inline void refuse_unsupported_config(const JsonFields& c, const std::string& family) {
-  if (family != "llama" && family != "mistral" && family != "qwen2")
-    unsupported(c.file(), text("model_type ", in_quotes(family), " is not supported: llama, mistral and qwen2 are"));
-  refuse_other_heads(c);
+/// Refuses, in the decoder's keys and in those around them, what no family here has.
+inline void refuse_unsupported_config(const JsonFields& c) {
   for (const char* key : {"quantization_config", "compression_config", "quantization"})
     if (const auto* quantised = c.find(key))
-      unsupported(c.file(), text(key, " (", quantisation(c.file(), key, *quantised),
+      unsupported(c.file(), text(c.path(key), " (", quantisation(c.file(), key, *quantised),
                                  "): quantised checkpoints are not supported; use the unquantised F32, F16 or BF16 one"));
   if (c.is_null("is_causal") || !c.boolean("is_causal", true))  // transformers reads null as false
-    unsupported(c.file(), "is_causal is not true: attention to later tokens, as embedding models have it, is not supported");
-  for (const char* key : {"use_bidirectional_attention", "is_encoder_decoder", "add_cross_attention", "lm_head_bias", "use_qk_norm"})
-    if (c.boolean(key, false)) unsupported(c.file(), text(key, " is true, which is not supported"));
-  if (const std::string act = c.string("hidden_act", "silu"); act != "silu" && act != "swish")
-    unsupported(c.file(), text("hidden_act ", in_quotes(act), " is not supported: silu is"));
-  if (c.number("partial_rotary_factor", 1) != 1)
     unsupported(c.file(),
-                text("partial_rotary_factor ", c.number("partial_rotary_factor", 1), " is not supported: all features must rotate"));
-}
-
-/// Reads rope scaling from one of the two objects that may hold it.
-inline RopeScaling read_rope_scaling(const JsonFields& c, const JsonFields& rope) {
-  if (rope.number("partial_rotary_factor", 1) != 1) unsupported(c.file(), "a partial_rotary_factor other than 1 is not supported");
-  if (rope.find("mrope_section") != nullptr) unsupported(c.file(), "rope with an mrope_section is not supported");
-  RopeScaling scaling;
-  const std::string type = rope.string("rope_type", rope.string("type", "default"));
-  if (type == "default") return scaling;
-  if (type == "linear")
-    scaling.type = RopeType::linear;
-  else if (type == "dynamic")
-    scaling.type = RopeType::dynamic;
-  else if (type == "llama3")
-    scaling.type = RopeType::llama3;
-  else
-    unsupported(c.file(), text("rope type ", in_quotes(type), " is not supported: default, linear, dynamic and llama3 are"));
-  scaling.factor = rope.positive("factor");
-  if (scaling.type != RopeType::llama3) return scaling;
-  scaling.low_freq_factor = rope.positive("low_freq_factor");
-  scaling.high_freq_factor = rope.positive("high_freq_factor");
-  if (scaling.low_freq_factor >= scaling.high_freq_factor) rope.refuse("low_freq_factor", "less than high_freq_factor");
-  const char* length = "original_max_position_embeddings";
-  const bool outside = c.find(length) != nullptr;
-  scaling.original_max_position_embeddings = outside && rope.find(length) == nullptr ? c.size(length) : rope.size(length);
-  if (outside && c.size(length) != scaling.original_max_position_embeddings)
-    rope.refuse(length, text(c.size(length), ", which ", length, " says beside it"));
-  return scaling;
-}
-
-/// Reads rope_parameters (transformers 5), rope_theta and rope_scaling (4); values given twice must agree.
-inline void read_rope(const JsonFields& c, DecoderConfig& config) {
-  const char *theta = "rope_theta", *said = c.find(theta) != nullptr ? theta : nullptr, *scaled = nullptr;
-  config.rope_theta = c.positive(theta, 10000);
-  for (const char* key : {"rope_parameters", "rope_scaling"}) {
-    const auto* object = c.find(key);
-    if (object == nullptr) continue;
-    const JsonFields rope(c.file(), *object, text(key, "."));
-    for (const auto& [name, value] : object->items())
-      if (value.is_object()) unsupported(c.file(), text("rope settings by layer type (", in_quotes(name), ") are not supported"));
-    if (rope.find(theta) != nullptr) {
-      const double inside = rope.positive(theta);
-      if (said != nullptr && inside != config.rope_theta) rope.refuse(theta, text("what ", said, " says, or one of the two"));
-      config.rope_theta = inside;
-      if (said == nullptr) said = key;
-    }
-    const RopeScaling scaling = read_rope_scaling(c, rope);
-    const RopeScaling& other = config.rope_scaling;
-    const bool same = scaling.type == other.type && scaling.factor == other.factor && scaling.low_freq_factor == other.low_freq_factor &&
-                      scaling.high_freq_factor == other.high_freq_factor &&
-                      scaling.original_max_position_embeddings == other.original_max_position_embeddings;
-    if (scaled != nullptr && !same) c.refuse(key, text("the scaling that ", scaled, " says, or one of the two"));
-    config.rope_scaling = scaling;
-    scaled = key;
+                text(c.path("is_causal"), " is not true: attention to later tokens, as embedding models have it, is not supported"));
+  for (const OtherKey& other : other_keys) {
+    const auto* value = c.find(other.key);
+    const bool off = value == nullptr || *value == false || (value->is_number() && value->get<double>() == 0) ||
+                     (value->is_structured() && value->empty());
+    if (!off) unsupported(c.file(), text(c.path(other.key), " is ", value->dump(40), ", which is not supported: ", other.missing));
   }
 }
 
-/// The window of each layer; each family derives it in its own way.
-inline std::vector<Index> read_windows(const JsonFields& c, const DecoderConfig& config) {
-  const auto layers = static_cast<std::size_t>(config.num_hidden_layers);
-  const bool mistral = config.model_type == "mistral", qwen2 = config.model_type == "qwen2";
-  const bool off = c.is_null("sliding_window");
-  const Index width = off ? 0 : mistral || qwen2 ? c.size("sliding_window", 4096) : 0;
-  const auto* types = c.find("layer_types");
+/// The decoder's part of a config.json: its keys, those around it, and its family.
+struct DecoderFields {
+  JsonFields outer, decoder;
+  const Family* family;
+};
 
-  std::vector<Index> windows(layers, mistral ? width : 0);
-  if (qwen2 && types == nullptr && c.boolean("use_sliding_window", false)) {
-    const Index first = c.size("max_window_layers", 28, 0, max_config_layers);
-    for (std::size_t l = 0; l < layers; ++l) windows[l] = static_cast<Index>(l) >= first ? width : 0;
+inline DecoderFields find_decoder(const JsonFields& outer) {
+  const std::string type = outer.string("model_type");
+  const WrapperFamily* wrapper = find_wrapper(type);
+  const Json* inside = wrapper == nullptr ? nullptr : outer.find("text_config");
+  if (wrapper != nullptr && inside == nullptr && !wrapper->flat) outer.refuse("text_config", "an object, the keys of the decoder");
+  const JsonFields decoder = inside == nullptr ? outer : JsonFields(outer.file(), *inside, "text_config.");
+  const std::string text_type = inside != nullptr    ? decoder.string("model_type", std::string(wrapper->text_type))
+                                : wrapper != nullptr ? std::string(wrapper->text_type)
+                                                     : type;
+  const Family* family = find_family(text_type);
+  if (family == nullptr) {
+    const std::string_view missing = missing_for(text_type);
+    unsupported(outer.file(), text(decoder.path("model_type"), " ", in_quotes(text_type),
+                                   " is not supported: ", missing.empty() ? text(family_list(), " are") : std::string(missing)));
   }
-  if (types != nullptr) {
-    if (!types->is_array() || types->size() != layers) c.refuse("layer_types", text("a list of ", layers, " names, one a layer"));
-    for (std::size_t l = 0; l < layers; ++l) {
-      const auto& name = (*types)[l];
-      const bool sliding = name == "sliding_attention";
-      if (!sliding && name != "full_attention")
-        unsupported(c.file(), text("layer_types[", l, "] is neither full_attention nor sliding_attention"));
-      const bool possible = qwen2 ? !sliding || (width > 0 && c.boolean("use_sliding_window", true)) : sliding == (windows[l] > 0);
-      if (!possible) c.refuse("layer_types", text("the window that ", config.model_type, " gives layer ", l, " by its other keys"));
-      windows[l] = sliding ? width : 0;
-    }
-  }
-  for (const Index window : windows)
-    if (window != 0) return windows;
-  return {};
+  refuse_other_heads(outer, wrapper != nullptr);
+  refuse_unsupported_config(outer);
+  if (inside != nullptr) refuse_unsupported_config(decoder);
+  return {outer, decoder, family};
+}
+
+inline void read_sizes(const JsonFields& c, const Family& family, DecoderConfig& config) {
+  config.vocab_size = c.find("vocab_size") != nullptr ? c.size("vocab_size") : 0;
+  config.hidden_size = c.size("hidden_size", family.hidden);
+  config.intermediate_size = c.size("intermediate_size", family.intermediate);
+  config.num_hidden_layers = c.size("num_hidden_layers", family.layers, 1, max_config_layers);
+  const Index heads = config.num_attention_heads = c.size("num_attention_heads", family.heads);
+  const char* kv = "num_key_value_heads";
+  if (c.is_null(kv) && !family.null_kv_heads) c.refuse(kv, "a number, or no such key");
+  const Index default_kv = family.kv_heads == 0 || c.is_null(kv) ? heads : family.kv_heads;
+  config.num_key_value_heads = c.size(kv, default_kv);
+  if (heads % config.num_key_value_heads != 0)
+    c.refuse(kv, text("a divisor of num_attention_heads, ", heads, " (the default here is ", default_kv, ")"));
+  const bool split = family.head_dim == 0 || c.is_null("head_dim");
+  if (c.find("head_dim") == nullptr && split && config.hidden_size % heads != 0)
+    c.refuse("hidden_size", text("a multiple of num_attention_heads, ", heads, ", where head_dim is not given"));
+  config.head_dim = c.size("head_dim", split ? config.hidden_size / heads : family.head_dim);
+  if (config.head_dim > max_config_size / heads) c.refuse("head_dim", text("at most ", max_config_size, " over all ", heads, " heads"));
+  config.max_position_embeddings = c.size("max_position_embeddings", family.positions);
+  const char* eps = family.norm == NormKind::rms ? "rms_norm_eps" : "layer_norm_eps";
+  config.norm_eps = c.number(eps, family.eps);
+  if (config.norm_eps < 0) c.refuse(eps, "a number from 0");
 }
 
 /// Reads the tokens of eos_token_id; -1 means none.
@@ -183,50 +147,59 @@ inline std::vector<Token> read_eos(const JsonFields& c, std::vector<Token> other
   return tokens;
 }
 
+/// Lists layer_types where a family does not read it and it says something else.
+inline void list_unread_types(const JsonFields& c, const Family& family, const DecoderConfig& config, std::vector<std::string>& ignored) {
+  const Json* types = c.find("layer_types");
+  if (types == nullptr || (family.windows != Windows::none && family.windows != Windows::every)) return;
+  bool same = types->is_array() && types->size() == config.layers.size();
+  for (std::size_t l = 0; same && l < config.layers.size(); ++l)
+    same = (*types)[l] == (config.layers[l].window > 0 ? "sliding_attention" : "full_attention");
+  if (!same)
+    ignored.push_back(text(c.file(), ": ", c.path("layer_types"), ", because in ", family.model_type,
+                           family.windows == Windows::none ? " no layer has a window" : " sliding_window alone decides"));
+}
+
 }  // namespace detail
 
 inline DecoderConfig parse_config(std::string_view json, std::string_view name, std::vector<std::string>* ignored) {
   const detail::JsonDocument document = detail::parse_json(json, name);
-  const detail::JsonFields c(name, document.root());
+  const auto [outer, c, found] = detail::find_decoder(detail::JsonFields(name, document.root()));
+  const detail::Family& family = *found;
   DecoderConfig config;
-  config.model_type = c.string("model_type");
-  detail::refuse_unsupported_config(c, config.model_type);
-  const bool llama = config.model_type == "llama", mistral = config.model_type == "mistral", qwen2 = config.model_type == "qwen2";
+  config.model_type = family.model_type;
+  detail::read_sizes(c, family, config);
+  config.norm = family.norm;
+  config.norm_plus_one = family.norm_plus_one;
+  config.activation = detail::read_activation(c, family.activation_key, family.activation);
+  config.attention_bias = family.attention_bias != detail::Biases::none && c.boolean("attention_bias", family.attention_bias_default);
+  config.mlp_bias = family.mlp_bias && c.boolean("mlp_bias", false);
+  const char* tied = "tie_word_embeddings";
+  config.tie_word_embeddings = (c.find(tied) != nullptr ? c : outer).boolean(tied, family.tied);
 
-  config.vocab_size = c.find("vocab_size") != nullptr ? c.size("vocab_size") : 0;
-  config.hidden_size = c.size("hidden_size", 4096);
-  config.intermediate_size = c.size("intermediate_size", llama ? 11008 : mistral ? 14336 : 22016);
-  config.num_hidden_layers = c.size("num_hidden_layers", 32, 1, max_config_layers);
-  config.num_attention_heads = c.size("num_attention_heads", 32);
-  const Index heads = config.num_attention_heads;
-  const bool heads_default = llama || c.is_null("num_key_value_heads");
-  config.num_key_value_heads = c.size("num_key_value_heads", heads_default ? heads : mistral ? 8 : 32);
-  if (heads % config.num_key_value_heads != 0)
-    c.refuse("num_key_value_heads", detail::text("a divisor of num_attention_heads, ", heads, " (the default here is ",
-                                                 heads_default ? heads
-                                                 : mistral     ? 8
-                                                               : 32,
-                                                 ")"));
-  if (c.find("head_dim") == nullptr && config.hidden_size % heads != 0)
-    c.refuse("hidden_size", detail::text("a multiple of num_attention_heads, ", heads, ", where head_dim is not given"));
-  config.head_dim = c.size("head_dim", config.hidden_size / heads);
-  if (config.head_dim % 2 != 0) c.refuse("head_dim", detail::text("an even number; it is ", config.head_dim));
-  if (config.head_dim > max_config_size / heads)
-    c.refuse("head_dim", detail::text("at most ", max_config_size, " over all ", heads, " heads"));
+  config.ropes = detail::RopeReader(c, family, config).read();
+  detail::read_layers(c, family, config);
+  if (family.more != nullptr) family.more(c, config);
+  for (std::size_t i = 0; i < config.ropes.size(); ++i) {
+    try {
+      detail::check_rope(detail::text("DecoderConfig: ropes[", i, "]"), config.ropes[i]);
+    } catch (const ShapeError& error) {
+      raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": ", error.what()));
+    }
+  }
 
-  config.max_position_embeddings = c.size("max_position_embeddings", llama ? 2048 : mistral ? 131072 : 32768);
-  config.rms_norm_eps = c.number("rms_norm_eps", 1e-6);
-  if (config.rms_norm_eps < 0) c.refuse("rms_norm_eps", "a number from 0");
-  detail::read_rope(c, config);
-  config.attention_bias = llama && c.boolean("attention_bias", false);
-  config.mlp_bias = llama && c.boolean("mlp_bias", false);
-  config.tie_word_embeddings = c.boolean("tie_word_embeddings", false);
-  config.sliding_window = detail::read_windows(c, config);
-  config.eos_token_id = detail::read_eos(c, qwen2 ? std::vector<Token>{} : std::vector<Token>{2});
-  const bool no_bos = qwen2 ? c.find("bos_token_id") == nullptr : c.is_null("bos_token_id");
-  config.bos_token_id = no_bos ? Token{-1} : static_cast<Token>(c.size("bos_token_id", 1, -1));
-  if (ignored != nullptr && c.find("auto_map") != nullptr)
-    ignored->push_back(detail::text(name, ": auto_map, because code of the folder's own is not run"));
+  std::vector<Token> eos;
+  for (const Token one : family.eos)
+    if (one > 0) eos.push_back(one);
+  const char* eos_key = "eos_token_id";
+  config.eos_token_id = detail::read_eos(c.find(eos_key) == nullptr && !c.is_null(eos_key) ? outer : c, std::move(eos));
+  const char* bos_key = "bos_token_id";
+  config.bos_token_id = c.is_null(bos_key) ? Token{-1} : static_cast<Token>(c.size(bos_key, family.bos, -1));
+  if (ignored != nullptr) {
+    for (const detail::JsonFields* fields : {&outer, &c})
+      if (fields->find("auto_map") != nullptr && (fields == &outer || c.path("") != outer.path("")))
+        ignored->push_back(detail::text(name, ": ", fields->path("auto_map"), ", because code of the folder's own is not run"));
+    detail::list_unread_types(c, family, config, *ignored);
+  }
   return config;
 }
 

@@ -1,9 +1,8 @@
 #pragma once
 
-#include <algorithm>
-#include <array>
 #include <cstddef>
 #include <filesystem>
+#include <iterator>
 #include <set>
 #include <string>
 #include <string_view>
@@ -13,6 +12,8 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
+#include <pith/io/detail/families.hpp>
+#include <pith/io/detail/peft_overlay.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/peft_config.hpp>
 #include <pith/io/peft_folder.hpp>
@@ -21,8 +22,8 @@
 #include <pith/model/decoder.hpp>
 #include <pith/model/weights.hpp>
 #include <pith/nn/embedding.hpp>
-#include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
+#include <pith/nn/norm.hpp>
 #include <pith/peft/linear_adapter.hpp>
 #include <pith/peft/model_adapter.hpp>
 
@@ -35,7 +36,8 @@ namespace pith { inline namespace v0 {
 /// Throws   FormatError if the two do not match; UnsupportedError if base values are needed that it does not expose
 template <class S> LinearAdapter<S> make_overlay(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base);
 
-/// Loads a PEFT folder for a decoder: LoRA, rsLoRA, DoRA or AdaLoRA, with biases and saved modules, or prompt tuning.
+/// Loads a PEFT folder for a decoder: LoRA, rsLoRA, DoRA or AdaLoRA, with biases and saved modules, or prompt tuning. Modules are named as
+/// in the base's own folder: where that keeps several projections in one tensor, a module changes all of them.
 ///
 ///   const auto adapter = load_adapter("my-lora", llama);
 ///   session.use(&adapter);
@@ -61,40 +63,20 @@ template <KvStorage T = float> KvPrefix load_prefix(const std::filesystem::path&
 
 namespace detail {
 
-/// Whether a base has these rows; copy(first, rows) fills rows of the base. An int8 base is compared after rounding.
-template <class S, class Copy> bool same_rows(const Matrix<S>& rows, const Copy& copy) {
-  constexpr Index together = 32;
-  Matrix<S> own;
-  for (Index first = 0; first < rows.rows(); first += together) {
-    const Index n = std::min(together, rows.rows() - first);
-    own.resize(n, rows.cols());
-    copy(first, MatrixRef<S>(own));
-    if (own == rows.middleRows(first, n)) continue;
-    if constexpr (std::is_same_v<S, float>) {
-      Matrix<S> rounded(n, rows.cols());
-      Int8Weight(ConstMatrixRef<S>(rows.middleRows(first, n))).copy_rows(0, MatrixRef<S>(rounded));
-      if (own == rounded) continue;
-    }
-    return false;
-  }
-  return true;
-}
-
-/// Throws   FormatError if a table or head saved by PEFT has another vocabulary than the decoder
-template <class S>
-void check_saved_along(const PeftFolder& folder, std::string_view module, const Matrix<S>& weight, Index rows, Index cols) {
-  if (weight.rows() == rows && weight.cols() == cols) return;
-  folder.refuse(text("saves module ", in_quotes(module), " along as ", shape_text(weight.rows(), weight.cols()), ", expected ",
-                     shape_text(rows, cols), " by the decoder",
-                     weight.cols() == cols ? text(": the vocabulary was resized in training; in transformers, resize_token_embeddings(",
-                                                  weight.rows(), ") of the base, load the adapter, merge_and_unload() and save that model")
-                                           : std::string()));
+/// Where the modules of a folder lie in the model that it was trained on; a plain decoder where none tells.
+inline const DecoderPlace& place_in(const PeftFolder& folder) {
+  const std::vector<std::string> modules = folder.modules();
+  for (const DecoderPlace& place : decoder_places)
+    for (const std::string& module : modules)
+      if (module.starts_with(place.prefix) || (module == place.head && module != "lm_head")) return place;
+  return *std::prev(std::end(decoder_places));
 }
 
 /// Assigns every module of a folder to its place in a decoder, and checks that every place named by the config has a module.
 template <class S> class AdapterBinder {
  public:
-  AdapterBinder(const PeftFolder& folder, const Decoder<S>& decoder) : folder_(folder), decoder_(decoder), steps_(folder.steps_left()) {}
+  AdapterBinder(const PeftFolder& folder, const Decoder<S>& decoder)
+      : folder_(folder), decoder_(decoder), steps_(folder.steps_left()), place_(place_in(folder)) {}
 
   AdapterParts<S> bind() {
     const PeftConfig& config = folder_.config();
@@ -107,16 +89,17 @@ template <class S> class AdapterBinder {
         folder_.refuse(text("is a prompt of ", parts_.prompt.cols(), " features, expected the decoder's ", c.hidden_size));
       return std::move(parts_);
     }
+    const Family* known = find_family(c.model_type);
+    const Family& family = known != nullptr ? *known : families[0];  // decoders made by hand may have any name
     parts_.layers.resize(static_cast<std::size_t>(c.num_hidden_layers));
     for (std::size_t l = 0; l < parts_.layers.size(); ++l) {
-      const std::string prefix = text("model.layers.", l, ".");
-      norm(prefix + "input_layernorm", parts_.layers[l].input_layernorm);
-      norm(prefix + "post_attention_layernorm", parts_.layers[l].post_attention_layernorm);
-      for (std::size_t p = 0; p < num_projections; ++p)
-        projection(prefix + projection_names[p], projection_of(decoder_.weights().layers[l], Projection(p)),
-                   parts_.layers[l].projections[p]);
+      const std::string prefix = text(place_.prefix, "layers.", l, ".");
+      for (std::size_t n = 0; n < num_norms; ++n)
+        if (const Index width = norm_width(c, c.layer(static_cast<Index>(l)), NormPlace(n)); width > 0 && family.norms[n] != nullptr)
+          norm(prefix + family.norms[n], width, parts_.layers[l].norms[n]);
+      for_each_module(family, [&](const LayerModule& module) { projections(prefix + module.name, l, module); });
     }
-    norm("model.norm", parts_.norm);
+    norm(text(place_.prefix, "norm"), c.hidden_size, parts_.norm);
     table();
     head();
     for (const std::string& module : folder_.modules())
@@ -127,19 +110,42 @@ template <class S> class AdapterBinder {
  private:
   bool found(const std::string& module) { return folder_.contains(module) && bound_.insert(module).second; }
 
-  void projection(const std::string& module, const AnyLinear<S>& base, LinearAdapter<S>& to) {
+  /// The tensors of a module, empty if the folder has none, after everything that the config promises of it was found.
+  PeftModule<S> promised(const std::string& module, const AnyLinear<S>& base) {
     const PeftConfig& config = folder_.config();
     const bool there = found(module), wanted = config.targets.said && config.targets.match(module, steps_);
     const bool bias_wanted = config.bias == PeftBias::all || (config.bias == PeftBias::lora_only && wanted);
-    PeftModule<S> tensors;
-    if (there) {
-      to = make_overlay(folder_, module, base);
-      tensors = folder_.load<S>(module);
-    }
+    PeftModule<S> tensors = there ? folder_.load<S>(module) : PeftModule<S>();
     if (wanted && tensors.up.rows() == 0)
       folder_.refuse(text("holds no lora_A of module ", in_quotes(module), ", which its target_modules name"));
     if (bias_wanted && base.bias().size() > 0 && tensors.bias.size() == 0)
       folder_.refuse(text("holds no bias of module ", in_quotes(module), ", which its bias mode promises"));
+    return tensors;
+  }
+
+  void projection(const std::string& module, const AnyLinear<S>& base, LinearAdapter<S>& to) {
+    PeftModule<S> tensors = promised(module, base);
+    if (!folder_.contains(module)) return;
+    check_module<S>(folder_, module, tensors, base.out(), base.in(), bias_under(tensors, base));
+    to = overlay_of(std::move(tensors), base);
+  }
+
+  /// A module of a layer. Its outputs are those of its projections, one after the other.
+  void projections(const std::string& name, std::size_t layer, const LayerModule& module) {
+    const LayerWeights<S>& weights = decoder_.weights().layers[layer];
+    const auto base = [&](std::size_t i) -> const AnyLinear<S>& { return projection_of(weights, module[i]); };
+    LayerAdapter<S>& to = parts_.layers[layer];
+    if (module.count == 1) return projection(name, base(0), to[module.first]);
+    const PeftModule<S> tensors = promised(name, base(0));
+    if (!folder_.contains(name)) return;
+    Index out = 0, bias = 0;
+    for (std::size_t i = 0; i < module.count; ++i) out += base(i).out(), bias += bias_under(tensors, base(i));
+    check_module<S>(folder_, name, tensors, out, base(0).in(), bias);
+    Index first = 0;
+    for (std::size_t i = 0; i < module.count; ++i) {
+      to[module[i]] = overlay_of(rows_of(tensors, first, base(i).out()), base(i));
+      first += base(i).out();
+    }
   }
 
   PeftModule<S> whole(const std::string& module, Index rows, Index cols) const {
@@ -151,22 +157,23 @@ template <class S> class AdapterBinder {
     return tensors;
   }
 
-  void norm(const std::string& module, RmsNorm<S>& to) {
+  void norm(const std::string& module, Index width, AnyNorm<S>& to) {
     const DecoderConfig& c = decoder_.config();
-    if (found(module)) to = RmsNorm<S>(whole(module, c.hidden_size, 1).weight.col(0), S(c.rms_norm_eps));
+    if (!found(module)) return;
+    Vector<S> weight = whole(module, width, 1).weight.col(0);
+    if (c.norm_plus_one) weight.array() += S(1);
+    to = AnyNorm<S>(c.norm, std::move(weight), S(c.norm_eps));
   }
-
-  static constexpr const char *table_name = "model.embed_tokens", *head_name = "lm_head";
 
   void table() {
     const DecoderConfig& c = decoder_.config();
-    if (!found(table_name)) return;
-    Matrix<S> along = folder_.load<S>(table_name).base_weight;
+    if (!found(table_)) return;
+    Matrix<S> along = folder_.load<S>(table_).base_weight;
     if (along.size() == 0) {
-      parts_.embed_tokens = Embedding<S>(whole(table_name, c.vocab_size, c.hidden_size).weight);
+      parts_.embed_tokens = Embedding<S>(whole(table_, c.vocab_size, c.hidden_size).weight);
       return;
     }
-    check_saved_along<S>(folder_, table_name, along, c.vocab_size, c.hidden_size);
+    check_saved_along<S>(folder_, table_, along, c.vocab_size, c.hidden_size);
     if (!same_rows<S>(along, [&](Index first, MatrixRef<S> rows) { decoder_.weights().embed_tokens.copy_rows(first, rows); }))
       parts_.embed_tokens = Embedding<S>(std::move(along));
   }
@@ -175,12 +182,12 @@ template <class S> class AdapterBinder {
   /// their replacements.
   void head() {
     const AnyLinear<S>& base = decoder_.weights().lm_head;
-    if (!decoder_.config().tie_word_embeddings) return projection(head_name, base, parts_.lm_head);
-    const auto load = [&](const char* module) { return folder_.contains(module) ? folder_.load<S>(module) : PeftModule<S>(); };
-    const PeftModule<S> of_table = load(table_name), of_head = load(head_name);
+    if (!decoder_.config().tie_word_embeddings) return projection(head_, base, parts_.lm_head);
+    const auto load = [&](const std::string& module) { return folder_.contains(module) ? folder_.load<S>(module) : PeftModule<S>(); };
+    const PeftModule<S> of_table = load(table_), of_head = load(head_);
     const Matrix<S>&table_along = of_table.base_weight, &head_along = of_head.base_weight;
     if (table_along.size() > 0 && head_along.size() > 0 && !(table_along.rows() == head_along.rows() && table_along == head_along))
-      folder_.refuse("saves other numbers of 'lm_head' along than of 'model.embed_tokens', which the decoder ties");
+      folder_.refuse(text("saves other numbers of ", in_quotes(head_), " along than of ", in_quotes(table_), ", which the decoder ties"));
 
     const bool follows = table_along.size() > 0
                              ? parts_.embed_tokens.rows() > 0
@@ -188,10 +195,10 @@ template <class S> class AdapterBinder {
     AnyLinear<S> tied;
     if (follows && of_head.weight.size() == 0)
       tied = AnyLinear<S>(PackedLinear<S, S>(ConstMatrixRef<S>(table_along.size() > 0 ? table_along : of_table.weight), Vector<S>()));
-    projection(head_name, tied.empty() ? base : tied, parts_.lm_head);
+    projection(head_, tied.empty() ? base : tied, parts_.lm_head);
     const bool replaced = !parts_.lm_head.replacement.empty();
     if (!tied.empty() && !replaced) parts_.lm_head.replacement = std::move(tied);
-    if (replaced && head_along.size() > 0 && !folder_.contains(table_name)) parts_.embed_tokens = Embedding<S>(head_along);
+    if (replaced && head_along.size() > 0 && !folder_.contains(table_)) parts_.embed_tokens = Embedding<S>(head_along);
   }
 
   const PeftFolder& folder_;
@@ -199,52 +206,16 @@ template <class S> class AdapterBinder {
   AdapterParts<S> parts_;
   std::set<std::string> bound_;
   std::size_t steps_;
+  const DecoderPlace& place_;
+  const std::string table_ = text(place_.prefix, "embed_tokens"), head_ = place_.head;
 };
 
 }  // namespace detail
 
 template <class S> LinearAdapter<S> make_overlay(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base) {
   PeftModule<S> tensors = folder.load<S>(module);
-  const auto check = [&](std::string_view what, Index out, Index in) {
-    if (out != base.out() || in != base.in())
-      folder.refuse(detail::text(what, " module ", detail::in_quotes(module), " as ", detail::shape_text(out, in), ", expected ",
-                                 detail::shape_text(base.out(), base.in()), " by the decoder"));
-  };
-  LinearAdapter<S> out;
-  const bool along = tensors.base_weight.size() > 0;
-  const Vector<S> old_bias =
-      tensors.bias.size() > 0 || tensors.magnitude.size() > 0 || tensors.weight.size() > 0 || along ? Vector<S>(base.bias()) : Vector<S>();
-  if (tensors.bias.size() > 0 && tensors.bias.size() != old_bias.size())
-    folder.refuse(detail::text("replaces the bias of module ", detail::in_quotes(module), " by ", tensors.bias.size(),
-                               " numbers, expected ", old_bias.size(), " by the decoder"));
-  if (tensors.weight.size() > 0) {
-    check("replaces", tensors.weight.rows(), tensors.weight.cols());
-    if (tensors.bias.size() != old_bias.size())
-      folder.refuse(detail::text("holds no bias of module ", detail::in_quotes(module), ", which the decoder has"));
-    out.replacement = AnyLinear<S>(PackedLinear<S, S>(ConstMatrixRef<S>(tensors.weight), tensors.bias));
-    return out;
-  }
-  if (along) {
-    detail::check_saved_along<S>(folder, module, tensors.base_weight, base.out(), base.in());
-    if (!detail::same_rows<S>(tensors.base_weight, [&](Index first, MatrixRef<S> rows) { base.copy_weight(first, rows); }))
-      out.replacement = AnyLinear<S>(PackedLinear<S, S>(ConstMatrixRef<S>(tensors.base_weight), old_bias));
-  }
-  const AnyLinear<S>& under = out.replacement.empty() ? base : out.replacement;
-  if (tensors.up.rows() > 0) check("adapts", tensors.up.rows(), tensors.down.cols());
-  if (tensors.down.rows() > 0) out.terms.push_back({std::move(tensors.down), tensors.up.transpose(), std::move(tensors.gain)});
-  if (tensors.magnitude.size() > 0) out.out_scale = dora_scale(under, out.terms.front(), ConstVectorRef<S>(tensors.magnitude));
-  if (old_bias.size() > 0) {
-    out.bias = tensors.bias.size() > 0 ? tensors.bias : old_bias;
-    if (out.out_scale.size() > 0)
-      out.bias -= out.out_scale.cwiseProduct(old_bias);
-    else
-      out.bias -= old_bias;
-  }
-  if (tensors.up_bias.size() > 0) {
-    if (out.bias.size() == 0) out.bias.setZero(base.out());
-    out.bias += tensors.up_bias;
-  }
-  return out;
+  detail::check_module<S>(folder, module, tensors, base.out(), base.in(), detail::bias_under(tensors, base));
+  return detail::overlay_of(std::move(tensors), base);
 }
 
 template <class S> ModelAdapter<S> load_adapter(const PeftFolder& folder, const Decoder<S>& decoder) {

@@ -162,7 +162,8 @@ class PeftFolder {
       refuse(tensor,
              prompt_tuned() ? "is no prompt_embeddings, expected nothing else" : "is a prompt, which the config's peft_type has none of");
     if (name.part == Part::base_bias) name.part = bias;
-    if (name.part == weight && (name.module == "model.embed_tokens" || name.module == "lm_head") && !is_saved(name.module))
+    if (name.part == weight && (detail::ends_in_module(name.module, "embed_tokens") || detail::ends_in_module(name.module, "lm_head")) &&
+        !is_saved(name.module))
       name.part = base_weight;
     if (detail::heads_a_classifier(name.module))
       raise<UnsupportedError>("pith: ", detail::in_quotes(file_.name()), ": tensor ", detail::in_quotes(tensor.name),

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <span>
 #include <string>
@@ -13,10 +14,13 @@
 #include <pith/core/check.hpp>
 #include <pith/core/fingerprint.hpp>
 #include <pith/io/checkpoint_files.hpp>
+#include <pith/io/detail/families.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/dtype.hpp>
 #include <pith/io/tensor_info.hpp>
 #include <pith/model/config.hpp>
+#include <pith/model/weights.hpp>
+#include <pith/peft/model_adapter.hpp>
 
 // Matches the tensors of a folder with a config.
 namespace pith { inline namespace v0 { namespace detail {
@@ -32,42 +36,44 @@ class CheckpointPlan {
  public:
   using Place = CheckpointFiles::Place;
 
-  CheckpointPlan(const CheckpointFiles& files, DecoderConfig& config) : files_(files) {
+  CheckpointPlan(const CheckpointFiles& files, DecoderConfig& config)
+      : files_(files), family_(family_of(config.model_type)), place_(place_in(files)) {
     refuse_quantised();
-    refuse_other_names();
+    if (!files.find(embedding())) refuse_other_names();
     if (config.vocab_size == 0)  // a missing or misshapen table is refused below
-      if (const Place table = files.find(embedding); table && table.tensor->shape.size() == 2 && table.tensor->shape[0] <= max_config_size)
+      if (const Place table = files.find(embedding());
+          table && table.tensor->shape.size() == 2 && table.tensor->shape[0] <= max_config_size)
         config.vocab_size = table.tensor->shape[0];
-    const Index hidden = config.hidden_size, inner = config.intermediate_size;
-    const Index q = config.num_attention_heads * config.head_dim, kv = config.num_key_value_heads * config.head_dim;
-    const bool qwen2 = config.model_type == "qwen2";
-    const Promise qkv =
-        qwen2 ? Promise{"every qwen2 model has q, k and v biases"} : Promise{config.attention_bias ? "attention_bias is true" : nullptr};
-    const Promise o{config.attention_bias ? "attention_bias is true" : nullptr}, mlp{config.mlp_bias ? "mlp_bias is true" : nullptr};
-
-    want(embedding, {config.vocab_size, hidden});
+    const Index hidden = config.hidden_size;
+    const AdapterTarget shapes{.hidden = hidden,
+                               .intermediate = config.intermediate_size,
+                               .q = config.num_attention_heads * config.head_dim,
+                               .kv = config.num_key_value_heads * config.head_dim};
+    want(embedding(), {config.vocab_size, hidden});
     for (Index l = 0; l < config.num_hidden_layers; ++l) {
-      const std::string prefix = text("model.layers.", l, ".");
-      want(prefix + "input_layernorm.weight", {hidden});
-      projection(prefix + "self_attn.q_proj", q, hidden, qkv);
-      projection(prefix + "self_attn.k_proj", kv, hidden, qkv);
-      projection(prefix + "self_attn.v_proj", kv, hidden, qkv);
-      projection(prefix + "self_attn.o_proj", hidden, q, o);
-      want(prefix + "post_attention_layernorm.weight", {hidden});
-      projection(prefix + "mlp.gate_proj", inner, hidden, mlp);
-      projection(prefix + "mlp.up_proj", inner, hidden, mlp);
-      projection(prefix + "mlp.down_proj", hidden, inner, mlp);
+      const std::string prefix = layer_prefix(l);
+      for (std::size_t n = 0; n < num_norms; ++n)
+        if (const Index width = norm_width(config, config.layer(l), NormPlace(n)); width > 0)
+          want(prefix + family_.norms[n] + ".weight", {width});
+      for_each_module(family_, [&](const LayerModule& module) {
+        Index out = 0;
+        for (std::size_t p = 0; p < module.count; ++p) out += shapes.out(module[p]);
+        projection(prefix + module.name, out, shapes.in(module.first), promised_bias(config, module.first));
+      });
     }
-    want("model.norm.weight", {hidden});
+    want(final_norm(), {hidden});
     if (!config.tie_word_embeddings) {
-      if (!files.find(head)) missing(head, "; tie_word_embeddings is false, so the head must be there");
-      want(head, {config.vocab_size, hidden});
+      if (!files.find(head())) missing(head(), "; tie_word_embeddings is false, so the head must be there");
+      want(head(), {config.vocab_size, hidden});
     }
     list_ignored(config);
   }
 
-  static constexpr const char* embedding = "model.embed_tokens.weight";
-  static constexpr const char* head = "lm_head.weight";
+  const Family& family() const { return family_; }
+  std::string embedding() const { return text(place_.prefix, "embed_tokens.weight"); }
+  std::string final_norm() const { return text(place_.prefix, "norm.weight"); }
+  std::string head() const { return text(place_.head, ".weight"); }
+  std::string layer_prefix(Index layer) const { return text(place_.prefix, "layers.", layer, "."); }
 
   const std::map<std::string, Place, std::less<>>& tensors() const { return tensors_; }
   Place find(const std::string& name) const {
@@ -79,9 +85,28 @@ class CheckpointPlan {
   std::size_t bytes() const { return bytes_; }
 
  private:
+  static const Family& family_of(const std::string& model_type) {
+    const Family* family = find_family(model_type);
+    if (family == nullptr)
+      raise<UnsupportedError>(text("pith: model_type ", in_quotes(model_type), " is not supported: ", family_list(), " are"));
+    return *family;
+  }
+  /// Where these files keep their decoder: the first place with a table, or a plain decoder's.
+  static const DecoderPlace& place_in(const CheckpointFiles& files) {
+    const auto* at = std::find_if(std::begin(decoder_places), std::end(decoder_places),
+                                  [&](const DecoderPlace& place) { return files.find(text(place.prefix, "embed_tokens.weight")); });
+    return at == std::end(decoder_places) ? *std::prev(at) : *at;
+  }
+
   struct Promise {
     const char* reason;  ///< why the bias is required; nullptr: optional
   };
+  Promise promised_bias(const DecoderConfig& config, Projection p) const {
+    if (p >= Projection::gate) return {config.mlp_bias ? "mlp_bias is true" : nullptr};
+    if (p == Projection::o) return {config.attention_bias && family_.attention_bias == Biases::qkvo ? "attention_bias is true" : nullptr};
+    if (family_.attention_bias == Biases::qkv_always) return {"every model of its family has q, k and v biases"};
+    return {config.attention_bias ? "attention_bias is true" : nullptr};
+  }
 
   [[noreturn]] void missing(const std::string& name, std::string_view why) const {
     raise<FormatError>("pith: ", in_quotes(files_.folder().string()), ": tensor ", in_quotes(name), " is missing", why);
@@ -135,22 +160,19 @@ class CheckpointPlan {
         {"tok_embeddings.weight", "those of Meta's and Mistral's own releases: use the same model in the layout of transformers"},
         {"token_embd.weight", "those of llama.cpp: use the folder that its file was made from"},
         {"transformer.wte.weight", "those of GPT-2 and its like: use the same model in the layout of transformers"},
-        {"language_model.model.embed_tokens.weight", "those of a vision-language model, which is not supported"},
-        {"model.language_model.embed_tokens.weight", "those of a vision-language model, which is not supported"},
         {"base_model.model.model.embed_tokens.weight", "those within a PEFT wrapper: merge_and_unload() before the model is saved"},
         {"_orig_mod.model.embed_tokens.weight", "those of a compiled module: save the module that was compiled"},
         {"module.model.embed_tokens.weight", "those within DataParallel: save its module"},
     };
-    if (files_.find(embedding)) return;
     for (const auto& other : others)
       if (const Place place = files_.find(other.table))
-        raise<UnsupportedError>("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(other.table), ", expected ",
-                                in_quotes(embedding), ": the names are ", other.what);
+        raise<UnsupportedError>(text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(other.table), ", expected ",
+                                     in_quotes(embedding()), ": the names are ", other.what));
   }
 
-  /// The layer of model.layers.<layer>.…, or -1.
-  static Index layer_of(std::string_view name) {
-    constexpr std::string_view layers = "model.layers.";
+  /// The layer of <prefix>layers.<layer>.…, or -1.
+  Index layer_of(std::string_view name) const {
+    const std::string layers = text(place_.prefix, "layers.");
     if (!name.starts_with(layers)) return -1;
     Index layer = 0;
     std::size_t at = layers.size();
@@ -163,8 +185,8 @@ class CheckpointPlan {
     const auto has = [&](std::string_view part) { return name.find(part) != std::string_view::npos; };
     const char* what = has(".lora_") || has(".base_layer.")    ? "; it is of an adapter: merge that with PEFT before the model is saved"
                        : has("experts.") || has("mlp.gate.")   ? "; it is of a mixture of experts, which is not supported"
-                       : has("q_norm.") || has("k_norm.")      ? "; normed queries and keys are not supported"
-                       : has("layernorm") || has("layer_norm") ? "; norms at other places than a llama's are not supported"
+                       : has("q_norm.") || has("k_norm.")      ? "; its family has no norms of queries and keys"
+                       : has("layernorm") || has("layer_norm") ? "; its family has no such norm"
                                                                : "";
     raise<UnsupportedError>("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " has no place in a ", config.model_type,
                             " decoder, but lies in a module that it computes with", what);
@@ -173,19 +195,20 @@ class CheckpointPlan {
   /// Refuses a classifier's head without an lm_head: a tied config may hide it. Beside an lm_head, it is only ignored.
   void refuse_classifier(const Safetensors& file, std::string_view name) const {
     const bool classifies = name.starts_with("score.") || name.starts_with("classifier.") || name.starts_with("qa_outputs.");
-    if (classifies && !files_.find(head))
-      raise<UnsupportedError>("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " is the head of a classifier, and ",
-                              in_quotes(head), " is not there: classifiers and reward models are not supported");
+    if (classifies && !files_.find(head()))
+      raise<UnsupportedError>(text("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " is the head of a classifier, and ",
+                                   in_quotes(head()), " is not there: classifiers and reward models are not supported"));
   }
 
   void list_ignored(const DecoderConfig& config) {
+    const std::string norm = text(place_.prefix, "norm."), table = text(place_.prefix, "embed_tokens."), of_head = text(place_.head, ".");
     for (const Safetensors& file : files_.files())
       for (const TensorInfo& tensor : file.tensors()) {
         const std::string_view name = tensor.name;
         if (tensors_.contains(name) || is_rope_table(name)) continue;
         const Index layer = layer_of(name);
-        const bool computed = (layer >= 0 && layer < config.num_hidden_layers) || name.starts_with("model.norm.") ||
-                              name.starts_with("model.embed_tokens.") || (name.starts_with("lm_head.") && name != head);
+        const bool computed = (layer >= 0 && layer < config.num_hidden_layers) || name.starts_with(norm) || name.starts_with(table) ||
+                              (name.starts_with(of_head) && name != head());
         if (computed) refuse_leftover(file, name, config);
         refuse_classifier(file, name);
         ignored_.emplace_back(name);
@@ -197,25 +220,47 @@ class CheckpointPlan {
   }
 
   const CheckpointFiles& files_;
+  const Family& family_;
+  const DecoderPlace& place_;
   std::map<std::string, Place, std::less<>> tensors_;
   std::vector<std::string> ignored_, unpromised_;
   std::size_t bytes_ = 0;
 };
+
+/// Adds everything that a config says of the numbers that a decoder computes.
+inline void hash_config(Fingerprint& f, const DecoderConfig& c) {
+  const auto whole = [&](auto... numbers) { (f.number(static_cast<Index>(numbers)), ...); };
+  const auto real = [&](auto... numbers) { (f.number(static_cast<double>(numbers)), ...); };
+  f.string(c.model_type);
+  whole(c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+        c.max_position_embeddings, c.norm, c.norm_plus_one, c.activation, c.tie_word_embeddings);
+  real(c.norm_eps, c.embedding_scale, c.input_scale, c.logits_scale, c.logits_softcap);
+  for (Index l = 0; l < c.num_hidden_layers; ++l) {
+    const LayerSpec layer = c.layer(l);
+    whole(layer.window, layer.rope, layer.qk_norm, layer.pre_attention, layer.pre_mlp, layer.post_attention, layer.post_mlp, layer.parallel,
+          layer.query_scale.length);
+    real(layer.attention_scale, layer.attention_softcap, layer.residual_scale, layer.query_scale.beta);
+  }
+  const Index ropes = (std::max)(Index(1), static_cast<Index>(c.ropes.size()));
+  whole(ropes);
+  for (Index i = 0; i < ropes; ++i) {
+    const RopeOptions rope = c.rope(i);
+    const RopeScaling& s = rope.scaling;
+    whole(rope.rotary_width(), rope.interleaved, s.type, s.original_max_position_embeddings, s.truncate, s.short_factor.size(),
+          s.long_factor.size());
+    real(rope.theta, s.factor, s.low_freq_factor, s.high_freq_factor, s.beta_fast, s.beta_slow, s.mscale, s.mscale_all_dim,
+         s.attention_factor);
+    for (const std::vector<double>* list : {&s.short_factor, &s.long_factor})
+      for (const double x : *list) real(x);
+  }
+}
 
 /// Hash of everything that determines the meaning of a cached row; sharding, tensor order and config spelling do not matter.
 /// `rounded`: the format the weights were rounded to; empty: none.
 inline std::uint64_t fingerprint(const DecoderConfig& c, const CheckpointPlan& plan, std::string_view rounded = {}) {
   Fingerprint f;
   if (!rounded.empty()) f.string(rounded);
-  f.string(c.model_type);
-  for (const Index n : {c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads,
-                        c.head_dim, c.max_position_embeddings, static_cast<Index>(c.rope_scaling.type),
-                        c.rope_scaling.original_max_position_embeddings, static_cast<Index>(c.tie_word_embeddings)})
-    f.number(n);
-  for (const double x :
-       {c.rms_norm_eps, c.rope_theta, c.rope_scaling.factor, c.rope_scaling.low_freq_factor, c.rope_scaling.high_freq_factor})
-    f.number(x);
-  for (Index l = 0; l < c.num_hidden_layers; ++l) f.number(c.window(l));
+  hash_config(f, c);
   constexpr std::size_t ends = 4096;
   for (const auto& [name, place] : plan.tensors()) {
     f.string(name);

@@ -25,6 +25,8 @@ class JsonFields {
   }
 
   std::string_view file() const { return file_; }
+  /// A key with those of the objects around it: rope_scaling.factor.
+  std::string path(std::string_view key) const { return text(prefix_, key); }
 
   const Json* find(const char* key) const {
     const Json* at = object_.find(key);

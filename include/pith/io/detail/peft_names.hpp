@@ -55,6 +55,11 @@ inline bool is_module_path(std::string_view path) {
   return true;
 }
 
+/// Whether `name` is the last components of `path`.
+inline bool ends_in_module(std::string_view path, std::string_view name) {
+  return path.ends_with(name) && (path.size() == name.size() || path[path.size() - name.size() - 1] == '.');
+}
+
 /// Removes the adapter's own name, which PEFT omits but other writers may leave in.
 inline std::string without_adapter_name(std::string name) {
   constexpr std::string_view own = ".default";
@@ -83,7 +88,7 @@ inline PeftName parse_peft_name(std::string_view tensor, std::string_view file) 
   if (out.part == PeftPart::count || out.module.find(".lora_") != std::string::npos || !is_module_path(out.module))
     raise<FormatError>(of_tensor(text(" is no part of an adapter: expected ", peft_prefix, "<module>.lora_A.weight, lora_B.weight, ",
                                       "lora_magnitude_vector, base_layer.bias, weight or bias, or ", prompt_tensor)));
-  if (out.part == PeftPart::base_weight && out.module != "lm_head")
+  if (out.part == PeftPart::base_weight && !ends_in_module(out.module, "lm_head"))
     raise<UnsupportedError>(of_tensor(
         " changes the base itself, which is not supported: save the adapter with save_embedding_layers=False if the base is as it was"));
   return out;

@@ -11,8 +11,10 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
+#include <pith/io/detail/families.hpp>
 #include <pith/io/detail/name_index.hpp>
 #include <pith/io/detail/pattern.hpp>
+#include <pith/io/detail/peft_names.hpp>
 #include <pith/io/detail/text.hpp>
 
 namespace pith { inline namespace v0 { namespace detail {
@@ -28,10 +30,6 @@ struct ModuleNames {
   }
   bool names_exactly(std::string_view path) const { return list.contains(path); }
 
-  /// Whether `name` is the last components of `path`.
-  static bool ends_in(std::string_view path, std::string_view name) {
-    return path.ends_with(name) && (path.size() == name.size() || path[path.size() - name.size() - 1] == '.');
-  }
   /// Whether path is `name` or lies inside it, at any depth.
   static bool lies_in(std::string_view path, std::string_view name) {
     for (std::size_t at = path.find(name); at != std::string_view::npos && !name.empty(); at = path.find(name, at + 1)) {
@@ -51,14 +49,21 @@ inline bool heads_a_classifier(std::string_view module) {
   return std::any_of(std::begin(heads), std::end(heads), [&](std::string_view head) { return ModuleNames::lies_in(module, head); });
 }
 
-/// Whether a module of a llama, mistral or qwen2 decoder can end in this modules_to_save name, or lie in it.
+/// Whether a module of some decoder can end in this modules_to_save name, or lie in it.
 inline bool may_be_of_a_decoder(std::string_view saved) {
-  constexpr std::string_view parts[] = {
-      "model",     "layers",  "self_attn", "mlp",          "q_proj",          "k_proj",  "v_proj",    "o_proj",
-      "gate_proj", "up_proj", "norm",      "embed_tokens", "input_layernorm", "lm_head", "down_proj", "post_attention_layernorm"};
   const std::string_view last = last_of(saved);
-  const bool number = !last.empty() && std::all_of(last.begin(), last.end(), [](char c) { return c >= '0' && c <= '9'; });
-  return number || std::any_of(std::begin(parts), std::end(parts), [&](std::string_view part) { return part.ends_with(last); });
+  const auto ends = [&](std::string_view part) { return part.ends_with(last); };
+  if (!last.empty() && std::all_of(last.begin(), last.end(), [](char c) { return c >= '0' && c <= '9'; })) return true;
+  for (const std::string_view part :
+       {"language_model", "text_model", "model", "layers", "self_attn", "mlp", "norm", "embed_tokens", "lm_head"})
+    if (ends(part)) return true;
+  for (const Family& family : families) {
+    bool found = false;
+    for_each_module(family, [&](const LayerModule& module) { found = found || ends(module.name); });
+    for (const char* norm : family.norms) found = found || (norm != nullptr && ends(norm));
+    if (found) return true;
+  }
+  return false;
 }
 
 /// The modules that an adapter config asks for.
@@ -74,7 +79,7 @@ struct TargetModules {
     if (excluded.matches(path, steps)) return false;
     if (saved.within(path, steps)) return false;
     if (!said) return true;
-    if (all_linear) return !ModuleNames::ends_in(path, "lm_head");
+    if (all_linear) return !ends_in_module(path, "lm_head");
     if (names.names_exactly(path)) return true;  // a whole path is not filtered by layer, as in PEFT
     if (!names.matches(path, steps)) return false;
     if (layers.empty()) return true;

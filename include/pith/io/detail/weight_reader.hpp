@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -12,6 +13,7 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/io/detail/checkpoint_plan.hpp>
+#include <pith/io/detail/families.hpp>
 #include <pith/io/detail/tensor_values.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/weights_layout.hpp>
@@ -38,37 +40,59 @@ template <class S> class WeightReader {
       release(place);
       finish(place.bytes().size());
     };
-    const auto norm = [&](const std::string& name, Vector<S>& to) {
+    const auto vector = [&](const std::string& name, Vector<S>& to, S plus = S(0)) {
       step(name, [&](const Place& place) {
         check_values(place);
         to = place.file->template load_vector<S>(name);
+        if (plus != S(0)) to.array() += plus;
       });
     };
-    step(CheckpointPlan::embedding, [&](const Place& place) { out.embed_tokens = embedding(place); });
+    const S plus = config.norm_plus_one ? S(1) : S(0);
+    const Family& family = plan_.family();
+    step(plan_.embedding(), [&](const Place& place) { out.embed_tokens = embedding(place); });
     out.layers.resize(static_cast<std::size_t>(config.num_hidden_layers));
     for (std::size_t l = 0; l < out.layers.size(); ++l) {
-      const std::string prefix = text("model.layers.", l, ".");
-      norm(prefix + "input_layernorm.weight", out.layers[l].input_layernorm);
-      norm(prefix + "post_attention_layernorm.weight", out.layers[l].post_attention_layernorm);
-      for_each_projection(out.layers[l], config, [&](const char* name, AnyLinear<S>& to, Index, Index) {
+      const std::string prefix = plan_.layer_prefix(static_cast<Index>(l));
+      for (std::size_t n = 0; n < num_norms; ++n)
+        if (norm_width(config, config.layer(static_cast<Index>(l)), NormPlace(n)) > 0)
+          vector(prefix + family.norms[n] + ".weight", norm_at(out.layers[l], NormPlace(n)), plus);
+      std::array<Part, num_projections> all{};
+      std::size_t filled = 0;
+      for_each_projection(out.layers[l], config, [&](const char*, AnyLinear<S>& to, Index rows, Index) { all[filled++] = {&to, rows}; });
+      for_each_module(family, [&](const LayerModule& module) {
         Vector<S> bias;
-        if (plan_.find(prefix + name + ".bias")) norm(prefix + name + ".bias", bias);
-        step(prefix + name + ".weight", [&](const Place& place) { to = linear(place, std::move(bias)); });
+        const std::string name = prefix + module.name;
+        if (plan_.find(name + ".bias")) vector(name + ".bias", bias);
+        const std::span<const Part> parts = std::span(all).subspan(static_cast<std::size_t>(module.first), module.count);
+        step(name + ".weight", [&](const Place& place) { linears(place, bias, parts); });
       });
     }
-    norm("model.norm.weight", out.norm);
+    vector(plan_.final_norm(), out.norm, plus);
+    const Part head{&out.lm_head, config.vocab_size};
     if (config.tie_word_embeddings) {
-      const Place table = plan_.find(CheckpointPlan::embedding);
-      out.lm_head = linear(table, {});
+      const Place table = plan_.find(plan_.embedding());
+      linears(table, {}, std::span(&head, 1));
       release(table);
     } else {
-      step(CheckpointPlan::head, [&](const Place& place) { out.lm_head = linear(place, {}); });
+      step(plan_.head(), [&](const Place& place) { linears(place, {}, std::span(&head, 1)); });
     }
   }
 
  private:
   using Place = CheckpointPlan::Place;
   static constexpr Index rows_together = 32;  ///< rows checked and copied together while they are in cache
+
+  /// A projection to fill, and the rows of the tensor that are its own.
+  struct Part {
+    AnyLinear<S>* to;
+    Index rows;
+  };
+
+  static Vector<S>& norm_at(LayerWeights<S>& layer, NormPlace place) {
+    Vector<S>* const all[num_norms] = {
+        &layer.pre_attention_norm, &layer.post_attention_norm, &layer.pre_mlp_norm, &layer.post_mlp_norm, &layer.q_norm, &layer.k_norm};
+    return *all[static_cast<std::size_t>(place)];
+  }
 
   /// Memory that a mapped projection needs.
   struct Alive {
@@ -106,29 +130,35 @@ template <class S> class WeightReader {
   template <class T> using computes_in_s = std::is_same<arithmetic_t<T>, S>;
   template <class T> using widens_to_s = std::bool_constant<sizeof(T) <= sizeof(S)>;
 
-  AnyLinear<S> linear(const Place& place, Vector<S> bias) const {
-    AnyLinear<S> out;
-    with_rows<computes_in_s>(place, [&]<class T>(ConstMatrixRef<T> rows, bool in_place) {
-      if (mapped() && in_place) {
-        check_values(place);
-        auto alive = std::make_shared<const Alive>(Alive{place.file->keep_alive(), std::move(bias)});
-        out = AnyLinear<S>(LinearView<S, T>(rows, alive->bias), alive);
-        return;
+  /// Fills projections with the rows of one tensor, one after the other.
+  void linears(const Place& place, const Vector<S>& bias, std::span<const Part> parts) const {
+    with_rows<computes_in_s>(place, [&]<class T>(ConstMatrixRef<T> all, bool in_place) {
+      Index first = 0;
+      for (const Part& part : parts) {
+        const auto own_bias = [&] { return bias.size() == 0 ? Vector<S>() : Vector<S>(bias.segment(first, part.rows)); };
+        *part.to = linear<T>(place, all, first, part.rows, in_place, own_bias());
+        first += part.rows;
       }
-      // Checking the source of each copy reads every value from memory once.
-      const auto checked_rows = [&](Index first, Index n) {
-        check_values(place, first * rows.cols(), n * rows.cols());
-        return rows.middleRows(first, n);
-      };
-      if constexpr (std::is_same_v<S, float>) {
-        if (layout_ == WeightsLayout::int8) {
-          out = AnyLinear<S>(Int8Linear(Int8Weight(rows.rows(), rows.cols(), checked_rows), std::move(bias)));
-          return;
-        }
-      }
-      out = AnyLinear<S>(PackedLinear<S, T>(PackedWeight<T>(rows.rows(), rows.cols(), checked_rows), std::move(bias)));
     });
-    return out;
+  }
+
+  template <class T>
+  AnyLinear<S> linear(const Place& place, const ConstMatrixRef<T>& all, Index start, Index rows, bool in_place, Vector<S> bias) const {
+    const Index cols = all.cols();
+    if (mapped() && in_place) {
+      check_values(place, start * cols, rows * cols);
+      auto alive = std::make_shared<const Alive>(Alive{place.file->keep_alive(), std::move(bias)});
+      return AnyLinear<S>(LinearView<S, T>(all.middleRows(start, rows), alive->bias), alive);
+    }
+    // Checking the source of each copy reads every value from memory once.
+    const auto checked_rows = [&](Index first, Index n) {
+      check_values(place, (start + first) * cols, n * cols);
+      return all.middleRows(start + first, n);
+    };
+    if constexpr (std::is_same_v<S, float>) {
+      if (layout_ == WeightsLayout::int8) return AnyLinear<S>(Int8Linear(Int8Weight(rows, cols, checked_rows), std::move(bias)));
+    }
+    return AnyLinear<S>(PackedLinear<S, T>(PackedWeight<T>(rows, cols, checked_rows), std::move(bias)));
   }
 
   Embedding<S> embedding(const Place& place) const {
