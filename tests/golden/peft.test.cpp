@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
-#include <limits>
 #include <set>
 #include <span>
 #include <string>
@@ -18,8 +17,8 @@
 #include <pith/kv.hpp>
 #include <pith/pith.hpp>
 
+#include "golden/support/adapter_replay.hpp"
 #include "golden/support/golden_file.hpp"
-#include "golden/support/model_trace.hpp"
 #include "support/catch.hpp"
 #include "support/tiny_model.hpp"
 
@@ -29,7 +28,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr double logits_bound = 1e-4;  // what the README of golden/model allows a float32 implementation
 /// What the README of golden/lora allows: times the largest number expected, if that is above 1.
 template <class S> constexpr double layer_bound = std::is_same_v<S, float> ? 1e-5 : 1e-6;
 
@@ -222,59 +220,6 @@ template <class S> void check_folder(const PeftFolder& folder, const fs::path& i
   golden.done();
 }
 
-// ------------------------------------------------------------------------------------------------------------ decoders
-
-void check_decoder(const fs::path& path) {
-  const PeftFolder folder(path);
-  Golden golden(path / "golden.safetensors");
-  const std::vector<Token> ids = golden.ids("input_ids"), greedy = golden.ids("greedy_ids");
-  const Tensor logits = golden.get("logits"), margin = golden.get("greedy_margin");
-  Matrix<float> first;
-  for (const WeightsLayout layout : {WeightsLayout::packed, WeightsLayout::mapped}) {
-    const Decoder<float> decoder = load(path.parent_path() / folder.config().base_model, "config.json", layout);
-    const ModelAdapter<float> adapter = load_adapter(folder, decoder);
-    auto session = decoder.start(Dense{}, {.max_draft = static_cast<Index>(ids.size()) - 1});
-    session.use(&adapter);
-    const Matrix<float> rows = session.decode(ids);
-    REQUIRE(rows.rows() == logits.extent(0));
-    for (Index t = 0; t < rows.rows(); ++t) CHECK(distance(rows.row(t), logits.row({t})) < logits_bound);
-    if (first.rows() == 0) first = rows;
-    CHECK(rows == first);  // mapped weights: the same bits
-
-    // The continuation, from a prompt read in one go, alone and in the company of sessions without the adapter.
-    auto alone = decoder.start(), together = decoder.start(), base = decoder.start();
-    alone.use(&adapter);
-    together.use(&adapter);
-    Vector<float> row = alone.prefill(ids).row(0);
-    together.prefill(ids);
-    base.prefill(ids);
-    const std::vector<Session<float>*> both{&base, &together};
-    Workspace ws(decoder.together_workspace_bytes(both));
-    Matrix<float> next(2, decoder.vocab_size());
-    CHECK(row == Vector<float>(first.row(first.rows() - 1)));
-    for (std::size_t i = 0; i < greedy.size(); ++i) {
-      Index best = 0;
-      const float top = row.maxCoeff(&best);
-      REQUIRE(best == greedy[i]);
-      row[best] = -std::numeric_limits<float>::infinity();
-      CHECK(std::abs(double(top - row.maxCoeff()) - margin.values[static_cast<Index>(i)]) < 2 * logits_bound);
-      row = alone.decode(greedy[i]).row(0);
-      const std::vector<Token> tokens(2, greedy[i]);
-      decoder.decode_together(both, tokens, next, ws);
-      CHECK(Vector<float>(next.row(1)) == row);
-    }
-  }
-  golden.done();
-}
-
-/// All files of a folder are known.
-void check_files(const fs::path& folder, const std::set<std::string>& expected) {
-  std::set<std::string> found;
-  for (const auto& file : fs::directory_iterator(folder)) found.insert(file.path().filename().string());
-  INFO(folder.string() << ": a file that nobody reads");
-  CHECK(found == expected);
-}
-
 }  // namespace
 
 TEST_CASE("golden.peft: every folder that PEFT wrote", "[golden]") {
@@ -291,8 +236,7 @@ TEST_CASE("golden.peft: every folder that PEFT wrote", "[golden]") {
   for (const auto& entry : fs::directory_iterator(golden_folder("model"))) {
     if (!fs::exists(entry.path() / "adapter_config.json")) continue;  // golden.model
     INFO(entry.path().string());
-    check_files(entry.path(), {"adapter_config.json", "adapter_model.safetensors", "golden.safetensors"});
-    check_decoder(entry.path());
+    check_adapter(entry.path());
     ++decoders;
   }
   CHECK(layers > 0);

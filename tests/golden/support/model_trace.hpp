@@ -123,7 +123,8 @@ inline Owner owner(Golden& trace) {
 inline void check_trace(const std::filesystem::path& path, Golden& trace, const pith::AnyPolicy<float>& policy,
                         pith::ExecutorRef executor) {
   INFO(path.string());
-  const pith::Decoder<float> decoder = load(golden_folder("model") / trace.word("model"), "config.json", pith::WeightsLayout::packed);
+  const auto set = path.parent_path().parent_path();  // its checkpoints lie beside the folder of traces
+  const pith::Decoder<float> decoder = load(set / trace.word("model"), "config.json", pith::WeightsLayout::packed);
   const bool prompted = trace.has("prefill_ids");
   const std::vector<Token> prompt = prompted ? trace.ids("prefill_ids") : std::vector<Token>{};
   const std::vector<Token> fed = trace.ids(prompted ? "decode_ids" : "ids");
