@@ -39,8 +39,8 @@ template <class S> void check_weights(const Checkpoint<S>& loaded, const TinyChe
   CHECK((table == expected("model.embed_tokens.weight")));
   for (std::size_t l = 0; l < 2; ++l) {
     const std::string layer = "model.layers." + std::to_string(l) + ".";
-    CHECK((loaded.weights.layers[l].input_layernorm == expected(layer + "input_layernorm.weight")));
-    CHECK((loaded.weights.layers[l].post_attention_layernorm == expected(layer + "post_attention_layernorm.weight")));
+    CHECK((loaded.weights.layers[l].pre_attention_norm == expected(layer + "input_layernorm.weight")));
+    CHECK((loaded.weights.layers[l].pre_mlp_norm == expected(layer + "post_attention_layernorm.weight")));
     detail::for_each_projection(loaded.weights.layers[l], loaded.config, [&](const char* name, const AnyLinear<S>& linear, Index, Index) {
       INFO(layer << name);
       CHECK((weight_of(linear) == expected(layer + name + ".weight")));
@@ -126,7 +126,7 @@ TEST_CASE("checkpoint: int8 rounds the projections and the head, and nothing els
     detail::for_each_projection(
         rounded.weights.layers[l], rounded.config,
         [&](const char* name, const AnyLinear<float>& linear, Index, Index) { check(linear, layer + name + ".weight"); });
-    CHECK((rounded.weights.layers[l].input_layernorm == exact.weights.layers[l].input_layernorm));
+    CHECK((rounded.weights.layers[l].pre_attention_norm == exact.weights.layers[l].pre_attention_norm));
   }
   check(rounded.weights.lm_head, tied ? "model.embed_tokens.weight" : "lm_head.weight");
   CHECK((rounded.weights.layers[0].q_proj.bias() == tiny.tensors.at("model.layers.0.self_attn.q_proj.bias").col(0)));
@@ -170,14 +170,14 @@ TEST_CASE("checkpoint: a tensor without a place inside what is computed is refus
     const char* name;
     const char* message;
   } cases[] = {
-      {"model.layers.0.self_attn.q_norm.weight", "normed queries and keys are not supported"},
-      {"model.layers.1.self_attn.k_norm.weight", "normed queries and keys are not supported"},
+      {"model.layers.0.self_attn.q_norm.weight", "its family has no norms of queries and keys"},
+      {"model.layers.1.self_attn.k_norm.weight", "its family has no norms of queries and keys"},
       {"model.layers.0.self_attn.q_proj.lora_A.default.weight", "it is of an adapter: merge that with PEFT"},
       {"model.layers.0.mlp.experts.3.up_proj.weight", "a mixture of experts, which is not supported"},
       {"model.layers.0.block_sparse_moe.experts.0.w1.weight", "a mixture of experts"},
       {"model.layers.0.mlp.gate.weight", "a mixture of experts"},
-      {"model.layers.1.post_feedforward_layernorm.weight", "norms at other places"},
-      {"model.layers.1.input_layernorm.bias", "norms at other places"},
+      {"model.layers.1.post_feedforward_layernorm.weight", "its family has no such norm"},
+      {"model.layers.1.input_layernorm.bias", "its family has no such norm"},
       {"model.layers.1.something", "but lies in a module that it computes with"},
       {"model.norm.bias", "but lies in a module that it computes with"},
       {"model.embed_tokens.lora_embedding_A", "it is of an adapter"},
@@ -473,8 +473,7 @@ TEST_CASE("checkpoint: names of other programs and wrappers", "[io]") {
     const char* message;
   } wrappers[] = {{"base_model.model.", "merge_and_unload() before the model is saved"},
                   {"_orig_mod.", "a compiled module"},
-                  {"module.", "within DataParallel"},
-                  {"language_model.", "a vision-language model"}};
+                  {"module.", "within DataParallel"}};
   const TinyCheckpoint sound;
   for (const auto& [prefix, message] : wrappers) {
     INFO(prefix);

@@ -18,6 +18,11 @@ DecoderConfig with(const std::string& family, const std::string& keys) {
 }
 DecoderConfig only(const std::string& keys) { return parse_config("{" + keys + "}", "c.json"); }
 using Windows = std::vector<Index>;
+Windows windows(const DecoderConfig& config) {
+  Windows all;
+  for (const LayerSpec& layer : config.layers) all.push_back(layer.window);
+  return all;
+}
 using Tokens = std::vector<Token>;
 
 TEST_CASE("config: defaults of the families", "[io]") {
@@ -27,13 +32,13 @@ TEST_CASE("config: defaults of the families", "[io]") {
   CHECK((llama.intermediate_size == 11008 && mistral.intermediate_size == 14336 && qwen2.intermediate_size == 22016));
   CHECK((llama.num_key_value_heads == 32 && mistral.num_key_value_heads == 8 && qwen2.num_key_value_heads == 32));
   CHECK((llama.max_position_embeddings == 2048 && mistral.max_position_embeddings == 131072 && qwen2.max_position_embeddings == 32768));
-  CHECK((llama.head_dim == 128 && llama.rope_theta == 10000 && llama.rms_norm_eps == 1e-6 && !llama.tie_word_embeddings));
+  CHECK((llama.head_dim == 128 && llama.rope().theta == 10000 && llama.norm_eps == 1e-6 && !llama.tie_word_embeddings));
   CHECK((llama.vocab_size == 0 && llama.num_hidden_layers == 32));
-  CHECK((llama.sliding_window.empty() && qwen2.sliding_window.empty()));
-  CHECK(mistral.sliding_window == Windows(32, 4096));
+  CHECK((windows(llama) == Windows(32, 0) && windows(qwen2) == Windows(32, 0)));
+  CHECK(windows(mistral) == Windows(32, 4096));
   CHECK((llama.bos_token_id == 1 && mistral.bos_token_id == 1 && qwen2.bos_token_id == -1));
   CHECK((llama.eos_token_id == Tokens{2} && qwen2.eos_token_id.empty()));
-  CHECK(llama.rope_scaling.type == RopeType::none);
+  CHECK(llama.rope().scaling.type == RopeType::none);
 
   CHECK(with("llama", R"("num_attention_heads2":0)").num_key_value_heads == 4);
   CHECK(with("mistral", R"("num_key_value_heads":null)").num_key_value_heads == 4);
@@ -44,14 +49,14 @@ TEST_CASE("config: defaults of the families", "[io]") {
 }
 
 TEST_CASE("config: spellings", "[io]") {
-  CHECK(with("llama", R"("rope_theta":1000000)").rope_theta == 1e6);
+  CHECK(with("llama", R"("rope_theta":1000000)").rope().theta == 1e6);
   CHECK(with("llama", R"("rope_theta":1000000.0,"max_position_embeddings":512.0)").max_position_embeddings == 512);
-  CHECK(with("llama", R"("rope_scaling":null,"rope_parameters":null)").rope_scaling.type == RopeType::none);
-  CHECK(with("llama", R"("rope_scaling":{"type":"default"})").rope_scaling.type == RopeType::none);
-  CHECK(with("llama", R"("rope_scaling":{"rope_type":"default"})").rope_scaling.type == RopeType::none);
+  CHECK(with("llama", R"("rope_scaling":null,"rope_parameters":null)").rope().scaling.type == RopeType::none);
+  CHECK(with("llama", R"("rope_scaling":{"type":"default"})").rope().scaling.type == RopeType::none);
+  CHECK(with("llama", R"("rope_scaling":{"rope_type":"default"})").rope().scaling.type == RopeType::none);
   const DecoderConfig linear = with("llama", R"("rope_scaling":{"type":"linear","factor":4})");
-  CHECK((linear.rope_scaling.type == RopeType::linear && linear.rope_scaling.factor == 4));
-  CHECK(with("llama", R"("rope_scaling":{"rope_type":"dynamic","type":"linear","factor":2.0})").rope_scaling.type == RopeType::dynamic);
+  CHECK((linear.rope().scaling.type == RopeType::linear && linear.rope().scaling.factor == 4));
+  CHECK(with("llama", R"("rope_scaling":{"rope_type":"dynamic","type":"linear","factor":2.0})").rope().scaling.type == RopeType::dynamic);
 
   const std::string llama3 =
       R"("rope_type":"llama3","factor":8.0,"low_freq_factor":1,"high_freq_factor":4.0,"original_max_position_embeddings":8192)";
@@ -60,16 +65,17 @@ TEST_CASE("config: spellings", "[io]") {
   const DecoderConfig both =
       with("llama", R"("rope_theta":500000,"rope_scaling":{)" + llama3 + R"(},"rope_parameters":{"rope_theta":5e5,)" + llama3 + "}");
   for (const DecoderConfig& c : {v4, v5, both}) {
-    CHECK((c.rope_scaling.type == RopeType::llama3 && c.rope_theta == 500000 && c.rope_scaling.factor == 8));
-    CHECK((c.rope_scaling.low_freq_factor == 1 && c.rope_scaling.high_freq_factor == 4));
-    CHECK(c.rope_scaling.original_max_position_embeddings == 8192);
+    CHECK((c.rope().scaling.type == RopeType::llama3 && c.rope().theta == 500000 && c.rope().scaling.factor == 8));
+    CHECK((c.rope().scaling.low_freq_factor == 1 && c.rope().scaling.high_freq_factor == 4));
+    CHECK(c.rope().scaling.original_max_position_embeddings == 8192);
   }
-  CHECK(with("llama", R"("rope_theta":7,"rope_parameters":{"rope_type":"default"})").rope_theta == 7);
-  CHECK(with("llama", R"("rope_scaling":{"rope_type":"default","rope_theta":7})").rope_theta == 7);
-  CHECK(with("llama", R"("rope_theta":null,"rope_parameters":{"rope_theta":7},"rope_scaling":{"type":"default"})").rope_theta == 7);
+  CHECK(with("llama", R"("rope_theta":7,"rope_parameters":{"rope_type":"default"})").rope().theta == 7);
+  CHECK(with("llama", R"("rope_scaling":{"rope_type":"default","rope_theta":7})").rope().theta == 7);
+  CHECK(with("llama", R"("rope_theta":null,"rope_parameters":{"rope_theta":7},"rope_scaling":{"type":"default"})").rope().theta == 7);
   CHECK(with("llama", R"("original_max_position_embeddings":64,"rope_scaling":{"type":"llama3","factor":8,"low_freq_factor":1,)"
                       R"("high_freq_factor":4})")
-            .rope_scaling.original_max_position_embeddings == 64);
+            .rope()
+            .scaling.original_max_position_embeddings == 64);
 
   CHECK(with("llama", R"("eos_token_id":[5,7])").eos_token_id == Tokens{5, 7});
   CHECK(with("llama", R"("eos_token_id":5)").eos_token_id == Tokens{5});
@@ -85,30 +91,31 @@ TEST_CASE("config: spellings", "[io]") {
 
 TEST_CASE("config: sliding windows", "[io]") {
   const std::string kv = R"("num_key_value_heads":2,)";
-  CHECK(with("mistral", kv + R"("sliding_window":12)").sliding_window == Windows(3, 12));
-  CHECK(with("mistral", kv + R"("sliding_window":null)").sliding_window.empty());
-  CHECK(with("llama", R"("sliding_window":12)").sliding_window.empty());
-  CHECK(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":false)").sliding_window.empty());
-  CHECK(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":true,"max_window_layers":1)").sliding_window == Windows{0, 16, 16});
-  CHECK(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":true,"max_window_layers":0)").sliding_window == Windows(3, 16));
-  CHECK(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":true)").sliding_window.empty());  // 28 layers see everything
-  CHECK(with("qwen2", kv + R"("sliding_window":null,"use_sliding_window":true,"max_window_layers":0)").sliding_window.empty());
+  CHECK(windows(with("mistral", kv + R"("sliding_window":12)")) == Windows(3, 12));
+  CHECK(windows(with("mistral", kv + R"("sliding_window":null)")) == Windows(3, 0));
+  CHECK(windows(with("llama", R"("sliding_window":12)")) == Windows(3, 0));
+  CHECK(windows(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":false)")) == Windows(3, 0));
+  CHECK(windows(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":true,"max_window_layers":1)")) == Windows{0, 16, 16});
+  CHECK(windows(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":true,"max_window_layers":0)")) == Windows(3, 16));
+  CHECK(windows(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":true)")) == Windows(3, 0));  // 28 layers see everything
+  CHECK(windows(with("qwen2", kv + R"("sliding_window":null,"use_sliding_window":true,"max_window_layers":0)")) == Windows(3, 0));
 
   const std::string types = R"("layer_types":["full_attention","sliding_attention","full_attention"])";
-  CHECK(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":true,"max_window_layers":0,)" + types).sliding_window ==
+  CHECK(windows(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":true,"max_window_layers":0,)" + types)) ==
         Windows{0, 16, 0});
-  CHECK(with("qwen2", kv + R"("sliding_window":16,)" + types).sliding_window == Windows{0, 16, 0});
+  CHECK(windows(with("qwen2", kv + R"("sliding_window":16,)" + types)) == Windows{0, 16, 0});
   CHECK_THROWS_AS(with("qwen2", kv + R"("sliding_window":16,"use_sliding_window":false,)" + types), FormatError);
   CHECK_THROWS_AS(with("qwen2", kv + R"("sliding_window":null,)" + types), FormatError);
-  CHECK_THROWS_AS(with("llama", R"("sliding_window":16,)" + types), FormatError);
-  CHECK_THROWS_AS(with("mistral", kv + R"("sliding_window":16,)" + types), FormatError);
+  CHECK(windows(with("llama", R"("sliding_window":16,)" + types)) == Windows(3, 0));  // as in transformers, and listed: see below
+  CHECK(windows(with("mistral", kv + R"("sliding_window":16,)" + types)) == Windows(3, 16));
   CHECK_THROWS_WITH(with("qwen2", kv + R"("layer_types":["full_attention"])"), contains("a list of 3 names"));
   CHECK_THROWS_AS(with("qwen2", kv + R"("layer_types":["a","b","c"])"), UnsupportedError);
 }
 
 TEST_CASE("config: what is not supported is refused by name", "[io]") {
-  CHECK_THROWS_AS(only(R"("model_type":"gemma2")"), UnsupportedError);
-  CHECK_THROWS_WITH(only(R"("model_type":"gemma2")"), contains("'gemma2'") && contains("llama, mistral and qwen2 are"));
+  CHECK_THROWS_AS(only(R"("model_type":"gpt2")"), UnsupportedError);
+  CHECK_THROWS_WITH(only(R"("model_type":"gpt2")"),
+                    contains("'gpt2'") && contains("llama, mistral, qwen2,") && contains(" and cohere2 are"));
   const struct {
     const char* keys;
     const char* message;
@@ -131,10 +138,9 @@ TEST_CASE("config: what is not supported is refused by name", "[io]") {
       {R"("architectures":["LlamaForCausalLMEagle"])", "'LlamaForCausalLMEagle': no causal language model"},
       {R"("architectures":["LlamaForCausalLM","T5ForConditionalGeneration"])", "'T5ForConditionalGeneration'"},
       {R"("compression_config":{"quant_method":"compressed-tensors"})", "compressed-tensors"},
-      {R"("hidden_act":"gelu")", "'gelu'"},
+      {R"("hidden_act":"relu2")", "'relu2'"},
       {R"("partial_rotary_factor":0.5)", "partial_rotary_factor"},
       {R"("rope_parameters":{"rope_type":"default","partial_rotary_factor":0.25})", "partial_rotary_factor"},
-      {R"("rope_scaling":{"type":"yarn","factor":4})", "'yarn'"},
       {R"("rope_scaling":{"rope_type":"longrope"})", "'longrope'"},
       {R"("rope_scaling":{"type":"su"})", "'su'"},
       {R"("rope_scaling":{"type":"ntk","factor":2})", "'ntk'"},
@@ -238,19 +244,26 @@ TEST_CASE("config: what is left out on purpose is listed", "[io]") {
   CHECK_NOTHROW(parse_config(base + R"(,"auto_map":{"AutoModelForCausalLM":"modeling_x.X"}})", "c.json"));
   parse_config(base + R"(,"auto_map":{"AutoModelForCausalLM":"modeling_x.X"}})", "c.json", &ignored);
   CHECK(ignored == std::vector<std::string>{"c.json: auto_map, because code of the folder's own is not run"});
+  ignored.clear();
+  parse_config(base + R"(,"num_hidden_layers":1,"layer_types":["full_attention"]})", "c.json", &ignored);
+  CHECK(ignored.empty());
+  parse_config(base + R"(,"num_hidden_layers":1,"layer_types":["sliding_attention"]})", "c.json", &ignored);
+  parse_config(R"({"model_type":"mistral","num_hidden_layers":1,"layer_types":["full_attention"]})", "c.json", &ignored);
+  CHECK(ignored == std::vector<std::string>{"c.json: layer_types, because in llama no layer has a window",
+                                            "c.json: layer_types, because in mistral sliding_window alone decides"});
 }
 
 TEST_CASE("config: the published files", "[io]") {
   const auto folder = pith_test::golden_folder() / "model";
   const DecoderConfig v4 = read_config(folder / "llama3-rope-f16/config.json"), v5 = read_config(folder / "llama3-rope-f16/config.v5.json");
-  CHECK((v4.rope_theta == v5.rope_theta && v4.rope_scaling.type == RopeType::llama3 && v5.rope_scaling.type == RopeType::llama3));
+  CHECK((v4.rope().theta == v5.rope().theta && v4.rope().scaling.type == RopeType::llama3 && v5.rope().scaling.type == RopeType::llama3));
   const DecoderConfig sharded = read_config(folder / "llama-sharded-f32/config.json");
-  CHECK((sharded.num_key_value_heads == 2 && sharded.rms_norm_eps == 1e-6 && sharded.rope_theta == 10000));
+  CHECK((sharded.num_key_value_heads == 2 && sharded.norm_eps == 1e-6 && sharded.rope().theta == 10000));
   const DecoderConfig mistral = read_config(folder / "mistral-swa-bf16/config.json");
   CHECK((mistral.head_dim == 16 && mistral.hidden_size == 48 && mistral.window(1) == 12));
-  CHECK(read_config(folder / "qwen2-bias-bf16/config.json").sliding_window.empty());
-  CHECK(read_config(folder / "qwen2-bias-bf16/config.swa.json").sliding_window == Windows{0, 16});
-  CHECK(read_config(folder / "llama-gqa-f32/config.rope_dynamic.json").rope_scaling.type == RopeType::dynamic);
+  CHECK(windows(read_config(folder / "qwen2-bias-bf16/config.json")) == Windows(2, 0));
+  CHECK(windows(read_config(folder / "qwen2-bias-bf16/config.swa.json")) == Windows{0, 16});
+  CHECK(read_config(folder / "llama-gqa-f32/config.rope_dynamic.json").rope().scaling.type == RopeType::dynamic);
   CHECK_THROWS_WITH(read_config(folder / "no.json"), contains("cannot open") && contains("no.json"));
 }
 

@@ -75,6 +75,12 @@ class CheckpointPlan {
   std::string head() const { return text(place_.head, ".weight"); }
   std::string layer_prefix(Index layer) const { return text(place_.prefix, "layers.", layer, "."); }
 
+  /// A tensor's name in a plain decoder's folder.
+  std::string plain_name(std::string_view name) const {
+    const std::string_view prefix = place_.prefix;
+    return name.starts_with(prefix) ? text("model.", name.substr(prefix.size())) : "lm_head.weight";
+  }
+
   const std::map<std::string, Place, std::less<>>& tensors() const { return tensors_; }
   Place find(const std::string& name) const {
     const auto at = tensors_.find(name);
@@ -98,14 +104,12 @@ class CheckpointPlan {
     return at == std::end(decoder_places) ? *std::prev(at) : *at;
   }
 
-  struct Promise {
-    const char* reason;  ///< why the bias is required; nullptr: optional
-  };
-  Promise promised_bias(const DecoderConfig& config, Projection p) const {
-    if (p >= Projection::gate) return {config.mlp_bias ? "mlp_bias is true" : nullptr};
-    if (p == Projection::o) return {config.attention_bias && family_.attention_bias == Biases::qkvo ? "attention_bias is true" : nullptr};
-    if (family_.attention_bias == Biases::qkv_always) return {"every model of its family has q, k and v biases"};
-    return {config.attention_bias ? "attention_bias is true" : nullptr};
+  /// Why the biases of a projection are required; empty: they are optional.
+  std::string promised_bias(const DecoderConfig& config, Projection p) const {
+    if (p >= Projection::gate) return config.mlp_bias ? "mlp_bias is true" : "";
+    if (p != Projection::o && family_.attention_bias == Biases::qkv_always)
+      return text("every ", family_.model_type, " model has q, k and v biases");
+    return config.attention_bias && (p != Projection::o || family_.attention_bias == Biases::qkvo) ? "attention_bias is true" : "";
   }
 
   [[noreturn]] void missing(const std::string& name, std::string_view why) const {
@@ -126,13 +130,13 @@ class CheckpointPlan {
     tensors_.emplace(name, place);
   }
 
-  void projection(const std::string& name, Index out, Index in, Promise bias) {
+  void projection(const std::string& name, Index out, Index in, const std::string& bias) {
     want(name + ".weight", {out, in});
     if (files_.find(name + ".bias")) {
-      if (bias.reason == nullptr) unpromised_.push_back(name + ".bias");
+      if (bias.empty()) unpromised_.push_back(name + ".bias");
       return want(name + ".bias", {out});
     }
-    if (bias.reason != nullptr) missing(name + ".bias", text("; ", bias.reason));
+    if (!bias.empty()) missing(name + ".bias", text("; ", bias));
   }
 
   /// Recognises quantised checkpoints (GPTQ, AWQ, bitsandbytes, compressed-tensors) by tensor names; they also hold float tensors.
@@ -255,7 +259,8 @@ inline void hash_config(Fingerprint& f, const DecoderConfig& c) {
   }
 }
 
-/// Hash of everything that determines the meaning of a cached row; sharding, tensor order and config spelling do not matter.
+/// Hash of everything that determines the meaning of a cached row; sharding, tensor order, the place in a larger model and config spelling
+/// do not matter.
 /// `rounded`: the format the weights were rounded to; empty: none.
 inline std::uint64_t fingerprint(const DecoderConfig& c, const CheckpointPlan& plan, std::string_view rounded = {}) {
   Fingerprint f;
@@ -263,7 +268,7 @@ inline std::uint64_t fingerprint(const DecoderConfig& c, const CheckpointPlan& p
   hash_config(f, c);
   constexpr std::size_t ends = 4096;
   for (const auto& [name, place] : plan.tensors()) {
-    f.string(name);
+    f.string(plan.plain_name(name));
     f.string(dtype_name(place.tensor->dtype));
     for (const Index extent : place.tensor->shape) f.number(extent);
     const std::span<const std::byte> data = place.bytes();

@@ -88,8 +88,8 @@ inline void read_cohere2(const JsonFields& c, DecoderConfig& config) {
     if (!c.boolean(key, true)) unsupported(c.file(), text(key, " is false, which is not supported"));
   if (const std::string rope = c.string("position_embedding_type", "rope_gptj"); rope != "rope_gptj")
     unsupported(c.file(), text("position_embedding_type ", in_quotes(rope), " is not supported: rope_gptj is"));
-  if (const double part = c.number("rotary_pct", 1); part != 1)
-    unsupported(c.file(), text("rotary_pct ", part, " is not supported: all features must rotate"));
+  if (c.number("rotary_pct", 1) != 1)
+    unsupported(c.file(), text("rotary_pct ", c.find("rotary_pct")->dump(), " is not supported: all features must rotate"));
   if (const std::string order = c.string("order_of_interleaved_layers", "local_attn_first"); order != "local_attn_first")
     unsupported(c.file(), text("order_of_interleaved_layers ", in_quotes(order), " is not supported: local_attn_first is"));
 }
