@@ -1,4 +1,5 @@
-// Shows a folder's shape, types, memory, windows and ignored parts, or why it is refused; for a PEFT folder, its changes and their cost.
+// Shows what a folder's decoder computes layer by layer, its types, memory and ignored parts, or why it is refused; for a PEFT folder, its
+// changes and their cost.
 #include <algorithm>
 #include <cstdio>
 #include <exception>
@@ -7,6 +8,7 @@
 #include <new>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <pith/io.hpp>
 
@@ -35,28 +37,78 @@ void list(const Safetensors& file) {
                 shape_of(tensor).c_str(), tensor.bytes());
 }
 
+void print_rope(std::size_t index, const RopeOptions& rope) {
+  const char* types[] = {"none", "linear", "dynamic", "llama3", "yarn", "longrope", "identity"};
+  const RopeScaling& scaling = rope.scaling;
+  std::printf("rope %-21zu theta %g, %td of %td features, %s, scaling %s", index, rope.theta, rope.rotary_width(), rope.head_dim,
+              rope.interleaved ? "neighbours in pairs" : "halves in pairs", types[static_cast<int>(scaling.type)]);
+  if (scaling.type != RopeType::none && scaling.type != RopeType::longrope) std::printf(", factor %g", scaling.factor);
+  if (scaling.original_max_position_embeddings > 0) std::printf(", from %td positions", scaling.original_max_position_embeddings);
+  if (scaling.type == RopeType::llama3) std::printf(", frequency factors %g to %g", scaling.low_freq_factor, scaling.high_freq_factor);
+  if (scaling.type == RopeType::yarn) std::printf(", beta %g to %g", scaling.beta_fast, scaling.beta_slow);
+  const double factor = Rope<double>(rope).attention_factor();
+  if (factor != 1) std::printf(", rotated features times %g", factor);
+  std::printf("\n");
+}
+
+/// The layers of one description: "0-4, 6".
+std::string layers_like(const DecoderConfig& c, const LayerSpec& layer) {
+  std::string out;
+  for (Index first = 0, last = 0; first < c.num_hidden_layers; first = last + 1) {
+    for (last = first; last < c.num_hidden_layers && c.layer(last) == layer;) ++last;
+    if (last > first) out += (out.empty() ? "" : ", ") + std::to_string(first) + (last - first == 1 ? "" : "-" + std::to_string(last - 1));
+  }
+  return out;
+}
+
+void print_layer(const DecoderConfig& c, const LayerSpec& layer) {
+  std::printf("layers %s\n", layers_like(c, layer).c_str());
+  const auto number = [](double x) {
+    char digits[32];
+    std::snprintf(digits, sizeof digits, "%g", x);
+    return std::string(digits);
+  };
+  std::string norms;
+  for (const auto& [has, name] : {std::pair{layer.pre_attention, "before attention"},
+                                  {layer.post_attention, "after attention"},
+                                  {layer.pre_mlp, "before mlp"},
+                                  {layer.post_mlp, "after mlp"},
+                                  {layer.qk_norm == QkNorm::head, "q and k by head"},
+                                  {layer.qk_norm == QkNorm::projection, "q and k over all heads"}})
+    if (has) norms += (norms.empty() ? "" : ", ") + std::string(name);
+  std::printf("  norms                    %s%s\n", norms.c_str(), layer.parallel ? "; attention and mlp in parallel" : "");
+  std::printf("  attention                %s, %s, scores times %s",
+              layer.window == 0 ? "all tokens" : ("the last " + std::to_string(layer.window) + " tokens").c_str(),
+              layer.rope < 0 ? "no rope" : ("rope " + std::to_string(layer.rope)).c_str(),
+              layer.attention_scale == 0 ? "1/sqrt(head_dim)" : number(layer.attention_scale).c_str());
+  if (layer.attention_softcap > 0) std::printf(", capped at %g", layer.attention_softcap);
+  if (layer.query_scale.on())
+    std::printf(", queries times 1 + %g ln(1 + position / %td)", layer.query_scale.beta, layer.query_scale.length);
+  std::printf("\n");
+  if (layer.residual_scale != 1) std::printf("  added                    times %g\n", layer.residual_scale);
+}
+
 void print_config(const DecoderConfig& c) {
+  const char* activations[] = {"silu", "gelu, tanh form", "gelu"};
   std::printf("family                     %s\n", c.model_type.c_str());
   std::printf("vocabulary                 %td%s\n", c.vocab_size, c.tie_word_embeddings ? ", tied to the head" : "");
   std::printf("layers                     %td of hidden %td, intermediate %td\n", c.num_hidden_layers, c.hidden_size, c.intermediate_size);
   std::printf("heads                      %td over %td kv heads of %td\n", c.num_attention_heads, c.num_key_value_heads, c.head_dim);
   std::printf("trained positions          %td\n", c.max_position_embeddings);
-  std::printf("rms_norm_eps               %g\n", c.rms_norm_eps);
-  const RopeScaling& rope = c.rope_scaling;
-  const char* types[] = {"none", "linear", "dynamic", "llama3"};
-  std::printf("rope                       theta %g, scaling %s", c.rope_theta, types[static_cast<int>(rope.type)]);
-  if (rope.type != RopeType::none) std::printf(", factor %g", rope.factor);
-  if (rope.type == RopeType::llama3)
-    std::printf(", frequency factors %g to %g, from %td positions", rope.low_freq_factor, rope.high_freq_factor,
-                rope.original_max_position_embeddings);
-  std::printf("\nsliding windows            ");
-  if (c.sliding_window.empty()) std::printf("none");
-  for (Index first = 0, last = 0; !c.sliding_window.empty() && first < c.num_hidden_layers; first = last) {
-    while (last < c.num_hidden_layers && c.window(last) == c.window(first)) ++last;
-    std::printf("%slayers %td to %td: %s", first == 0 ? "" : "; ", first, last - 1,
-                c.window(first) == 0 ? "none" : std::to_string(c.window(first)).c_str());
+  std::printf("norms                      %s, eps %g%s\n", c.norm == NormKind::rms ? "RMSNorm" : "LayerNorm", c.norm_eps,
+              c.norm_plus_one ? ", stored as w - 1" : "");
+  std::printf("activation                 %s\n", activations[static_cast<int>(c.activation)]);
+  if (c.embedding_scale != 1) std::printf("embeddings                 times %g\n", c.embedding_scale);
+  if (c.input_scale != 1) std::printf("input of layer 0           times %g\n", c.input_scale);
+  if (c.logits_scale != 1) std::printf("logits                     times %g\n", c.logits_scale);
+  if (c.logits_softcap > 0) std::printf("logits                     capped at %g\n", c.logits_softcap);
+  for (std::size_t i = 0; i < c.ropes.size(); ++i) print_rope(i, c.rope(static_cast<Index>(i)));
+  for (Index l = 0; l < c.num_hidden_layers; ++l) {
+    bool shown = false;
+    for (Index earlier = 0; earlier < l && !shown; ++earlier) shown = c.layer(earlier) == c.layer(l);
+    if (!shown) print_layer(c, c.layer(l));
   }
-  std::printf("\nends a text                ");
+  std::printf("ends a text                ");
   if (c.eos_token_id.empty()) std::printf("no token");
   for (const Token eos : c.eos_token_id) std::printf("%d ", eos);
   std::printf("\n");
@@ -80,7 +132,7 @@ Totals add_up(const CheckpointFiles& files, const Checkpoint<float>& loaded) {
       totals.parameters += size;
       const std::size_t width =
           tensor.shape.size() == 2 ? std::min<std::size_t>(dtype_bits(tensor.dtype) / 8, sizeof(float)) : sizeof(float);
-      const bool table = name == "model.embed_tokens.weight",
+      const bool table = name.ends_with(".embed_tokens.weight"),
                  panels = tensor.shape.size() == 2 && (!table || loaded.config.tie_word_embeddings);
       if (!panels || table) totals.packed += size * width;
       if (panels) totals.packed += static_cast<std::size_t>((tensor.shape[0] + 31) / 32 * 32 * tensor.shape[1]) * width;

@@ -289,6 +289,23 @@ TEST_CASE("the READMEs show these snippets and no others", "[readme]") {
   }
 }
 
+TEST_CASE("the README of the headers lists every family, and no other", "[readme]") {
+  std::vector<std::string> listed, expected;
+  const std::string start = "| `";
+  bool inside = false;
+  for (const std::string& line : lines_of("include/pith/README.md")) {
+    inside = line.starts_with("| `model_type` | models |") || (inside && line.starts_with("|"));
+    if (inside && line.starts_with(start)) listed.push_back(line.substr(0, line.find(" | ", line.find(" | ") + 3)));
+  }
+  expected.push_back("| `model_type` | models");
+  const auto add = [&](std::string_view type, std::string_view people) {
+    expected.push_back(start + std::string(type) + "` | " + std::string(people));
+  };
+  for (const pith::detail::Family& family : pith::detail::families) add(family.model_type, family.people);
+  for (const pith::detail::WrapperFamily& wrapper : pith::detail::wrapper_families) add(wrapper.model_type, wrapper.people);
+  CHECK(listed == expected);
+}
+
 TEST_CASE("the README's program runs", "[readme]") {
   char folder[] = PITH_MODELS_DIR "/tiny-prose";
   char name[] = "program";

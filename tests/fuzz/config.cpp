@@ -34,8 +34,10 @@ void run_config(Bytes bytes) {
   if (config.vocab_size == 0) config.vocab_size = 5;  // the embedding table says
   demand(attempt([&] { config.check(); }) == Outcome::done, "a configuration that was read can be built from");
   demand(attempt([&] { config.attention().check("input"); }) == Outcome::done, "a configuration that was read has a shape");
-  const Outcome rope = attempt([&] { pith::Rope<float> of(config.rope()); });
-  demand(rope == Outcome::done || rope == Outcome::shape, "a configuration that was read has a rope, or numbers that give none");
+  for (std::size_t i = 0; i < config.ropes.size(); ++i) {
+    const Outcome rope = attempt([&] { pith::Rope<float> of(config.rope(static_cast<pith::Index>(i))); });
+    demand(rope == Outcome::done || rope == Outcome::shape, "a configuration that was read has ropes, or numbers that give none");
+  }
   for (pith::Index layer = 0; layer < config.num_hidden_layers; ++layer) demand(config.window(layer) >= 0, "a window is no less than 0");
 }
 

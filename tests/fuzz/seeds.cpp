@@ -46,21 +46,46 @@ void add_safetensors(Seeds seeds) {
 }
 
 void add_configs(Seeds seeds) {
-  for (const std::string_view text :
-       {R"({"model_type":"llama","vocab_size":32000,"hidden_size":64,"intermediate_size":96,"num_hidden_layers":2,"num_attention_heads":4,)"
-        R"("num_key_value_heads":2,"head_dim":16,"max_position_embeddings":2048,"rms_norm_eps":1e-05,"rope_theta":10000.0,"rope_scaling":)"
-        R"({"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":8192},)"
-        R"("attention_bias":true,"mlp_bias":false,"hidden_act":"silu","tie_word_embeddings":true,"eos_token_id":[1,2],"bos_token_id":1,)"
-        R"("architectures":["LlamaForCausalLM"],"torch_dtype":"float16","is_causal":true,"auto_map":{},"use_cache":true})"
-        "\n=== generation_config.json\n"
-        R"({"eos_token_id":[1,9],"bos_token_id":1,"do_sample":true,"temperature":0.6})",
-        R"({"model_type":"mistral","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":1,"sliding_window":128,"eos_token_id":2,)"
-        R"("rope_scaling":{"type":"dynamic","factor":2.0},"intermediate_size":96,"num_hidden_layers":3,"vocab_size":9})",
-        R"({"model_type":"qwen2","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":4,"use_sliding_window":true,)"
-        R"("sliding_window":32,"max_window_layers":1,"num_hidden_layers":2,"layer_types":["full_attention","sliding_attention"],)"
-        R"("rope_parameters":{"rope_type":"linear","rope_theta":1000000.0,"factor":4.0},"quantization_config":null})"
-        "\n=== generation_config.json\n"
-        R"({"eos_token_id":151645,"pad_token_id":null})"})
+  for (
+      const std::string_view text :
+      {R"({"model_type":"llama","vocab_size":32000,"hidden_size":64,"intermediate_size":96,"num_hidden_layers":2,"num_attention_heads":4,)"
+       R"("num_key_value_heads":2,"head_dim":16,"max_position_embeddings":2048,"rms_norm_eps":1e-05,"rope_theta":10000.0,"rope_scaling":)"
+       R"({"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":8192},)"
+       R"("attention_bias":true,"mlp_bias":false,"hidden_act":"silu","tie_word_embeddings":true,"eos_token_id":[1,2],"bos_token_id":1,)"
+       R"("architectures":["LlamaForCausalLM"],"torch_dtype":"float16","is_causal":true,"auto_map":{},"use_cache":true})"
+       "\n=== generation_config.json\n"
+       R"({"eos_token_id":[1,9],"bos_token_id":1,"do_sample":true,"temperature":0.6})",
+       R"({"model_type":"mistral","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":1,"sliding_window":128,"eos_token_id":2,)"
+       R"("rope_scaling":{"type":"dynamic","factor":2.0},"intermediate_size":96,"num_hidden_layers":3,"vocab_size":9})",
+       R"({"model_type":"qwen2","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":4,"use_sliding_window":true,)"
+       R"("sliding_window":32,"max_window_layers":1,"num_hidden_layers":2,"layer_types":["full_attention","sliding_attention"],)"
+       R"("rope_parameters":{"rope_type":"linear","rope_theta":1000000.0,"factor":4.0},"quantization_config":null})"
+       "\n=== generation_config.json\n"
+       R"({"eos_token_id":151645,"pad_token_id":null})",
+       R"({"model_type":"qwen3","num_hidden_layers":2,"max_window_layers":1,"use_sliding_window":true,"rope_scaling":{"rope_type":"yarn",)"
+       R"("factor":4.0,"original_max_position_embeddings":64,"beta_fast":32,"beta_slow":1,"truncate":false,"attention_factor":1.1}})",
+       R"({"model_type":"smollm3","num_hidden_layers":3,"no_rope_layers":[1,0,1],"no_rope_layer_interval":2,"layer_types":)"
+       R"(["full_attention","sliding_attention","full_attention"],"sliding_window":8,"use_sliding_window":true})",
+       R"({"model_type":"phi3","hidden_size":32,"num_attention_heads":4,"num_hidden_layers":1,"partial_rotary_factor":0.5,)"
+       R"("original_max_position_embeddings":16,"rope_scaling":{"type":"longrope","short_factor":[1,1.5],"long_factor":[2,4]}})",
+       R"({"model_type":"granite","num_hidden_layers":1,"attention_multiplier":0.1,"embedding_multiplier":12,"residual_multiplier":0.2,)"
+       R"("logits_scaling":8,"num_local_experts":0})",
+       R"({"model_type":"mistral3","eos_token_id":2,"text_config":{"model_type":"ministral3","num_hidden_layers":1,"rope_parameters":)"
+       R"({"rope_type":"yarn","type":"yarn","factor":4,"llama_4_scaling_beta":0.1,"original_max_position_embeddings":16,"mscale":1,)"
+       R"("mscale_all_dim":1}},"vision_config":{}})",
+       R"({"model_type":"olmo2","num_hidden_layers":1})",
+       R"({"model_type":"olmo3","num_hidden_layers":2,"rope_parameters":{"full_attention":{"rope_type":"linear","factor":2,"rope_theta":5},)"
+       R"("sliding_attention":{"rope_theta":5}}})",
+       R"({"model_type":"exaone4","num_hidden_layers":2,"sliding_window_pattern":"LG","layer_types":["sliding_attention","full_attention"]})",
+       R"({"model_type":"gemma","num_hidden_layers":1,"hidden_act":"gelu","hidden_activation":null})",
+       R"({"model_type":"gemma2","num_hidden_layers":2,"query_pre_attn_scalar":144,"attn_logit_softcapping":50,"final_logit_softcapping":null})",
+       R"({"model_type":"gemma3","text_config":{"num_hidden_layers":3,"sliding_window_pattern":2,"rope_local_base_freq":10,"rope_scaling":)"
+       R"({"rope_type":"linear","factor":8}},"tie_word_embeddings":true,"architectures":["Gemma3ForConditionalGeneration"]})",
+       R"({"model_type":"glm","num_hidden_layers":1,"attention_bias":false})",
+       R"({"model_type":"glm4","num_hidden_layers":1,"rope_parameters":{"partial_rotary_factor":0.25,"rope_theta":10000}})",
+       R"({"model_type":"cohere2","num_hidden_layers":4,"logit_scale":0.25,"position_embedding_type":"rope_gptj","rotary_pct":1.0})",
+       R"({"model_type":"qwen2_5_vl","num_hidden_layers":1,"rope_scaling":{"type":"mrope","mrope_section":[16,24,24]}})",
+       R"({"model_type":"llava","text_config":{"num_hidden_layers":1}})"})
     seeds.add(text);
 }
 

@@ -253,6 +253,7 @@ TEST_CASE("families: keys of their own", "[io]") {
   CHECK((granite.layer(1).attention_scale == 0.25 && granite.layer(1).residual_scale == 0.5));
   CHECK((granite.input_scale == 12 && granite.embedding_scale == 1 && granite.logits_scale == 0.125));
   refused("granite", R"("logits_scaling":0)", "'logits_scaling' is '0'");
+  refused("granite", R"("logits_scaling":1e-320)", "logits_scale is inf");
 
   const DecoderConfig gemma2 = family("gemma2", R"("query_pre_attn_scalar":16,"attn_logit_softcapping":null,"final_logit_softcapping":5)");
   CHECK((gemma2.layer(0).attention_scale == 0.25 && gemma2.layer(0).attention_softcap == 0 && gemma2.logits_softcap == 5));

@@ -6,7 +6,6 @@
 #include <string_view>
 #include <vector>
 
-#include <pith/attention/rope_options.hpp>
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/io/detail/families.hpp>
@@ -147,6 +146,16 @@ inline std::vector<Token> read_eos(const JsonFields& c, std::vector<Token> other
   return tokens;
 }
 
+/// Refuses numbers that are sound one by one and make no decoder together, naming their file.
+inline void check_resolved(DecoderConfig config, std::string_view file) {
+  if (config.vocab_size == 0) config.vocab_size = 1;  // the embedding table gives it
+  try {
+    config.check();
+  } catch (const ShapeError& error) {
+    raise<FormatError>(text("pith: ", in_quotes(file), ": ", error.what()));
+  }
+}
+
 /// Lists layer_types where a family does not read it and it says something else.
 inline void list_unread_types(const JsonFields& c, const Family& family, const DecoderConfig& config, std::vector<std::string>& ignored) {
   const Json* types = c.find("layer_types");
@@ -179,14 +188,6 @@ inline DecoderConfig parse_config(std::string_view json, std::string_view name, 
   config.ropes = detail::RopeReader(c, family, config).read();
   detail::read_layers(c, family, config);
   if (family.more != nullptr) family.more(c, config);
-  for (std::size_t i = 0; i < config.ropes.size(); ++i) {
-    try {
-      detail::check_rope(detail::text("DecoderConfig: ropes[", i, "]"), config.ropes[i]);
-    } catch (const ShapeError& error) {
-      raise<FormatError>(detail::text("pith: ", detail::in_quotes(name), ": ", error.what()));
-    }
-  }
-
   std::vector<Token> eos;
   for (const Token one : family.eos)
     if (one > 0) eos.push_back(one);
@@ -194,6 +195,7 @@ inline DecoderConfig parse_config(std::string_view json, std::string_view name, 
   config.eos_token_id = detail::read_eos(c.find(eos_key) == nullptr && !c.is_null(eos_key) ? outer : c, std::move(eos));
   const char* bos_key = "bos_token_id";
   config.bos_token_id = c.is_null(bos_key) ? Token{-1} : static_cast<Token>(c.size(bos_key, family.bos, -1));
+  detail::check_resolved(config, name);
   if (ignored != nullptr) {
     for (const detail::JsonFields* fields : {&outer, &c})
       if (fields->find("auto_map") != nullptr && (fields == &outer || c.path("") != outer.path("")))

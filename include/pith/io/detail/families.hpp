@@ -13,12 +13,12 @@ namespace pith { inline namespace v0 { namespace detail {
 
 // clang-format off
 inline constexpr Family families[] = {
-    {.model_type = "llama", .people = "Llama", .eos = {2}, .bos = 1, .attention_bias = Biases::qkvo, .mlp_bias = true},
-    {.model_type = "mistral", .people = "Mistral", .intermediate = 14336, .kv_heads = 8, .positions = 131072, .eos = {2}, .bos = 1,
+    {.model_type = "llama", .people = "Llama 1 to 3, SmolLM 2, TinyLlama", .eos = {2}, .bos = 1, .attention_bias = Biases::qkvo, .mlp_bias = true},
+    {.model_type = "mistral", .people = "Mistral 7B, Nemo, Small", .intermediate = 14336, .kv_heads = 8, .positions = 131072, .eos = {2}, .bos = 1,
      .windows = Windows::every, .window = 4096},
     {.model_type = "qwen2", .people = "Qwen 2 and 2.5", .intermediate = 22016, .kv_heads = 32, .positions = 32768,
      .windows = Windows::late, .window = 4096, .attention_bias = Biases::qkv_always},
-    {.model_type = "qwen2_5_vl_text", .people = "the text part of Qwen 2.5 VL", .hidden = 8192, .intermediate = 29568, .layers = 80,
+    {.model_type = "qwen2_5_vl_text", .people = "the text model of Qwen 2.5 VL", .hidden = 8192, .intermediate = 29568, .layers = 80,
      .heads = 64, .kv_heads = 8, .positions = 32768, .eps = 1e-5, .theta = 1e6, .windows = Windows::late, .window = 4096,
      .first_windowed = 80, .mrope = true, .attention_bias = Biases::qkv_always},
     {.model_type = "qwen3", .people = "Qwen 3", .intermediate = 22016, .kv_heads = 32, .head_dim = 128, .positions = 32768,
@@ -28,7 +28,7 @@ inline constexpr Family families[] = {
      .attention_bias = Biases::qkvo, .mlp_bias = true},
     {.model_type = "phi3", .people = "Phi 3, 3.5 and 4 mini", .hidden = 3072, .intermediate = 8192, .positions = 4096, .eps = 1e-5,
      .eos = {32000}, .bos = 1, .windows = Windows::every, .partial = true, .longrope = true, .fused_qkv = true, .fused_gate_up = true},
-    {.model_type = "granite", .people = "Granite 3", .eos = {2}, .bos = 1, .attention_bias = Biases::qkvo, .mlp_bias = true,
+    {.model_type = "granite", .people = "Granite 3, dense", .eos = {2}, .bos = 1, .attention_bias = Biases::qkvo, .mlp_bias = true,
      .more = read_granite},
     {.model_type = "ministral3", .people = "Ministral 3", .intermediate = 14336, .layers = 34, .kv_heads = 8, .head_dim = 128,
      .positions = 262144, .eps = 1e-5, .theta = 1e6, .eos = {2}, .bos = 1, .windows = Windows::every, .more = read_ministral3},
@@ -54,7 +54,7 @@ inline constexpr Family families[] = {
      .qk_norm = QkNorm::head, .norm_plus_one = true, .activation_key = "hidden_activation", .activation = GateActivation::gelu_tanh,
      .windows = Windows::pattern, .window = 4096, .period = 6, .two_ropes = true, .local_theta_key = "rope_local_base_freq",
      .attention_bias = Biases::qkvo, .more = read_gemma3},
-    {.model_type = "glm", .people = "GLM 4 9B", .intermediate = 13696, .layers = 40, .kv_heads = 2, .head_dim = 128,
+    {.model_type = "glm", .people = "GLM 4 9B of 2024", .intermediate = 13696, .layers = 40, .kv_heads = 2, .head_dim = 128,
      .positions = 131072, .eps = 1.5625e-7, .null_kv_heads = false, .eos = {151329, 151336, 151338}, .interleaved = true, .rotating = 0.5,
      .partial = true, .attention_bias = Biases::qkv, .attention_bias_default = true, .fused_gate_up = true},
     {.model_type = "glm4", .people = "GLM 4 0414", .intermediate = 13696, .layers = 40, .kv_heads = 2, .head_dim = 128,
@@ -62,7 +62,7 @@ inline constexpr Family families[] = {
      .norms = {"input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm", nullptr, nullptr},
      .interleaved = true, .rotating = 0.5, .partial = true, .attention_bias = Biases::qkv, .attention_bias_default = true,
      .fused_gate_up = true},
-    {.model_type = "cohere2", .people = "Command R7B and A", .hidden = 8192, .intermediate = 22528, .layers = 40, .heads = 64,
+    {.model_type = "cohere2", .people = "Command R7B, Command A", .hidden = 8192, .intermediate = 22528, .layers = 40, .heads = 64,
      .positions = 8192, .eps = 1e-5, .tied = true, .eos = {255001}, .bos = 5,
      .norms = {"input_layernorm", nullptr, nullptr, nullptr, nullptr, nullptr}, .norm = NormKind::layer, .parallel = true,
      .windows = Windows::pattern, .window = 4096, .period = 4, .ropeless = Ropeless::full, .interleaved = true,
@@ -87,7 +87,7 @@ inline constexpr WrapperFamily wrapper_families[] = {
     {"idefics3", "llama", "Idefics 3"},
     {"smolvlm", "llama", "SmolVLM"},
     {"gemma3", "gemma3_text", "Gemma 3"},
-    {"mistral3", "mistral", "Mistral Small 3.1 and Ministral 3"},
+    {"mistral3", "mistral", "Mistral Small 3.1, Ministral 3"},
     {"qwen2_5_vl", "qwen2_5_vl_text", "Qwen 2.5 VL", true},
 };
 inline const WrapperFamily* find_wrapper(std::string_view model_type) {
