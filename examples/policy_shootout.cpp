@@ -26,12 +26,12 @@ void print_table() {
 
 /// One policy per layer, since some need the layer's weights.
 std::vector<AnyPolicy<float>> per_layer(const PolicyEntry<float>& entry, Index rows, const Decoder<float>& decoder) {
-  const auto rope = std::make_shared<const Rope<float>>(decoder.config().rope());
   std::vector<AnyPolicy<float>> policies;
-  for (const LayerWeights<float>& layer : decoder.weights().layers) {
+  for (Index l = 0; l < decoder.config().num_hidden_layers; ++l) {
+    const LayerWeights<float>& layer = decoder.weights().layers[static_cast<std::size_t>(l)];
     auto o_proj = std::make_shared<Matrix<float>>(layer.o_proj.out(), layer.o_proj.in());
     if (entry.needs_o_proj) layer.o_proj.copy_weight(0, *o_proj);
-    policies.push_back(entry.make(rows, {rope, o_proj}));
+    policies.push_back(entry.make(rows, {decoder.rope(l), o_proj, static_cast<float>(decoder.config().layer(l).attention_scale)}));
   }
   return policies;
 }

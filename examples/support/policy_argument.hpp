@@ -39,7 +39,7 @@ inline pith::AnyPolicy<float> policy_argument(const std::string& text, const pit
   if (name == "h2o" && n.size() == 2) return pith::HeavyHitter{.heavy = n[0], .recent = n[1]};
   if (name == "h2o-cache" && n.size() == 2) return pith::AtCachePositions(pith::HeavyHitter{.heavy = n[0], .recent = n[1]});
   if (n.size() > 1) throw UsageError("--policy " + text + ": expected NAME:ROWS, sinks:S:N, h2o:H:R or h2o-cache:H:R");
-  return pith::make_policy(name, n[0], {std::make_shared<const pith::Rope<float>>(decoder.config().rope())});
+  return pith::make_policy(name, n[0], {decoder.rope(), {}, static_cast<float>(decoder.config().layer(0).attention_scale)});
 }
 
 }  // namespace example

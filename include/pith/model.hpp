@@ -1,6 +1,6 @@
 #pragma once
 
-// A Llama-family decoder and its sessions.
+// A decoder by description, and its sessions.
 #include <pith/model/config.hpp>           // the sizes and constants of a decoder, as in config.json
 #include <pith/model/decoder.hpp>          // Decoder: configuration and weights, shared by its sessions
 #include <pith/model/session.hpp>          // Session: one conversation, with a KV cache per layer

@@ -6,7 +6,7 @@
 #include <pith/decode.hpp>     // sampling and speculative decoding
 #include <pith/kv.hpp>         // the KV cache and its eviction policies
 #include <pith/merge.hpp>      // token merging
-#include <pith/model.hpp>      // a Llama-like decoder and its conversations
+#include <pith/model.hpp>      // a decoder by description and its conversations
 #include <pith/nn.hpp>         // layers
 #include <pith/peft.hpp>       // LoRA and its relatives
 #include <pith/version.hpp>    // PITH_VERSION

@@ -37,8 +37,9 @@ namespace pith { inline namespace v0 {
 
 /// Parts of the model that some policies need.
 template <class S = float> struct PolicyModel {
-  std::shared_ptr<const Rope<S>> rope = {};      ///< expected attention
+  std::shared_ptr<const Rope<S>> rope = {};      ///< expected attention: Decoder::rope(layer)
   std::shared_ptr<const Matrix<S>> o_proj = {};  ///< critical values: the layer's output projection
+  S attention_scale = 0;                         ///< expected attention: LayerSpec::attention_scale; 0: 1/√head_dim
 };
 
 /// One policy of the catalogue: its name, a description and a factory that takes a budget and sets the other parameters in proportion.
@@ -96,7 +97,7 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
        }},
       {"expected", "rows with most expected attention from a Gaussian of future queries", "queries, keys and values", once, "2510.00636",
        [](Index rows, Model model) -> AnyPolicy<S> {
-         return ExpectedAttention<S>{.rope = model.rope, .keep = rows, .sinks = detail::usual_sinks(rows)};
+         return ExpectedAttention<S>{.rope = model.rope, .keep = rows, .sinks = detail::usual_sinks(rows), .scale = model.attention_scale};
        },
        true},
       {"critical", "SnapKV's, weighted by what a value adds to the output", "weights of the last queries, values", once, "2502.03805",

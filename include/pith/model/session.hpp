@@ -30,7 +30,9 @@ namespace pith { inline namespace v0 {
 /// Law      crop() restores the state bit for bit under every policy
 /// Law      a call that throws is undone. Two exceptions leave only clear(): one thrown by a user's policy or merge, and a later prompt
 ///          that a later layer refuses by scores, if the policy does not declare PolicyTraits::overfills
-/// Law      a text that outgrows a longrope's short table is read again under the long one where no layer evicts, and refused elsewhere
+/// Law      once a text outgrows a longrope's short table, its tokens are recomputed under the long one if no layer evicts; else the call
+/// is
+///          refused (SessionOptions::text_length)
 template <class S, KvStorage T = S>
 requires std::same_as<arithmetic_t<T>, S>
 class Session {
@@ -354,7 +356,9 @@ class Session {
       raise<UnsupportedError>(
           "pith::Session: this policy turns keys again and again at cache positions, which rounded rows do not survive");
     if (model_->config.window(layer) > 0)
-      raise<UnsupportedError>("pith::Session: a sliding-window layer looks at text positions: use RopePositions::text there");
+      raise<UnsupportedError>(detail::text("pith::Session: layer ", layer,
+                                           " is a sliding-window layer, which looks at text positions, and its "
+                                           "policy turns keys: use RopePositions::text there, with one policy per layer"));
   }
   /// Checks a prompt of n tokens and returns its append options, which include the rows of the adapter's prompt before it.
   AppendOptions check_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options) {

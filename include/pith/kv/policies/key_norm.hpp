@@ -5,6 +5,7 @@
 namespace pith { inline namespace v0 {
 
 /// KNorm: keeps keys of small norm, as rows that receive much attention tend to have one. Rotation changes no norm.
+/// Models that normalise keys (LayerSpec::qk_norm) leave little to rank: KeyDiff does not depend on norms.
 ///
 ///   score_r = -‖k_r‖
 ///
