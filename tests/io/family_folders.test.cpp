@@ -276,6 +276,12 @@ TEST_CASE("family folders: decoders inside larger models, by their tensors' plac
     CHECK(checkpoint.ignored == ignored);
     CHECK(same_bits(decoder_of(tiny).forward(family_ids), logits));
 
+    TinyCheckpoint moved = tiny;  // a head where another place has it
+    const std::string elsewhere = std::string(head) == "lm_head.weight" ? "language_model.lm_head.weight" : "lm_head.weight";
+    moved.tensors[elsewhere] = moved.tensors.at(head);
+    moved.tensors.erase(head);
+    CHECK(same_bits(decoder_of(moved).forward(family_ids), logits));
+
     TinyCheckpoint broken = tiny;
     broken.tensors.erase(head);
     CHECK_THROWS_WITH(loaded(broken), contains("'" + std::string(head) + "' is missing; tie_word_embeddings is false"));

@@ -37,7 +37,7 @@ class CheckpointPlan {
   using Place = CheckpointFiles::Place;
 
   CheckpointPlan(const CheckpointFiles& files, DecoderConfig& config)
-      : files_(files), family_(family_of(config.model_type)), place_(place_in(files)) {
+      : files_(files), family_(family_of(config.model_type)), place_(place_in(files)), head_(head_in(files, place_)) {
     refuse_quantised();
     if (!files.find(embedding())) refuse_other_names();
     if (config.vocab_size == 0)  // a missing or misshapen table is refused below
@@ -72,7 +72,7 @@ class CheckpointPlan {
   const Family& family() const { return family_; }
   std::string embedding() const { return text(place_.prefix, "embed_tokens.weight"); }
   std::string final_norm() const { return text(place_.prefix, "norm.weight"); }
-  std::string head() const { return text(place_.head, ".weight"); }
+  const std::string& head() const { return head_; }
   std::string layer_prefix(Index layer) const { return text(place_.prefix, "layers.", layer, "."); }
 
   /// A tensor's name in a plain decoder's folder.
@@ -102,6 +102,15 @@ class CheckpointPlan {
     const auto* at = std::find_if(std::begin(decoder_places), std::end(decoder_places),
                                   [&](const DecoderPlace& place) { return files.find(text(place.prefix, "embed_tokens.weight")); });
     return at == std::end(decoder_places) ? *std::prev(at) : *at;
+  }
+
+  /// The head of a decoder at this place, or one that another place would have.
+  static std::string head_in(const CheckpointFiles& files, const DecoderPlace& place) {
+    const std::string own = text(place.head, ".weight");
+    if (!files.find(own))
+      for (const DecoderPlace& other : decoder_places)
+        if (const std::string name = text(other.head, ".weight"); files.find(name)) return name;
+    return own;
   }
 
   /// Why the biases of a projection are required; empty: they are optional.
@@ -205,7 +214,8 @@ class CheckpointPlan {
   }
 
   void list_ignored(const DecoderConfig& config) {
-    const std::string norm = text(place_.prefix, "norm."), table = text(place_.prefix, "embed_tokens."), of_head = text(place_.head, ".");
+    const std::string norm = text(place_.prefix, "norm."), table = text(place_.prefix, "embed_tokens."),
+                      of_head = head_.substr(0, head_.size() - 6);
     for (const Safetensors& file : files_.files())
       for (const TensorInfo& tensor : file.tensors()) {
         const std::string_view name = tensor.name;
@@ -226,6 +236,7 @@ class CheckpointPlan {
   const CheckpointFiles& files_;
   const Family& family_;
   const DecoderPlace& place_;
+  std::string head_;
   std::map<std::string, Place, std::less<>> tensors_;
   std::vector<std::string> ignored_, unpromised_;
   std::size_t bytes_ = 0;

@@ -115,8 +115,8 @@ class RopeReader {
       if (!said.empty() && value != part) fields.refuse(part_key, text("what ", said, " says, or one of the two"));
       if (value > 1) fields.refuse(part_key, "at most 1");
       if (value != 1 && !family_.partial)
-        unsupported(c_.file(),
-                    text(fields.path(part_key), " ", fields.find(part_key)->dump(), " is not supported in ", family_.model_type, ": all features must rotate"));
+        unsupported(c_.file(), text(fields.path(part_key), " ", fields.find(part_key)->dump(), " is not supported in ", family_.model_type,
+                                    ": all features must rotate"));
       part = value;
       said = fields.path(part_key);
     };
