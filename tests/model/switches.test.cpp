@@ -168,7 +168,9 @@ TEST_CASE("batches, threads, rollback and prefixes keep every bit under every sw
       // A snapshot goes on as the session that it is of.
       auto restored = decoder.start(layers, options);
       restored.restore(one.snapshot());
+      auto clone = one.clone();
       CHECK(restored.decode(text[21]).row(0) == one.decode(text[21]).row(0));
+      CHECK(clone.decode(text[21]).row(0) == one.logits().row(0));
     }
     auto system = decoder.start(Dense{}, room());
     system.prefill(text.first(10));
@@ -330,6 +332,13 @@ TEST_CASE("a text that outgrows a longrope's short table is read again", "[model
     for (Index t = 0; t < 9; ++t) CHECK(Matrix<float>(logits.row(t)) == whole(16 + static_cast<std::size_t>(t)));
     auto prompt = decoder.start(Dense{}, room());
     prompt.prefill(text.first(12));
+    PrefillOptions cancelled;
+    cancelled.progress = [](const PrefillProgress& at) { return at.layers_done < 2; };
+    CHECK_THROWS_AS(prompt.prefill(text.subspan(12, 12), cancelled), Cancelled);
+    CHECK((prompt.next_position() == 12 && last(prompt.logits()) == whole(12)));
+    auto clone = prompt.clone();
+    CHECK(last(clone.decode(text[12])) == whole(13));
+    CHECK(last(clone.prefill(text.subspan(13, 9))) == whole(22));
     CHECK(last(prompt.prefill(text.subspan(12, 12))) == whole(24));
     auto a = decoder.start(Dense{}, small), b = decoder.start(Dense{}, small);
     a.prefill(text.first(3));
@@ -341,6 +350,13 @@ TEST_CASE("a text that outgrows a longrope's short table is read again", "[model
     decoder.decode_together(both, next, rows, ws);
     CHECK(Matrix<float>(rows.row(0)) == whole(limit + 1));
     CHECK(Matrix<float>(rows.row(1)) == whole(1));
+  }
+  SECTION("a clone goes on by itself") {
+    auto session = decoder.start(Dense{}, small);
+    session.prefill(text.first(6));
+    auto clone = session.clone();
+    for (std::size_t t = 6; t < 22; ++t) CHECK(last(clone.decode(text[t])) == whole(t + 1));
+    for (std::size_t t = 6; t < 22; ++t) CHECK(last(session.decode(text[t])) == whole(t + 1));
   }
   SECTION("and again under the short table after a crop") {
     auto session = decoder.start(Dense{}, small);

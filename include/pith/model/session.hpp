@@ -325,13 +325,17 @@ class Session {
 #endif
   }
 
-  /// Chooses the longrope's table for a call that brings the text to this length, and reads the text so far again if its rows were rotated
+  /// Chooses the longrope's table for a call that brings the text to this length, and recomputes the text so far if its rows were rotated
   /// by the other table.
   void choose_table(Index length) {
     if (!switch_.stale(next_position(), length)) return switch_.choose(length);
     const bool recording = caches_.front().recording();
-    whole_ = false;
-    newest_ = -1;
+    const Index newest = std::exchange(newest_, -1);
+    struct Unfinished {  // a piece that throws is undone by itself, which leaves only a part of the text
+      bool& whole;
+      bool done = false;
+      ~Unfinished() { whole = done; }
+    } all{whole_};
     for (Cache& cache : caches_) cache.clear();
     switch_.choose(length);
     for (std::span<const Token> rest = switch_.tokens(); !rest.empty();) {
@@ -341,7 +345,8 @@ class Session {
       read_prompt(static_cast<Index>(part.size()), {.phase = Phase::prefill}, {}, false);
       rest = rest.subspan(part.size());
     }
-    whole_ = true;
+    newest_ = newest;
+    all.done = true;
     if (recording)
       for (Cache& cache : caches_) cache.checkpoint();
   }

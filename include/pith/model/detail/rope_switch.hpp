@@ -32,6 +32,17 @@ class RopeSwitch {
                                    text_length, ": read the prefix with that text_length"));
   }
 
+  RopeSwitch(const RopeSwitch& other) { *this = other; }
+  RopeSwitch& operator=(const RopeSwitch& other) {
+    limit_ = other.limit_, first_ = other.first_;
+    always_ = other.always_, rereads_ = other.rereads_, beyond_ = other.beyond_, known_ = other.known_;
+    if (rereads_) tokens_.reserve(static_cast<std::size_t>(limit_));  // a copy allocates nothing later, either
+    tokens_ = other.tokens_;
+    return *this;
+  }
+  RopeSwitch(RopeSwitch&&) = default;
+  RopeSwitch& operator=(RopeSwitch&&) = default;
+
   bool on() const { return limit_ > 0; }
   bool beyond() const { return beyond_; }
   /// Number of the next n tokens that one table covers.
@@ -81,9 +92,9 @@ class RopeSwitch {
   bool wants(Index length) const { return on() && (always_ || length > limit_); }
   bool can_reread() const { return rereads_ && known_; }
 
-  Index limit_;
-  Position first_;
-  bool always_, rereads_;
+  Index limit_ = 0;
+  Position first_ = 0;
+  bool always_ = false, rereads_ = false;
   bool beyond_ = false;
   bool known_ = true;  ///< tokens_ are all tokens read, up to the limit
   std::vector<Token> tokens_;
