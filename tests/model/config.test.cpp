@@ -45,6 +45,8 @@ TEST_CASE("decoder config: layers and ropes that are not listed are plain, and r
   c.ropes = {{.theta = 5e5}, {.rotary_dim = 4}};  // sizes of the config count
   c.layers[1].rope = 1;
   CHECK_NOTHROW(c.check());
+  CHECK_THROWS_AS(c.rope(2), ShapeError);
+  CHECK_THROWS_AS(c.rope(-2), ShapeError);
   CHECK((c.rope(0).theta == 5e5 && c.rope(1).head_dim == 16 && c.rope(1).rotary_width() == 4));
 }
 

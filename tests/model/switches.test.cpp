@@ -4,10 +4,12 @@
 #include <cstddef>
 #include <functional>
 #include <limits>
+#include <random>
 #include <span>
 #include <vector>
 
 #include <pith/core.hpp>
+#include <pith/decode.hpp>
 #include <pith/kv.hpp>
 #include <pith/model.hpp>
 #include <pith/peft.hpp>
@@ -372,6 +374,18 @@ TEST_CASE("a text that outgrows a longrope's short table is read again", "[model
     CHECK(last(session.decode(text[20])) == whole(21));
     session.clear();
     CHECK(last(session.decode(text[0])) == whole(1));
+  }
+  SECTION("under speculation") {
+    const SamplerOptions greedy{.temperature = 0};
+    std::mt19937_64 rng(1);
+    auto alone = decoder.start(Dense{}, room()), target = decoder.start(Dense{}, room());
+    const std::vector<Token> expected = generate(alone, alone.prefill(text.first(14)), {.max_tokens = 14, .sampler = greedy}, rng);
+    PromptLookup<float> draft(50, {.ngram = 1, .min_ngram = 1});
+    SpeculativeDecoder spec(target, draft, {.draft_tokens = 3, .sampler = greedy});
+    spec.prefill(text.first(14));
+    std::vector<Token> found;
+    generate(spec, {.max_tokens = 14}, rng, [&](Token token) { found.push_back(token); });
+    CHECK(found == expected);
   }
   SECTION("under an adapter with a prompt of its own") {
     const ModelAdapter<float> adapter(decoder.adapter_target(), {.prompt = pith_test::random_matrix<float>(3, 24, 8)});

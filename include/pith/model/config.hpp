@@ -99,12 +99,16 @@ struct DecoderConfig {
   Index window(Index index) const { return layer(index).window; }
 
   /// A rope with the config's head_dim and max_position_embeddings; no_rope: one that does not rotate.
+  ///
+  /// Throws   ShapeError for a rope that the config does not have
   RopeOptions rope(Index index = 0) const {
     RopeOptions options;
     if (index == LayerSpec::no_rope)
       options.scaling.type = RopeType::identity;
-    else if (index > 0 || !ropes.empty())
-      options = ropes.at(static_cast<std::size_t>(index));
+    else if (index < 0 || index >= (std::max)(Index(1), static_cast<Index>(ropes.size()))) [[unlikely]]
+      raise<ShapeError>(detail::text("pith::DecoderConfig: rope ", index, " of ", ropes.size()));
+    else if (!ropes.empty())
+      options = ropes[static_cast<std::size_t>(index)];
     options.head_dim = head_dim;
     options.max_position_embeddings = max_position_embeddings;
     return options;
