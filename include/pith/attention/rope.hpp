@@ -98,8 +98,7 @@ template <class S> void Rope<S>::fill(bool beyond, std::vector<S>& inv, std::vec
   detail::rope_frequencies(options_, options_.theta, beyond, inv.data());
   for (const S one : inv)
     if (!std::isfinite(one))
-      raise<ShapeError>(
-          detail::text("pith::Rope: theta ", options_.theta, " gives no finite frequencies for head_dim ", options_.head_dim));
+      raise<ShapeError>("pith::Rope: theta ", options_.theta, " gives no finite frequencies for head_dim ", options_.head_dim);
   const Index positions = (std::min)(table_positions, options_.max_position_embeddings);
   table.resize(static_cast<std::size_t>(positions * width));
   for (Index p = 0; p < positions; ++p) {
@@ -117,8 +116,8 @@ template <class S> void Rope<S>::check_call(const char* where, const MatrixRef<S
 template <class S> void Rope<S>::rotate(std::type_identity_t<MatrixRef<S>> x, std::span<const Position> positions, Position length) const {
   check_call("Rope::rotate", x, positions.size());
   for (const Position p : positions)
-    if (p < 0) raise<ShapeError>(detail::text("pith::Rope::rotate: position ", p, ", expected 0 or more; differences go to rotate_by()"));
-  if (length < 0) raise<ShapeError>(detail::text("pith::Rope::rotate: length ", length, ", expected 0 or more"));
+    if (p < 0) raise<ShapeError>("pith::Rope::rotate: position ", p, ", expected 0 or more; differences go to rotate_by()");
+  if (length < 0) raise<ShapeError>("pith::Rope::rotate: length ", length, ", expected 0 or more");
   if (positions.empty() || options_.scaling.type == RopeType::identity) return;
   if (!options_.by_length()) return turn(x, positions, table_of(false), factor_);
   const Index seen = length > 0 ? Index(length) : Index(*std::max_element(positions.begin(), positions.end())) + 1;
@@ -135,9 +134,8 @@ template <class S> void Rope<S>::rotate(std::type_identity_t<MatrixRef<S>> x, st
 template <class S> void Rope<S>::rotate_by(std::type_identity_t<MatrixRef<S>> x, std::span<const Position> deltas) const {
   check_call("Rope::rotate_by", x, deltas.size());
   if (options_.by_length())
-    raise<UnsupportedError>(detail::text("pith::Rope::rotate_by: under ",
-                                         options_.scaling.type == RopeType::dynamic ? "dynamic scaling" : "longrope",
-                                         " a key's angle depends on the length it was rotated at: rotate the plain key instead"));
+    raise<UnsupportedError>("pith::Rope::rotate_by: under ", options_.scaling.type == RopeType::dynamic ? "dynamic scaling" : "longrope",
+                            " a key's angle depends on the length it was rotated at: rotate the plain key instead");
   if (options_.scaling.type != RopeType::identity) turn(x, deltas, table_of(false), S(1));
 }
 

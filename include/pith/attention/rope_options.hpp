@@ -80,7 +80,7 @@ inline constexpr Index max_rope_head_dim = 1024;
 
 /// Refuses options that make no table; `where` names the caller, "Rope".
 inline void check_rope(std::string_view where, const RopeOptions& options) {
-  const auto refuse = [&](const std::string& what) { raise<ShapeError>(text("pith::", where, ": ", what)); };
+  const auto refuse = [&](const std::string& what) { raise<ShapeError>("pith::", where, ": ", what); };
   const auto positive = [&](const char* name, double x) {
     if (!std::isfinite(x) || x <= 0) refuse(text(name, " is ", x, ", expected a finite number > 0"));
   };

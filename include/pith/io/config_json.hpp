@@ -152,7 +152,7 @@ inline void check_resolved(DecoderConfig config, std::string_view file) {
   try {
     config.check();
   } catch (const ShapeError& error) {
-    raise<FormatError>(text("pith: ", in_quotes(file), ": ", error.what()));
+    raise<FormatError>("pith: ", in_quotes(file), ": ", error.what());
   }
 }
 

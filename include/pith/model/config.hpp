@@ -92,7 +92,7 @@ struct DecoderConfig {
   /// What a layer computes, whether listed or plain.
   LayerSpec layer(Index index) const {
     if (index < 0 || index >= num_hidden_layers) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::DecoderConfig: layer ", index, " of ", num_hidden_layers));
+      raise<ShapeError>("pith::DecoderConfig: layer ", index, " of ", num_hidden_layers);
     return static_cast<std::size_t>(index) < layers.size() ? layers[static_cast<std::size_t>(index)] : LayerSpec{};
   }
   /// Tokens a query of this layer sees, itself included; 0: all of them.
@@ -106,7 +106,7 @@ struct DecoderConfig {
     if (index == LayerSpec::no_rope)
       options.scaling.type = RopeType::identity;
     else if (index < 0 || index >= (std::max)(Index(1), static_cast<Index>(ropes.size()))) [[unlikely]]
-      raise<ShapeError>(detail::text("pith::DecoderConfig: rope ", index, " of ", ropes.size()));
+      raise<ShapeError>("pith::DecoderConfig: rope ", index, " of ", ropes.size());
     else if (!ropes.empty())
       options = ropes[static_cast<std::size_t>(index)];
     options.head_dim = head_dim;
@@ -123,8 +123,8 @@ struct DecoderConfig {
       if (rope.scaling.type != RopeType::longrope || !rope.by_length()) continue;
       const Index own = rope.scaling.original_max_position_embeddings;
       if (length > 0 && own != length)
-        raise<ShapeError>(detail::text("pith::DecoderConfig: longropes with original_max_position_embeddings ", length, " and ", own,
-                                       ", expected one length a model"));
+        raise<ShapeError>("pith::DecoderConfig: longropes with original_max_position_embeddings ", length, " and ", own,
+                          ", expected one length a model");
       length = own;
     }
     return length;
@@ -150,15 +150,15 @@ struct DecoderConfig {
 namespace detail {
 
 inline void check_config_size(const char* field, Index value, Index most = max_config_size) {
-  if (value < 1 || value > most) raise<ShapeError>(text("pith::DecoderConfig: ", field, " is ", value, ", expected 1 to ", most));
+  if (value < 1 || value > most) raise<ShapeError>("pith::DecoderConfig: ", field, " is ", value, ", expected 1 to ", most);
 }
 inline void check_config_number(const std::string& field, double value, bool zero_allowed) {
   if (!std::isfinite(value) || value < 0 || (value == 0 && !zero_allowed))
-    raise<ShapeError>(text("pith::DecoderConfig: ", field, " is ", value, ", expected a finite number ", zero_allowed ? ">= 0" : "> 0"));
+    raise<ShapeError>("pith::DecoderConfig: ", field, " is ", value, ", expected a finite number ", zero_allowed ? ">= 0" : "> 0");
 }
 
 inline void check_layer_spec(const std::string& name, const LayerSpec& layer, Index ropes) {
-  const auto refuse = [&](const std::string& what) { raise<ShapeError>(text("pith::DecoderConfig: ", name, what)); };
+  const auto refuse = [&](const std::string& what) { raise<ShapeError>("pith::DecoderConfig: ", name, what); };
   if (layer.window < 0 || layer.window > max_config_size)
     refuse(text("window is ", layer.window, ", expected 0 (all tokens) to ", max_config_size));
   if (layer.rope < LayerSpec::no_rope || layer.rope >= ropes)
@@ -187,13 +187,13 @@ inline void DecoderConfig::check() const {
   detail::check_config_size("max_position_embeddings", max_position_embeddings);
   detail::check_config_size("num_attention_heads*head_dim", detail::checked_product("DecoderConfig", num_attention_heads, head_dim));
   if (num_attention_heads % num_key_value_heads != 0)
-    raise<ShapeError>(text("pith::DecoderConfig: num_key_value_heads is ", num_key_value_heads,
-                           ", expected a divisor of num_attention_heads, ", num_attention_heads));
+    raise<ShapeError>("pith::DecoderConfig: num_key_value_heads is ", num_key_value_heads, ", expected a divisor of num_attention_heads, ",
+                      num_attention_heads);
   const Index count = (std::max)(Index(1), static_cast<Index>(ropes.size()));
   for (Index i = 0; i < count; ++i) detail::check_rope(text("DecoderConfig: ropes[", i, "]"), rope(i));
   if (!layers.empty() && layers.size() != static_cast<std::size_t>(num_hidden_layers))
-    raise<ShapeError>(
-        text("pith::DecoderConfig: layers has ", layers.size(), " entries, expected one a layer, ", num_hidden_layers, ", or none"));
+    raise<ShapeError>("pith::DecoderConfig: layers has ", layers.size(), " entries, expected one a layer, ", num_hidden_layers,
+                      ", or none");
   static_cast<void>(switch_length());
   for (std::size_t l = 0; l < layers.size(); ++l) detail::check_layer_spec(text("layers[", l, "]."), layers[l], count);
   detail::check_config_number("norm_eps", norm_eps, true);
@@ -202,7 +202,7 @@ inline void DecoderConfig::check() const {
   detail::check_config_number("logits_scale", logits_scale, false);
   detail::check_config_number("logits_softcap", logits_softcap, true);
   for (const Token eos : eos_token_id)
-    if (eos < 0) raise<ShapeError>(text("pith::DecoderConfig: eos_token_id is ", eos, ", expected a token, or an empty list"));
+    if (eos < 0) raise<ShapeError>("pith::DecoderConfig: eos_token_id is ", eos, ", expected a token, or an empty list");
 }
 
 }}  // namespace pith::v0

@@ -131,9 +131,9 @@ template <class S = float> class Decoder {
     for (std::size_t l = 1; l < model_->layers.size(); ++l) {
       const LayerSpec& spec = model_->layers[l].spec;
       if (spec.rope != first.rope || spec.attention_scale != first.attention_scale)
-        raise<UnsupportedError>(detail::text("pith::Decoder::start: layers 0 and ", l,
-                                             " have different ropes or scales, and this policy is made for one: give a "
-                                             "policy per layer, with rope(layer) and config().layer(layer).attention_scale"));
+        raise<UnsupportedError>("pith::Decoder::start: layers 0 and ", l,
+                                " have different ropes or scales, and this policy is made for one: give a "
+                                "policy per layer, with rope(layer) and config().layer(layer).attention_scale");
     }
   }
 

@@ -52,7 +52,7 @@ class Session {
         adapter_(model_->target(), options.prefix, options.max_prompt) {
     const DecoderConfig& config = model_->config;
     if (static_cast<Index>(per_layer.size()) != config.num_hidden_layers)
-      raise<ShapeError>(detail::text("pith::Decoder::start: ", per_layer.size(), " policies for ", config.num_hidden_layers, " layers"));
+      raise<ShapeError>("pith::Decoder::start: ", per_layer.size(), " policies for ", config.num_hidden_layers, " layers");
     const AttentionShape shape = config.attention();
     Index home = 0, prompt_buffer = 0;
     bool keeps_all = true;
@@ -65,8 +65,8 @@ class Session {
         raise<UnsupportedError>(
             "pith::Session: cache positions under dynamic rope: its angles change with the length; use RopePositions::text");
       if (facts.traits.needs_queries && spec.attention_softcap > 0)
-        raise<UnsupportedError>(detail::text("pith::Session: layer ", layer, " caps its scores at ", spec.attention_softcap,
-                                             ", and its policy predicts scores without a cap: choose another policy"));
+        raise<UnsupportedError>("pith::Session: layer ", layer, " caps its scores at ", spec.attention_softcap,
+                                ", and its policy predicts scores without a cap: choose another policy");
       keeps_all = keeps_all && facts.eviction == Eviction::never;
       const bool turns = facts.traits.positions == RopePositions::cache && facts.eviction == Eviction::by_score;
       if (turns) check_turns(static_cast<Index>(layer));
@@ -147,8 +147,8 @@ class Session {
     const Index n = static_cast<Index>(tokens.size());
     if (n == 0) raise<ShapeError>("pith::Session::decode: no tokens, expected 1 or more");
     if (n > max_chunk_)
-      raise<CapacityError>(detail::text("pith::Session::decode: ", n, " tokens, expected at most max_draft + 1 = ", max_chunk_,
-                                        ": start the session with a larger max_draft, or use prefill()"));
+      raise<CapacityError>("pith::Session::decode: ", n, " tokens, expected at most max_draft + 1 = ", max_chunk_,
+                           ": start the session with a larger max_draft, or use prefill()");
     check_ready(n, {});
     if (!switch_.on()) {
       table().gather(tokens, hidden_.topRows(n));
@@ -352,8 +352,7 @@ class Session {
   }
   void check_table(const char* what) const {
     if (switch_.misplaced(next_position()))
-      raise<StateError>(
-          detail::text("pith::Session: ", what, " after crop() to a text that uses the longrope's other table: decode() first"));
+      raise<StateError>("pith::Session: ", what, " after crop() to a text that uses the longrope's other table: decode() first");
   }
 
   void check_turns(Index layer) const {
@@ -361,21 +360,21 @@ class Session {
       raise<UnsupportedError>(
           "pith::Session: this policy turns keys again and again at cache positions, which rounded rows do not survive");
     if (model_->config.window(layer) > 0)
-      raise<UnsupportedError>(detail::text("pith::Session: layer ", layer,
-                                           " is a sliding-window layer, which looks at text positions, and its "
-                                           "policy turns keys: use RopePositions::text there, with one policy per layer"));
+      raise<UnsupportedError>("pith::Session: layer ", layer,
+                              " is a sliding-window layer, which looks at text positions, and its "
+                              "policy turns keys: use RopePositions::text there, with one policy per layer");
   }
   /// Checks a prompt of n tokens and returns its append options, which include the rows of the adapter's prompt before it.
   AppendOptions check_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options) {
     if (n == 0) raise<ShapeError>("pith::Session::prefill: no tokens, expected 1 or more");
     const Index soft = adapter_.prompt_rows(next_position());
     if (n > max_prompt_ - soft)
-      raise<CapacityError>(detail::text("pith::Session::prefill: ", n, " tokens, expected at most max_prompt = ", max_prompt_,
-                                        soft > 0 ? detail::text(" less the ", soft, " of the adapter's prompt") : std::string(),
-                                        ": start the session with a larger max_prompt"));
+      raise<CapacityError>("pith::Session::prefill: ", n, " tokens, expected at most max_prompt = ", max_prompt_,
+                           soft > 0 ? detail::text(" less the ", soft, " of the adapter's prompt") : std::string(),
+                           ": start the session with a larger max_prompt");
     const auto count = [n](std::string_view what, std::size_t found) {
       if (found != 0 && static_cast<Index>(found) != n)
-        raise<ShapeError>(detail::text("pith::Session::prefill: ", found, " ", what, " for ", n, " tokens"));
+        raise<ShapeError>("pith::Session::prefill: ", found, " ", what, " for ", n, " tokens");
     };
     count("kinds", kinds.size());
     count("masses", options.masses.size());
@@ -456,7 +455,7 @@ void Session<S, T>::read_prompt(Index n, const AppendOptions& marks, const Prefi
     pass(layer).prefill(caches_[layer], hidden_.topRows(n), marks, length, layer + 1 == caches_.size());
     pass(layer).evict(caches_[layer]);
     if (options.progress && !options.progress({static_cast<Index>(layer) + 1, static_cast<Index>(caches_.size())})) [[unlikely]]
-      raise<Cancelled>(detail::text("pith::Session::prefill: cancelled after ", layer + 1, " of ", caches_.size(), " layers"));
+      raise<Cancelled>("pith::Session::prefill: cancelled after ", layer + 1, " of ", caches_.size(), " layers");
   }
   attempt.end();
   if (with_logits) read_logits(0, hidden_.middleRows(n - 1, 1));

@@ -32,7 +32,7 @@ struct SessionOptions {
 
   void check() const {
     const auto at_least = [](std::string_view name, Index value, Index least) {
-      if (value < least) raise<ShapeError>(detail::text("pith::SessionOptions: ", name, " is ", value, ", expected ", least, " or more"));
+      if (value < least) raise<ShapeError>("pith::SessionOptions: ", name, " is ", value, ", expected ", least, " or more");
     };
     at_least("max_prompt", max_prompt, 1);
     at_least("max_tokens", max_tokens, 1);
@@ -40,8 +40,7 @@ struct SessionOptions {
     at_least("text_length", text_length, 0);
     constexpr Index most = (std::numeric_limits<std::int32_t>::max)() / 2;
     if (max_prompt > most || max_draft > most)
-      raise<CapacityError>(
-          detail::text("pith::SessionOptions: max_prompt ", max_prompt, " or max_draft ", max_draft, " is more than ", most));
+      raise<CapacityError>("pith::SessionOptions: max_prompt ", max_prompt, " or max_draft ", max_draft, " is more than ", most);
   }
 };
 

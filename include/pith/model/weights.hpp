@@ -52,13 +52,12 @@ namespace detail {
 
 inline void check_weight(const std::string& name, Index rows, Index cols, Index want_rows, Index want_cols) {
   if (rows != want_rows || cols != want_cols)
-    raise<ShapeError>(text("pith::DecoderWeights: ", name, " is ", shape_text(rows, cols), ", expected ", shape_text(want_rows, want_cols),
-                           " by the config"));
+    raise<ShapeError>("pith::DecoderWeights: ", name, " is ", shape_text(rows, cols), ", expected ", shape_text(want_rows, want_cols),
+                      " by the config");
 }
 
 template <class S> void check_linear(const std::string& name, const AnyLinear<S>& linear, Index out, Index in) {
-  if (linear.empty())
-    raise<ShapeError>(text("pith::DecoderWeights: ", name, " is empty, expected ", shape_text(out, in), " by the config"));
+  if (linear.empty()) raise<ShapeError>("pith::DecoderWeights: ", name, " is empty, expected ", shape_text(out, in), " by the config");
   check_weight(name, linear.out(), linear.in(), out, in);
 }
 
@@ -113,8 +112,7 @@ template <class Layer, class Visit> void for_each_projection(Layer& layer, const
 template <class S> void DecoderWeights<S>::check(const DecoderConfig& config) const {
   config.check();
   if (layers.size() != static_cast<std::size_t>(config.num_hidden_layers))
-    raise<ShapeError>(
-        detail::text("pith::DecoderWeights: ", layers.size(), " layers, expected ", config.num_hidden_layers, " by the config"));
+    raise<ShapeError>("pith::DecoderWeights: ", layers.size(), " layers, expected ", config.num_hidden_layers, " by the config");
   const Index hidden = config.hidden_size;
   detail::check_weight("embed_tokens", embed_tokens.rows(), embed_tokens.cols(), config.vocab_size, hidden);
   for (std::size_t l = 0; l < layers.size(); ++l) {
@@ -123,8 +121,8 @@ template <class S> void DecoderWeights<S>::check(const DecoderConfig& config) co
       const Index width = detail::norm_width(config, config.layer(static_cast<Index>(l)), NormPlace(n));
       const Index found = detail::norm_of(layers[l], NormPlace(n)).size();
       if (width == 0 && found != 0)
-        raise<ShapeError>(detail::text("pith::DecoderWeights: ", prefix, norm_names[n], " has ", found,
-                                       " features, expected none: the config gives the layer no such norm"));
+        raise<ShapeError>("pith::DecoderWeights: ", prefix, norm_names[n], " has ", found,
+                          " features, expected none: the config gives the layer no such norm");
       if (width != 0) detail::check_weight(prefix + norm_names[n], found, 1, width, 1);
     }
     detail::for_each_projection(layers[l], config, [&](const char* name, const AnyLinear<S>& linear, Index out, Index in) {

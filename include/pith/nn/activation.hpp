@@ -129,8 +129,7 @@ template <class S, Activation<S> A> void activate(const A& activation, MatrixRef
 /// Throws   ShapeError unless cap is finite and > 0
 /// Law      as activate()
 template <class S> void soft_cap(S cap, std::type_identity_t<MatrixRef<S>> x) {
-  if (!(cap > S(0)) || !std::isfinite(cap))
-    raise<ShapeError>(detail::text("pith::soft_cap: cap is ", cap, ", expected a finite number > 0"));
+  if (!(cap > S(0)) || !std::isfinite(cap)) raise<ShapeError>("pith::soft_cap: cap is ", cap, ", expected a finite number > 0");
   const auto whole = detail::Simd<S>::broadcast(cap), part = detail::Simd<S>::broadcast(S(1) / cap);
   for (Index t = 0; t < x.rows(); ++t) {
     S* row = x.data() + t * x.outerStride();

@@ -128,11 +128,11 @@ template <class S = float> class ModelAdapter {
     });
     for_each_norm([&](const std::string& name, const AnyNorm<S>& norm, Index features) {
       if (norm.size() == 0) return;
-      if (features == 0) raise<ShapeError>(detail::text("pith::ModelAdapter: ", name, " is given, but the decoder has no such norm"));
+      if (features == 0) raise<ShapeError>("pith::ModelAdapter: ", name, " is given, but the decoder has no such norm");
       check_shape("ModelAdapter", name, norm.weight(), features, 1);
       if (norm.kind() != target_.norm)
-        raise<ShapeError>(detail::text("pith::ModelAdapter: ", name, " is ", target_.norm == NormKind::rms ? "a LayerNorm" : "an RmsNorm",
-                                       ", expected the kind of the decoder's norms"));
+        raise<ShapeError>("pith::ModelAdapter: ", name, " is ", target_.norm == NormKind::rms ? "a LayerNorm" : "an RmsNorm",
+                          ", expected the kind of the decoder's norms");
     });
     if (parts_.embed_tokens.rows() > 0) check_shape("ModelAdapter", "embed_tokens", parts_.embed_tokens, target_.vocab, target_.hidden);
     if (parts_.prompt.rows() > 0) check_shape("ModelAdapter", "prompt", parts_.prompt, any_extent, target_.hidden);

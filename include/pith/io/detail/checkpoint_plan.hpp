@@ -94,7 +94,7 @@ class CheckpointPlan {
   static const Family& family_of(const std::string& model_type) {
     const Family* family = find_family(model_type);
     if (family == nullptr)
-      raise<UnsupportedError>(text("pith: model_type ", in_quotes(model_type), " is not supported: ", family_list(), " are"));
+      raise<UnsupportedError>("pith: model_type ", in_quotes(model_type), " is not supported: ", family_list(), " are");
     return *family;
   }
   /// Where these files keep their decoder: the first place with a table, or a plain decoder's.
@@ -179,8 +179,8 @@ class CheckpointPlan {
     };
     for (const auto& other : others)
       if (const Place place = files_.find(other.table))
-        raise<UnsupportedError>(text("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(other.table), ", expected ",
-                                     in_quotes(embedding()), ": the names are ", other.what));
+        raise<UnsupportedError>("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(other.table), ", expected ",
+                                in_quotes(embedding()), ": the names are ", other.what);
   }
 
   /// The layer of <prefix>layers.<layer>.…, or -1.
@@ -209,8 +209,8 @@ class CheckpointPlan {
   void refuse_classifier(const Safetensors& file, std::string_view name) const {
     const bool classifies = name.starts_with("score.") || name.starts_with("classifier.") || name.starts_with("qa_outputs.");
     if (classifies && !files_.find(head()))
-      raise<UnsupportedError>(text("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " is the head of a classifier, and ",
-                                   in_quotes(head()), " is not there: classifiers and reward models are not supported"));
+      raise<UnsupportedError>("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " is the head of a classifier, and ",
+                              in_quotes(head()), " is not there: classifiers and reward models are not supported");
   }
 
   void list_ignored(const DecoderConfig& config) {

@@ -11,7 +11,7 @@
 namespace pith { inline namespace v0 { namespace detail {
 
 [[noreturn]] inline void unsupported(std::string_view file, const std::string& what) {
-  raise<UnsupportedError>(text("pith: ", in_quotes(file), ": ", what));
+  raise<UnsupportedError>("pith: ", in_quotes(file), ": ", what);
 }
 
 /// The activation under a key, by the names of transformers.

@@ -27,9 +27,8 @@ class RopeSwitch {
     if (rereads_) tokens_.reserve(static_cast<std::size_t>(limit));
     beyond_ = always_ || wants(first);
     if (always_ && first > 0 && first <= limit)
-      raise<UnsupportedError>(text("pith::Session: a prefix of ", first,
-                                   " positions was read under the longrope's table for texts of up to ", limit, ", and text_length is ",
-                                   text_length, ": read the prefix with that text_length"));
+      raise<UnsupportedError>("pith::Session: a prefix of ", first, " positions was read under the longrope's table for texts of up to ",
+                              limit, ", and text_length is ", text_length, ": read the prefix with that text_length");
   }
 
   RopeSwitch(const RopeSwitch& other) { *this = other; }
@@ -57,9 +56,9 @@ class RopeSwitch {
   /// Refuses a call that needs them read again, where that is impossible; `first`: the length after the call's first token or prompt.
   void check(Position next, Index first, Index length) const {
     if ((!stale(next, first) && !stale(next, length)) || can_reread()) return;
-    raise<CapacityError>(text("pith::Session: a text of ", length, " tokens exceeds the ", limit_,
-                              " of the longrope's table that the cached rows were rotated by, and they cannot be read again: clear() and "
-                              "read the text anew, or start the session with text_length = the length it will reach"));
+    raise<CapacityError>("pith::Session: a text of ", length, " tokens exceeds the ", limit_,
+                         " of the longrope's table that the cached rows were rotated by, and they cannot be read again: clear() and "
+                         "read the text anew, or start the session with text_length = the length it will reach");
   }
   /// Chooses the table of a call that brings the text to this length; no rows are cached, or those read under the same table.
   void choose(Index length) { beyond_ = wants(length); }
