@@ -17,7 +17,9 @@
 #include <pith/model/detail/layer_pass.hpp>
 #include <pith/model/detail/rope_switch.hpp>
 #include <pith/model/detail/session_attachment.hpp>
+#include <pith/model/detail/session_checks.hpp>
 #include <pith/model/detail/session_copies.hpp>
+#include <pith/model/detail/session_tables.hpp>
 #include <pith/model/detail/session_undo.hpp>
 #include <pith/model/session_options.hpp>
 
@@ -61,15 +63,9 @@ class Session {
     for (std::size_t layer = 0; layer < per_layer.size(); ++layer) {
       const PolicyFacts facts = per_layer[layer].facts(shape);
       const LayerSpec& spec = config.layers[layer];
-      if (facts.traits.positions == RopePositions::cache && config.rope(spec.rope).scaling.type == RopeType::dynamic)
-        raise<UnsupportedError>(
-            "pith::Session: cache positions under dynamic rope: its angles change with the length; use RopePositions::text");
-      if (facts.traits.needs_queries && spec.attention_softcap > 0)
-        raise<UnsupportedError>("pith::Session: layer ", layer, " caps its scores at ", spec.attention_softcap,
-                                ", and its policy predicts scores without a cap: choose another policy");
-      keeps_all = keeps_all && facts.eviction == Eviction::never;
       const bool turns = facts.traits.positions == RopePositions::cache && facts.eviction == Eviction::by_score;
-      if (turns) check_turns(static_cast<Index>(layer));
+      detail::check_layer_policy(config, static_cast<Index>(layer), facts, turns, std::same_as<T, S>);
+      keeps_all = keeps_all && facts.eviction == Eviction::never;
       needs.angles = needs.angles || turns;
       caches_.emplace_back(shape, per_layer[layer],
                            KvCacheOptions{.max_chunk = 1,
@@ -120,7 +116,7 @@ class Session {
   ConstMatrixRef<S> prefill(std::span<const Token> tokens, const PrefillOptions& options = {}) {
     const Index n = static_cast<Index>(tokens.size());
     const AppendOptions marks = check_prompt(n, {}, options);
-    if (switch_.on()) choose_table(next_position() + adapter_.prompt_rows(next_position()) + n);
+    if (switch_.on()) detail::SessionTables::choose(*this, next_position() + adapter_.prompt_rows(next_position()) + n);
     table().gather(tokens, hidden_.middleRows(adapter_.prompt_rows(next_position()), n));
     read_prompt(n, marks, options);
     options.masses.empty() ? switch_.note(tokens) : switch_.note_unknown();
@@ -131,7 +127,7 @@ class Session {
     check_shape("Session::prefill", "embeddings", embeddings, any_extent, model_->config.hidden_size);
     const Index n = embeddings.rows();
     const AppendOptions marks = check_prompt(n, kinds, options);
-    if (switch_.on()) choose_table(next_position() + adapter_.prompt_rows(next_position()) + n);
+    if (switch_.on()) detail::SessionTables::choose(*this, next_position() + adapter_.prompt_rows(next_position()) + n);
     hidden_.middleRows(adapter_.prompt_rows(next_position()), n) = embeddings;
     read_prompt(n, marks, options);
     switch_.note_unknown();
@@ -150,12 +146,7 @@ class Session {
       raise<CapacityError>("pith::Session::decode: ", n, " tokens, expected at most max_draft + 1 = ", max_chunk_,
                            ": start the session with a larger max_draft, or use prefill()");
     check_ready(n, {});
-    if (!switch_.on()) {
-      table().gather(tokens, hidden_.topRows(n));
-      read_next(0, n);
-    } else {
-      decode_parts(tokens);
-    }
+    detail::SessionTables::decode(*this, tokens);
     return logits_.topRows(n);
   }
   ConstMatrixRef<S> decode(Token token) { return decode(std::span<const Token>(&token, 1)); }
@@ -223,10 +214,8 @@ class Session {
   /// Throws   StateError where KvCache::freeze() does
   KvPrefix freeze() const {
     check_whole();
-    check_table("freeze()");
-    if (switch_.mark(next_position()) != 0)
-      raise<StateError>(
-          "pith::Session: freeze() of a text that is shorter than the longrope's long table is for: freeze it without text_length");
+    switch_.check_placed("freeze()", next_position());
+    switch_.check_freeze(next_position());
     std::vector<KvPrefixLayer<T>> layers;
     for (const Cache& cache : caches_) layers.push_back(cache.freeze());
     return KvPrefix(model_->config.attention(), next_position(), std::move(layers), adapter_.fingerprint());
@@ -237,7 +226,7 @@ class Session {
   /// Throws   StateError inside a journal
   SessionSnapshot<S, T> snapshot() const {
     check_whole();
-    check_table("snapshot()");
+    switch_.check_placed("snapshot()", next_position());
     SessionSnapshot<S, T> out{
         .fingerprint = model_->weights.fingerprint ^ switch_.mark(next_position()), .adapter = adapter_.fingerprint(), .logits = logits()};
     for (const Cache& cache : caches_) out.layers.push_back(cache.snapshot());
@@ -278,6 +267,7 @@ class Session {
 
  private:
   template <class, KvStorage> friend class detail::TogetherPass;
+  friend struct detail::SessionTables;
   Session(const Session&) = default;  // clone()
   detail::LayerPass<S> pass(std::size_t layer) { return {*model_, static_cast<Index>(layer), ws_, adapter_.runs(), switch_.beyond()}; }
   const Embedding<S>& table() const { return detail::table_of(*model_, adapter_.get()); }
@@ -297,73 +287,6 @@ class Session {
     newest_ = first + n - 1;
   }
 
-  /// Decodes tokens under a longrope: one part, but for tokens on both sides of its switch.
-  void decode_parts(std::span<const Token> tokens) {
-    const Position start = next_position();
-    const auto part_from = [&](std::size_t done) {
-      const auto rest = tokens.subspan(done);
-      const auto part = rest.first(static_cast<std::size_t>(switch_.run(next_position(), static_cast<Index>(rest.size()))));
-      const Index n = static_cast<Index>(part.size());
-      choose_table(next_position() + n);
-      table().gather(part, hidden_.topRows(n));
-      read_next(static_cast<Index>(done), n);
-      switch_.note(part);
-      return done + part.size();
-    };
-    const std::size_t done = part_from(0);
-    if (done == tokens.size()) return;
-#if PITH_HAS_EXCEPTIONS
-    try {
-      part_from(done);
-    } catch (...) {
-      if (whole_) crop(start);
-      throw;
-    }
-#else
-    part_from(done);
-    static_cast<void>(start);
-#endif
-  }
-
-  /// Chooses the longrope's table for a call that brings the text to this length, and recomputes the text so far if its rows were rotated
-  /// by the other table.
-  void choose_table(Index length) {
-    if (!switch_.stale(next_position(), length)) return switch_.choose(length);
-    const bool recording = caches_.front().recording();
-    const Index newest = std::exchange(newest_, -1);
-    struct Unfinished {  // a piece that throws is undone by itself, which leaves only a part of the text
-      bool& whole;
-      bool done = false;
-      ~Unfinished() { whole = done; }
-    } all{whole_};
-    for (Cache& cache : caches_) cache.clear();
-    switch_.choose(length);
-    for (std::span<const Token> rest = switch_.tokens(); !rest.empty();) {
-      const Index soft = adapter_.prompt_rows(next_position());
-      const auto part = rest.first((std::min)(rest.size(), static_cast<std::size_t>(max_prompt_ - soft)));
-      table().gather(part, hidden_.middleRows(soft, static_cast<Index>(part.size())));
-      read_prompt(static_cast<Index>(part.size()), {.phase = Phase::prefill}, {}, false);
-      rest = rest.subspan(part.size());
-    }
-    newest_ = newest;
-    all.done = true;
-    if (recording)
-      for (Cache& cache : caches_) cache.checkpoint();
-  }
-  void check_table(const char* what) const {
-    if (switch_.misplaced(next_position()))
-      raise<StateError>("pith::Session: ", what, " after crop() to a text that uses the longrope's other table: decode() first");
-  }
-
-  void check_turns(Index layer) const {
-    if (!std::same_as<T, S>)
-      raise<UnsupportedError>(
-          "pith::Session: this policy turns keys again and again at cache positions, which rounded rows do not survive");
-    if (model_->config.window(layer) > 0)
-      raise<UnsupportedError>("pith::Session: layer ", layer,
-                              " is a sliding-window layer, which looks at text positions, and its "
-                              "policy turns keys: use RopePositions::text there, with one policy per layer");
-  }
   /// Checks a prompt of n tokens and returns its append options, which include the rows of the adapter's prompt before it.
   AppendOptions check_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options) {
     if (n == 0) raise<ShapeError>("pith::Session::prefill: no tokens, expected 1 or more");
@@ -395,26 +318,8 @@ class Session {
       raise<StateError>("pith::Session: in the middle of a call, or an earlier one threw half-way through the layers: clear() first");
   }
 
-  /// Undoes a call unless end() was reached; the logits buffers are untouched until then.
-  class Attempt {
-   public:
-    explicit Attempt(Session& session) : session_(session), newest_(session.begin()) {}
-    ~Attempt() {
-      if (!ended_) session_.take_back(newest_);
-    }
-    Attempt(const Attempt&) = delete;
-    Attempt& operator=(const Attempt&) = delete;
-    Index end() {
-      ended_ = true;
-      session_.end();
-      return newest_;
-    }
-
-   private:
-    Session& session_;
-    const Index newest_;
-    bool ended_ = false;
-  };
+  friend class detail::SessionAttempt<Session>;
+  using Attempt = detail::SessionAttempt<Session>;
   Index begin() {
     whole_ = false;
     return std::exchange(newest_, -1);

@@ -70,7 +70,7 @@ template <class S, KvStorage T> class TogetherPass {
       const std::uint64_t first = session(a).adapter_.fingerprint(), second = session(b).adapter_.fingerprint();
       return first == second ? a < b : first < second;
     });
-    for (Session<S, T>* s : sessions_) s->choose_table(s->next_position() + 1);
+    for (Session<S, T>* s : sessions_) SessionTables::choose(*s, s->next_position() + 1);
     MatrixRef<S> hidden = ws_.matrix<S>(n, model_.config.hidden_size), normed = ws_.matrix<S>(n, model_.config.hidden_size);
     for (Index row = 0; row < n; ++row) {
       Session<S, T>& s = session(order[static_cast<std::size_t>(row)]);

@@ -84,6 +84,16 @@ class RopeSwitch {
 
   /// Whether crop() left rows of a table that a text of this length does not use.
   bool misplaced(Position next) const { return on() && next != first_ && beyond_ != wants(next); }
+  void check_placed(const char* what, Position next) const {
+    if (misplaced(next))
+      raise<StateError>("pith::Session: ", what, " after crop() to a text that uses the longrope's other table: decode() first");
+  }
+  void check_freeze(Position next) const {
+    if (mark(next) != 0)
+      raise<StateError>(
+          "pith::Session: freeze() of a text that is shorter than those of the longrope's long table: freeze it without "
+          "text_length");
+  }
   /// Distinguishes the snapshots of rows that are rotated by the long table although the text is short.
   std::uint64_t mark(Position next) const { return always_ && next <= limit_ ? 0x6C6F6E67726F7065u : 0; }
 

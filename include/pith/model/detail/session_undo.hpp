@@ -22,6 +22,9 @@ template <KvStorage T> class SessionUndo {
   using Cache = KvCache<T>;
   using Copies = std::vector<KvSnapshot<T>>;
 
+  /// Whether a journal is open.
+  bool recording(std::span<const Cache> caches) const { return state(caches.front()).journal.open(); }
+
   /// Call before a chunk of n tokens.
   void begin_chunk(std::span<Cache> caches, Index n) {
     begin(caches);
@@ -86,6 +89,27 @@ template <KvStorage T> class SessionUndo {
 
   Position start_ = 0;  ///< position at which the call began
   Copies copies_;
+};
+
+/// Undoes a call of a session unless end() was reached; the logits buffers are untouched until then.
+template <class Session> class SessionAttempt {
+ public:
+  explicit SessionAttempt(Session& session) : session_(session), newest_(session.begin()) {}
+  ~SessionAttempt() {
+    if (!ended_) session_.take_back(newest_);
+  }
+  SessionAttempt(const SessionAttempt&) = delete;
+  SessionAttempt& operator=(const SessionAttempt&) = delete;
+  Index end() {
+    ended_ = true;
+    session_.end();
+    return newest_;
+  }
+
+ private:
+  Session& session_;
+  const Index newest_;
+  bool ended_ = false;
 };
 
 }}}  // namespace pith::v0::detail
