@@ -5,12 +5,10 @@
 #include <memory>
 #include <span>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 #include <pith/core/check.hpp>
-#include <pith/core/executor.hpp>
 #include <pith/kv/any_policy.hpp>
 #include <pith/kv/kv_cache.hpp>
 #include <pith/model/detail/head.hpp>
@@ -19,6 +17,7 @@
 #include <pith/model/detail/session_attachment.hpp>
 #include <pith/model/detail/session_checks.hpp>
 #include <pith/model/detail/session_copies.hpp>
+#include <pith/model/detail/session_layout.hpp>
 #include <pith/model/detail/session_tables.hpp>
 #include <pith/model/detail/session_undo.hpp>
 #include <pith/model/session_options.hpp>
@@ -33,8 +32,7 @@ namespace pith { inline namespace v0 {
 /// Law      a call that throws is undone. Two exceptions leave only clear(): one thrown by a user's policy or merge, and a later prompt
 ///          that a later layer refuses by scores, if the policy does not declare PolicyTraits::overfills
 /// Law      once a text outgrows a longrope's short table, its tokens are recomputed under the long one if no layer evicts; else the call
-/// is
-///          refused (SessionOptions::text_length)
+///          is refused (SessionOptions::text_length)
 template <class S, KvStorage T = S>
 requires std::same_as<arithmetic_t<T>, S>
 class Session {
@@ -52,45 +50,16 @@ class Session {
         max_prompt_((options.check(), options.max_prompt)),
         max_chunk_(options.max_draft + 1),
         adapter_(model_->target(), options.prefix, options.max_prompt) {
+    detail::SessionLayout<S, T> layout(*model_, per_layer, options, merge);
+    caches_ = std::move(layout.caches);
+    prompt_buffer_ = std::move(layout.prompt_buffer);
+    rows_ = layout.rows;
+    switch_ = detail::RopeSwitch(model_->switch_length, options.text_length, options.prefix.next_position(), layout.keeps_all);
     const DecoderConfig& config = model_->config;
-    if (static_cast<Index>(per_layer.size()) != config.num_hidden_layers)
-      raise<ShapeError>("pith::Decoder::start: ", per_layer.size(), " policies for ", config.num_hidden_layers, " layers");
-    const AttentionShape shape = config.attention();
-    Index home = 0, prompt_buffer = 0;
-    bool keeps_all = true;
-    KvPromptBufferOptions needs{.keep_masses = options.keep_masses, .merges = merge.facts().merges, .executor = options.executor};
-    caches_.reserve(per_layer.size());
-    for (std::size_t layer = 0; layer < per_layer.size(); ++layer) {
-      const PolicyFacts facts = per_layer[layer].facts(shape);
-      const LayerSpec& spec = config.layers[layer];
-      const bool turns = facts.traits.positions == RopePositions::cache && facts.eviction == Eviction::by_score;
-      detail::check_layer_policy(config, static_cast<Index>(layer), facts, turns, std::same_as<T, S>);
-      keeps_all = keeps_all && facts.eviction == Eviction::never;
-      needs.angles = needs.angles || turns;
-      caches_.emplace_back(shape, per_layer[layer],
-                           KvCacheOptions{.max_chunk = 1,
-                                          .max_draft = options.max_draft,
-                                          .max_tokens = options.max_tokens,
-                                          .max_generated = options.max_generated,
-                                          .window = spec.window,
-                                          .keep_masses = options.keep_masses,
-                                          .executor = options.executor,
-                                          .prefix = options.prefix,
-                                          .layer = static_cast<Index>(layer)},
-                           merge);
-      home = (std::max)(home, caches_.back().capacity());
-      if (facts.budget != unlimited && options.max_prompt > 1) prompt_buffer = (std::max)(prompt_buffer, facts.budget + options.max_prompt);
-      needs.stats = (std::max)(needs.stats, facts.stats);
-      needs.reads_rows = needs.reads_rows || facts.traits.reads_rows || facts.admits;
-      needs.combines = needs.combines || facts.combines;
-    }
-    switch_ = detail::RopeSwitch(model_->switch_length, options.text_length, options.prefix.next_position(), keeps_all);
-    if (prompt_buffer > 0) prompt_buffer_ = std::make_unique<KvPromptBuffer<T>>(shape, prompt_buffer, needs);
     const Index tile = (std::max)((std::min)(detail::prefill_tile, max_prompt_), max_chunk_);
     hidden_.resize((std::max)(max_prompt_, max_chunk_), config.hidden_size);
     normed_.resize(max_chunk_, config.hidden_size);
     logits_.resize(max_chunk_, config.vocab_size);
-    rows_ = options.prefix.rows() + (std::max)(home, prompt_buffer);
     ws_ = detail::SessionWorkspace(detail::layer_workspace_bytes<S>(*model_, tile, rows_, options.executor.size()), options.executor);
   }
 
@@ -115,8 +84,7 @@ class Session {
   ///          Cancelled if options.progress returns false
   ConstMatrixRef<S> prefill(std::span<const Token> tokens, const PrefillOptions& options = {}) {
     const Index n = static_cast<Index>(tokens.size());
-    const AppendOptions marks = check_prompt(n, {}, options);
-    if (switch_.on()) detail::SessionTables::choose(*this, next_position() + adapter_.prompt_rows(next_position()) + n);
+    const AppendOptions marks = begin_prompt(n, {}, options);
     table().gather(tokens, hidden_.middleRows(adapter_.prompt_rows(next_position()), n));
     read_prompt(n, marks, options);
     options.masses.empty() ? switch_.note(tokens) : switch_.note_unknown();
@@ -126,8 +94,7 @@ class Session {
   ConstMatrixRef<S> prefill(ConstMatrixRef<S> embeddings, std::span<const TokenKind> kinds = {}, const PrefillOptions& options = {}) {
     check_shape("Session::prefill", "embeddings", embeddings, any_extent, model_->config.hidden_size);
     const Index n = embeddings.rows();
-    const AppendOptions marks = check_prompt(n, kinds, options);
-    if (switch_.on()) detail::SessionTables::choose(*this, next_position() + adapter_.prompt_rows(next_position()) + n);
+    const AppendOptions marks = begin_prompt(n, kinds, options);
     hidden_.middleRows(adapter_.prompt_rows(next_position()), n) = embeddings;
     read_prompt(n, marks, options);
     switch_.note_unknown();
@@ -141,10 +108,7 @@ class Session {
   /// Throws   CapacityError for a longer chunk or a full Dense cache, ShapeError for no tokens or one outside the vocabulary
   ConstMatrixRef<S> decode(std::span<const Token> tokens) {
     const Index n = static_cast<Index>(tokens.size());
-    if (n == 0) raise<ShapeError>("pith::Session::decode: no tokens, expected 1 or more");
-    if (n > max_chunk_)
-      raise<CapacityError>("pith::Session::decode: ", n, " tokens, expected at most max_draft + 1 = ", max_chunk_,
-                           ": start the session with a larger max_draft, or use prefill()");
+    detail::check_chunk(n, max_chunk_);
     check_ready(n, {});
     detail::SessionTables::decode(*this, tokens);
     return logits_.topRows(n);
@@ -166,11 +130,7 @@ class Session {
   Position next_position() const { return caches_.front().next_position(); }
   Index max_chunk() const { return max_chunk_; }  ///< the most tokens that one decode() takes and one journal records: max_draft + 1
   /// Tokens that decode() can take before a layer that never evicts, or evicts only at the next prompt, is full.
-  Index room() const {
-    Index room = caches_.front().room();
-    for (const Cache& cache : caches_) room = (std::min)(room, cache.room());
-    return switch_.room(next_position(), room);
-  }
+  Index room() const { return switch_.room(next_position(), caches_.room()); }
   const DecoderConfig& config() const { return model_->config; }
 
   /// Starts (or restarts) the journal of every layer: crop() can then return to before any token decoded after it.
@@ -253,11 +213,7 @@ class Session {
   std::span<Cache> caches() { return caches_; }
   std::span<const Cache> caches() const { return caches_; }
   /// Bytes allocated for the rows of all layers and their bookkeeping.
-  std::size_t cache_bytes() const {
-    std::size_t bytes = 0;
-    for (const Cache& cache : caches_) bytes += cache.bytes();
-    return bytes;
-  }
+  std::size_t cache_bytes() const { return caches_.bytes(); }
   /// Bytes allocated for one prompt longer than the budget; the layers use this buffer in turn.
   std::size_t prompt_buffer_bytes() const { return prompt_buffer_ ? prompt_buffer_->bytes() : 0; }
   std::size_t bytes() const {
@@ -275,8 +231,8 @@ class Session {
   /// Under a prompt-only policy, the pieces of a prompt stay in the cache itself until the last piece.
   KvPromptBuffer<T>* landing_for(const Cache& cache, bool more) { return more && cache.prompt_only() ? nullptr : prompt_buffer_.get(); }
 
-  // All templates below are compiled with these two. They are defined outside the class, hence not inline: a program that declares the
-  // class extern leaves them to the source file that instantiates it.
+  // All templates below are compiled with these two. They are defined outside the class (detail/session_reading.hpp), hence not inline: a
+  // program that declares the class extern leaves them to the source file that instantiates it.
   void read_prompt(Index n, const AppendOptions& marks, const PrefillOptions& options, bool with_logits = true);
   void read_next(Index first, Index n);
 
@@ -287,23 +243,15 @@ class Session {
     newest_ = first + n - 1;
   }
 
-  /// Checks a prompt of n tokens and returns its append options, which include the rows of the adapter's prompt before it.
-  AppendOptions check_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options) {
-    if (n == 0) raise<ShapeError>("pith::Session::prefill: no tokens, expected 1 or more");
+  /// Checks a prompt of n tokens, chooses the longrope's table for it, and returns its append options, which include the rows of the
+  /// adapter's prompt before it.
+  AppendOptions begin_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options) {
     const Index soft = adapter_.prompt_rows(next_position());
-    if (n > max_prompt_ - soft)
-      raise<CapacityError>("pith::Session::prefill: ", n, " tokens, expected at most max_prompt = ", max_prompt_,
-                           soft > 0 ? detail::text(" less the ", soft, " of the adapter's prompt") : std::string(),
-                           ": start the session with a larger max_prompt");
-    const auto count = [n](std::string_view what, std::size_t found) {
-      if (found != 0 && static_cast<Index>(found) != n)
-        raise<ShapeError>("pith::Session::prefill: ", found, " ", what, " for ", n, " tokens");
-    };
-    count("kinds", kinds.size());
-    count("masses", options.masses.size());
+    detail::check_prompt(n, soft, max_prompt_, kinds, options);
     AppendOptions marks{.phase = Phase::prefill, .more = options.more, .kinds = kinds, .masses = options.masses};
     adapter_.mark_prompt(next_position(), marks);
     check_ready(soft + n, marks);
+    if (switch_.on()) detail::SessionTables::choose(*this, next_position() + soft + n);
     return marks;
   }
   /// Checks every layer before the first one changes.
@@ -347,34 +295,6 @@ class Session {
   bool whole_ = true;  ///< all layers have read the same tokens
 };
 
-template <class S, KvStorage T>
-requires std::same_as<arithmetic_t<T>, S>
-void Session<S, T>::read_prompt(Index n, const AppendOptions& marks, const PrefillOptions& options, bool with_logits) {
-  n += adapter_.lay_prompt(next_position(), hidden_);
-  detail::enter(*model_, hidden_.topRows(n));
-  const Position length = static_cast<Position>(next_position() + n);
-  undo_.begin_prompt(caches_, n, static_cast<bool>(options.progress));
-  Attempt attempt(*this);
-  for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
-    caches_[layer].reserve(n, landing_for(caches_[layer], marks.more));
-    pass(layer).prefill(caches_[layer], hidden_.topRows(n), marks, length, layer + 1 == caches_.size());
-    pass(layer).evict(caches_[layer]);
-    if (options.progress && !options.progress({static_cast<Index>(layer) + 1, static_cast<Index>(caches_.size())})) [[unlikely]]
-      raise<Cancelled>("pith::Session::prefill: cancelled after ", layer + 1, " of ", caches_.size(), " layers");
-  }
-  attempt.end();
-  if (with_logits) read_logits(0, hidden_.middleRows(n - 1, 1));
-}
-
-template <class S, KvStorage T>
-requires std::same_as<arithmetic_t<T>, S>
-void Session<S, T>::read_next(Index first, Index n) {
-  detail::enter(*model_, hidden_.topRows(n));
-  undo_.begin_chunk(caches_, n);
-  Attempt attempt(*this);
-  for (std::size_t layer = 0; layer < caches_.size(); ++layer) pass(layer).decode(caches_[layer], hidden_.topRows(n));
-  attempt.end();
-  read_logits(first, hidden_.topRows(n));
-}
-
 }}  // namespace pith::v0
+
+#include <pith/model/detail/session_reading.hpp>

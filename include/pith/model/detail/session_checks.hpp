@@ -1,9 +1,15 @@
 #pragma once
 
+#include <cstddef>
+#include <span>
+#include <string>
+#include <string_view>
+
 #include <pith/attention/rope_options.hpp>
 #include <pith/core/check.hpp>
 #include <pith/kv/policy_facts.hpp>
 #include <pith/model/config.hpp>
+#include <pith/model/session_options.hpp>
 
 namespace pith { inline namespace v0 { namespace detail {
 
@@ -22,6 +28,28 @@ inline void check_layer_policy(const DecoderConfig& config, Index layer, const P
     raise<UnsupportedError>("pith::Session: layer ", layer,
                             " is a sliding-window layer, which looks at text positions, and its policy turns keys: use RopePositions::text "
                             "there, with one policy per layer");
+}
+
+/// `soft`: rows of the adapter's prompt, which precede the prompt.
+inline void check_prompt(Index n, Index soft, Index max_prompt, std::span<const TokenKind> kinds, const PrefillOptions& options) {
+  if (n == 0) raise<ShapeError>("pith::Session::prefill: no tokens, expected 1 or more");
+  if (n > max_prompt - soft)
+    raise<CapacityError>("pith::Session::prefill: ", n, " tokens, expected at most max_prompt = ", max_prompt,
+                         soft > 0 ? text(" less the ", soft, " of the adapter's prompt") : std::string(),
+                         ": start the session with a larger max_prompt");
+  const auto count = [n](std::string_view what, std::size_t found) {
+    if (found != 0 && static_cast<Index>(found) != n)
+      raise<ShapeError>("pith::Session::prefill: ", found, " ", what, " for ", n, " tokens");
+  };
+  count("kinds", kinds.size());
+  count("masses", options.masses.size());
+}
+
+inline void check_chunk(Index n, Index max_chunk) {
+  if (n == 0) raise<ShapeError>("pith::Session::decode: no tokens, expected 1 or more");
+  if (n > max_chunk)
+    raise<CapacityError>("pith::Session::decode: ", n, " tokens, expected at most max_draft + 1 = ", max_chunk,
+                         ": start the session with a larger max_draft, or use prefill()");
 }
 
 }}}  // namespace pith::v0::detail

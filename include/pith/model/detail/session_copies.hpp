@@ -1,15 +1,18 @@
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <memory>
 #include <vector>
 
+#include <pith/core/types.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/kv/prompt_buffer.hpp>
 
 // Members of a session whose copies are independent, so that a session is cloned member by member.
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Caches; a copy clones each of them.
+/// The caches of all layers; a copy clones each of them.
 template <class Cache> class SessionCaches : public std::vector<Cache> {
  public:
   SessionCaches() = default;
@@ -19,6 +22,18 @@ template <class Cache> class SessionCaches : public std::vector<Cache> {
   }
   SessionCaches(SessionCaches&&) noexcept = default;
   SessionCaches& operator=(SessionCaches&&) noexcept = default;
+
+  std::size_t bytes() const {
+    std::size_t sum = 0;
+    for (const Cache& cache : *this) sum += cache.bytes();
+    return sum;
+  }
+  /// Tokens that every layer can take one by one.
+  Index room() const {
+    Index least = this->front().room();
+    for (const Cache& cache : *this) least = (std::min)(least, cache.room());
+    return least;
+  }
 };
 
 /// A prompt buffer, or none; a copy has an empty one of the same sizes.

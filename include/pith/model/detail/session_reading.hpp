@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstddef>
+#include <utility>
+
+#include <pith/core/check.hpp>
+#include <pith/model/detail/head.hpp>
+#include <pith/model/session.hpp>
+
+// How a session reads tokens: layer by layer, undone as a whole if a layer throws.
+namespace pith { inline namespace v0 {
+
+template <class S, KvStorage T>
+requires std::same_as<arithmetic_t<T>, S>
+void Session<S, T>::read_prompt(Index n, const AppendOptions& marks, const PrefillOptions& options, bool with_logits) {
+  n += adapter_.lay_prompt(next_position(), hidden_);
+  detail::enter(*model_, hidden_.topRows(n));
+  const Position length = static_cast<Position>(next_position() + n);
+  undo_.begin_prompt(caches_, n, static_cast<bool>(options.progress));
+  Attempt attempt(*this);
+  for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
+    caches_[layer].reserve(n, landing_for(caches_[layer], marks.more));
+    pass(layer).prefill(caches_[layer], hidden_.topRows(n), marks, length, layer + 1 == caches_.size());
+    pass(layer).evict(caches_[layer]);
+    if (options.progress && !options.progress({static_cast<Index>(layer) + 1, static_cast<Index>(caches_.size())})) [[unlikely]]
+      raise<Cancelled>("pith::Session::prefill: cancelled after ", layer + 1, " of ", caches_.size(), " layers");
+  }
+  attempt.end();
+  if (with_logits) read_logits(0, hidden_.middleRows(n - 1, 1));
+}
+
+template <class S, KvStorage T>
+requires std::same_as<arithmetic_t<T>, S>
+void Session<S, T>::read_next(Index first, Index n) {
+  detail::enter(*model_, hidden_.topRows(n));
+  undo_.begin_chunk(caches_, n);
+  Attempt attempt(*this);
+  for (std::size_t layer = 0; layer < caches_.size(); ++layer) pass(layer).decode(caches_[layer], hidden_.topRows(n));
+  attempt.end();
+  read_logits(first, hidden_.topRows(n));
+}
+
+}}  // namespace pith::v0
