@@ -232,7 +232,7 @@ Cache read_prompt(const Policy& policy, Index rows) {
   if (!cache.watching()) return cache;
   const Matrix<float> weights = weights_over(tile, tokens, 6), queries = random_matrix(tile * shape.group(), shape.head_dim, 7);
   const Vector<float> log_sum = Vector<float>::Zero(weights.rows());
-  for (Index first = std::max<Index>(0, tokens - cache.watches()) / tile * tile; first < tokens; first += tile)
+  for (Index first = std::max<Index>(0, tokens - cache.facts().traits.watches) / tile * tile; first < tokens; first += tile)
     for (Index h = 0; h < shape.num_kv_heads; ++h)
       cache.observe(
           {.kv_head = h, .weights = weights, .log_sum = log_sum, .queries = queries, .first_query = static_cast<Position>(first)});

@@ -144,7 +144,8 @@ template <pith::KvStorage T> class CacheCalls {
         const Index tokens = in_.number();
         const bool lent = in_.flag();
         return sides_.call([&](Twin& s) {
-          s.cache.check_room(tokens, lent ? &s.prompt_buffer : nullptr);
+          const auto& state = pith::detail::CacheInternals::state(s.cache);
+          lent ? state.check_reserve(tokens, &s.prompt_buffer) : state.check_room(tokens, {}, nullptr);
           s.cache.reserve(tokens, lent ? &s.prompt_buffer : nullptr);
           return none();
         });

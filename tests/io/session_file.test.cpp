@@ -64,7 +64,7 @@ TEMPLATE_TEST_CASE("under every policy a loaded session goes on as the saved one
       loaded.crop(57);
       CHECK(loaded.logits().rows() == 0);
     }
-    if (!saved.caches()[0].prompt_only())
+    if (!saved.caches()[0].facts().traits.prompt_only)
       REQUIRE(same_bits(loaded.prefill(talk.all.subspan(57, 20)), saved.prefill(talk.all.subspan(57, 20))));
   }
 }

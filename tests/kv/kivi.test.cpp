@@ -421,7 +421,7 @@ template <class P> class Twins {
     Workspace ws(attend_workspace_bytes<float>(cache.shape(), rows, 1, q.rows()));
     Matrix<float> out(q.rows(), q.cols());
     const AttendOptions<float> sinks{.q_sinks = q, .gap = cache.gap()};
-    if (cache.observes()) {
+    if (cache.facts().observes) {
       attend(q, cache.view(), out, ws, cache.observer(), sinks);
     } else {
       attend(q, cache.view(), out, ws, NoObserver{}, sinks);

@@ -312,9 +312,10 @@ TEST_CASE("arguments that no cache can take are refused", "[kv]") {
   CHECK_THROWS_AS(cache.reserve(most), CapacityError);
   CHECK_THROWS_AS(cache.reserve(most, &prompt_buffer), CapacityError);
   CHECK_THROWS_AS(cache.reserve(-1), ShapeError);
-  CHECK_THROWS_AS(cache.check_room(most), CapacityError);
-  CHECK_THROWS_AS(cache.check_room(most, &prompt_buffer), CapacityError);
-  CHECK_THROWS_AS(cache.check_room(-1), ShapeError);
+  const auto& state = detail::CacheInternals::state(cache);
+  CHECK_THROWS_AS(state.check_room(most, {}, nullptr), CapacityError);
+  CHECK_THROWS_AS(state.check_reserve(most, &prompt_buffer), CapacityError);
+  CHECK_THROWS_AS(state.check_room(-1, {}, nullptr), ShapeError);
   const Matrix<float> row = stream.random(1, small_width);
   const std::vector<TokenKind> kinds{static_cast<TokenKind>(200)};
   CHECK_THROWS_WITH(cache.append(row, row, {.kinds = kinds}), contains("kind 200"));

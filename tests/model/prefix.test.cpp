@@ -103,7 +103,7 @@ TEST_CASE("under every policy a prefix costs no row, no byte and no law", "[mode
         Index rows = 0;
         for (Index h = 0; h < cache.shape().num_kv_heads; ++h) rows += cache.size(h);
         if (entry.name != "dense" && entry.name != "text-prior")  // this one keeps all text
-          CHECK(rows <= cache.shape().num_kv_heads * (cache.budget() + (cache.prompt_only() ? 30 : 0)));
+          CHECK(rows <= cache.shape().num_kv_heads * (cache.budget() + (cache.facts().traits.prompt_only ? 30 : 0)));
       }
       for (auto* session : {&alone, &company}) session->clear();
       CHECK(alone.next_position() == one_block);

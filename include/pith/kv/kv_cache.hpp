@@ -48,18 +48,6 @@ template <KvStorage Storage = float> class KvCache {
                    AnyMerge<Scalar> merge = {})
       : policy_(std::move(policy)), merge_(std::move(merge)), state_({shape, options, policy_.facts(shape), merge_.facts()}) {}
 
-  /// Checks in advance what reserve() and append() would refuse for `tokens` tokens with these options: a prompt is reserved in the prompt
-  /// buffer and evicted once, other tokens are evicted one by one. A model asks every layer before it changes the first one.
-  ///
-  /// Throws   what reserve() and append() throw; evict() still checks what depends on scores
-  void check_room(Index tokens, const AppendOptions& options = {}, const KvPromptBuffer<Storage>* prompt_buffer = nullptr) const {
-    state_.check_room(tokens, options, prompt_buffer);
-  }
-  /// The same for tokens without options: what reserve() would refuse if a prompt buffer is lent, else for tokens evicted one by one.
-  void check_room(Index tokens, const KvPromptBuffer<Storage>* prompt_buffer) const {
-    prompt_buffer != nullptr ? state_.check_reserve(tokens, prompt_buffer) : state_.check_room(tokens, {}, prompt_buffer);
-  }
-
   /// Makes room for `tokens` more rows per head before the next evict(): in the cache's own memory, or by moving into the prompt buffer.
   ///
   /// Throws   CapacityError if neither has room, StateError inside a journal
@@ -80,16 +68,18 @@ template <KvStorage Storage = float> class KvCache {
   }
 
   /// Shows the policy the attention weights of the newest queries; attend() does it through observer(). Threads may call it for different
-  /// kv heads at once. Queries that the policy does not watch (watching(), watches()) are checked like all others and then left out.
+  /// kv heads at once. Queries that the policy does not watch (watching(), PolicyTraits::watches) are checked like all others and then left
+  /// out.
   ///
   /// Throws   ShapeError if the weights do not cover this head's rows, or log_sum, queries or positions do not belong to them; StateError
   ///          if the policy never asked, or for more queries than tokens were appended since the last eviction
   void observe(const AttentionBlock<Scalar>& seen) {
     const Index h = seen.kv_head;
     state_.rules.check_head(h);
-    state_.rules.check_block(seen, size(h), state_.next, state_.unevicted, watches() == all_queries ? state_.head(h).observed : 0);
+    state_.rules.check_block(seen, size(h), state_.next, state_.unevicted,
+                             facts().traits.watches == all_queries ? state_.head(h).observed : 0);
     if (!watching()) return;
-    const Index group = shape().group(), queries = seen.weights.rows() / group, watched = watches();
+    const Index group = shape().group(), queries = seen.weights.rows() / group, watched = facts().traits.watches;
     const Index first = state_.first_row(h, seen.first_query, queries);  // in rows: positions may have gaps
     const Index skipped = watched == all_queries ? 0 : std::clamp(size(h) - watched - first, Index(0), queries);
     if (skipped == queries) return;
@@ -106,9 +96,7 @@ template <KvStorage Storage = float> class KvCache {
       observe({tile.kv_head, tile.weights, tile.log_sum, tile.queries, tile.first_query});
     };
   }
-  bool observes() const { return state_.rules.facts.observes; }        ///< the policy asks for attention weights
-  bool watching() const { return state_.rules.watches(state_.last); }  ///< … for the tokens just appended
-  Index watches() const { return state_.rules.facts.traits.watches; }  ///< … for this many last queries of a prompt
+  bool watching() const { return state_.rules.watches(state_.last); }  ///< the policy asks for the attention of the tokens just appended
 
   /// Brings every head back to its budget; `coming` makes room for that many more tokens, to be appended without an eviction.
   ///
@@ -244,10 +232,10 @@ template <KvStorage Storage = float> class KvCache {
 
   const AttentionShape& shape() const { return state_.rules.shape; }
   const AnyPolicy<Scalar>& policy() const { return policy_; }
-  Index budget() const { return state_.rules.facts.budget; }
-  bool prompt_only() const { return state_.rules.prompt_only(); }
+  const PolicyFacts& facts() const { return state_.rules.facts; }  ///< what the policy does in this layer
+  Index budget() const { return facts().budget; }
   RopePositions rope_positions() const {
-    return state_.rules.facts.traits.positions;
+    return facts().traits.positions;
   }  ///< positions that queries and keys are rotated at: pass them to keys()
   /// Number of rows in a head; heads may differ.
   Index size(Index kv_head) const {

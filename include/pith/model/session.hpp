@@ -228,9 +228,6 @@ class Session {
   detail::LayerPass<S> pass(std::size_t layer) { return {*model_, static_cast<Index>(layer), ws_, adapter_.runs(), switch_.beyond()}; }
   const Embedding<S>& table() const { return detail::table_of(*model_, adapter_.get()); }
 
-  /// Under a prompt-only policy, the pieces of a prompt stay in the cache itself until the last piece.
-  KvPromptBuffer<T>* landing_for(const Cache& cache, bool more) { return more && cache.prompt_only() ? nullptr : prompt_buffer_.get(); }
-
   // All templates below are compiled with these two. They are defined outside the class (detail/session_reading.hpp), hence not inline: a
   // program that declares the class extern leaves them to the source file that instantiates it.
   void read_prompt(Index n, const AppendOptions& marks, const PrefillOptions& options, bool with_logits = true);
@@ -259,7 +256,7 @@ class Session {
     check_whole();
     adapter_.check(next_position(), marks.phase == Phase::prefill);
     if (switch_.on()) switch_.check(next_position(), next_position() + (marks.phase == Phase::prefill ? n : 1), next_position() + n);
-    for (const Cache& cache : caches_) cache.check_room(n, marks, marks.phase == Phase::prefill ? landing_for(cache, marks.more) : nullptr);
+    detail::check_layers<T>(caches_, n, marks, prompt_buffer_.get());
   }
   void check_whole() const {
     if (!whole_)

@@ -204,7 +204,7 @@ template <class S> struct LayerPass {
 
   /// The number of queries, at the end of n, that the policy observes.
   template <class Cache> static Index watched_queries(const Cache& cache, Index n) {
-    return cache.watching() ? (std::min)(n, cache.watches()) : 0;
+    return cache.watching() ? (std::min)(n, cache.facts().traits.watches) : 0;
   }
 
   /// Rotates the queries and attends. At cache positions, sinks are read by a second copy of the queries, rotated as if the `gap` evicted

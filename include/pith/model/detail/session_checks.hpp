@@ -7,7 +7,10 @@
 
 #include <pith/attention/rope_options.hpp>
 #include <pith/core/check.hpp>
+#include <pith/kv/detail/cache_internals.hpp>
+#include <pith/kv/kv_cache.hpp>
 #include <pith/kv/policy_facts.hpp>
+#include <pith/kv/prompt_buffer.hpp>
 #include <pith/model/config.hpp>
 #include <pith/model/session_options.hpp>
 
@@ -43,6 +46,17 @@ inline void check_prompt(Index n, Index soft, Index max_prompt, std::span<const 
   };
   count("kinds", kinds.size());
   count("masses", options.masses.size());
+}
+
+/// The prompt buffer, where a cache may move into it: under a prompt-only policy the pieces of a prompt stay in the cache until the last.
+template <KvStorage T>
+KvPromptBuffer<T>* buffer_for(const KvCache<T>& cache, const AppendOptions& marks, KvPromptBuffer<T>* prompt_buffer) {
+  return marks.phase != Phase::prefill || (marks.more && cache.facts().traits.prompt_only) ? nullptr : prompt_buffer;
+}
+/// Asks every layer whether it can read n tokens, before the first one changes.
+template <KvStorage T>
+void check_layers(std::span<const KvCache<T>> caches, Index n, const AppendOptions& marks, KvPromptBuffer<T>* prompt_buffer) {
+  for (const KvCache<T>& cache : caches) CacheInternals::state(cache).check_room(n, marks, buffer_for(cache, marks, prompt_buffer));
 }
 
 inline void check_chunk(Index n, Index max_chunk) {

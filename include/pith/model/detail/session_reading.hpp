@@ -19,7 +19,7 @@ void Session<S, T>::read_prompt(Index n, const AppendOptions& marks, const Prefi
   undo_.begin_prompt(caches_, n, static_cast<bool>(options.progress));
   Attempt attempt(*this);
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
-    caches_[layer].reserve(n, landing_for(caches_[layer], marks.more));
+    caches_[layer].reserve(n, detail::buffer_for(caches_[layer], marks, prompt_buffer_.get()));
     pass(layer).prefill(caches_[layer], hidden_.topRows(n), marks, length, layer + 1 == caches_.size());
     pass(layer).evict(caches_[layer]);
     if (options.progress && !options.progress({static_cast<Index>(layer) + 1, static_cast<Index>(caches_.size())})) [[unlikely]]
