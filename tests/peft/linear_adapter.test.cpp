@@ -201,7 +201,10 @@ TEST_CASE("overlay: an adapter's fingerprint is of every number", "[peft]") {
 }
 
 TEST_CASE("overlay: what does not fit is refused by name", "[peft]") {
-  const AdapterTarget target{.num_layers = 2, .hidden = 6, .intermediate = 8, .q = 10, .kv = 4, .vocab = 5};
+  AdapterTarget target{.num_layers = 2, .hidden = 6, .intermediate = 8, .q = 10, .kv = 4, .vocab = 5};
+  target.norms.resize(2);  // of a Llama: before attention and before the feed-forward block
+  for (auto& layer : target.norms)
+    for (const NormPlace place : {NormPlace::pre_attention, NormPlace::pre_mlp}) layer[static_cast<std::size_t>(place)] = 6;
   const auto refused = [&](const auto& change, const std::string& text) {
     AdapterParts<float> parts;
     parts.layers.resize(2);
@@ -227,6 +230,8 @@ TEST_CASE("overlay: what does not fit is refused by name", "[peft]") {
   refused([](auto& p) { p.norm = RmsNorm<float>(Vector<float>::Ones(5)); }, "norm is [5, 1], expected [6, 1]");
   refused([](auto& p) { p.layers[1][NormPlace::pre_attention] = RmsNorm<float>(Vector<float>::Ones(5)); },
           "layers[1].pre_attention_norm is [5, 1], expected [6, 1]");
+  refused([](auto& p) { p.layers[1][NormPlace::q] = RmsNorm<float>(Vector<float>::Ones(6)); },
+          "layers[1].q_norm is given, but the decoder has no such norm");
   refused([](auto& p) { p.embed_tokens = Embedding<float>(Matrix<float>(Matrix<float>::Ones(6, 5))); },
           "embed_tokens is [6, 5], expected [5, 6]");
   refused([](auto& p) { p.prompt = Matrix<float>::Ones(2, 5); }, "prompt is [2, 5], expected [*, 6]");
