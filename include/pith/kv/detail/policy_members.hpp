@@ -79,7 +79,7 @@ inline constexpr bool whole_policy = std::copyable<P>&& has_budget<P> &&
                                      (never_evicts<P> || has_initial<P> || has_score<P, S>)&&(!has_stats<P> || watches<P, S> ||
                                                                                               admits_rows<P, S>);
 
-// Whether P has a member of this name, whatever its signature: in a class that also inherits the name from elsewhere it is ambiguous.
+// Whether P has a member of this name, with any signature: in a class that also inherits the name from elsewhere it is ambiguous.
 #define PITH_NAMES(name)                                                          \
   struct Named_##name {                                                           \
     int name;                                                                     \
