@@ -78,7 +78,7 @@ struct DecoderConfig {
   bool norm_plus_one = false;  ///< files hold norms as w - 1; weights in memory hold w
   GateActivation activation = GateActivation::silu;
   double embedding_scale = 1;            ///< multiplies the rows of the embedding table when tokens are looked up
-  double input_scale = 1;                ///< multiplies whatever enters the first layer, embeddings given by the caller included
+  double input_scale = 1;                ///< multiplies all that enters the first layer, embeddings given by the caller included
   double logits_scale = 1;               ///< multiplies logits
   double logits_softcap = 0;             ///< scaled logits become cap·tanh(logit/cap); 0: no cap
   bool attention_bias = false;           ///< q, k, v and o have biases in files
