@@ -156,6 +156,44 @@ TEMPLATE_TEST_CASE("attend reads prefix, masses, sinks, windows and rows in any 
   }
 }
 
+TEMPLATE_TEST_CASE("sight lets a query see rows behind it, within its window", "[attend]", float, bfloat16) {
+  const AttentionShape shape{.num_heads = 4, .num_kv_heads = 2, .head_dim = 16};
+  for (const Index window : {0, 9, 40})
+    for (std::uint64_t seed = 0; seed < 4; ++seed) {
+      AttentionRows<TestType> rows(shape, 77 + seed);
+      rows.add_run(75, in_order(75));
+      const Index tokens = 41;  // positions 34 .. 74, in three tiles
+      const Matrix<float> q = rows.queries(tokens);
+      std::vector<Position> sight;
+      for (Index t = 0; t < tokens; ++t)  // runs of some queries see their end, the others themselves; a run may cross tiles
+        sight.push_back(static_cast<Position>(34 + (seed == 0         ? tokens - 1
+                                                    : t / 11 % 2 == 0 ? std::min(tokens - 1, t / 11 * 11 + 10)
+                                                                      : t)));
+      compare<TestType>(rows, q, 34, {.window = window, .sight = sight}, shape);
+    }
+}
+
+TEST_CASE("a query whose sight is its own position has the bits of one without", "[attend]") {
+  const AttentionShape shape{.num_heads = 4, .num_kv_heads = 2, .head_dim = 24};
+  AttentionRows<float> rows(shape, 5);
+  rows.add_run(80, in_order(80));
+  const Matrix<float> q = rows.queries(30);
+  std::vector<Position> sight;
+  for (Position p = 50; p < 80; ++p) sight.push_back(p);
+  Workspace ws(attend_workspace_bytes(shape, 80, 1, 30));
+  Matrix<float> plain(30, 96), seen(30, 96), later(30, 96);
+  attend(q, rows.view(80), plain, ws, {}, {.window = 33});
+  attend(q, rows.view(80), seen, ws, {}, {.window = 33, .sight = sight});
+  CHECK(seen == plain);
+  sight[29] = 500;  // no rows there
+  sight[3] = 54;    // its neighbours are as before
+  attend(q, rows.view(80), later, ws, {}, {.window = 33, .sight = sight});
+  CHECK(later.row(29) == plain.row(29));
+  CHECK(later.row(3) != plain.row(3));
+  CHECK(later.topRows(3) == plain.topRows(3));
+  CHECK(later.middleRows(4, 25) == plain.middleRows(4, 25));
+}
+
 TEST_CASE("a query that sees no row gets zeros", "[attend]") {
   const AttentionShape shape{4, 2, 16};
   AttentionRows<float> rows(shape, 1);
@@ -292,6 +330,9 @@ TEST_CASE("attend refuses what does not fit, before it writes", "[attend]") {
     refused({.gap = -1}, "gap is -1");
     refused({.observe_last = -2}, "observe_last is -2");
     refused({.q_sinks = q.topRows(2)}, "q_sinks is [2, 64], expected [3, 64]");
+    const std::vector<Position> short_sight{18, 19}, behind{17, 17, 19};
+    refused({.sight = short_sight}, "sight of 2 queries, expected 3 or none");
+    refused({.sight = behind}, "query 1 at position 18 sees up to 17, expected itself or more");
   }
   SECTION("positions") {
     view.next = 2;

@@ -86,6 +86,45 @@ TEST_CASE("embedding rows go in as tokens do", "[model]") {
   CHECK(b.caches()[1].kinds(1)[4] == TokenKind::text);
 }
 
+TEST_CASE("tokens that see each other in a prompt, and what follows", "[model]") {
+  const Decoder<float> decoder = pith_test::random_decoder<float>(pith_test::tiny_config());
+  const std::vector<Token> tokens = pith_test::random_tokens(90, 50);
+  const auto logits = [&](const std::vector<Position>& sight, std::span<const Token> prompt, ExecutorRef executor) {
+    auto session = decoder.start(Dense{}, {.max_prompt = 90, .executor = executor});
+    Matrix<float> out(2, 50);
+    out.row(0) = session.prefill(prompt, {.sight = sight}).row(0);
+    out.row(1) = session.decode(tokens[7]).row(0);
+    return out;
+  };
+  std::vector<Position> own, run, late;
+  for (Position t = 0; t < 90; ++t) {
+    own.push_back(t);
+    run.push_back(t >= 5 && t < 80 ? 79 : t);  // across both tiles of a prompt
+    late.push_back(t >= 85 ? 89 : t);
+  }
+  ThreadPool two(2);
+  const Matrix<float> causal = logits({}, tokens, serial), seen = logits(run, tokens, serial);
+  CHECK(logits(own, tokens, serial) == causal);
+  CHECK(logits(run, tokens, two) == seen);
+  CHECK((seen - causal).cwiseAbs().maxCoeff() > 1e-3f);
+  // with one layer, tokens behind the run see the same rows: only a second layer carries what the run saw
+  DecoderConfig shallow = pith_test::tiny_config();
+  shallow.num_hidden_layers = 1;
+  const Decoder<float> one = pith_test::random_decoder<float>(shallow);
+  auto a = one.start(Dense{}, {.max_prompt = 90}), b = one.start(Dense{}, {.max_prompt = 90});
+  CHECK(Matrix<float>(a.prefill(tokens, {.sight = run})) == Matrix<float>(b.prefill(tokens)));
+  // the last token sees no more than itself: those before it that see it change nothing of it in the first layer
+  auto c = one.start(Dense{}, {.max_prompt = 90});
+  CHECK(Matrix<float>(c.prefill(tokens, {.sight = late})) == Matrix<float>(b.logits()));
+  std::vector<Position> wrong = own;
+  wrong[4] = 3;
+  CHECK_THROWS_WITH(c.prefill(tokens, {.sight = wrong}), contains("token 4 sees up to token 3, expected 4 .. 89"));
+  wrong[4] = 90;
+  CHECK_THROWS_WITH(c.prefill(tokens, {.sight = wrong}), contains("token 4 sees up to token 90"));
+  wrong.pop_back();
+  CHECK_THROWS_WITH(c.prefill(tokens, {.sight = wrong}), contains("89 places in sight for 90 tokens"));
+}
+
 TEST_CASE("a policy per layer", "[model]") {
   const Decoder<float> decoder = pith_test::random_decoder<float>(pith_test::tiny_config());
   const std::vector<AnyPolicy<float>> per_layer{Window{4}, HeavyHitter{.heavy = 3, .recent = 4}};

@@ -91,7 +91,7 @@ template <class T> class AttentionRows {
               const bool sink = r < run.sinks;
               if (run.positions != nullptr) {
                 const Index distance = position - run.positions[r];
-                if (distance < 0) continue;
+                if (options.sight.empty() ? distance < 0 : run.positions[r] > options.sight[static_cast<std::size_t>(t)]) continue;
                 if (options.window > 0 && distance - (sink ? Index(options.gap) : 0) >= options.window) continue;
               }
               double logit = 0, magnitude = 0;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <span>
 #include <type_traits>
 
 #include <pith/attention/detail/attend_tile.hpp>
@@ -28,6 +29,8 @@ template <class S> struct AttendOptions {
   ConstMatrixRef<S> q_sinks = {};  ///< [tokens, num_heads*head_dim] the queries rotated by position - gap, for reading KvRun::sinks
   Position gap = 0;                ///< subtracted from the distances to sinks: they are this much nearer than their positions say
   Index observe_last = -1;         ///< number of last queries shown to the observer; -1: all
+  /// [tokens] the newest position that each query sees, at least its own; empty: its own. Image tokens may see each other this way.
+  std::span<const Position> sight = {};
 };
 
 /// Attention weights of the queries of one tile in one kv head: valid until the observer returns.
@@ -96,13 +99,20 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
   if (!(options.scale >= 0) || !std::isfinite(options.scale)) refuse(text("scale is ", options.scale, ", expected a finite number >= 0"));
   if (!(options.softcap >= 0) || !std::isfinite(options.softcap))
     refuse(text("softcap is ", options.softcap, ", expected a finite number >= 0"));
+  if (!options.sight.empty() && static_cast<Index>(options.sight.size()) != tokens)
+    refuse(text("sight of ", options.sight.size(), " queries, expected ", tokens, " or none"));
+  for (std::size_t t = 0; t < options.sight.size(); ++t)
+    if (options.sight[t] < first + static_cast<Index>(t))
+      refuse(
+          text("query ", t, " at position ", first + static_cast<Index>(t), " sees up to ", options.sight[t], ", expected itself or more"));
   if (options.observe_last < -1) refuse(text("observe_last is ", options.observe_last, ", expected -1 (all) or more"));
   return most;
 }
 
 }  // namespace detail
 
-/// Attends each query to every cached row at or before its own position. A query that sees no row gets zeros.
+/// Attends each query to every cached row at or before its own position, or before the one that AttendOptions::sight gives it. A query
+/// that sees no row gets zeros.
 ///
 ///   out = softmax(q Kᵀ/√d) V, softmax_n: w_r = exp(x_r) / (n + Σ exp(x)); with a scale and a cap: x = cap·tanh(scale·q Kᵀ/cap)
 ///
@@ -145,7 +155,8 @@ void attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, const KvVie
         const Index count = (std::min)(detail::attention_tile, tokens - t), column = h * width;
         const S* const queries = q.data() + t * q.outerStride() + column;
         const S* const sinks = options.q_sinks.size() == 0 ? nullptr : options.q_sinks.data() + t * options.q_sinks.outerStride() + column;
-        tile.load_queries(queries, q.outerStride(), sinks, options.q_sinks.outerStride(), count, static_cast<Position>(first + t));
+        tile.load_queries(queries, q.outerStride(), sinks, options.q_sinks.outerStride(), count, static_cast<Position>(first + t),
+                          options.sight.empty() ? nullptr : options.sight.data() + t);
         tile.run(h + 1 < share.end ? view.runs[static_cast<std::size_t>(h + 1) * runs].keys : nullptr);
         if constexpr (!std::is_same_v<std::remove_cvref_t<Observer>, NoObserver>) {
           if (const Index skipped = (std::max)(Index(0), observed_from - t); skipped < count)

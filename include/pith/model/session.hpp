@@ -87,7 +87,7 @@ class Session {
     const AppendOptions marks = begin_prompt(n, {}, options);
     table().gather(tokens, hidden_.middleRows(adapter_.prompt_rows(next_position()), n));
     read_prompt(n, marks, options);
-    options.masses.empty() ? switch_.note(tokens) : switch_.note_unknown();
+    options.masses.empty() && options.sight.empty() ? switch_.note(tokens) : switch_.note_unknown();
     return logits();
   }
   /// Overload for embedding rows [tokens, hidden_size], each with its kind (none given: text).

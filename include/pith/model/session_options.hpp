@@ -73,6 +73,9 @@ class PrefillCallback {
 struct PrefillOptions {
   bool more = false;                   ///< another piece of the same prompt follows: prompt-only policies evict after the last one
   std::span<const float> masses = {};  ///< [tokens] number of tokens merged into each (SplicedPrompt::masses); empty: 1 each
+  /// [tokens] the last token of this prompt that each one sees, itself or a later one: images that see each other (VisionPrompt::sight).
+  /// Empty: itself.
+  std::span<const Position> sight = {};
   /// Returns false to cancel: prefill() then throws Cancelled, and the session is as before. It must not use the session.
   PrefillCallback progress = {};
 };

@@ -86,10 +86,12 @@ template <class T> class AttendTile {
              const ScoreNumbers<S>& numbers)
       : m_(memory), scratch_(scratch), runs_(runs), group_(group), limits_(limits), numbers_(numbers), layout_(memory.head_dim) {}
 
-  /// Loads the queries of the head: [tokens] rows of q, each with `group` queries of head_dim numbers one after the other.
-  void load_queries(const S* q, Index q_stride, const S* sinks, Index sinks_stride, Index tokens, Position first) {
+  /// Loads the queries of the head: [tokens] rows of q, each with `group` queries of head_dim numbers one after the other. `sight`: the
+  /// newest position that each token sees; nullptr: its own.
+  void load_queries(const S* q, Index q_stride, const S* sinks, Index sinks_stride, Index tokens, Position first, const Position* sight) {
     tokens_ = tokens;
     first_ = first;
+    sight_ = sight;
     scale_queries(q, q_stride, at(m_.queries));
     if (sinks != nullptr) scale_queries(sinks, sinks_stride, at(m_.sink_queries));
   }
@@ -169,15 +171,15 @@ template <class T> class AttendTile {
     constexpr S lowest = -std::numeric_limits<S>::infinity();
     std::fill_n(at(m_.largest), lanes() * V::width, lowest);
     for_blocks([&](const KvRun<T>& run, Index row, Index count, Index block) {
-      const VisibleRows<T> sight(run, row, count, first_, limits_);
-      const QueryRange seen = sight.queries_that_see(tokens_);
+      const VisibleRows<T> visible(run, row, count, first_, sight_, limits_);
+      const QueryRange seen = visible.queries_that_see(tokens_);
       queries_that_see()[block] = seen;
       if (seen.begin == seen.end) return;
       score(run, row, count, block, seen.begin * group_, seen.end * group_);
       if (numbers_.softcap > 0) cap_scores(count, block, seen.begin * group_, seen.end * group_);
       for (Index t = seen.begin; t < seen.end; ++t) {
         bool hidden[attention_block];
-        const bool some_hidden = sight.hidden(t, hidden);
+        const bool some_hidden = visible.hidden(t, hidden);
         for (Index l = t * group_; l < (t + 1) * group_; ++l) {
           S* const w = weight(l, block);
           if (run.log_mass != nullptr)
@@ -311,6 +313,7 @@ template <class T> class AttendTile {
   RowLayout<T> layout_;
   Index tokens_ = 0;
   Position first_ = 0;
+  const Position* sight_ = nullptr;
   const T* next_ = nullptr;
 };
 

@@ -7,7 +7,7 @@
 #include <pith/attention/kv_view.hpp>
 #include <pith/core/types.hpp>
 
-// Which rows a query may see: causality and the sliding window.
+// Which rows a query may see: causality, or the sight given to it, and the sliding window.
 
 namespace pith { inline namespace v0 { namespace detail {
 
@@ -21,13 +21,14 @@ struct QueryRange {
   std::uint8_t begin = 0, end = 0;
 };
 
-/// Decides which rows row .. row + count - 1 of a run each query may see; query t of the tile is at position first + t.
+/// Decides which rows row .. row + count - 1 of a run each query may see; query t of the tile is at position first + t and sees up to
+/// position sight[t] (nullptr: its own).
 ///
 /// The block's oldest and newest position decide for nearly every query; only the remaining queries test single rows.
 template <class T> class VisibleRows {
  public:
-  VisibleRows(const KvRun<T>& run, Index row, Index count, Position first, const VisibilityLimits& limits)
-      : run_(run), row_(row), count_(count), first_(first), limits_(limits) {
+  VisibleRows(const KvRun<T>& run, Index row, Index count, Position first, const Position* sight, const VisibilityLimits& limits)
+      : run_(run), row_(row), count_(count), first_(first), sight_(sight), limits_(limits) {
     if (run.positions == nullptr) return;
     Position low = run.positions[row], high = low;
     for (Index i = 1; i < count; ++i) {
@@ -49,28 +50,31 @@ template <class T> class VisibleRows {
   /// Marks the rows that a query must not see; returns false if there are none.
   bool hidden(Index query, bool (&rows)[attention_block]) const {
     if (everything(query)) return false;
+    const Index end = newest_seen(query);
     for (Index i = 0; i < count_; ++i) {
       const Index distance = first_ + query - run_.positions[row_ + i];
       const Index measured = row_ + i < run_.sinks ? distance - limits_.gap : distance;
-      rows[i] = distance < 0 || (limits_.window > 0 && measured >= limits_.window);
+      rows[i] = run_.positions[row_ + i] > end || (limits_.window > 0 && measured >= limits_.window);
     }
     return true;
   }
 
  private:
+  Index newest_seen(Index query) const { return sight_ == nullptr ? Index(first_) + query : Index(sight_[query]); }
   bool nothing(Index query) const {
     if (run_.positions == nullptr) return false;
     const Index position = first_ + query;
-    return oldest_ > position || (limits_.window > 0 && !uneven_ && position - newest_ >= limits_.window);
+    return oldest_ > newest_seen(query) || (limits_.window > 0 && !uneven_ && position - newest_ >= limits_.window);
   }
   bool everything(Index query) const {
     if (run_.positions == nullptr) return true;
     const Index position = first_ + query;
-    return newest_ <= position && (limits_.window == 0 || (!uneven_ && position - oldest_ < limits_.window));
+    return newest_ <= newest_seen(query) && (limits_.window == 0 || (!uneven_ && position - oldest_ < limits_.window));
   }
 
   const KvRun<T>& run_;
   Index row_, count_, first_;
+  const Position* sight_;
   VisibilityLimits limits_;
   Index oldest_ = 0, newest_ = 0;
   bool uneven_ = false;  ///< the block holds sinks, so distances are measured in two ways

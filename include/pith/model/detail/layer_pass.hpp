@@ -63,8 +63,10 @@ template <class S> struct LayerPass {
   /// Prompt: appends the keys and values of all tokens, then attends tile by tile; the caller evicts.
   /// `rope_length`: the length that dynamic rope scales by, the same for all tokens of the call. `marks`: passed to append(). The last
   /// layer computes only the last token and the queries that the policy observes; the other rows of hidden stay as they were.
+  /// `sight`: for each of the last tokens, the last of them that it sees; empty: itself.
   template <class Cache>
-  void prefill(Cache& cache, MatrixRef<S> hidden, const AppendOptions& marks, Position rope_length, bool last_layer = false) const {
+  void prefill(Cache& cache, MatrixRef<S> hidden, const AppendOptions& marks, Position rope_length, bool last_layer = false,
+               std::span<const Position> sight = {}) const {
     const Index n = hidden.rows();
     const Position start = cache.next_position(), angle = cache.query_position();
     for (Index t = 0; t < n; t += prefill_tile) {
@@ -89,7 +91,7 @@ template <class S> struct LayerPass {
       norm_heads(NormPlace::q, q);
       const MatrixRef<S> out = ws.matrix<S>(tile, q.cols());
       look(cache, rope(beyond), q, out, static_cast<Position>(start + t), angle + t, gap, rope_length,
-           (std::max)(Index(0), watched - (n - t - tile)));
+           (std::max)(Index(0), watched - (n - t - tile)), positions_seen(sight, start, n, t, tile));
       finish(rows, out);
     }
   }
@@ -202,6 +204,18 @@ template <class S> struct LayerPass {
     return {p, static_cast<std::size_t>(n)};
   }
 
+  /// The newest position that each token of a tile sees: `sight` is of the last tokens of n, the first of which is at `start`.
+  std::span<const Position> positions_seen(std::span<const Position> sight, Position start, Index n, Index first, Index tile) const {
+    if (sight.empty()) return {};
+    Position* p = ws.take<Position>(tile);
+    const Index before = n - static_cast<Index>(sight.size());
+    for (Index i = 0; i < tile; ++i) {
+      const Index t = first + i;
+      p[i] = static_cast<Position>(start + (t < before ? t : before + sight[static_cast<std::size_t>(t - before)]));
+    }
+    return {p, static_cast<std::size_t>(tile)};
+  }
+
   /// The number of queries, at the end of n, that the policy observes.
   template <class Cache> static Index watched_queries(const Cache& cache, Index n) {
     return cache.watching() ? (std::min)(n, cache.facts().traits.watches) : 0;
@@ -211,7 +225,7 @@ template <class S> struct LayerPass {
   /// tokens had never been there.
   template <class Cache>
   void look(Cache& cache, const Rope<S>& turner, const MatrixRef<S>& q, const MatrixRef<S>& out, Position first, Index angle, Position gap,
-            Position rope_length, Index watched) const {
+            Position rope_length, Index watched, std::span<const Position> sight = {}) const {
     const Workspace::Scope scope(ws);
     MatrixRef<S> sinks = gap > 0 ? ws.matrix<S>(q.rows(), q.cols()) : MatrixRef<S>();
     if (gap > 0) {
@@ -226,7 +240,8 @@ template <class S> struct LayerPass {
                                    .window = spec().window,
                                    .q_sinks = sinks,
                                    .gap = gap,
-                                   .observe_last = watched};
+                                   .observe_last = watched,
+                                   .sight = sight};
     if constexpr (requires { cache.observer(); }) {
       if (watched > 0) return attend(q, cache.view(), out, ws, cache.observer(), options);
     }

@@ -46,6 +46,10 @@ inline void check_prompt(Index n, Index soft, Index max_prompt, std::span<const 
   };
   count("kinds", kinds.size());
   count("masses", options.masses.size());
+  count("places in sight", options.sight.size());
+  for (std::size_t t = 0; t < options.sight.size(); ++t)
+    if (options.sight[t] < static_cast<Position>(t) || options.sight[t] >= n)
+      raise<ShapeError>("pith::Session::prefill: token ", t, " sees up to token ", options.sight[t], ", expected ", t, " .. ", n - 1);
 }
 
 /// The prompt buffer, where a cache may move into it: under a prompt-only policy the pieces of a prompt stay in the cache until the last.
