@@ -253,6 +253,22 @@ TEST_CASE("families: keys of their own", "[io]") {
   CHECK((granite.layer(1).attention_scale == 0.25 && granite.layer(1).residual_scale == 0.5));
   CHECK((granite.input_scale == 12 && granite.embedding_scale == 1 && granite.logits_scale == 0.125));
   refused("granite", R"("logits_scaling":0)", "'logits_scaling' is '0'");
+
+  // Granite 4 is dense where its file names attention in every layer and no experts; keys of recurrent layers stay in it.
+  const std::string dense = R"("num_local_experts":0,"mamba_d_state":256,"layer_types":["attention","attention"])";
+  const DecoderConfig granite4 = family("granitemoehybrid", dense + R"(,"attention_multiplier":0.25,"position_embedding_type":"rope")", 2);
+  CHECK((granite4.layer(0).attention_scale == 0.25 && granite4.intermediate_size == 1024 && ropes(granite4) == "00"));
+  CHECK(family("granitemoehybrid", dense + R"(,"shared_intermediate_size":96,"intermediate_size":7)", 2).intermediate_size == 96);
+  CHECK(ropes(family("granitemoehybrid", dense + R"(,"position_embedding_type":"nope")", 2)) == "--");
+  CHECK(ropes(family("granitemoehybrid", dense + R"(,"position_embedding_type":null)", 2)) == "--");
+  const std::string both = R"(,"layer_types":["attention","attention"])";
+  refused("granitemoehybrid", "", "layer_types is missing, which makes all layers recurrent");
+  refused("granitemoehybrid", R"("layer_types":["attention","attention"])", "num_local_experts is missing, which means 8");
+  refused("granitemoehybrid", R"("num_local_experts":8)" + both, "num_local_experts is 8, which is not supported: mixtures of experts");
+  refused("granitemoehybrid", R"("num_local_experts":0,"layer_types":["mamba","attention"])", "layer_types has \"mamba\"");
+  refused("granitemoehybrid", R"("num_local_experts":0,"layer_types":["attention"])", "expected a list of 2 types, one for each layer");
+  refused("granitemoehybrid", R"("num_local_experts":0,"position_embedding_type":"alibi")" + both,
+          "position_embedding_type 'alibi' is not supported: rope and nope are");
   refused("granite", R"("logits_scaling":1e-320)", "logits_scale is inf");
 
   const DecoderConfig gemma2 = family("gemma2", R"("query_pre_attn_scalar":16,"attn_logit_softcapping":null,"final_logit_softcapping":5)");
@@ -345,7 +361,6 @@ TEST_CASE("families: what the next ones need is named", "[io]") {
   } others[] = {{"mixtral", "mixtures of experts are missing"},
                 {"qwen3_moe", "mixtures of experts"},
                 {"gpt_oss", "mixtures of experts"},
-                {"granitemoehybrid", "recurrent layers and mixtures of experts"},
                 {"qwen3_next", "recurrent layers and mixtures of experts"},
                 {"qwen3_5", "recurrent layers are missing"},
                 {"lfm2", "recurrent layers are missing"},

@@ -140,6 +140,43 @@ std::pair<TinyAdapter, TinyAdapter> split_and_fused(bool dora, bool biased) {
   return {split, joined};
 }
 
+TEST_CASE("family folders: a dense Granite 4 is the Granite of the same numbers", "[io]") {
+  TinyCheckpoint granite, granite4;
+  const std::string keys = R"("rms_norm_eps":1e-5,"attention_multiplier":0.25,"residual_multiplier":0.5,"logits_scaling":4,)";
+  granite.config.replace(granite.config.find("llama"), 5, "granite").insert(1, keys);
+  granite4.config.replace(granite4.config.find("llama"), 5, "granitemoehybrid")
+      .insert(1, keys + R"("num_local_experts":0,"mamba_d_state":16,"position_embedding_type":"rope","shared_intermediate_size":6,)"
+                        R"("layer_types":["attention","attention"],)");
+  TinyAdapter over, over4;
+  over.tensors.clear();
+  over4.tensors.clear();
+  over.config["target_modules"] = {"gate_proj", "up_proj", "down_proj"};
+  over4.config["target_modules"] = {"input_linear", "output_linear"};
+  for (const std::string& layer : {layer_0, layer_1}) {
+    const std::string gate = layer + "mlp.gate_proj", up = layer + "mlp.up_proj", down = layer + "mlp.down_proj";
+    const std::string in = layer + "shared_mlp.input_linear", out = layer + "shared_mlp.output_linear", a = "lora_A.weight";
+    join(granite4, in + ".weight", {gate + ".weight", up + ".weight"});
+    join(granite4, out + ".weight", {down + ".weight"});
+    over.lora(gate, 6, 2, 8);
+    over.lora(up, 6, 2, 8);
+    over.lora(down, 8, 2, 6);
+    over4.lora(out, 8, 2, 6);
+    for (const std::string part : {"lora_A.weight", "lora_B.weight"})
+      over4.tensors[TinyAdapter::name(out, part)] = over.tensors.at(TinyAdapter::name(down, part));
+    over4.put(TinyAdapter::name(in, a), 2, 8) = over.tensors[TinyAdapter::name(up, a)] = over.tensors.at(TinyAdapter::name(gate, a));
+    join_rows(over4, over, in, {gate, up}, "lora_B.weight", false);
+  }
+  for (const WeightsLayout layout : {WeightsLayout::packed, WeightsLayout::mapped, WeightsLayout::int8}) {
+    const Decoder<float> one = decoder_of(granite, layout), other = decoder_of(granite4, layout);
+    CHECK(same_bits(other.forward(family_ids), one.forward(family_ids)));
+    const ModelAdapter<float> adapter = bound(over, one), adapter4 = bound(over4, other);
+    CHECK(same_bits(logits_under(other, &adapter4), logits_under(one, &adapter)));
+    CHECK_FALSE(same_bits(logits_under(other, &adapter4), logits_under(other)));
+  }
+  granite4.put(layer_1 + "block_sparse_moe.router.layer.weight", 2, 8);
+  CHECK_THROWS_AS(loaded(granite4), UnsupportedError);
+}
+
 TEST_CASE("family folders: projections in one tensor are those of their rows, in every layout", "[io]") {
   TinyCheckpoint plain;
   for (const std::string& layer : {layer_0, layer_1}) {

@@ -62,7 +62,7 @@ inline std::string quantisation(std::string_view file, const char* key, const Js
 }
 
 /// Refuses, in the decoder's keys and in those around them, what no family here has.
-inline void refuse_unsupported_config(const JsonFields& c) {
+inline void refuse_unsupported_config(const JsonFields& c, const Family& family) {
   for (const char* key : {"quantization_config", "compression_config", "quantization"})
     if (const auto* quantised = c.find(key))
       unsupported(c.file(), text(c.path(key), " (", quantisation(c.file(), key, *quantised),
@@ -72,8 +72,8 @@ inline void refuse_unsupported_config(const JsonFields& c) {
                 text(c.path("is_causal"), " is not true: attention to later tokens, as embedding models have it, is not supported"));
   for (const OtherKey& other : other_keys) {
     const auto* value = c.find(other.key);
-    const bool off = value == nullptr || *value == false || (value->is_number() && value->get<double>() == 0) ||
-                     (value->is_structured() && value->empty());
+    const bool off = value == nullptr || other.key == family.inert_key || *value == false ||
+                     (value->is_number() && value->get<double>() == 0) || (value->is_structured() && value->empty());
     if (!off) unsupported(c.file(), text(c.path(other.key), " is ", value->dump(40), ", which is not supported: ", other.missing));
   }
 }
@@ -100,15 +100,15 @@ inline DecoderFields find_decoder(const JsonFields& outer) {
                                    " is not supported: ", missing.empty() ? text(family_list(), " are") : std::string(missing)));
   }
   refuse_other_heads(outer, wrapper != nullptr);
-  refuse_unsupported_config(outer);
-  if (inside != nullptr) refuse_unsupported_config(decoder);
+  refuse_unsupported_config(outer, *family);
+  if (inside != nullptr) refuse_unsupported_config(decoder, *family);
   return {outer, decoder, family};
 }
 
 inline void read_sizes(const JsonFields& c, const Family& family, DecoderConfig& config) {
   config.vocab_size = c.find("vocab_size") != nullptr ? c.size("vocab_size") : 0;
   config.hidden_size = c.size("hidden_size", family.hidden);
-  config.intermediate_size = c.size("intermediate_size", family.intermediate);
+  config.intermediate_size = c.size(family.intermediate_key, family.intermediate);
   config.num_hidden_layers = c.size("num_hidden_layers", family.layers, 1, max_config_layers);
   const Index heads = config.num_attention_heads = c.size("num_attention_heads", family.heads);
   const char* kv = "num_key_value_heads";
@@ -161,8 +161,10 @@ inline void list_unread_types(const JsonFields& c, const Family& family, const D
   const Json* types = c.find("layer_types");
   if (types == nullptr || (family.windows != Windows::none && family.windows != Windows::every)) return;
   bool same = types->is_array() && types->size() == config.layers.size();
-  for (std::size_t l = 0; same && l < config.layers.size(); ++l)
-    same = (*types)[l] == (config.layers[l].window > 0 ? "sliding_attention" : "full_attention");
+  for (std::size_t l = 0; same && l < config.layers.size(); ++l) {
+    const Json& type = (*types)[l];
+    same = config.layers[l].window > 0 ? type == "sliding_attention" : type == "full_attention" || type == "attention";
+  }
   if (!same)
     ignored.push_back(text(c.file(), ": ", c.path("layer_types"), ", because in ", family.model_type,
                            family.windows == Windows::none ? " no layer has a window" : " sliding_window alone decides"));

@@ -54,6 +54,7 @@ struct Family {
 
   // Sizes where config.json has none.
   Index hidden = 4096, intermediate = 11008, layers = 32, heads = 32;
+  const char* intermediate_key = "intermediate_size";
   Index kv_heads = 0;  ///< 0: as many as heads
   Index head_dim = 0;  ///< 0: hidden / heads
   Index positions = 2048;
@@ -89,8 +90,10 @@ struct Family {
   // Its tensors.
   Biases attention_bias = Biases::none;
   bool attention_bias_default = false;
-  bool mlp_bias = false;                                      ///< mlp_bias is read
-  bool fused_qkv = false, fused_gate_up = false;              ///< rows of one tensor
+  bool mlp_bias = false;                          ///< mlp_bias is read
+  bool fused_qkv = false, fused_gate_up = false;  ///< rows of one tensor
+  const char *gate_up_name = "mlp.gate_up_proj", *down_name = "mlp.down_proj";
+  std::string_view inert_key{};                               ///< a key of families that are not read, which changes nothing in this one
   void (*more)(const JsonFields&, DecoderConfig&) = nullptr;  ///< fills what the columns above do not
 
   constexpr const char* norm_name(NormPlace place) const { return norms[static_cast<std::size_t>(place)]; }
@@ -124,10 +127,10 @@ template <class Visit> void for_each_module(const Family& family, Visit&& visit)
     one(Projection::q), one(Projection::k), one(Projection::v);
   one(Projection::o);
   if (family.fused_gate_up)
-    visit(LayerModule{"mlp.gate_up_proj", Projection::gate, 2});
+    visit(LayerModule{family.gate_up_name, Projection::gate, 2});
   else
     one(Projection::gate), one(Projection::up);
-  one(Projection::down);
+  visit(LayerModule{family.down_name, Projection::down, 1});
 }
 
 }}}  // namespace pith::v0::detail

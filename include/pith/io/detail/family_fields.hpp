@@ -40,6 +40,25 @@ inline void read_granite(const JsonFields& c, DecoderConfig& config) {
   config.logits_scale = 1 / c.positive("logits_scaling", 1);
 }
 
+/// Granite 4 mixes attention with recurrent layers and experts; its dense models have neither, and their files must say so.
+inline void read_granite4(const JsonFields& c, DecoderConfig& config) {
+  const Json* types = c.find("layer_types");
+  if (types == nullptr)
+    unsupported(c.file(), text(c.path("layer_types"), " is missing, which makes all layers recurrent: they are missing"));
+  if (!types->is_array() || types->size() != config.layers.size())
+    c.refuse("layer_types", text("a list of ", config.layers.size(), " types, one for each layer"));
+  for (const Json& type : *types)
+    if (type != "attention" && type != "full_attention")
+      unsupported(c.file(), text(c.path("layer_types"), " has ", type.dump(40), ", which is not supported: recurrent layers are missing"));
+  if (c.find("num_local_experts") == nullptr)
+    unsupported(c.file(), text(c.path("num_local_experts"), " is missing, which means 8: mixtures of experts are missing"));
+  const std::string position = c.string("position_embedding_type", "nope");
+  if (position != "rope" && position != "nope")
+    unsupported(c.file(), text(c.path("position_embedding_type"), " ", in_quotes(position), " is not supported: rope and nope are"));
+  if (position == "nope") for_all_layers(config, [](LayerSpec& layer) { layer.rope = LayerSpec::no_rope; });
+  read_granite(c, config);
+}
+
 inline void read_gemma(const JsonFields& c, DecoderConfig& config) {
   config.embedding_scale = std::sqrt(static_cast<double>(config.hidden_size));
   // Old files have the hidden_act "gelu" and mean the tanh form; hidden_activation, where it is set, means what it says.

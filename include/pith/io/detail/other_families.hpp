@@ -40,7 +40,6 @@ inline constexpr OtherFamily other_families[] = {
     {"qwen3_next", needs_recurrence_and_experts},
     {"qwen3_5_moe", needs_recurrence_and_experts},
     {"qwen3_5_moe_text", needs_recurrence_and_experts},
-    {"granitemoehybrid", needs_recurrence_and_experts},
     {"jamba", needs_recurrence_and_experts},
     {"lfm2_moe", needs_recurrence_and_experts},
     {"qwen3_5", needs_recurrence},
