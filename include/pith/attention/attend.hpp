@@ -47,7 +47,8 @@ template <class S> struct AttentionTile {
 /// An observer that watches nothing and costs nothing.
 struct NoObserver {};
 
-/// Workspace bytes for attend(). `rows`: rows of the largest head, prefix included; `tokens`: most queries of a call, 1 if it only decodes.
+/// Workspace bytes for attend(). `rows`: rows of the largest head, prefix included, and 32 more where heads have three runs;
+/// `tokens`: most queries of a call, 1 if it only decodes.
 template <class S = float>
 std::size_t attend_workspace_bytes(const AttentionShape& shape, Index rows, Index workers = 1, Index tokens = detail::attention_tile) {
   shape.check("attend_workspace_bytes");
@@ -68,10 +69,11 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
   check_shape("attend", "out", out, tokens, width);
   const auto refuse = [](const std::string& what) { raise<ShapeError>("pith::attend: " + what); };
   const Index runs = static_cast<Index>(view.runs.size());
-  const bool two = runs % 2 == 0 && runs / 2 == heads;
-  if (runs != heads && !two) refuse(text("the view has ", runs, " runs, expected one or two for each of ", heads, " kv heads"));
+  const Index a_head = runs / heads;
+  if (runs % heads != 0 || a_head < 1 || a_head > 3)
+    refuse(text("the view has ", runs, " runs, expected one to three for each of ", heads, " kv heads"));
   const Index least = row_units<T>(view.shape.head_dim);
-  Index most = 0, sinks = 0;
+  Index most = 0, sinks = 0, of_head = 0;
   for (Index r = 0; r < runs; ++r) {
     const KvRun<T>& run = view.runs[static_cast<std::size_t>(r)];
     const auto refuse_run = [&](const std::string& what) { refuse(text("run ", r, " of the view ", what)); };
@@ -83,7 +85,8 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
           text("has stride ", run.stride, ", expected at least ", PlainStorage<T> ? "" : "q8_row_bytes of ", "head_dim, which is ", least));
     if (run.sinks < 0 || run.sinks > run.rows) refuse_run(text("has ", run.sinks, " sinks, expected 0 .. ", run.rows, ", its rows"));
     sinks = (std::max)(sinks, run.sinks);
-    most = (std::max)(most, run.rows + (two && r % 2 == 1 ? view.runs[static_cast<std::size_t>(r - 1)].rows : 0));
+    of_head = r % a_head == 0 ? run.rows : of_head + run.rows;
+    most = (std::max)(most, of_head + (a_head == 3 ? attention_block : 0));  // TileMemory counts the ends of two runs
   }
   if (options.q_sinks.size() > 0) check_shape("attend", "q_sinks", options.q_sinks, tokens, width);
   if (sinks > 0 && tokens > 0 && options.q_sinks.size() == 0)

@@ -30,7 +30,7 @@ template <KvStorage T> Index row_units(Index head_dim) {
 }
 }  // namespace detail
 
-/// Rows of one kv head that lie together in memory. A head has one run, or two if it starts with a shared prefix.
+/// Rows of one kv head that lie together in memory. A head has one run, or two if it starts with a shared prefix; a proxy pass adds one.
 template <class T> struct KvRun {
   const T* keys = nullptr;              ///< row r at r*stride, head_dim numbers
   const T* values = nullptr;            ///< row r at r*stride, head_dim numbers
@@ -45,7 +45,7 @@ template <class T> struct KvRun {
 template <class T> struct KvView {
   AttentionShape shape;
   Position next = 0;               ///< position of the next token
-  std::span<const KvRun<T>> runs;  ///< [num_kv_heads][1 or 2]: the runs of head 0, then of head 1, …; a head's last run holds its own rows
+  std::span<const KvRun<T>> runs;  ///< [num_kv_heads][1 .. 3]: the runs of head 0, then of head 1, …; a head's last run holds its own rows
 };
 
 }}  // namespace pith::v0

@@ -20,6 +20,7 @@
 #include <pith/model/detail/session_layout.hpp>
 #include <pith/model/detail/session_tables.hpp>
 #include <pith/model/detail/session_undo.hpp>
+#include <pith/model/look.hpp>
 #include <pith/model/session_options.hpp>
 
 namespace pith { inline namespace v0 {
@@ -115,6 +116,14 @@ class Session {
   }
   ConstMatrixRef<S> decode(Token token) { return decode(std::span<const Token>(&token, 1)); }
 
+  /// Proxy pass: these tokens attend to the cache as if they came next, `see` is shown their queries and weights (LookTile), and they leave
+  /// no trace: no row, number, position, journal entry or logit. Threads may call `see` for different kv heads at once.
+  ///
+  /// Heap     the tokens' hidden states, their rows in one layer, and a workspace
+  /// Throws   ShapeError for no tokens, one outside the vocabulary or an adapter of another decoder; UnsupportedError past a longrope's
+  /// table
+  template <class See> void look(std::span<const Token> tokens, See&& see, const LookOptions<S>& options = {}) const;
+
   /// Logits that follow the newest token: [1, vocab_size], valid until the next call; [0, vocab_size] at the start and after crop()
   /// or clear().
   ConstMatrixRef<S> logits() const { return logits_.middleRows((std::max)(newest_, Index(0)), newest_ < 0 ? 0 : 1); }
@@ -150,6 +159,11 @@ class Session {
     for (Cache& cache : caches_) cache.crop(p);
     switch_.crop(p - caches_.front().first_position() - adapter_.prompt_rows(caches_.front().first_position()));
   }
+  /// Removes the tokens at first .. last - 1 from every layer, a reasoning trace that later turns need not see: KvCache::drop().
+  ///
+  /// Returns  rows dropped, over all layers and heads
+  /// Throws   ShapeError unless the positions ascend within the text, StateError where KvCache::drop() does; nothing has changed then
+  Index drop(Position first, Position last);
   /// Drops the conversation; no memory is freed or allocated.
   void clear() {
     for (Cache& cache : caches_) cache.clear();
@@ -184,31 +198,13 @@ class Session {
   /// The whole state as plain numbers: read and compress a prompt once, answer it many times, in any process.
   ///
   /// Throws   StateError inside a journal
-  SessionSnapshot<S, T> snapshot() const {
-    check_whole();
-    switch_.check_placed("snapshot()", next_position());
-    SessionSnapshot<S, T> out{
-        .fingerprint = model_->weights.fingerprint ^ switch_.mark(next_position()), .adapter = adapter_.fingerprint(), .logits = logits()};
-    for (const Cache& cache : caches_) out.layers.push_back(cache.snapshot());
-    return out;
-  }
+  SessionSnapshot<S, T> snapshot() const;
   /// The reason why restore() would refuse a snapshot, or empty: another model, storage, policy or prefix, no room, or an impossible state.
-  std::string problem(const SessionSnapshot<S, T>& s) const {
-    const std::uint64_t mark = s.layers.empty() ? 0 : switch_.mark(s.layers.front().next);
-    const std::string wrong = detail::snapshot_problem(s, model_->weights.fingerprint ^ mark, vocab_size(), caches());
-    return wrong.empty() ? adapter_.problem(s.adapter) : wrong;
-  }
+  std::string problem(const SessionSnapshot<S, T>& s) const;
   /// Continues from the snapshot of a session with the same model, storage and policies; no weight is read.
   ///
   /// Throws   ShapeError with the problem; the session is then unchanged
-  void restore(const SessionSnapshot<S, T>& s) {
-    if (const std::string wrong = problem(s); !wrong.empty()) raise<ShapeError>("pith::Session: restore() of a snapshot " + wrong);
-    for (std::size_t layer = 0; layer < caches_.size(); ++layer) caches_[layer].restore(s.layers[layer]);
-    logits_.topRows(s.logits.rows()) = s.logits;
-    switch_.restored(next_position());
-    newest_ = s.logits.rows() - 1;
-    whole_ = true;
-  }
+  void restore(const SessionSnapshot<S, T>& s);
 
   std::span<Cache> caches() { return caches_; }
   std::span<const Cache> caches() const { return caches_; }
@@ -245,6 +241,7 @@ class Session {
   AppendOptions begin_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options) {
     const Index soft = adapter_.prompt_rows(next_position());
     detail::check_prompt(n, soft, max_prompt_, kinds, options);
+    options.queries.template check<S>();
     AppendOptions marks{.phase = Phase::prefill, .more = options.more, .kinds = kinds, .masses = options.masses};
     adapter_.mark_prompt(next_position(), marks);
     check_ready(soft + n, marks);
@@ -294,4 +291,6 @@ class Session {
 
 }}  // namespace pith::v0
 
+#include <pith/model/detail/session_looking.hpp>
 #include <pith/model/detail/session_reading.hpp>
+#include <pith/model/detail/session_states.hpp>

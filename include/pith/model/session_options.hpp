@@ -14,6 +14,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/executor.hpp>
 #include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
 #include <pith/kv/prefix.hpp>
 #include <pith/kv/snapshot.hpp>
 
@@ -69,6 +70,53 @@ class PrefillCallback {
   bool (*call_)(void*, const PrefillProgress&) = nullptr;
 };
 
+/// Queries of one layer, as attention uses them: rotated, scaled where the layer scales queries.
+template <class S> struct LayerQueries {
+  Index layer = 0;
+  ConstMatrixRef<S> queries;  ///< [tokens, num_heads*head_dim]
+  Position first = 0;         ///< position of the first token
+};
+
+/// Holds any function void(const LayerQueries<S>&) of float, double or both, or none.
+///
+/// Heap     one allocation when it is made from a function
+class QueryCallback {
+ public:
+  QueryCallback() = default;
+  template <class F>
+  requires(!std::same_as<F, QueryCallback> &&
+           (std::is_invocable_v<F&, const LayerQueries<float>&> || std::is_invocable_v<F&, const LayerQueries<double>&>)) QueryCallback(F f)
+      : held_(std::make_shared<F>(std::move(f))), float_(call<F, float>()), double_(call<F, double>()) {}
+
+  explicit operator bool() const { return held_ != nullptr; }
+  /// Throws   ShapeError if the function takes queries of the other type
+  template <class S> void check() const {
+    if (held_ && !chosen<S>()) raise<ShapeError>("pith::PrefillOptions: queries takes another number type than the session's");
+  }
+  template <class S> void operator()(const LayerQueries<S>& seen) const { chosen<S>()(held_.get(), seen); }
+
+ private:
+  template <class S> using Call = void (*)(void*, const LayerQueries<S>&);
+  template <class F, class S> static Call<S> call() {
+    if constexpr (std::is_invocable_v<F&, const LayerQueries<S>&>) {
+      return [](void* held, const LayerQueries<S>& seen) { (*static_cast<F*>(held))(seen); };
+    } else {
+      return nullptr;
+    }
+  }
+  template <class S> Call<S> chosen() const {
+    if constexpr (std::same_as<S, float>) {
+      return float_;
+    } else {
+      return double_;
+    }
+  }
+
+  std::shared_ptr<void> held_;
+  Call<float> float_ = nullptr;
+  Call<double> double_ = nullptr;
+};
+
 /// Options of one prefill().
 struct PrefillOptions {
   bool more = false;                   ///< another piece of the same prompt follows: prompt-only policies evict after the last one
@@ -78,6 +126,8 @@ struct PrefillOptions {
   std::span<const Position> sight = {};
   /// Returns false to cancel: prefill() then throws Cancelled, and the session is as before. It must not use the session.
   PrefillCallback progress = {};
+  /// Is shown the queries of every token and layer, tile by tile, while the prompt is read; it must not use the session.
+  QueryCallback queries = {};
 };
 
 /// The whole state of a session: snapshot() returns one, restore() returns to it, io/session_file.hpp stores it in a file.

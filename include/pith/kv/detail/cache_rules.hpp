@@ -209,7 +209,7 @@ struct CacheRules {
                          " fit at home: protect fewer, or raise its budget");
   }
   [[noreturn]] void raise_uneven(Index first, Index other) const {
-    raise<StateError>("pith::KvCache: reindex() with ", first, " rows in one head and ", other, " in another: heads must agree");
+    raise<StateError>("pith::KvCache: ", first, " rows in one head and ", other, " in another: at cache positions heads must agree");
   }
 
   void check_prompt(const AppendOptions& append, bool journal_open) const {

@@ -178,12 +178,23 @@ template <KvStorage T> class CacheState : public CacheRows<T> {
     next_rope_position = rules.first() + static_cast<Position>(size(0));
   }
 
-  /// Removes the tokens at first .. end - 1 from every head; the others move together and keep their order.
-  Index drop(Position first, Position end) {
+  /// Throws   StateError where drop() is impossible
+  void check_drop(Position first, Position end) const {
     if (in_prompt_buffer()) rules.raise_mid_prompt("drop()");
     if (journal.open()) raise<StateError>("pith::KvCache: drop() inside a journal: crop() to end it first");
     if (rules.by_age() && rules.facts.traits.positions == RopePositions::cache)
       raise<StateError>("pith::KvCache: drop() from a window at cache positions would leave a gap in it: use RopePositions::text");
+    const auto gone = [&](Index h) {
+      const Position* const p = home.positions(h);
+      return std::count_if(p, p + size(h), [=](Position at) { return at >= first && at < end; });
+    };
+    for (Index h = 1; rules.angles() && h < heads(); ++h)
+      if (gone(h) != gone(0)) rules.raise_uneven(size(0) - gone(0), size(h) - gone(h));
+  }
+
+  /// Removes the tokens at first .. end - 1 from every head; the others move together and keep their order.
+  Index drop(Position first, Position end) {
+    check_drop(first, end);
     Index dropped = 0, sinks = 0;
     for (Index r = 0; r < (std::min)(initial(), size(0)); ++r) sinks += home.positions(0)[r] >= first && home.positions(0)[r] < end;
     for (Index h = 0; h < heads(); ++h) {

@@ -12,6 +12,7 @@
 #include <pith/kv/kv_cache.hpp>
 #include <pith/model/config.hpp>
 #include <pith/model/detail/decoder_model.hpp>
+#include <pith/model/session_options.hpp>
 #include <pith/model/weights.hpp>
 #include <pith/nn/feed_forward.hpp>
 #include <pith/nn/norm.hpp>
@@ -63,10 +64,10 @@ template <class S> struct LayerPass {
   /// Prompt: appends the keys and values of all tokens, then attends tile by tile; the caller evicts.
   /// `rope_length`: the length that dynamic rope scales by, the same for all tokens of the call. `marks`: passed to append(). The last
   /// layer computes only the last token and the queries that the policy observes; the other rows of hidden stay as they were.
-  /// `sight`: for each of the last tokens, the last of them that it sees; empty: itself.
+  /// `sight`: for each of the last tokens, the last of them that it sees; empty: itself. `queries`: is shown the queries that are computed.
   template <class Cache>
   void prefill(Cache& cache, MatrixRef<S> hidden, const AppendOptions& marks, Position rope_length, bool last_layer = false,
-               std::span<const Position> sight = {}) const {
+               std::span<const Position> sight = {}, const QueryCallback* queries = nullptr) const {
     const Index n = hidden.rows();
     const Position start = cache.next_position(), angle = cache.query_position();
     for (Index t = 0; t < n; t += prefill_tile) {
@@ -87,11 +88,13 @@ template <class S> struct LayerPass {
       const Index tile = (std::min)(prefill_tile, n - t);
       const MatrixRef<S> rows = hidden.middleRows(t, tile);
       const Workspace::Scope scope(ws);
-      const MatrixRef<S> q = project(Projection::q, normed(rows));
+      const MatrixRef<S> x = normed(rows), q = project(Projection::q, x);
+      if constexpr (requires { cache.see_inputs(x); }) cache.see_inputs(x);
       norm_heads(NormPlace::q, q);
       const MatrixRef<S> out = ws.matrix<S>(tile, q.cols());
       look(cache, rope(beyond), q, out, static_cast<Position>(start + t), angle + t, gap, rope_length,
            (std::max)(Index(0), watched - (n - t - tile)), positions_seen(sight, start, n, t, tile));
+      if (queries != nullptr) (*queries)(LayerQueries<S>{layer, q, static_cast<Position>(start + t)});
       finish(rows, out);
     }
   }
@@ -145,7 +148,6 @@ template <class S> struct LayerPass {
 
   const LayerWeights<S>& weights() const { return model.weights.layers[static_cast<std::size_t>(layer)]; }
   const typename DecoderModel<S>::Layer& derived() const { return model.layers[static_cast<std::size_t>(layer)]; }
-
   const LayerSpec& spec() const { return derived().spec; }
   const Rope<S>& rope(bool beyond_switch) const { return beyond_switch ? *derived().rope_beyond : *derived().rope; }
 

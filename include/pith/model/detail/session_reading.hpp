@@ -20,7 +20,8 @@ void Session<S, T>::read_prompt(Index n, const AppendOptions& marks, const Prefi
   Attempt attempt(*this);
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
     caches_[layer].reserve(n, detail::buffer_for(caches_[layer], marks, prompt_buffer_.get()));
-    pass(layer).prefill(caches_[layer], hidden_.topRows(n), marks, length, layer + 1 == caches_.size(), options.sight);
+    pass(layer).prefill(caches_[layer], hidden_.topRows(n), marks, length, layer + 1 == caches_.size() && !options.queries, options.sight,
+                        options.queries ? &options.queries : nullptr);
     pass(layer).evict(caches_[layer]);
     if (options.progress && !options.progress({static_cast<Index>(layer) + 1, static_cast<Index>(caches_.size())})) [[unlikely]]
       raise<Cancelled>("pith::Session::prefill: cancelled after ", layer + 1, " of ", caches_.size(), " layers");
