@@ -4,6 +4,7 @@
 #include <pith/nn/activation.hpp>    // SiLU, GELU, ReLU, tanh
 #include <pith/nn/embedding.hpp>     // a table of token embeddings
 #include <pith/nn/feed_forward.hpp>  // MLP and SwiGLU
+#include <pith/nn/int4.hpp>          // linear layers with weights of four bits
 #include <pith/nn/int8.hpp>          // linear layers with weights of eight bits
 #include <pith/nn/linear.hpp>        // y = x Wᵀ + b, over your matrix, its own, or packed panels
 #include <pith/nn/linear_op.hpp>     // what a linear layer is: the concept all others take
