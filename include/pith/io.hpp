@@ -16,5 +16,6 @@
 #include <pith/io/safetensors.hpp>         // reads a safetensors file
 #include <pith/io/safetensors_writer.hpp>  // writes a safetensors file
 #include <pith/io/session_file.hpp>        // saves and loads sessions
+#include <pith/io/stored_module.hpp>       // how a folder stores a projection: floats or codes
 #include <pith/io/tensor_info.hpp>         // a tensor's name, type, shape and place in its file
 #include <pith/io/weights_layout.hpp>      // packed, int8 or mapped weights

@@ -286,7 +286,7 @@ TEST_CASE("checkpoint: what the config asks for must be there", "[io]") {
   CHECK(written(tiny).config.vocab_size == 5);  // the table says
 }
 
-TEST_CASE("checkpoint: quantised weights are refused by name", "[io]") {
+TEST_CASE("checkpoint: quantised weights without a config that says so are refused by name", "[io]") {
   for (const char* mark : {".qweight", ".scales", ".g_idx", ".SCB", ".absmax", ".weight_scale", ".weight.quant_state.bitsandbytes__nf4"}) {
     TinyCheckpoint tiny;
     tiny.put("model.layers.0.mlp.up_proj" + std::string(mark), 2, 2);

@@ -120,7 +120,7 @@ TEST_CASE("config: what is not supported is refused by name", "[io]") {
     const char* keys;
     const char* message;
   } cases[] = {
-      {R"("quantization_config":{"quant_method":"gptq","bits":4})", "gptq"},
+      {R"("quantization_config":{"quant_method":"aqlm","bits":4})", "quantization_config (\"aqlm\"): quantised"},
       {R"("quantization_config":{})", "quantization_config (by an unnamed method): quantised"},
       {R"("quantization_config":{"group_size":64,"bits":4})", "quantization_config (by MLX): quantised"},
       {R"("quantization":{"group_size":64,"bits":4})", "quantization (by MLX): quantised"},
@@ -137,7 +137,7 @@ TEST_CASE("config: what is not supported is refused by name", "[io]") {
       {R"("architectures":["LlamaModel"])", "'LlamaModel': a model without the head of a language model"},
       {R"("architectures":["LlamaForCausalLMEagle"])", "'LlamaForCausalLMEagle': no causal language model"},
       {R"("architectures":["LlamaForCausalLM","T5ForConditionalGeneration"])", "'T5ForConditionalGeneration'"},
-      {R"("compression_config":{"quant_method":"compressed-tensors"})", "compressed-tensors"},
+      {R"("compression_config":{"quant_method":"mxfp4"})", "compression_config (\"mxfp4\")"},
       {R"("hidden_act":"relu2")", "'relu2'"},
       {R"("partial_rotary_factor":0.5)", "partial_rotary_factor"},
       {R"("rope_parameters":{"rope_type":"default","partial_rotary_factor":0.25})", "partial_rotary_factor"},

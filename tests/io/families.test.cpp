@@ -347,8 +347,8 @@ TEST_CASE("families: decoders inside models of several kinds of input", "[io]") 
   wrong("gemma3", R"("hidden_size":0)", "", "key 'text_config.hidden_size' is '0'");
   wrong("gemma3", R"("rope_scaling":{"type":"warp"})", "", "text_config.rope_scaling.rope_type 'warp'");
   wrong("gemma3", R"("model_type":"gemma4_text")", "", "text_config.model_type 'gemma4_text' is not supported: embeddings of each layer");
-  wrong("mistral3", "", R"(,"quantization_config":{"quant_method":"fp8"})", "quantization_config (\"fp8\")");
-  wrong("mistral3", R"("quantization_config":{"quant_method":"fp8"})", "", "text_config.quantization_config (\"fp8\")");
+  wrong("mistral3", "", R"(,"quantization_config":{"quant_method":"mxfp4"})", "quantization_config (\"mxfp4\")");
+  wrong("mistral3", R"("quantization_config":{"quant_method":"mxfp4"})", "", "text_config.quantization_config (\"mxfp4\")");
   wrong("llava", R"("is_causal":false)", "", "text_config.is_causal is not true");
   wrong("llava", "", R"(,"architectures":["LlavaModel"])", "expected a …ForConditionalGeneration");
   refused("gemma3", "", "key 'text_config' is missing");

@@ -16,11 +16,13 @@
 #include <pith/core/check.hpp>
 #include <pith/io/checkpoint_files.hpp>
 #include <pith/io/config_json.hpp>
+#include <pith/io/detail/checkpoint_fingerprint.hpp>
 #include <pith/io/detail/checkpoint_plan.hpp>
 #include <pith/io/detail/other_formats.hpp>
 #include <pith/io/detail/system_error.hpp>
 #include <pith/io/detail/weight_reader.hpp>
 #include <pith/io/generation_config.hpp>
+#include <pith/io/stored_module.hpp>
 #include <pith/model/config.hpp>
 #include <pith/model/decoder.hpp>
 #include <pith/model/weights.hpp>
@@ -49,6 +51,8 @@ template <class S = float> struct Checkpoint {
   /// Contents of the folder that the model does not use, sorted, each worth a warning: tensors by name, anything else as
   /// "file: what, and why".
   std::vector<std::string> ignored;
+  /// How the folder stores each projection and the head, in order of use.
+  std::vector<StoredModule> modules;
 };
 
 namespace detail {
@@ -94,13 +98,15 @@ template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::
     if (options.weights == WeightsLayout::int8)
       raise<UnsupportedError>("pith::load_checkpoint: int8 weights are computed in float: load_decoder<float>(), or WeightsLayout::packed");
   detail::check_checkpoint_folder(folder, options.config);
-  out.config = read_config(folder / options.config, &out.ignored);
+  detail::ConfigRead read = detail::read_whole_config(folder / options.config, &out.ignored);
+  out.config = std::move(read.config);
   use_generation_config(folder, out.config, out.ignored);
   detail::check_config_file(folder / options.config, [&] {
     for (std::size_t i = 0; i < out.config.ropes.size(); ++i) static_cast<void>(Rope<S>(out.config.rope(static_cast<Index>(i))));
   });
   const CheckpointFiles files(folder);
-  const detail::CheckpointPlan plan(files, out.config);
+  const detail::CheckpointPlan plan(files, out.config, read.quantisation);
+  out.modules = plan.modules();
   detail::check_config_file(folder / options.config, [&] { out.config.check(); });
   for (const std::vector<std::string>* more : {&files.ignored(), &plan.ignored()})
     out.ignored.insert(out.ignored.end(), more->begin(), more->end());

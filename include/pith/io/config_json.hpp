@@ -13,6 +13,8 @@
 #include <pith/io/detail/json_fields.hpp>
 #include <pith/io/detail/layer_fields.hpp>
 #include <pith/io/detail/other_families.hpp>
+#include <pith/io/detail/quantisation.hpp>
+#include <pith/io/detail/quantisation_fields.hpp>
 #include <pith/io/detail/rope_fields.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/model/config.hpp>
@@ -22,15 +24,21 @@ namespace pith { inline namespace v0 {
 /// Reads the config.json of a known family, as written by transformers 4 or 5, and resolves it as transformers would: the family's defaults
 /// are filled in, and every layer and rope is listed. Of a model of several kinds of input, it reads the decoder's part.
 ///
-/// Refuses by name every setting that would change the numbers: other families, rope types and activations, quantised weights, non-causal
-/// attention, classes other than …ForCausalLM, two spellings of a setting that disagree. vocab_size stays 0 if the file omits it: the
-/// embedding table gives it. Settings ignored on purpose are added to `ignored`.
+/// Refuses by name every setting that would change the numbers: other families, rope types and activations, methods of
+/// quantising that are not supported, non-causal attention, classes other than …ForCausalLM, two spellings of a setting that disagree.
+/// vocab_size stays 0 if the file omits it: the embedding table gives it. Settings ignored on purpose are added to `ignored`.
 ///
 /// Throws   FormatError naming file, key, found and expected; UnsupportedError naming the unsupported feature
 DecoderConfig read_config(const std::filesystem::path& path, std::vector<std::string>* ignored = nullptr);
 DecoderConfig parse_config(std::string_view json, std::string_view name = "config.json", std::vector<std::string>* ignored = nullptr);
 
 namespace detail {
+
+/// parse_config(), and how the weights are quantised.
+struct ConfigRead {
+  DecoderConfig config;
+  Quantisation quantisation;
+};
 
 /// Refuses `architectures` other than causal language models: transformers names its classes by the head. A wrapper's class is named
 /// …ForConditionalGeneration.
@@ -53,20 +61,8 @@ inline void refuse_other_heads(const JsonFields& c, bool wrapper) {
   }
 }
 
-/// The reason to refuse quantised weights: the value of a key that only quantised checkpoints have.
-inline std::string quantisation(std::string_view file, const char* key, const Json& value) {
-  if (!value.is_object()) return value.dump(40);
-  const JsonFields q(file, value, text(key, "."));
-  if (const auto* method = q.find("quant_method")) return method->dump(40);
-  return q.find("bits") != nullptr && q.find("group_size") != nullptr ? "by MLX" : "by an unnamed method";
-}
-
 /// Refuses, in the decoder's keys and in those around them, what no family here has.
 inline void refuse_unsupported_config(const JsonFields& c, const Family& family) {
-  for (const char* key : {"quantization_config", "compression_config", "quantization"})
-    if (const auto* quantised = c.find(key))
-      unsupported(c.file(), text(c.path(key), " (", quantisation(c.file(), key, *quantised),
-                                 "): quantised checkpoints are not supported; use the unquantised F32, F16 or BF16 one"));
   if (c.is_null("is_causal") || !c.boolean("is_causal", true))  // transformers reads null as false
     unsupported(c.file(),
                 text(c.path("is_causal"), " is not true: attention to later tokens, as embedding models have it, is not supported"));
@@ -170,46 +166,55 @@ inline void list_unread_types(const JsonFields& c, const Family& family, const D
                            family.windows == Windows::none ? " no layer has a window" : " sliding_window alone decides"));
 }
 
-}  // namespace detail
-
-inline DecoderConfig parse_config(std::string_view json, std::string_view name, std::vector<std::string>* ignored) {
-  const detail::JsonDocument document = detail::parse_json(json, name);
-  const auto [outer, c, found] = detail::find_decoder(detail::JsonFields(name, document.root()));
-  const detail::Family& family = *found;
-  DecoderConfig config;
+inline ConfigRead parse_whole_config(std::string_view json, std::string_view name, std::vector<std::string>* ignored) {
+  const JsonDocument document = parse_json(json, name);
+  const auto [outer, c, found] = find_decoder(JsonFields(name, document.root()));
+  const Family& family = *found;
+  ConfigRead out{{}, find_quantisation(outer, c)};
+  DecoderConfig& config = out.config;
   config.model_type = family.model_type;
-  detail::read_sizes(c, family, config);
+  read_sizes(c, family, config);
   config.norm = family.norm;
   config.norm_plus_one = family.norm_plus_one;
-  config.activation = detail::read_activation(c, family.activation_key, family.activation);
-  config.attention_bias = family.attention_bias != detail::Biases::none && c.boolean("attention_bias", family.attention_bias_default);
+  config.activation = read_activation(c, family.activation_key, family.activation);
+  config.attention_bias = family.attention_bias != Biases::none && c.boolean("attention_bias", family.attention_bias_default);
   config.mlp_bias = family.mlp_bias && c.boolean("mlp_bias", false);
   const char* tied = "tie_word_embeddings";
   config.tie_word_embeddings = (c.find(tied) != nullptr ? c : outer).boolean(tied, family.tied);
 
-  config.ropes = detail::RopeReader(c, family, config).read();
-  detail::read_layers(c, family, config);
+  config.ropes = RopeReader(c, family, config).read();
+  read_layers(c, family, config);
   if (family.more != nullptr) family.more(c, config);
   std::vector<Token> eos;
   for (const Token one : family.eos)
     if (one > 0) eos.push_back(one);
   const char* eos_key = "eos_token_id";
-  config.eos_token_id = detail::read_eos(c.find(eos_key) == nullptr && !c.is_null(eos_key) ? outer : c, std::move(eos));
+  config.eos_token_id = read_eos(c.find(eos_key) == nullptr && !c.is_null(eos_key) ? outer : c, std::move(eos));
   const char* bos_key = "bos_token_id";
   config.bos_token_id = c.is_null(bos_key) ? Token{-1} : static_cast<Token>(c.size(bos_key, family.bos, -1));
-  detail::check_resolved(config, name);
+  check_resolved(config, name);
   if (ignored != nullptr) {
-    for (const detail::JsonFields* fields : {&outer, &c})
+    for (const JsonFields* fields : {&outer, &c})
       if (fields->find("auto_map") != nullptr && (fields == &outer || c.path("") != outer.path("")))
-        ignored->push_back(detail::text(name, ": ", fields->path("auto_map"), ", because code of the folder's own is not run"));
-    detail::list_unread_types(c, family, config, *ignored);
+        ignored->push_back(text(name, ": ", fields->path("auto_map"), ", because code of the folder's own is not run"));
+    list_unread_types(c, family, config, *ignored);
   }
-  return config;
+  return out;
+}
+
+inline ConfigRead read_whole_config(const std::filesystem::path& path, std::vector<std::string>* ignored) {
+  const FileBytes file = FileBytes::read(path, max_config_bytes);
+  return parse_whole_config(file.text(), file.name(), ignored);
+}
+
+}  // namespace detail
+
+inline DecoderConfig parse_config(std::string_view json, std::string_view name, std::vector<std::string>* ignored) {
+  return detail::parse_whole_config(json, name, ignored).config;
 }
 
 inline DecoderConfig read_config(const std::filesystem::path& path, std::vector<std::string>* ignored) {
-  const detail::FileBytes file = detail::FileBytes::read(path, max_config_bytes);
-  return parse_config(file.text(), file.name(), ignored);
+  return detail::read_whole_config(path, ignored).config;
 }
 
 }}  // namespace pith::v0

@@ -81,6 +81,18 @@ class Int8Weight {
     });
   }
 
+  /// Takes codes, -128 … 127, and their scales as they are: codes_at(first, n) returns n rows of codes, as PackedWeight takes them.
+  ///
+  /// Shapes   scales [out]
+  /// Throws   ShapeError if there is not one scale for each output
+  template <class CodesAt> static Int8Weight of_codes(Index out, Index in, const CodesAt& codes_at, Vector<float> scales) {
+    check_shape("Int8Weight::of_codes", "scales", scales, out, 1);
+    Int8Weight weight;
+    weight.scales_ = std::move(scales);
+    weight.codes_ = PackedWeight<std::int8_t>(out, in, codes_at);
+    return weight;
+  }
+
   Index in() const { return codes_.in(); }
   Index out() const { return codes_.out(); }
   std::size_t bytes() const { return codes_.bytes() + static_cast<std::size_t>(scales_.size()) * sizeof(float); }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <iterator>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,11 +13,14 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
-#include <pith/core/fingerprint.hpp>
 #include <pith/io/checkpoint_files.hpp>
+#include <pith/io/detail/coded_module.hpp>
+#include <pith/io/detail/coded_weight.hpp>
 #include <pith/io/detail/families.hpp>
+#include <pith/io/detail/quantisation.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/dtype.hpp>
+#include <pith/io/stored_module.hpp>
 #include <pith/io/tensor_info.hpp>
 #include <pith/model/config.hpp>
 #include <pith/model/weights.hpp>
@@ -36,9 +40,13 @@ class CheckpointPlan {
  public:
   using Place = CheckpointFiles::Place;
 
-  CheckpointPlan(const CheckpointFiles& files, DecoderConfig& config)
-      : files_(files), family_(family_of(config.model_type)), place_(place_in(files)), head_(head_in(files, place_)) {
-    refuse_quantised();
+  CheckpointPlan(const CheckpointFiles& files, DecoderConfig& config, const Quantisation& quantisation)
+      : files_(files),
+        quantisation_(quantisation),
+        family_(family_of(config.model_type)),
+        place_(place_in(files)),
+        head_(head_in(files, place_)) {
+    if (!quantisation) refuse_quantised();
     if (!files.find(embedding())) refuse_other_names();
     if (config.vocab_size == 0)  // a missing or misshapen table is refused below
       if (const Place table = files.find(embedding());
@@ -63,8 +71,8 @@ class CheckpointPlan {
     }
     want(final_norm(), {hidden});
     if (!config.tie_word_embeddings) {
-      if (!files.find(head())) missing(head(), "; tie_word_embeddings is false, so the head must be there");
-      want(head(), {config.vocab_size, hidden});
+      if (!holds_weight(files, head_)) missing(head(), "; tie_word_embeddings is false, so the head must be there");
+      weight(head_, config.vocab_size, hidden);
     }
     list_ignored(config);
   }
@@ -72,13 +80,14 @@ class CheckpointPlan {
   const Family& family() const { return family_; }
   std::string embedding() const { return text(place_.prefix, "embed_tokens.weight"); }
   std::string final_norm() const { return text(place_.prefix, "norm.weight"); }
-  const std::string& head() const { return head_; }
+  const std::string& head_module() const { return head_; }
+  std::string head() const { return head_ + ".weight"; }
   std::string layer_prefix(Index layer) const { return text(place_.prefix, "layers.", layer, "."); }
 
   /// A tensor's name in a plain decoder's folder.
   std::string plain_name(std::string_view name) const {
     const std::string_view prefix = place_.prefix;
-    return name.starts_with(prefix) ? text("model.", name.substr(prefix.size())) : "lm_head.weight";
+    return name.starts_with(prefix) ? text("model.", name.substr(prefix.size())) : text("lm_head", name.substr(head_.size()));
   }
 
   const std::map<std::string, Place, std::less<>>& tensors() const { return tensors_; }
@@ -86,6 +95,13 @@ class CheckpointPlan {
     const auto at = tensors_.find(name);
     return at == tensors_.end() ? Place{} : at->second;
   }
+  /// The codes of a module's weight; nullptr: it is a float matrix, `<module>.weight`.
+  const CodedWeight* coded(const std::string& module) const {
+    const auto at = coded_.find(module);
+    return at == coded_.end() ? nullptr : at->second.get();
+  }
+  /// How each projection and the head are stored, in order of use.
+  const std::vector<StoredModule>& modules() const { return modules_; }
   /// Tensors without a place, by name, and biases in the files that the config does not declare.
   const std::vector<std::string>& ignored() const { return ignored_; }
   std::size_t bytes() const { return bytes_; }
@@ -104,13 +120,12 @@ class CheckpointPlan {
     return at == std::end(decoder_places) ? *std::prev(at) : *at;
   }
 
-  /// The head of a decoder at this place, or one that another place would have.
+  /// The module of the head of a decoder at this place, or one that another place would have.
   static std::string head_in(const CheckpointFiles& files, const DecoderPlace& place) {
-    const std::string own = text(place.head, ".weight");
-    if (!files.find(own))
+    if (!holds_weight(files, place.head))
       for (const DecoderPlace& other : decoder_places)
-        if (const std::string name = text(other.head, ".weight"); files.find(name)) return name;
-    return own;
+        if (holds_weight(files, other.head)) return other.head;
+    return place.head;
   }
 
   /// Why the biases of a projection are required; empty: they are optional.
@@ -131,16 +146,34 @@ class CheckpointPlan {
     const TensorInfo& tensor = *place.tensor;
     if (!is_floating(tensor.dtype))
       raise<UnsupportedError>("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(name), " is ", dtype_name(tensor.dtype),
-                              ": quantised weights are not supported; F64, F32, F16 and BF16 are");
+                              ", expected F64, F32, F16 or BF16");
     if (tensor.shape != shape)
       raise<FormatError>("pith: ", in_quotes(place.file->name()), ": tensor ", in_quotes(name), " is ", shape_list(tensor.shape),
                          ", expected ", shape_list(shape), " by the config");
-    bytes_ += tensor.bytes();
+    add(name, place);
+  }
+
+  void add(const std::string& name, const Place& place) {
+    bytes_ += place.tensor->bytes();
     tensors_.emplace(name, place);
   }
 
+  /// The weight of a module, as a float matrix or as codes.
+  void weight(const std::string& module, Index out, Index in) {
+    if (std::unique_ptr<const CodedWeight> codes = find_coded(files_, quantisation_, module, out, in, steps_)) {
+      for (const Place& place : codes->tensors()) add(place.tensor->name, place);
+      modules_.push_back(codes->stored());
+      coded_.emplace(module, std::move(codes));
+      return;
+    }
+    const std::string name = module + ".weight";
+    want(name, {out, in});
+    const DType dtype = find(name).tensor->dtype;
+    modules_.push_back({.name = module, .format = std::string(dtype_name(dtype)), .bits = Index(dtype_bits(dtype))});
+  }
+
   void projection(const std::string& name, Index out, Index in, const std::string& bias) {
-    want(name + ".weight", {out, in});
+    weight(name, out, in);
     if (files_.find(name + ".bias")) {
       if (bias.empty()) unpromised_.push_back(name + ".bias");
       return want(name + ".bias", {out});
@@ -148,20 +181,14 @@ class CheckpointPlan {
     if (!bias.empty()) missing(name + ".bias", text("; ", bias));
   }
 
-  /// Recognises quantised checkpoints (GPTQ, AWQ, bitsandbytes, compressed-tensors) by tensor names; they also hold float tensors.
+  /// Recognises by tensor names a quantised checkpoint whose config does not say so; it also holds float tensors.
   void refuse_quantised() const {
-    constexpr std::string_view marks[] = {".qweight",       ".qzeros",        ".scales",          ".g_idx",
-                                          ".SCB",           ".absmax",        ".quant_map",       ".weight_scale",
-                                          ".weight_packed", ".weight_format", ".weight_scale_inv"};
     for (const Safetensors& file : files_.files())
-      for (const TensorInfo& tensor : file.tensors()) {
-        const std::string_view name = tensor.name;
-        const bool quantised = name.find(".quant_state.") != std::string_view::npos ||
-                               std::any_of(std::begin(marks), std::end(marks), [&](std::string_view mark) { return name.ends_with(mark); });
-        if (quantised)
-          raise<UnsupportedError>("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name),
-                                  " belongs to a quantised checkpoint, which is not supported; use the F32, F16 or BF16 one");
-      }
+      for (const TensorInfo& tensor : file.tensors())
+        if (is_quantised_part(tensor.name))
+          raise<UnsupportedError>(
+              "pith: ", in_quotes(file.name()), ": tensor ", in_quotes(tensor.name),
+              " belongs to a quantised checkpoint, but the config has no quantization_config, which says what it means");
   }
 
   /// Refuses tensor names of another program, or of a wrapper saved with the model.
@@ -196,7 +223,11 @@ class CheckpointPlan {
   /// Refuses a tensor that would change the numbers of a computed module.
   [[noreturn]] void refuse_leftover(const Safetensors& file, std::string_view name, const DecoderConfig& config) const {
     const auto has = [&](std::string_view part) { return name.find(part) != std::string_view::npos; };
-    const char* what = has(".lora_") || has(".base_layer.")    ? "; it is of an adapter: merge that with PEFT before the model is saved"
+    const bool tied = config.tie_word_embeddings && name.starts_with(head_);
+    const char* what = tied ? "; tie_word_embeddings is true, so the embedding table is the head"
+                       : is_quantised_part(name)
+                           ? "; the module's weight is of another kind, or missing: expected a float weight, or codes with their scales"
+                       : has(".lora_") || has(".base_layer.")  ? "; it is of an adapter: merge that with PEFT before the model is saved"
                        : has("experts.") || has("mlp.gate.")   ? "; it is of a mixture of experts, which is not supported"
                        : has("q_norm.") || has("k_norm.")      ? "; its family has no norms of queries and keys"
                        : has("layernorm") || has("layer_norm") ? "; its family has no such norm"
@@ -208,14 +239,13 @@ class CheckpointPlan {
   /// Refuses a classifier's head without an lm_head: a tied config may hide it. Beside an lm_head, it is only ignored.
   void refuse_classifier(const Safetensors& file, std::string_view name) const {
     const bool classifies = name.starts_with("score.") || name.starts_with("classifier.") || name.starts_with("qa_outputs.");
-    if (classifies && !files_.find(head()))
+    if (classifies && !holds_weight(files_, head_))
       raise<UnsupportedError>("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(name), " is the head of a classifier, and ",
                               in_quotes(head()), " is not there: classifiers and reward models are not supported");
   }
 
   void list_ignored(const DecoderConfig& config) {
-    const std::string norm = text(place_.prefix, "norm."), table = text(place_.prefix, "embed_tokens."),
-                      of_head = head_.substr(0, head_.size() - 6);
+    const std::string norm = text(place_.prefix, "norm."), table = text(place_.prefix, "embed_tokens."), of_head = head_ + ".";
     for (const Safetensors& file : files_.files())
       for (const TensorInfo& tensor : file.tensors()) {
         const std::string_view name = tensor.name;
@@ -223,7 +253,7 @@ class CheckpointPlan {
         const Index layer = layer_of(name);
         const bool computed = (layer >= 0 && layer < config.num_hidden_layers) || name.starts_with(norm) || name.starts_with(table) ||
                               (name.starts_with(of_head) && name != head());
-        if (computed) refuse_leftover(file, name, config);
+        if (computed && !(quantisation_ && is_activation_scale(name))) refuse_leftover(file, name, config);
         refuse_classifier(file, name);
         ignored_.emplace_back(name);
       }
@@ -234,59 +264,15 @@ class CheckpointPlan {
   }
 
   const CheckpointFiles& files_;
+  const Quantisation& quantisation_;
   const Family& family_;
   const DecoderPlace& place_;
   std::string head_;
   std::map<std::string, Place, std::less<>> tensors_;
+  std::map<std::string, std::unique_ptr<const CodedWeight>, std::less<>> coded_;
+  std::vector<StoredModule> modules_;
   std::vector<std::string> ignored_, unpromised_;
-  std::size_t bytes_ = 0;
+  std::size_t bytes_ = 0, steps_ = quantisation_steps;
 };
-
-/// Adds everything that a config says of the numbers that a decoder computes.
-inline void hash_config(Fingerprint& f, const DecoderConfig& c) {
-  const auto whole = [&](auto... numbers) { (f.number(static_cast<Index>(numbers)), ...); };
-  const auto real = [&](auto... numbers) { (f.number(static_cast<double>(numbers)), ...); };
-  f.string(c.model_type);
-  whole(c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
-        c.max_position_embeddings, c.norm, c.norm_plus_one, c.activation, c.tie_word_embeddings);
-  real(c.norm_eps, c.embedding_scale, c.input_scale, c.logits_scale, c.logits_softcap);
-  for (Index l = 0; l < c.num_hidden_layers; ++l) {
-    const LayerSpec layer = c.layer(l);
-    whole(layer.window, layer.rope, layer.qk_norm, layer.pre_attention, layer.pre_mlp, layer.post_attention, layer.post_mlp, layer.parallel,
-          layer.query_scale.length);
-    real(layer.attention_scale, layer.attention_softcap, layer.residual_scale, layer.query_scale.beta);
-  }
-  const Index ropes = (std::max)(Index(1), static_cast<Index>(c.ropes.size()));
-  whole(ropes);
-  for (Index i = 0; i < ropes; ++i) {
-    const RopeOptions rope = c.rope(i);
-    const RopeScaling& s = rope.scaling;
-    whole(rope.rotary_width(), rope.interleaved, s.type, s.original_max_position_embeddings, s.truncate, s.short_factor.size(),
-          s.long_factor.size());
-    real(rope.theta, s.factor, s.low_freq_factor, s.high_freq_factor, s.beta_fast, s.beta_slow, s.mscale, s.mscale_all_dim,
-         s.attention_factor);
-    for (const std::vector<double>* list : {&s.short_factor, &s.long_factor})
-      for (const double x : *list) real(x);
-  }
-}
-
-/// Hash of everything that determines the meaning of a cached row; sharding, tensor order, the place in a larger model and config spelling
-/// do not matter.
-/// `rounded`: the format the weights were rounded to; empty: none.
-inline std::uint64_t fingerprint(const DecoderConfig& c, const CheckpointPlan& plan, std::string_view rounded = {}) {
-  Fingerprint f;
-  if (!rounded.empty()) f.string(rounded);
-  hash_config(f, c);
-  constexpr std::size_t ends = 4096;
-  for (const auto& [name, place] : plan.tensors()) {
-    f.string(plan.plain_name(name));
-    f.string(dtype_name(place.tensor->dtype));
-    for (const Index extent : place.tensor->shape) f.number(extent);
-    const std::span<const std::byte> data = place.bytes();
-    f.bytes(data.first((std::min)(ends, data.size())));
-    f.bytes(data.last((std::min)(ends, data.size())));
-  }
-  return f.value();
-}
 
 }}}  // namespace pith::v0::detail

@@ -29,6 +29,8 @@ class Pattern {
 
   /// Whether the whole text matches. `steps` is the remaining budget, shared by many calls.
   bool matches(std::string_view name, std::size_t& steps) const { return walk(0, name, 0, true, steps); }
+  /// Whether some beginning of the text matches, as re.match() has it.
+  bool begins(std::string_view name, std::size_t& steps) const { return walk(0, name, 0, false, steps); }
   std::size_t states() const { return program_.code.size(); }  ///< its size in memory
 
  private:

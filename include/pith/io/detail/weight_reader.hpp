@@ -13,6 +13,8 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/io/detail/checkpoint_plan.hpp>
+#include <pith/io/detail/coded_linear.hpp>
+#include <pith/io/detail/coded_weight.hpp>
 #include <pith/io/detail/families.hpp>
 #include <pith/io/detail/linear_reader.hpp>
 #include <pith/io/detail/tensor_values.hpp>
@@ -47,6 +49,17 @@ template <class S> class WeightReader : private LinearReader<S> {
         if (plus != S(0)) to.array() += plus;
       });
     };
+    // A module's weight: one tensor of floats, or codes and all that belongs to them.
+    const auto weight = [&](const std::string& module, const Vector<S>& bias, std::span<const Part> parts) {
+      const CodedWeight* codes = plan_.coded(module);
+      if (codes == nullptr) return step(module + ".weight", [&](const Place& place) { linears(place, bias, parts); });
+      for (const Place& place : codes->tensors()) {
+        start(place.tensor->name);
+        if (&place == &codes->tensors().front()) linears(*codes, bias, parts);
+        finish(place.bytes().size());
+      }
+      for (const Place& place : codes->tensors()) place.file->release(*place.tensor);
+    };
     const S plus = config.norm_plus_one ? S(1) : S(0);
     const Family& family = plan_.family();
     step(plan_.embedding(), [&](const Place& place) { out.embed_tokens = embedding(place); });
@@ -63,8 +76,7 @@ template <class S> class WeightReader : private LinearReader<S> {
         Vector<S> bias;
         const std::string name = prefix + module.name;
         if (plan_.find(name + ".bias")) vector(name + ".bias", bias);
-        const std::span<const Part> parts = std::span(all).subspan(static_cast<std::size_t>(module.first), module.count);
-        step(name + ".weight", [&](const Place& place) { linears(place, bias, parts); });
+        weight(name, bias, std::span(all).subspan(static_cast<std::size_t>(module.first), module.count));
       });
     }
     vector(plan_.final_norm(), out.norm, plus);
@@ -74,7 +86,7 @@ template <class S> class WeightReader : private LinearReader<S> {
       linears(table, {}, std::span(&head, 1));
       release(table);
     } else {
-      step(plan_.head(), [&](const Place& place) { linears(place, {}, std::span(&head, 1)); });
+      weight(plan_.head_module(), {}, std::span(&head, 1));
     }
   }
 
@@ -106,6 +118,16 @@ template <class S> class WeightReader : private LinearReader<S> {
         first += part.rows;
       }
     });
+  }
+
+  /// Fills projections with rows of codes.
+  void linears(const CodedWeight& codes, const Vector<S>& bias, std::span<const Part> parts) const {
+    Index first = 0;
+    for (const Part& part : parts) {
+      Vector<S> own = bias.size() == 0 ? Vector<S>() : Vector<S>(bias.segment(first, part.rows));
+      *part.to = CodedRows<S>(codes, first, part.rows, this->check_finite_).linear(this->layout_, std::move(own));
+      first += part.rows;
+    }
   }
 
   Embedding<S> embedding(const Place& place) const {

@@ -1,0 +1,105 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <pith/core/check.hpp>
+#include <pith/core/types.hpp>
+#include <pith/core/view.hpp>
+#include <pith/io/detail/coded_weight.hpp>
+#include <pith/io/detail/text.hpp>
+#include <pith/io/weights_layout.hpp>
+#include <pith/nn/int8.hpp>
+#include <pith/nn/linear.hpp>
+#include <pith/nn/packed.hpp>
+
+// Makes linear layers of codes.
+namespace pith { inline namespace v0 { namespace detail {
+
+/// Some rows of a coded weight, as a layer: the codes as they are where panels can hold them, else widened.
+template <class S> class CodedRows {
+ public:
+  CodedRows(const CodedWeight& weight, Index first, Index rows, bool check_finite)
+      : weight_(weight), first_(first), rows_(rows), check_finite_(check_finite) {}
+
+  AnyLinear<S> linear(WeightsLayout layout, Vector<S> bias) const {
+    if constexpr (std::is_same_v<S, float>) {
+      if (const GroupCodes* codes = weight_.group_codes();
+          codes != nullptr && codes->bits() == 8 && codes->groups() == 1 && symmetric(*codes))
+        return AnyLinear<S>(Int8Linear(int8(*codes), std::move(bias)));
+      if (layout == WeightsLayout::int8) return AnyLinear<S>(Int8Linear(widened<float, Int8Weight>(), std::move(bias)));
+    }
+    return AnyLinear<S>(PackedLinear<S, S>(widened<S, PackedWeight<S>>(), std::move(bias)));
+  }
+
+ private:
+  static constexpr Index rows_together = 32;  ///< rows unpacked together; panels ask for no more
+
+  Index together() const { return (std::min)(rows_together, rows_); }
+
+  /// A weight made of rows of T.
+  template <class T, class Weight> Weight widened() const {
+    Matrix<float> wide(together(), weight_.in());
+    Matrix<T> rows;
+    return Weight(rows_, weight_.in(), [&](Index first, Index n) {
+      weight_.rows(first_ + first, n, wide.data());
+      check_values("value", wide.data(), (first_ + first) * weight_.in(), n * weight_.in());
+      if constexpr (std::is_same_v<T, float>) {
+        return ConstMatrixRef<float>(wide.topRows(n));
+      } else {
+        rows = wide.topRows(n).template cast<T>();
+        return ConstMatrixRef<T>(rows);
+      }
+    });
+  }
+
+  Int8Weight int8(const GroupCodes& codes) const {
+    Vector<float> scales(rows_);
+    codes.scales(first_, rows_, scales.data());
+    check_values("scale", scales.data(), first_, rows_);
+    Matrix<std::int8_t> rows(together(), codes.in());
+    return Int8Weight::of_codes(
+        rows_, codes.in(),
+        [&](Index first, Index n) {
+          auto* bytes = reinterpret_cast<std::uint8_t*>(rows.data());
+          codes.codes(first_ + first, n, bytes);
+          for (Index i = 0; i < n * codes.in(); ++i) bytes[i] ^= 0x80;  // from 0 … 255 to a sign
+          return ConstMatrixRef<std::int8_t>(rows.topRows(n));
+        },
+        std::move(scales));
+  }
+
+  /// Whether all zeros are in the middle of the codes.
+  bool symmetric(const GroupCodes& codes) const {
+    std::vector<std::uint8_t> zeros(static_cast<std::size_t>(together() * codes.groups()));
+    for (Index first = 0; first < rows_; first += rows_together) {
+      const Index n = (std::min)(rows_together, rows_ - first);
+      codes.zeros(first_ + first, n, zeros.data());
+      if (!std::all_of(zeros.data(), zeros.data() + n * codes.groups(), [&](std::uint8_t zero) { return zero == codes.middle(); }))
+        return false;
+    }
+    return true;
+  }
+
+  /// Refuses numbers that are not finite; `at`: the place of the first of them in the weight.
+  void check_values(const char* what, const float* values, Index at, Index n) const {
+    if (!check_finite_) return;
+    const Index bad = first_non_finite<float>(DType::f32, reinterpret_cast<const std::byte*>(values), n);
+    if (bad < 0) return;
+    const CodedWeight::Place& codes = weight_.tensors().front();
+    raise<FormatError>("pith: ", in_quotes(codes.file->name()), ": tensor ", in_quotes(codes.tensor->name), ": ", what, " ", at + bad,
+                       " is NaN or infinite, expected finite weights; set LoadOptions::check_finite to false to load it all the same");
+  }
+
+  const CodedWeight& weight_;
+  Index first_, rows_;
+  bool check_finite_;
+};
+
+}}}  // namespace pith::v0::detail
