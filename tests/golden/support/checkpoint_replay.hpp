@@ -30,6 +30,7 @@ struct CheckpointBounds {
   double states_relative = 0;                                           ///< hidden states: as logits, and this part of the largest entry
   double inv_freq = 4 * double(std::numeric_limits<float>::epsilon());  ///< relative
   double attention_factor = 1e-6;
+  double weights_ulps = 0;  ///< of dequantised.*: units in the last place
 };
 
 /// One checkpoint folder, every config and golden file of it.
@@ -111,6 +112,7 @@ class CheckpointReplay {
     if (golden.has("step_logits")) check_steps(decoder, ids, golden);
     if (golden.has("greedy_ids")) check_greedy(decoder, ids, golden);
     check_ropes(decoder.config(), static_cast<pith::Position>(ids.size()), golden);
+    check_weights(config, golden);
     golden.done();
   }
 
@@ -152,6 +154,30 @@ class CheckpointReplay {
     check(session.prefill(ids.first(prompt)).row(0), 0);
     for (std::size_t i = prompt; i < ids.size(); ++i) check(session.decode(ids[i]).row(0), static_cast<Index>(i - prompt + 1));
     if (kept) CHECK(from_kept > 100 * bounds_.logits);
+  }
+
+  /// dequantised.<tensor>: the projection that the folder stores as codes.
+  void check_weights(const std::string& config, Golden& golden) const {
+    const pith::Checkpoint<float> loaded = pith::load_checkpoint(folder_, {.config = config});
+    for (pith::Index l = 0; l < loaded.config.num_hidden_layers; ++l)
+      pith::detail::for_each_projection(loaded.weights.layers[static_cast<std::size_t>(l)], loaded.config,
+                                        [&](const char* module, const pith::AnyLinear<float>& linear, Index rows, Index cols) {
+                                          const std::string name =
+                                              "dequantised.model.layers." + std::to_string(l) + "." + module + ".weight";
+                                          if (!golden.has(name)) return;
+                                          INFO(name);
+                                          const Tensor expected = golden.get(name);
+                                          pith::Matrix<float> ours(rows, cols);
+                                          linear.copy_weight(0, ours);
+                                          REQUIRE(expected.shape == std::vector<Index>{rows, cols});
+                                          double worst = 0;
+                                          for (Index i = 0; i < ours.size(); ++i) {
+                                            const auto theirs = static_cast<float>(expected.values[i]);
+                                            const double unit = double(std::nextafter(std::abs(theirs), 1e30f)) - double(std::abs(theirs));
+                                            worst = std::max(worst, std::abs(double(ours.data()[i]) - double(theirs)) / unit);
+                                          }
+                                          CHECK(worst <= bounds_.weights_ulps);
+                                        });
   }
 
   void check_greedy(const pith::Decoder<float>& decoder, std::span<const Token> prompt, Golden& golden) const {
