@@ -52,7 +52,8 @@ struct WeightsKind {
 const std::vector<WeightsKind> weights_kinds{
     {"f32", DType::f32, WeightsLayout::packed, 1e-5}, {"bf16", DType::bf16, WeightsLayout::packed, 1e-5},
     {"f16", DType::f16, WeightsLayout::packed, 1e-5}, {"int8", DType::f32, WeightsLayout::int8, 3e-2},
-    {"own", {}, WeightsLayout::packed, 1e-5},         {"own-int8", {}, WeightsLayout::int8, 1e-1}};
+    {"int4", DType::f32, WeightsLayout::int4, 5e-1},  {"own", {}, WeightsLayout::packed, 1e-5},
+    {"own-int8", {}, WeightsLayout::int8, 1e-1},      {"own-int4", {}, WeightsLayout::int4, 5e-1}};
 
 template <class T> constexpr double rows_tolerance = 0;
 template <> constexpr double rows_tolerance<half> = 5e-3;

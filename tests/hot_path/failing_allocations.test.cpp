@@ -139,7 +139,7 @@ TEST_CASE("a failing allocation is found, and so is a leak", "[failing_allocatio
 
 TEST_CASE("loading a decoder or an adapter without memory", "[failing_allocations]") {
   const OneLayer files;
-  for (const WeightsLayout weights : {WeightsLayout::packed, WeightsLayout::mapped, WeightsLayout::int8})
+  for (const WeightsLayout weights : {WeightsLayout::packed, WeightsLayout::mapped, WeightsLayout::int8, WeightsLayout::int4})
     CHECK(fail_each([&] { files.load(weights); }) > 100);
   const Decoder<float> decoder = files.load();
   CHECK(fail_each([&] { load_adapter(files.lora.path(), decoder); }) > 100);

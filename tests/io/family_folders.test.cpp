@@ -166,7 +166,7 @@ TEST_CASE("family folders: a dense Granite 4 is the Granite of the same numbers"
     over4.put(TinyAdapter::name(in, a), 2, 8) = over.tensors[TinyAdapter::name(up, a)] = over.tensors.at(TinyAdapter::name(gate, a));
     join_rows(over4, over, in, {gate, up}, "lora_B.weight", false);
   }
-  for (const WeightsLayout layout : {WeightsLayout::packed, WeightsLayout::mapped, WeightsLayout::int8}) {
+  for (const WeightsLayout layout : {WeightsLayout::packed, WeightsLayout::mapped, WeightsLayout::int8, WeightsLayout::int4}) {
     const Decoder<float> one = decoder_of(granite, layout), other = decoder_of(granite4, layout);
     CHECK(same_bits(other.forward(family_ids), one.forward(family_ids)));
     const ModelAdapter<float> adapter = bound(over, one), adapter4 = bound(over4, other);
@@ -188,7 +188,7 @@ TEST_CASE("family folders: projections in one tensor are those of their rows, in
     TinyCheckpoint split = plain;
     if (!biased) split = TinyCheckpoint();
     const TinyCheckpoint joined = fused(split);
-    for (const WeightsLayout layout : {WeightsLayout::packed, WeightsLayout::mapped, WeightsLayout::int8}) {
+    for (const WeightsLayout layout : {WeightsLayout::packed, WeightsLayout::mapped, WeightsLayout::int8, WeightsLayout::int4}) {
       CHECK(same_bits(decoder_of(joined, layout).forward(family_ids), decoder_of(split, layout).forward(family_ids)));
       const Checkpoint<float> checkpoint = loaded(joined, layout);
       CHECK(checkpoint.weights.layers[1].k_proj.bias().size() == (biased ? 4 : 0));

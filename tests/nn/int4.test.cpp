@@ -20,7 +20,7 @@ using pith_test::same_bits;
 
 namespace {
 
-static_assert(DenseLinear<Int4Linear>);
+static_assert(DenseLinear<Int4Linear> && BackwardLinear<Int4Linear>);
 
 /// Codes as a file holds them, and the weights they stand for.
 template <class T> struct FileCodes {
@@ -295,6 +295,28 @@ TEST_CASE("int4: not-a-number and infinity make their token NaN and no other", "
   const Matrix<float> y = Int4Linear(w).forward(random_matrix<float>(3, 96, 2));
   CHECK(y.col(7).array().isNaN().all());
   CHECK(!y.leftCols(7).array().isNaN().any());
+}
+
+TEST_CASE("int4: the gradient of the input is that of the decoded layer", "[nn]") {
+  for (const auto& [in, group] : {std::pair<Index, Index>{256, 32}, {200, 64}, {44, 8}, {300, -1}, {7, 32}}) {
+    for (const bool with_zeros : {false, true}) {
+      for (const bool shuffled : {false, true}) {
+        FileCodes<bfloat16> file(70, in, group, with_zeros, 1);
+        if (shuffled) file.shuffle(2);
+        const Int4Linear layer(file.weight());
+        const Linear<float> decoded(file.decoded());
+        for (const Index tokens : {1, 30}) {
+          const Matrix<float> dy = random_matrix<float>(tokens, 70, 3);
+          Matrix<float> dx(tokens, in), expected(tokens, in);
+          Workspace ws(std::max(layer.workspace_bytes(tokens), decoded.workspace_bytes(tokens)));
+          layer.backward(dy, dx, ws);
+          decoded.backward(dy, expected, ws);
+          INFO("in " << in << ", group " << group << ", zeros " << with_zeros << ", shuffled " << shuffled << ", tokens " << tokens);
+          CHECK(same_bits(dx, expected));
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("int4: no inputs leave the bias, no tokens nothing", "[nn]") {

@@ -86,17 +86,18 @@ template <class Check> void check_config_file(const std::filesystem::path& path,
 /// kinds. Uses and lists a bias that the config does not declare. generation_config.json decides eos_token_id. Projections that the folder
 /// keeps in one tensor are views of its rows; norms that it keeps as w - 1 are loaded as w.
 /// Under `mapped`, a misaligned tensor or one of a type that S is not computed from (F64 for float; anything but F64 for double) is packed
-/// instead. Norms and biases are always copied; under `int8` they and the embedding table keep their values. With tied embeddings
-/// the table is the head, even if the file holds an lm_head.
+/// instead. Norms and biases are always copied; under `int8` and `int4` they and the embedding table keep their values. With tied
+/// embeddings the table is the head, even if the file holds an lm_head.
 ///
-/// Cost     one pass over the weights when packed or int8; the headers only when mapped
-/// Heap     packed: the weights in their own width, a tied table once as rows and once as panels; int8: one byte per weight
+/// Cost     one pass over the weights when packed or int8, some 200 operations a weight more when int4; the headers only when mapped
+/// Heap     packed: the weights in their own width, a tied table once as rows and once as panels; int8: one byte per weight; int4: 4.5 bits
 /// Throws   FormatError naming file, tensor, expected and found; UnsupportedError for unsupported features; Cancelled
 template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::path& folder, const LoadOptions& options = {}) {
   Checkpoint<S> out;
   if constexpr (!std::is_same_v<S, float>)
-    if (options.weights == WeightsLayout::int8)
-      raise<UnsupportedError>("pith::load_checkpoint: int8 weights are computed in float: load_decoder<float>(), or WeightsLayout::packed");
+    if (const std::string_view rounding = detail::rounding_name(options.weights); !rounding.empty())
+      raise<UnsupportedError>("pith::load_checkpoint: ", rounding,
+                              " weights are computed in float: load_decoder<float>(), or WeightsLayout::packed");
   detail::check_checkpoint_folder(folder, options.config);
   detail::ConfigRead read = detail::read_whole_config(folder / options.config, &out.ignored);
   out.config = std::move(read.config);
@@ -111,7 +112,7 @@ template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::
   for (const std::vector<std::string>* more : {&files.ignored(), &plan.ignored()})
     out.ignored.insert(out.ignored.end(), more->begin(), more->end());
   std::sort(out.ignored.begin(), out.ignored.end());
-  out.weights.fingerprint = detail::fingerprint(out.config, plan, options.weights == WeightsLayout::int8 ? "int8" : "");
+  out.weights.fingerprint = detail::fingerprint(out.config, plan, detail::rounding_name(options.weights));
 
   LoadProgress progress{.tensors_total = static_cast<Index>(plan.tensors().size()), .bytes_total = plan.bytes()};
   const auto report = [&](std::string_view tensor) {

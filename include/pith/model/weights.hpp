@@ -30,7 +30,7 @@ template <class S = float> struct LayerWeights {
   AnyLinear<S> down_proj;              ///< [hidden, intermediate]
 };
 
-/// All weights of a decoder. Every projection may be packed, mapped, int8 or your own LinearOp, and keeps the file it maps alive.
+/// All weights of a decoder. Every projection may be packed, mapped, int8, int4 or your own LinearOp, and keeps the file it maps alive.
 template <class S = float> struct DecoderWeights {
   Embedding<S> embed_tokens;  ///< [vocab, hidden]
   std::vector<LayerWeights<S>> layers;

@@ -14,6 +14,7 @@
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
+#include <pith/nn/detail/int4_columns.hpp>
 #include <pith/nn/detail/int4_kernel.hpp>
 #include <pith/nn/detail/int4_panels.hpp>
 #include <pith/nn/detail/int4_rounding.hpp>
@@ -191,9 +192,10 @@ inline void Int4Weight::copy_rows(Index first_row, MatrixRef<float> rows) const 
   }
 }
 
-/// Bytes of workspace that a product with 4-bit weights needs at most; monotone in tokens.
+/// Bytes of workspace that a product with 4-bit weights needs at most, either way; monotone in tokens.
 inline std::size_t matmul_workspace_bytes(const Int4Weight& w, Index tokens, Index workers = 1) {
-  return detail::int4_workspace_bytes<detail::IntegerLanes>(w.shape(), tokens, workers);
+  return (std::max)(detail::int4_workspace_bytes<detail::IntegerLanes>(w.shape(), tokens, workers),
+                    detail::int4_transposed_workspace_bytes(w.shape(), !w.order().empty(), tokens, workers));
 }
 
 /// y = x Wᵀ + bias for 4-bit weights. In each group of inputs x is rounded to integers of 15 bits: step · q with step = max |x| / 16319,
@@ -213,13 +215,24 @@ inline void matmul(ConstMatrixRef<float> x, const Int4Weight& w, ConstVectorRef<
   detail::Int4Product<detail::IntegerLanes>{w.shape(), w.records(), w.order().empty() ? nullptr : w.order().data()}.run(x, bias, y, ws);
 }
 
-/// y = x Wᵀ + bias for 4-bit weights. Copies share the codes.
+/// y = x W for 4-bit weights, as the backward pass of a layer needs it; x is not rounded.
+///
+/// Shapes   x [tokens, out] · w [out, in] · y [tokens, in]
+/// Heap     none, given ws of matmul_workspace_bytes(w, tokens, workers)
+/// Throws   ShapeError if the shapes disagree, CapacityError if ws is too small
+/// Law      the bits of matmul_transposed() over the rows that copy_rows() writes
+inline void matmul_transposed(ConstMatrixRef<float> x, const Int4Weight& w, MatrixRef<float> y, Workspace& ws) {
+  detail::check_product("matmul_transposed", x, w.out(), w.in(), 0, y);
+  detail::int4_transposed(x, w.shape(), w.records(), w.order().empty() ? nullptr : w.order().data(), y, ws);
+}
+
+/// y = x Wᵀ + bias for 4-bit weights: the form for decoding from the least memory. Copies share the codes.
 ///
 /// Shapes   weight [out, in] · bias [out] or empty · x [tokens, in] · y [tokens, out]
 /// Cost     as matmul()
 /// Heap     at construction only
 /// Throws   ShapeError if the shapes disagree
-/// Law      forward() is within the rounding of x of a Linear over the rows that copy_weight() writes
+/// Law      forward() is within the rounding of x of a Linear over the rows that copy_weight() writes, backward() is that Linear's
 class Int4Linear {
  public:
   using Scalar = float;
@@ -237,6 +250,9 @@ class Int4Linear {
 
   void forward(ConstMatrixRef<float> x, MatrixRef<float> y, Workspace& ws) const { matmul(x, weight_, bias(), y, ws); }
   Matrix<float> forward(ConstMatrixRef<float> x) const { return detail::forward_alone(*this, x); }
+
+  /// dx = dy W: the gradient of the input. Shapes: dy [tokens, out] · dx [tokens, in]
+  void backward(ConstMatrixRef<float> dy, MatrixRef<float> dx, Workspace& ws) const { matmul_transposed(dy, weight_, dx, ws); }
 
   Index in() const { return weight_.in(); }
   Index out() const { return weight_.out(); }

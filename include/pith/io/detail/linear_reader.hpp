@@ -12,6 +12,7 @@
 #include <pith/io/detail/tensor_values.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/weights_layout.hpp>
+#include <pith/nn/int4.hpp>
 #include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
 
@@ -61,9 +62,10 @@ template <class S> class LinearReader {
 
   /// A layer of rows start .. start + rows - 1 of a tensor, which with_rows() gave as `all`.
   template <class T>
-  AnyLinear<S> linear(const Place& place, const ConstMatrixRef<T>& all, Index start, Index rows, bool in_place, Vector<S> bias) const {
+  AnyLinear<S> linear(const Place& place, const ConstMatrixRef<T>& all, Index start, Index rows, WeightsLayout layout, bool in_place,
+                      Vector<S> bias) const {
     const Index cols = all.cols();
-    if (mapped() && in_place) {
+    if (layout == WeightsLayout::mapped && in_place) {
       check_values(place, start * cols, rows * cols);
       auto alive = std::make_shared<const Alive>(Alive{place.file->keep_alive(), std::move(bias)});
       return AnyLinear<S>(LinearView<S, T>(all.middleRows(start, rows), alive->bias), alive);
@@ -74,7 +76,8 @@ template <class S> class LinearReader {
       return all.middleRows(start + first, n);
     };
     if constexpr (std::is_same_v<S, float>) {
-      if (layout_ == WeightsLayout::int8) return AnyLinear<S>(Int8Linear(Int8Weight(rows, cols, checked_rows), std::move(bias)));
+      if (layout == WeightsLayout::int4) return AnyLinear<S>(Int4Linear(Int4Weight(rows, cols, checked_rows), std::move(bias)));
+      if (layout == WeightsLayout::int8) return AnyLinear<S>(Int8Linear(Int8Weight(rows, cols, checked_rows), std::move(bias)));
     }
     return AnyLinear<S>(PackedLinear<S, T>(PackedWeight<T>(rows, cols, checked_rows), std::move(bias)));
   }

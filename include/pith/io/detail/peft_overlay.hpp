@@ -11,6 +11,7 @@
 #include <pith/core/view.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/peft_folder.hpp>
+#include <pith/nn/int4.hpp>
 #include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
 #include <pith/peft/linear_adapter.hpp>
@@ -18,7 +19,7 @@
 // A module of a PEFT folder as the change of a projection.
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Whether a base has these rows; copy(first, rows) fills rows of the base. An int8 base is compared after rounding.
+/// Whether a base has these rows; copy(first, rows) fills rows of the base. A base in int8 or int4 is compared after rounding.
 template <class S, class Copy> bool same_rows(const Matrix<S>& rows, const Copy& copy) {
   constexpr Index together = 32;
   Matrix<S> own;
@@ -28,8 +29,11 @@ template <class S, class Copy> bool same_rows(const Matrix<S>& rows, const Copy&
     copy(first, MatrixRef<S>(own));
     if (own == rows.middleRows(first, n)) continue;
     if constexpr (std::is_same_v<S, float>) {
+      const ConstMatrixRef<S> saved = rows.middleRows(first, n);
       Matrix<S> rounded(n, rows.cols());
-      Int8Weight(ConstMatrixRef<S>(rows.middleRows(first, n))).copy_rows(0, MatrixRef<S>(rounded));
+      Int8Weight(saved).copy_rows(0, MatrixRef<S>(rounded));
+      if (own == rounded) continue;
+      Int4Weight(saved).copy_rows(0, MatrixRef<S>(rounded));
       if (own == rounded) continue;
     }
     return false;

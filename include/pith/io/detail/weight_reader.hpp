@@ -22,7 +22,6 @@
 #include <pith/io/weights_layout.hpp>
 #include <pith/model/weights.hpp>
 #include <pith/nn/embedding.hpp>
-#include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
 
 namespace pith { inline namespace v0 { namespace detail {
@@ -80,7 +79,7 @@ template <class S> class WeightReader : private LinearReader<S> {
       });
     }
     vector(plan_.final_norm(), out.norm, plus);
-    const Part head{&out.lm_head, config.vocab_size};
+    const Part head{&out.lm_head, config.vocab_size, true};
     if (config.tie_word_embeddings) {
       const Place table = plan_.find(plan_.embedding());
       linears(table, {}, std::span(&head, 1));
@@ -100,6 +99,7 @@ template <class S> class WeightReader : private LinearReader<S> {
   struct Part {
     AnyLinear<S>* to;
     Index rows;
+    bool head = false;
   };
 
   static Vector<S>& norm_at(LayerWeights<S>& layer, NormPlace place) {
@@ -108,13 +108,18 @@ template <class S> class WeightReader : private LinearReader<S> {
     return *all[static_cast<std::size_t>(place)];
   }
 
+  /// A head loses more by four bits than its share of the weights is worth.
+  WeightsLayout layout_of(const Part& part) const {
+    return part.head && this->layout_ == WeightsLayout::int4 ? WeightsLayout::int8 : this->layout_;
+  }
+
   /// Fills projections with the rows of one tensor, one after the other.
   void linears(const Place& place, const Vector<S>& bias, std::span<const Part> parts) const {
     this->template with_rows<Base::template computes_in_s>(place, [&]<class T>(ConstMatrixRef<T> all, bool in_place) {
       Index first = 0;
       for (const Part& part : parts) {
         const auto own_bias = [&] { return bias.size() == 0 ? Vector<S>() : Vector<S>(bias.segment(first, part.rows)); };
-        *part.to = linear(place, all, first, part.rows, in_place, own_bias());
+        *part.to = linear(place, all, first, part.rows, layout_of(part), in_place, own_bias());
         first += part.rows;
       }
     });
@@ -125,7 +130,7 @@ template <class S> class WeightReader : private LinearReader<S> {
     Index first = 0;
     for (const Part& part : parts) {
       Vector<S> own = bias.size() == 0 ? Vector<S>() : Vector<S>(bias.segment(first, part.rows));
-      *part.to = CodedRows<S>(codes, first, part.rows, this->check_finite_).linear(this->layout_, std::move(own));
+      *part.to = CodedRows<S>(codes, first, part.rows, this->check_finite_).linear(layout_of(part), std::move(own));
       first += part.rows;
     }
   }
