@@ -175,8 +175,8 @@ TEST_CASE("load_adapter: the base's own table and head, saved along", "[io]") {
     const TinyAdapter plain = adapter;
     along(table, own_table);
     along(head, own_head);
-    for (const LoadOptions& options :
-         {LoadOptions{}, LoadOptions{.weights = WeightsLayout::mapped}, LoadOptions{.weights = WeightsLayout::int8}}) {
+    for (const LoadOptions& options : {LoadOptions{}, LoadOptions{.weights = WeightsLayout::mapped},
+                                       LoadOptions{.weights = WeightsLayout::int8}, LoadOptions{.weights = WeightsLayout::int4}}) {
       const Decoder<float> decoder = tiny_decoder(tiny, options);
       const ModelAdapter<float> loaded = bound(adapter, decoder);
       CHECK(loaded.fingerprint() == bound(plain, decoder).fingerprint());

@@ -1,0 +1,78 @@
+// Adapters over a base in four bits.
+#include <random>
+
+#include <pith/nn/int4.hpp>
+#include <pith/peft/dora.hpp>
+#include <pith/peft/lora.hpp>
+#include <pith/peft/lora_init.hpp>
+#include <pith/peft/train.hpp>
+
+#include "support/catch.hpp"
+#include "support/near.hpp"
+#include "support/random_matrix.hpp"
+
+using namespace pith;
+using pith_test::near;
+using pith_test::random_matrix;
+using pith_test::random_vector;
+using pith_test::same_bits;
+
+namespace {
+
+struct Int4Base {
+  Int4Linear base{random_matrix<float>(70, 64, 1), random_vector<float>(70, 2)};
+  LoraAdapter<float> adapter{random_matrix<float>(3, 64, 3), random_matrix<float>(70, 3, 4), {.alpha = 6}};
+  Matrix<float> x = random_matrix<float>(5, 64, 6);
+  Matrix<float> w = [this] {
+    Matrix<float> rows(70, 64);
+    base.copy_weight(0, rows);
+    return rows;
+  }();
+  Eigen::MatrixXd v = w.cast<double>() + 2 * random_matrix<float>(70, 3, 4).cast<double>() * random_matrix<float>(3, 64, 3).cast<double>();
+  Eigen::MatrixXd expected(const Eigen::MatrixXd& weight) const {
+    return (x.cast<double>() * weight.transpose()).rowwise() + base.bias().cast<double>().transpose();
+  }
+  // Half a step of 1 / 16319 for each of 64 weights of at most 1, and the rounding of floats.
+  static constexpr double bound = 64 * .5 / 16319 + 64 * 8 * 1.2e-7;
+};
+
+}  // namespace
+
+TEST_CASE("int4 base: LoRA, DoRA and merging", "[peft]") {
+  const Int4Base c;
+  const LoraLinear lora(c.base, c.adapter);
+  CHECK(near(lora.forward(c.x), c.expected(c.v), Int4Base::bound));
+  CHECK(near(lora.merged().weight(), c.v, 1e-6));
+  CHECK(same_bits(LoraLinear(AnyLinear<float>(c.base), c.adapter).forward(c.x), lora.forward(c.x)));
+
+  const Vector<float> magnitude = random_vector<float>(70, 5);
+  const DoraLinear dora(c.base, c.adapter, magnitude);
+  const Eigen::VectorXd d = magnitude.cast<double>().cwiseQuotient(c.v.rowwise().norm());
+  const Eigen::MatrixXd scaled = d.asDiagonal() * c.v;
+  CHECK(near(dora.forward(c.x), c.expected(scaled), Int4Base::bound));
+  CHECK(near(dora.merged().weight(), scaled, 1e-6));
+}
+
+TEST_CASE("int4 base: adapters are trained over it", "[peft]") {
+  const Int4Base c;
+  const Matrix<float> goal = c.w + random_matrix<float>(70, 2, 8, .3) * random_matrix<float>(2, 64, 9, .3);
+  std::mt19937_64 rng(4);
+  LoraLinear layer(c.base, fresh_lora<float>(64, 70, 4, {.alpha = 8}, {}, rng));
+  AdamW<float> adam({.learning_rate = 0.01f, .weight_decay = 0});
+  Workspace ws(2 * layer.workspace_bytes(16));
+  double first = 0, loss = 0;
+  for (int step = 0; step < 200; ++step) {
+    const Matrix<float> x = random_matrix<float>(16, 64, 100 + std::uint64_t(step));
+    Matrix<float> gap = layer.forward(x) - x * goal.transpose();
+    gap.rowwise() -= c.base.bias().transpose();
+    loss = double(gap.squaredNorm());
+    if (step == 0) first = loss;
+    const Matrix<float> dy = gap / 16;
+    auto grads = gradients_of(layer);
+    Matrix<float> dx(16, 64);
+    backward(layer, x, dy, grads, MatrixRef<float>(dx), ws);
+    if (step == 0) CHECK(near(dx, dy.cast<double>() * c.w.cast<double>(), 1e-5 * (1 + double(dy.cwiseAbs().maxCoeff()))));
+    adam.step("layer", layer.adapter(), grads);
+  }
+  CHECK(loss < .05 * first);
+}
