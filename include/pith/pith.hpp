@@ -10,3 +10,4 @@
 #include <pith/nn.hpp>         // layers
 #include <pith/peft.hpp>       // LoRA and its relatives
 #include <pith/version.hpp>    // PITH_VERSION
+#include <pith/vision.hpp>     // image towers

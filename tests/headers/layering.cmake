@@ -4,7 +4,7 @@ cmake_minimum_required(VERSION 3.24)
 cmake_path(ABSOLUTE_PATH INCLUDE)
 
 # A layer may include itself and these; each list holds what lies below it, direct or not.
-set(layers version core nn attention merge kv peft decode model io text pith)
+set(layers version core nn attention merge kv peft decode model vision io text pith)
 set(below_version)
 set(below_core version)
 set(below_nn core version)
@@ -14,9 +14,10 @@ set(below_kv merge attention nn core version)
 set(below_peft nn core version)
 set(below_decode core version)
 set(below_model kv peft decode merge attention nn core version)
-set(below_io model ${below_model})
+set(below_vision model ${below_model})
+set(below_io vision ${below_vision})
 set(below_text io ${below_io})
-set(below_pith model ${below_model})  # the umbrella: everything but io/ and text/
+set(below_pith vision ${below_vision})  # the umbrella: everything but io/ and text/
 set(forbidden iostream functional regex ranges format)  # <functional> comes with nlohmann_json, so io/ may have it
 set(umbrella_spares pith/kv/policy_laws.hpp pith/peft/combine.hpp pith/peft/decompose.hpp)
 set(longest 300)

@@ -325,6 +325,8 @@ TEST_CASE("families: decoders inside models of several kinds of input", "[io]") 
   CHECK(wrapped("gemma3", R"("eos_token_id":null)", R"(,"eos_token_id":[1,106])").eos_token_id.empty());
   CHECK(wrapped("gemma3", "").tie_word_embeddings);
   CHECK_FALSE(wrapped("gemma3", "", R"(,"tie_word_embeddings":false)").tie_word_embeddings);
+  CHECK(wrapped("llava", R"("tie_word_embeddings":false)", R"(,"tie_word_embeddings":true)").tie_word_embeddings);
+  CHECK(wrapped("paligemma", R"("use_bidirectional_attention":true)").tie_word_embeddings);
   CHECK(wrapped("gemma3", R"("tie_word_embeddings":true)", R"(,"tie_word_embeddings":false)").tie_word_embeddings);
   CHECK(wrapped("mistral3", R"("architectures":["X"])", R"(,"architectures":["Mistral3ForConditionalGeneration"])").model_type ==
         "mistral");
@@ -367,8 +369,7 @@ TEST_CASE("families: what the next ones need is named", "[io]") {
                 {"deepseek_v3", "attention over latents (MLA)"},
                 {"gemma3n", "embeddings of each layer are missing"},
                 {"gemma4_text", "embeddings of each layer are missing"},
-                {"qwen3_vl", "M-RoPE, three positions a token, is missing"},
-                {"paligemma", "attention to later tokens is missing"}};
+                {"qwen3_vl", "M-RoPE, three positions a token, is missing"}};
   for (const auto& [name, missing] : others) {
     CHECK_THROWS_AS(family(name), UnsupportedError);
     CHECK_THROWS_WITH(family(name), contains("model_type '" + std::string(name) + "' is not supported") && contains(missing));

@@ -62,13 +62,13 @@ inline void refuse_other_heads(const JsonFields& c, bool wrapper) {
 }
 
 /// Refuses, in the decoder's keys and in those around them, what no family here has.
-inline void refuse_unsupported_config(const JsonFields& c, const Family& family) {
+inline void refuse_unsupported_config(const JsonFields& c, const Family& family, std::string_view inert_key = {}) {
   if (c.is_null("is_causal") || !c.boolean("is_causal", true))  // transformers reads null as false
     unsupported(c.file(),
                 text(c.path("is_causal"), " is not true: attention to later tokens, as embedding models have it, is not supported"));
   for (const OtherKey& other : other_keys) {
     const auto* value = c.find(other.key);
-    const bool off = value == nullptr || other.key == family.inert_key || *value == false ||
+    const bool off = value == nullptr || other.key == family.inert_key || other.key == inert_key || *value == false ||
                      (value->is_number() && value->get<double>() == 0) || (value->is_structured() && value->empty());
     if (!off) unsupported(c.file(), text(c.path(other.key), " is ", value->dump(40), ", which is not supported: ", other.missing));
   }
@@ -97,7 +97,7 @@ inline DecoderFields find_decoder(const JsonFields& outer) {
   }
   refuse_other_heads(outer, wrapper != nullptr);
   refuse_unsupported_config(outer, *family);
-  if (inside != nullptr) refuse_unsupported_config(decoder, *family);
+  if (inside != nullptr) refuse_unsupported_config(decoder, *family, wrapper->inert_key);
   return {outer, decoder, family};
 }
 
@@ -180,7 +180,8 @@ inline ConfigRead parse_whole_config(std::string_view json, std::string_view nam
   config.attention_bias = family.attention_bias != Biases::none && c.boolean("attention_bias", family.attention_bias_default);
   config.mlp_bias = family.mlp_bias && c.boolean("mlp_bias", false);
   const char* tied = "tie_word_embeddings";
-  config.tie_word_embeddings = (c.find(tied) != nullptr ? c : outer).boolean(tied, family.tied);
+  const bool inside = c.find(tied) != nullptr;  // of a model of several kinds of input, true on either level ties
+  config.tie_word_embeddings = (inside ? c : outer).boolean(tied, family.tied) || (inside && outer.boolean(tied, false));
 
   config.ropes = RopeReader(c, family, config).read();
   read_layers(c, family, config);

@@ -1,5 +1,5 @@
 #pragma once
-// Activation functions: SiLU, GELU, ReLU, tanh, and SwiGLU's silu(gate) ∘ up.
+// Activation functions: SiLU, GELU and its approximations, ReLU, tanh, and SwiGLU's silu(gate) ∘ up.
 
 #include <cmath>
 #include <concepts>
@@ -89,6 +89,20 @@ struct GeluTanh {
   template <class S> detail::packet_t<S> packets(detail::packet_t<S> z) const {  // (1 + tanh u) / 2 = sigmoid(2u)
     const detail::packet_t<S> u = detail::gelu_argument<S>(z);
     return detail::Simd<S>::mul(z, detail::sigmoid<S>(detail::Simd<S>::add(u, u)));
+  }
+};
+
+/// GELU's sigmoid form: z · sigmoid(1.702 z) (`quick_gelu`), as CLIP has it.
+///
+/// Paper    arXiv:1606.08415
+struct QuickGelu {
+  template <std::floating_point S> S operator()(S z) const { return detail::of_one<S>(packets<S>(detail::Simd<S>::broadcast(z))); }
+  template <std::floating_point S> S derivative(S z) const {
+    const S s = detail::of_one<S>(detail::sigmoid<S>(detail::Simd<S>::broadcast(S(1.702) * z)));
+    return s * (S(1) + S(1.702) * z * (S(1) - s));
+  }
+  template <class S> detail::packet_t<S> packets(detail::packet_t<S> z) const {
+    return detail::Simd<S>::mul(z, detail::sigmoid<S>(detail::Simd<S>::mul(detail::Simd<S>::broadcast(S(1.702)), z)));
   }
 };
 

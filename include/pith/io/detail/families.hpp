@@ -83,13 +83,16 @@ inline const Family* find_family(std::string_view model_type) {
 struct WrapperFamily {
   std::string_view model_type, text_type;  ///< text_type: the decoder's, where text_config names none
   std::string_view people;
-  bool flat = false;  ///< without a text_config, the decoder's keys stand at top level
+  bool flat = false;                ///< without a text_config, the decoder's keys stand at top level
+  std::string_view inert_key = {};  ///< a key of text_config that says what vision_prompt() does
 };
 inline constexpr WrapperFamily wrapper_families[] = {
     {"llava", "llama", "LLaVA 1.5"},
+    {"llava_onevision", "qwen2", "LLaVA-OneVision"},
     {"idefics3", "llama", "Idefics 3"},
     {"smolvlm", "llama", "SmolVLM"},
     {"gemma3", "gemma3_text", "Gemma 3"},
+    {"paligemma", "gemma", "PaliGemma", false, "use_bidirectional_attention"},
     {"mistral3", "mistral", "Mistral Small 3.1, Ministral 3"},
     {"qwen2_5_vl", "qwen2_5_vl_text", "Qwen 2.5 VL", true},
 };

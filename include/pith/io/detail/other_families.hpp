@@ -68,7 +68,6 @@ inline constexpr OtherFamily other_families[] = {
     {"qwen3_vl_text", needs_mrope},
     {"glm4v", needs_mrope},
     {"glm4v_text", needs_mrope},
-    {"paligemma", needs_both_sides},
 };
 
 /// What a model_type would need, or nothing if it is not known.
