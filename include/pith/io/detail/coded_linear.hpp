@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -15,6 +16,7 @@
 #include <pith/io/detail/coded_weight.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/weights_layout.hpp>
+#include <pith/nn/int4.hpp>
 #include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
 #include <pith/nn/packed.hpp>
@@ -30,9 +32,11 @@ template <class S> class CodedRows {
 
   AnyLinear<S> linear(WeightsLayout layout, Vector<S> bias) const {
     if constexpr (std::is_same_v<S, float>) {
-      if (const GroupCodes* codes = weight_.group_codes();
-          codes != nullptr && codes->bits() == 8 && codes->groups() == 1 && symmetric(*codes))
-        return AnyLinear<S>(Int8Linear(int8(*codes), std::move(bias)));
+      if (const GroupCodes* codes = weight_.group_codes()) {
+        if (codes->bits() == 8 && codes->groups() == 1 && symmetric(*codes)) return AnyLinear<S>(Int8Linear(int8(*codes), std::move(bias)));
+        if (std::optional<Int4Weight> four = int4(*codes)) return AnyLinear<S>(Int4Linear(*std::move(four), std::move(bias)));
+      }
+      if (layout == WeightsLayout::int4) return AnyLinear<S>(Int4Linear(widened<float, Int4Weight>(), std::move(bias)));
       if (layout == WeightsLayout::int8) return AnyLinear<S>(Int8Linear(widened<float, Int8Weight>(), std::move(bias)));
     }
     return AnyLinear<S>(PackedLinear<S, S>(widened<S, PackedWeight<S>>(), std::move(bias)));
@@ -73,6 +77,63 @@ template <class S> class CodedRows {
           return ConstMatrixRef<std::int8_t>(rows.topRows(n));
         },
         std::move(scales));
+  }
+
+  /// Codes of four bits in panels, if panels can hold their groups and scales.
+  std::optional<Int4Weight> int4(const GroupCodes& codes) const {
+    if (codes.bits() != 4 || !Int4Weight::holds(codes.in(), codes.group())) return {};
+    Int4Groups groups{.size = codes.group(), .zeros = !symmetric(codes)};
+    if (!codes.group_of().empty()) {
+      std::optional<std::vector<std::int32_t>> order = order_of(codes);
+      if (!order) return {};
+      groups.order = *std::move(order);
+    }
+    if (scales_are<half>(codes)) return int4<half>(codes, groups);
+    if (scales_are<bfloat16>(codes)) return int4<bfloat16>(codes, groups);
+    return {};
+  }
+
+  template <class T> Int4Weight int4(const GroupCodes& codes, const Int4Groups& groups) const {
+    const Index count = codes.groups();
+    Matrix<std::uint8_t> rows(together(), codes.in()), zeros(groups.zeros ? together() : 0, groups.zeros ? count : 0);
+    Matrix<float> wide(together(), count);
+    Matrix<T> scales(together(), count);
+    return Int4Weight(rows_, codes.in(), groups, [&](Index first, Index n) {
+      codes.codes(first_ + first, n, rows.data());
+      if (groups.zeros) codes.zeros(first_ + first, n, zeros.data());
+      codes.scales(first_ + first, n, wide.data());
+      check_values("scale", wide.data(), (first_ + first) * count, n * count);
+      for (Index i = 0; i < n * count; ++i) scales.data()[i] = static_cast<T>(wide.data()[i]);
+      return Int4Rows<T>{rows.topRows(n), scales.topRows(n), zeros.topRows(groups.zeros ? n : 0)};
+    });
+  }
+
+  /// Whether T holds every scale exactly.
+  template <class T> bool scales_are(const GroupCodes& codes) const {
+    if (codes.scale_type() != DType::f32) return codes.scale_type() == dtype_of<T>();
+    std::vector<float> scales(static_cast<std::size_t>(together() * codes.groups()));
+    for (Index first = 0; first < rows_; first += rows_together) {
+      const Index n = (std::min)(rows_together, rows_ - first);
+      codes.scales(first_ + first, n, scales.data());
+      if (!std::all_of(scales.data(), scales.data() + n * codes.groups(),
+                       [](float scale) { return widen(static_cast<T>(scale)) == scale || std::isnan(scale); }))
+        return false;
+    }
+    return true;
+  }
+
+  /// The inputs sorted by their groups; none if these are not full, as panels need them.
+  static std::optional<std::vector<std::int32_t>> order_of(const GroupCodes& codes) {
+    std::vector<Index> next(static_cast<std::size_t>(codes.groups()));
+    for (std::size_t g = 0; g < next.size(); ++g) next[g] = static_cast<Index>(g) * codes.group();
+    std::vector<std::int32_t> order(static_cast<std::size_t>(codes.in()), -1);
+    for (Index k = 0; k < codes.in(); ++k) {
+      const Index g = codes.group_of()[static_cast<std::size_t>(k)];
+      Index& place = next[static_cast<std::size_t>(g)];
+      if (place == (std::min)((g + 1) * codes.group(), codes.in())) return {};
+      order[static_cast<std::size_t>(place++)] = static_cast<std::int32_t>(k);
+    }
+    return order;
   }
 
   /// Whether all zeros are in the middle of the codes.
