@@ -1,5 +1,7 @@
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -72,6 +74,45 @@ TEMPLATE_TEST_CASE("kernels give the same bits for every group of queries, in pl
     CHECK(near(sums<1>(weights, there, layout.padded()), sum, 0));
     CHECK(near(sums<2>(weights, there, layout.padded()), sum, 0));
     CHECK(near(sums<4>(weights, there, layout.padded()), sum, 0));
+  }
+}
+
+TEST_CASE("kernels give the same bits for 8-bit rows in registers and written out", "[attend_kernel]") {
+  const Index dim = GENERATE(1, 32, 33, 64, 96, 128), count = GENERATE(1, 3, 31, 32);
+  CAPTURE(dim, count);
+  const RowLayout<Q8> layout(dim);
+  CHECK(layout.whole == (q8_in_registers && dim % q8_block == 0));
+  const Index bytes = q8_row_bytes(dim), stride = bytes + 5;
+  const Matrix<float> numbers = pith_test::random_matrix<float>(count, dim, 1), queries = pith_test::random_matrix<float>(4, dim, 2);
+  const Matrix<float> weights = pith_test::random_matrix<float>(4, count, 3);
+  std::vector<Q8> rows(static_cast<std::size_t>(count * stride));
+  Matrix<double> decoded(count, dim);
+  for (Index r = 0; r < count; ++r) {
+    std::byte* const row = &rows[static_cast<std::size_t>(r * stride)].byte;
+    q8_encode(numbers.data() + r * dim, dim, row);
+    for (Index i = 0; i < dim; ++i) {  // a block is a half and its codes
+      const std::byte* const block = row + i / 32 * 34;
+      half scale;
+      std::memcpy(&scale, block, 2);
+      decoded(r, i) = static_cast<double>(static_cast<float>(scale)) * static_cast<int>(static_cast<std::int8_t>(block[2 + i % 32]));
+    }
+  }
+  Matrix<float> arranged(4, layout.padded()), staged(count, layout.padded());
+  for (Index q = 0; q < 4; ++q) layout.arrange(queries.data() + q * dim, 1, arranged.data() + q * layout.padded());
+  layout.stage(rows.data(), stride, count, staged.data());
+  CHECK(same_bits(Matrix<float>(staged.leftCols(dim)), Matrix<float>(decoded.cast<float>())));
+  const Rows<float> copied{staged.data(), layout.padded(), count, nullptr};
+  const Matrix<float> score = scores<4>(arranged, copied), sum = sums<4>(weights, copied, layout.padded());
+  CHECK(near(score, queries.cast<double>() * decoded.transpose(), pith_test::dot_bound<float>(queries.cast<double>(), decoded)));
+  if (!layout.whole) return;
+  for (const Q8* ahead : {static_cast<const Q8*>(nullptr), static_cast<const Q8*>(rows.data())}) {
+    const Rows<Q8> there{rows.data(), stride, count, ahead};
+    CHECK(same_bits(scores<1>(arranged, there), score));
+    CHECK(same_bits(scores<2>(arranged, there), score));
+    CHECK(same_bits(scores<4>(arranged, there), score));
+    CHECK(same_bits(sums<1>(weights, there, layout.padded()), sum));
+    CHECK(same_bits(sums<2>(weights, there, layout.padded()), sum));
+    CHECK(same_bits(sums<4>(weights, there, layout.padded()), sum));
   }
 }
 

@@ -249,8 +249,8 @@ template <class T> class AttendTile {
 
   /// Calls f with the rows: in place, widened once for many queries, or padded.
   template <class F> void with_rows(const Rows<T>& rows, Index queries, F&& f) {
-    constexpr Index few = 8;
-    if constexpr (PlainStorage<T>)
+    constexpr Index few = PlainStorage<T> ? 8 : 4;
+    if constexpr (RowLayout<T>::in_registers)
       if (layout_.whole && (std::is_same_v<T, S> || queries <= few)) return f(rows);
     layout_.stage(rows.first, rows.stride, rows.count, at(m_.stage), rows.ahead);
     f(Rows<S>{at(m_.stage), m_.padded, rows.count, nullptr});
