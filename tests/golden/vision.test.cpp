@@ -377,3 +377,43 @@ TEST_CASE("golden.vision: tiles and tokens of pictures of many sizes", "[golden]
     CHECK(grid * grid + part.height * (part.width + 1) == one.at("image_tokens").get<Index>());
   }
 }
+
+TEST_CASE("golden.vision: VisionZip and DivPrune from the tower to logits", "[golden]") {
+  const fs::path folder = vision_goldens() / "llava-clip";
+  const Vision<float> vision = load_vision(folder);
+  const Decoder<float> decoder = load_decoder(folder);
+  const Seen seen = see(vision, pictures_in(folder), serial);
+  const std::vector<Token> ids = prompt_ids(folder, vision, seen);
+  Golden golden(folder / "golden.reduced.safetensors");
+  Workspace ws(vision.workspace_bytes());
+  const auto reduced = [&](ImageReduction reduction, const ReduceOptions& options) {
+    return std::vector<ImageRows<float>>{reduce_image(vision, seen.tiles[0], seen.features[0], reduction, options, ws)};
+  };
+  const auto check_prompt = [&](const std::string& name, const std::vector<ImageRows<float>>& rows) {
+    const VisionPrompt<float> prompt = vision_prompt<float>(vision.spec, decoder.weights().embed_tokens, ids, rows);
+    const Tensor logits = golden.get(name + "_logits");
+    REQUIRE(logits.extent(0) == prompt.embeddings.rows());
+    CHECK(golden.ids(name + "_input_ids").size() == static_cast<std::size_t>(prompt.embeddings.rows()));
+    auto session = decoder.start(Dense{}, {.max_prompt = logits.extent(0)});
+    for (Index t = 0; t < logits.extent(0); ++t) {
+      const auto after =
+          session.prefill(prompt.embeddings.middleRows(t, 1), std::span(prompt.kinds).subspan(static_cast<std::size_t>(t), 1),
+                          {.more = t + 1 < logits.extent(0)});
+      CHECK(distance(after.row(0), logits.row({t})) < logits_agree);
+    }
+  };
+  // the tokens whose rows are left: of merged rows the token that stayed comes first
+  const auto zipped = reduced(ImageReduction::visionzip, {.keep = 11, .contextual = 3});
+  CHECK(off(zipped[0].rows, golden.get("visionzip_rows")) < states_agree);
+  for (const Token token : golden.ids("visionzip_dominant"))
+    if (token > 0) CHECK(zipped[0].row_of[static_cast<std::size_t>(token - 1)] >= 1);
+  for (const Token token : golden.ids("visionzip_contextual")) CHECK(zipped[0].row_of[static_cast<std::size_t>(token - 1)] >= 8);
+  check_prompt("visionzip", zipped);
+  const auto diverse = reduced(ImageReduction::divprune, {.keep = 9});
+  std::vector<Token> picked;
+  for (std::size_t t = 0; t < diverse[0].row_of.size(); ++t)
+    if (diverse[0].row_of[t] >= 0) picked.push_back(static_cast<Token>(t));
+  CHECK(picked == golden.ids("divprune_picked"));
+  check_prompt("divprune", diverse);
+  golden.done();
+}

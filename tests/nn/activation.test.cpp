@@ -14,6 +14,7 @@ namespace {
 double exact(Silu, double z) { return z / (1 + std::exp(-z)); }
 double exact(Gelu, double z) { return 0.5 * z * std::erfc(-z / std::sqrt(2.0)); }
 double exact(GeluTanh, double z) { return 0.5 * z * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (z + 0.044715 * z * z * z))); }
+double exact(QuickGelu, double z) { return z / (1 + std::exp(-1.702 * z)); }
 double exact(Tanh, double z) { return std::tanh(z); }
 double exact(Relu, double z) { return z > 0 ? z : 0; }
 
@@ -47,11 +48,12 @@ TEMPLATE_TEST_CASE("activations are their formulas, and derivatives their slopes
   check<Silu, TestType>({});
   check<Gelu, TestType>({});
   check<GeluTanh, TestType>({});
+  check<QuickGelu, TestType>({});
   check<Relu, TestType>({});
   check<Tanh, TestType>({});
 }
 
-TEMPLATE_TEST_CASE("an activation's bits do not depend on place or company", "[nn]", Silu, Gelu, GeluTanh, Relu, Tanh) {
+TEMPLATE_TEST_CASE("an activation's bits do not depend on place or company", "[nn]", Silu, Gelu, GeluTanh, QuickGelu, Relu, Tanh) {
   Matrix<float> all = pith_test::random_matrix<float>(3, 37, 1, 8), out = all;
   activate(TestType{}, MatrixRef<float>(out));
   for (Index i = 0; i < all.size(); ++i) {

@@ -169,7 +169,8 @@ template <class S = float> struct Vision {
       out.bottomRows(1).setZero();
       return out;
     }
-    return detail::any_resolution_rows<S>(tiles, c.grid(), spec.anyres_max, out, Vector<S>::Zero(out.cols())).rows;
+    const Vector<S> none = Vector<S>::Zero(out.cols());
+    return detail::any_resolution_rows<S>(tiles, c.grid(), spec.anyres_max, out, none).rows;
   }
 
  private:
