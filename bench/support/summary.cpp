@@ -86,15 +86,16 @@ const std::vector<Goal> goals{
     {"speculative", "verify/tokens:5", counter("times_one"), false, 1.5, false},
     {"token_merging", "nearest/.*", faster_than("eigen"), true, 2, false},
     {"load", "load/.*", counter("validating"), false, 5, true},
+    {"vision", "tower_(f32|bf16)/(clip|siglip)-.*", counter("of_products"), true, .8, false},
     {"decoder", ".*/lora16", over_bytes(), false, 1.5, true},
     {"decoder", "1.1b/weights:f32/rows:f32/policy:dense/threads:1/tg@(0|16384)", counter("of_read"), true, .9, false},
     {"decoder", "1.1b/weights:bf16/rows:bf16/policy:dense/threads:1/tg@(0|4096)", counter("of_read"), true, .88, false},
 };
 
 /// Counters a reader compares, in this order.
-const std::vector<std::string> shown{"of_read", "of_peak",   "GFLOPS",       "times_one",  "faster",   "over",
-                                     "bytes",   "over_blas", "of_attention", "of_prefill", "watching", "validating",
-                                     "GB/s",    "tokens/s",  "MB/token",     "RSS_MB",     "accepted", "per_pass"};
+const std::vector<std::string> shown{"of_read",   "of_peak",      "GFLOPS",     "times_one", "faster",      "over",      "bytes",
+                                     "over_blas", "of_attention", "of_prefill", "watching",  "validating",  "GB/s",      "tokens/s",
+                                     "MB/token",  "RSS_MB",       "accepted",   "per_pass",  "of_products", "of_linear", "tile_seconds"};
 
 std::string number(double value) {
   std::ostringstream text;
