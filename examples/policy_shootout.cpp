@@ -1,7 +1,6 @@
 // Every policy of the catalogue at several budgets on the shipped model, in memory and in quality, within the trained length. A prompt of
 // 192 bytes, then 64 bytes measured one by one.
 #include <cstdio>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -10,6 +9,7 @@
 
 #include "support/held_out.hpp"
 #include "support/model_text.hpp"
+#include "support/policy_argument.hpp"
 
 using namespace pith;
 
@@ -22,18 +22,6 @@ void print_table() {
     std::printf("| `%s` | %s | %s | %s | %s|\n", std::string(entry.name).c_str(), std::string(entry.keeps).c_str(),
                 std::string(entry.needs).c_str(), std::string(entry.cost).c_str(), link.c_str());
   }
-}
-
-/// One policy per layer, since some need the layer's weights.
-std::vector<AnyPolicy<float>> per_layer(const PolicyEntry<float>& entry, Index rows, const Decoder<float>& decoder) {
-  std::vector<AnyPolicy<float>> policies;
-  for (Index l = 0; l < decoder.config().num_hidden_layers; ++l) {
-    const LayerWeights<float>& layer = decoder.weights().layers[static_cast<std::size_t>(l)];
-    auto o_proj = std::make_shared<Matrix<float>>(layer.o_proj.out(), layer.o_proj.in());
-    if (entry.needs_o_proj) layer.o_proj.copy_weight(0, *o_proj);
-    policies.push_back(entry.make(rows, {decoder.rope(l), o_proj, static_cast<float>(decoder.config().layer(l).attention_scale)}));
-  }
-  return policies;
 }
 
 constexpr const char* usage =
@@ -73,7 +61,7 @@ void shootout(example::CommandLine& line) {
     for (const Index rows : {16, 32, 64}) {
       progress.show(std::string(entry.name), runs++, all_runs);
       char cell[64];
-      auto session = decoder.start(std::span<const AnyPolicy<float>>(per_layer(entry, rows, decoder)), options);
+      auto session = decoder.start(std::span<const AnyPolicy<float>>(example::per_layer(entry, rows, decoder)), options);
       if (entry.name == "text-prior") {  // bytes are text, so it would keep them all
         std::snprintf(cell, sizeof cell, "   %15s  %9s %8s", "all text stays", "", "");
         cells += cell;

@@ -30,6 +30,19 @@ inline std::vector<pith::Index> numbers(const std::string& what, const std::stri
   return out;
 }
 
+/// One policy of the catalogue per layer, since some need the layer's weights.
+inline std::vector<pith::AnyPolicy<float>> per_layer(const pith::PolicyEntry<float>& entry, pith::Index rows,
+                                                     const pith::Decoder<float>& decoder) {
+  std::vector<pith::AnyPolicy<float>> policies;
+  for (pith::Index l = 0; l < decoder.config().num_hidden_layers; ++l) {
+    const pith::LayerWeights<float>& layer = decoder.weights().layers[static_cast<std::size_t>(l)];
+    auto o_proj = std::make_shared<pith::Matrix<float>>(layer.o_proj.out(), layer.o_proj.in());
+    if (entry.needs_o_proj) layer.o_proj.copy_weight(0, *o_proj);
+    policies.push_back(entry.make(rows, {decoder.rope(l), o_proj, static_cast<float>(decoder.config().layer(l).attention_scale)}));
+  }
+  return policies;
+}
+
 inline pith::AnyPolicy<float> policy_argument(const std::string& text, const pith::Decoder<float>& decoder) {
   const std::size_t colon = std::min(text.find(':'), text.size());
   const std::string name = text.substr(0, colon);

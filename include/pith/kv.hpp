@@ -5,6 +5,7 @@
 #include <pith/kv/attend.hpp>                       // attention over a cache, with memory of its own
 #include <pith/kv/budget.hpp>                       // rows at a compression ratio
 #include <pith/kv/catalogue.hpp>                    // every policy by name: make_policy("h2o", rows)
+#include <pith/kv/kept_rows.hpp>                    // rows that stay, as a prefix or in their caches
 #include <pith/kv/kivi.hpp>                         // KIVI: rows of 2 to 8 bits, as codes
 #include <pith/kv/kv_cache.hpp>                     // the keys and values of one layer under a policy
 #include <pith/kv/layer_scores.hpp>                 // the scores of all heads, for heads that decide together
@@ -38,5 +39,7 @@
 #include <pith/kv/prompt_buffer.hpp>                // memory for a prompt longer than the budget
 #include <pith/kv/query_window.hpp>                 // the last queries of a prompt that comes in pieces
 #include <pith/kv/ranked_row.hpp>                   // rows in order of eviction
+#include <pith/kv/reference_queries.hpp>            // a sample of queries, for compaction
+#include <pith/kv/row_budget.hpp>                   // budgets that heads, layers or a model share
 #include <pith/kv/snapshot.hpp>                     // the whole state of a cache as plain numbers
 #include <pith/kv/wrapped_policy.hpp>               // the base of policies that wrap another policy

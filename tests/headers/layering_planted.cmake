@@ -25,6 +25,8 @@ expect(TRUE nn/linear.hpp "#include <pith/core.hpp>")
 expect(TRUE io/safetensors.hpp "#include <nlohmann/json.hpp>" "#include <sys/mman.h>" "#include <pith/model/decoder.hpp>")
 expect(TRUE version.hpp "")
 expect(TRUE peft/decompose.hpp "#include <Eigen/SVD>")
+expect(TRUE kv/detail/attention_match.hpp "#include <Eigen/Cholesky>")
+expect(FALSE kv/compact.hpp "#include <Eigen/Cholesky>")
 expect(TRUE model/decoder.hpp "#include <pith/kv/kv_cache.hpp>" "#include <pith/peft/linear_adapter.hpp>")
 
 expect(FALSE core/view.hpp "#include <pith/nn/linear.hpp>")

@@ -26,6 +26,13 @@ template <std::uniform_random_bit_generator Rng> std::uint64_t random_bits(Rng& 
   }
   return word;
 }
+
+/// A hash: every bit of x changes half of the result's bits.
+inline std::uint64_t mixed(std::uint64_t x) {
+  x = (x + 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 30)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
 }  // namespace detail
 
 /// Uniform in [0, 1): the top 24 (float) or 53 (double) bits of one 64-bit draw.

@@ -14,8 +14,8 @@
 #include <pith/core/check.hpp>
 #include <pith/core/executor.hpp>
 #include <pith/core/types.hpp>
-#include <pith/core/view.hpp>
 #include <pith/kv/prefix.hpp>
+#include <pith/kv/reference_queries.hpp>
 #include <pith/kv/snapshot.hpp>
 
 namespace pith { inline namespace v0 {
@@ -68,13 +68,6 @@ class PrefillCallback {
  private:
   std::shared_ptr<void> held_;
   bool (*call_)(void*, const PrefillProgress&) = nullptr;
-};
-
-/// Queries of one layer, as attention uses them: rotated, scaled where the layer scales queries.
-template <class S> struct LayerQueries {
-  Index layer = 0;
-  ConstMatrixRef<S> queries;  ///< [tokens, num_heads*head_dim]
-  Position first = 0;         ///< position of the first token
 };
 
 /// Holds any function void(const LayerQueries<S>&) of float, double or both, or none.

@@ -119,7 +119,7 @@ template <KvStorage T> class Snapshots {
       if (a < rules.first() || a >= s.next_rope_position)
         return text("angle ", a, ", expected ", rules.first(), " .. ", s.next_rope_position - 1);
     for (const S mass : s.masses)
-      if (!(mass >= S(1) && std::isfinite(mass))) return text("mass ", mass, ", expected 1 token or more");
+      if (!(mass > S(0) && std::isfinite(mass))) return text("mass ", mass, ", expected a finite number above 0");
     for (const TokenKind kind : s.kinds)
       if (kind > TokenKind::video) return text("kind ", int(kind), ", expected 0 .. ", int(TokenKind::video));
     return heads_problem(s);
@@ -186,11 +186,11 @@ template <KvStorage T> class Snapshots {
     return first == s.rows() ? std::string() : text(s.rows(), " rows, but the heads have ", first);
   }
 
-  /// Checks the rows of one head against head 0: without per-head scores all heads hold the same tokens; at cache positions angles ascend.
+  /// Checks the rows of one head against head 0: by age all heads hold the same tokens; at cache positions angles ascend.
   std::string together_problem(const KvSnapshot<T>& s, Index h, Index first) const {
     const CacheRules& rules = state_.rules;
     const Index size = head_number(s, h, 0);
-    const bool alike = rules.by_age() || rules.never_evicts();
+    const bool alike = rules.by_age();
     if (alike && size != head_number(s, 0, 0))
       return text("head ", h, " has ", size, " rows, head 0 ", head_number(s, 0, 0), ": expected as many");
     if (alike && (head_number(s, h, 1) != head_number(s, 0, 1) ||

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <pith/core/random.hpp>
 #include <pith/kv/policy.hpp>
 
 namespace pith { inline namespace v0 {
@@ -23,18 +24,11 @@ struct Random {
   template <class S> void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const {
     for (Index r = 0; r < fresh.size(); ++r) {
       const auto token = static_cast<std::uint64_t>(fresh.positions[static_cast<std::size_t>(r)]);
-      const std::uint64_t bits = mixed(seed + mixed(token + mixed(static_cast<std::uint64_t>(fresh.kv_head))));
+      const std::uint64_t bits = detail::mixed(seed + detail::mixed(token + detail::mixed(static_cast<std::uint64_t>(fresh.kv_head))));
       stats(0, r) = static_cast<S>(bits >> 41);  // 23 bits: exact in a float
     }
   }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const { out = rows.stats.row(0); }
-
- private:
-  static std::uint64_t mixed(std::uint64_t x) {  // every bit of x changes half of the result's bits
-    x = (x + 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 30)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-  }
 };
 
 }}  // namespace pith::v0
