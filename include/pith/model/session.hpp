@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -57,11 +58,10 @@ class Session {
     rows_ = layout.rows;
     switch_ = detail::RopeSwitch(model_->switch_length, options.text_length, options.prefix.next_position(), layout.keeps_all);
     const DecoderConfig& config = model_->config;
-    const Index tile = (std::max)((std::min)(detail::prefill_tile, max_prompt_), max_chunk_);
     hidden_.resize((std::max)(max_prompt_, max_chunk_), config.hidden_size);
     normed_.resize(max_chunk_, config.hidden_size);
     logits_.resize(max_chunk_, config.vocab_size);
-    ws_ = detail::SessionWorkspace(detail::layer_workspace_bytes<S>(*model_, tile, rows_, options.executor.size()), options.executor);
+    ws_ = detail::SessionWorkspace(detail::layer_workspace_bytes<S>(*model_, tile(), rows_, options.executor.size()), options.executor);
   }
 
   Session(Session&&) = default;
@@ -86,7 +86,7 @@ class Session {
   ConstMatrixRef<S> prefill(std::span<const Token> tokens, const PrefillOptions& options = {}) {
     const Index n = static_cast<Index>(tokens.size());
     const AppendOptions marks = begin_prompt(n, {}, options);
-    table().gather(tokens, hidden_.middleRows(adapter_.prompt_rows(next_position()), n));
+    look_up(tokens, hidden_.middleRows(adapter_.prompt_rows(next_position()), n));
     read_prompt(n, marks, options);
     options.masses.empty() && options.sight.empty() ? switch_.note(tokens) : switch_.note_unknown();
     return logits();
@@ -131,9 +131,13 @@ class Session {
   /// Uses this adapter from now on; it must outlive its use. nullptr: the base model alone.
   ///
   /// Cost     a pointer assignment; nothing is copied, and the decoder is never written
+  /// Heap     a larger workspace, the first time that an adapter turns inputs or has other changes than low-rank terms
   /// Throws   ShapeError for an adapter of another decoder, StateError while rows are cached under another adapter: clear() first;
   ///          CapacityError if its soft prompt leaves no room in max_prompt
-  void use(const ModelAdapter<S>* adapter) { adapter_.use(adapter, next_position(), whole_); }
+  void use(const ModelAdapter<S>* adapter) {
+    ws_.make_room(adapter != nullptr ? adapter->more_workspace_bytes(tile(), ws_.workers()) : 0);
+    adapter_.use(adapter, next_position(), whole_);
+  }
   const ModelAdapter<S>* adapter() const { return adapter_.get(); }
   Index vocab_size() const { return model_->config.vocab_size; }
   Position next_position() const { return caches_.front().next_position(); }
@@ -222,12 +226,18 @@ class Session {
   friend struct detail::SessionTables;
   Session(const Session&) = default;  // clone()
   detail::LayerPass<S> pass(std::size_t layer) { return {*model_, static_cast<Index>(layer), ws_, adapter_.runs(), switch_.beyond()}; }
-  const Embedding<S>& table() const { return detail::table_of(*model_, adapter_.get()); }
+  Index tile() const { return (std::max)((std::min)(detail::prefill_tile, max_prompt_), max_chunk_); }  ///< most rows computed together
+  void look_up(std::span<const Token> tokens, MatrixRef<S> out) const { detail::look_up(*model_, adapter_.get(), tokens, out); }
 
-  // All templates below are compiled with these two. They are defined outside the class (detail/session_reading.hpp), hence not inline: a
+  // All templates below are compiled with these. They are defined outside the class (detail/session_reading.hpp), hence not inline: a
   // program that declares the class extern leaves them to the source file that instantiates it.
   void read_prompt(Index n, const AppendOptions& marks, const PrefillOptions& options, bool with_logits = true);
   void read_next(Index first, Index n);
+  /// Checks a prompt of n tokens, chooses the longrope's table for it, and returns its append options, which include the rows of the
+  /// adapter's prompt before it.
+  AppendOptions begin_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options);
+  /// Checks every layer before the first one changes.
+  void check_ready(Index n, const AppendOptions& marks);
 
   /// Writes the logits of these tokens from row `first` on.
   void read_logits(Index first, ConstMatrixRef<S> hidden) {
@@ -236,25 +246,6 @@ class Session {
     newest_ = first + n - 1;
   }
 
-  /// Checks a prompt of n tokens, chooses the longrope's table for it, and returns its append options, which include the rows of the
-  /// adapter's prompt before it.
-  AppendOptions begin_prompt(Index n, std::span<const TokenKind> kinds, const PrefillOptions& options) {
-    const Index soft = adapter_.prompt_rows(next_position());
-    detail::check_prompt(n, soft, max_prompt_, kinds, options);
-    options.queries.template check<S>();
-    AppendOptions marks{.phase = Phase::prefill, .more = options.more, .kinds = kinds, .masses = options.masses};
-    adapter_.mark_prompt(next_position(), marks);
-    check_ready(soft + n, marks);
-    if (switch_.on()) detail::SessionTables::choose(*this, next_position() + soft + n);
-    return marks;
-  }
-  /// Checks every layer before the first one changes.
-  void check_ready(Index n, const AppendOptions& marks) {
-    check_whole();
-    adapter_.check(next_position(), marks.phase == Phase::prefill);
-    if (switch_.on()) switch_.check(next_position(), next_position() + (marks.phase == Phase::prefill ? n : 1), next_position() + n);
-    detail::check_layers<T>(caches_, n, marks, prompt_buffer_.get());
-  }
   void check_whole() const {
     if (!whole_)
       raise<StateError>("pith::Session: in the middle of a call, or an earlier one threw half-way through the layers: clear() first");

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <memory>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -13,8 +15,11 @@
 #include <pith/core/workspace.hpp>
 #include <pith/nn/linear.hpp>
 #include <pith/nn/linear_op.hpp>
+#include <pith/peft/block_turn.hpp>
+#include <pith/peft/detail/dense.hpp>
 #include <pith/peft/dora.hpp>
 #include <pith/peft/low_rank.hpp>
+#include <pith/peft/projection_change.hpp>
 
 namespace pith { inline namespace v0 {
 
@@ -36,16 +41,21 @@ template <class S = float> struct LowRankTerm {
   ConstVectorRef<S> gain() const { return gains; }
 };
 
-/// The change of one projection: y ← out_scale ∘ (y + Σ (x Aᵀ) diag(gain) Bᵀ) + bias, applied to the base's result y = x Wᵀ + b.
+/// The change of one projection: y ← out_scale ∘ (y + Σ (x Aᵀ) diag(gain) Bᵀ) + bias, applied to the base's result y = x' Wᵀ + b, where x'
+/// is x after its turns.
 ///
 /// The base is never written. Each member may be empty.
 template <class S = float> struct LinearAdapter {
   std::vector<LowRankTerm<S>> terms = {};
-  Vector<S> out_scale = {};       ///< [out] DoRA's m/n; empty: 1
+  std::vector<BlockTurn<S>> turns = {};  ///< change what the base reads, in this order; terms and `more` read x itself
+  std::vector<std::shared_ptr<const ProjectionChange<S>>> more = {};  ///< applied to y before the terms
+  Vector<S> out_scale = {};                                           ///< [out] DoRA's m/n; empty: 1
   Vector<S> bias = {};            ///< [out] added last; empty: 0. To replace the base's bias b by b', pass b' - out_scale ∘ b
   AnyLinear<S> replacement = {};  ///< computes y instead of the base
 
-  bool empty() const { return terms.empty() && out_scale.size() == 0 && bias.size() == 0 && replacement.empty(); }
+  bool empty() const {
+    return terms.empty() && turns.empty() && more.empty() && out_scale.size() == 0 && bias.size() == 0 && replacement.empty();
+  }
 
   /// Checks that the change fits a projection.
   ///
@@ -56,10 +66,20 @@ template <class S = float> struct LinearAdapter {
   ///
   /// Shapes   x [tokens, in], the base's input · y [tokens, out], changed in place
   /// Cost     2·tokens·rank·(in + out) flops for each term, and one sweep of y each for out_scale and bias
-  /// Heap     none, given ws of linear_adapter_workspace_bytes<S>(tokens, workers)
+  /// Heap     none, given ws of linear_adapter_workspace_bytes<S>(tokens, workers) + more_workspace_bytes(tokens, workers)
   /// Throws   ShapeError, CapacityError
   /// Law      a row's result depends on that row alone, bit for bit
   void add(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const;
+
+  /// Applies the turns to what the base reads. Shapes: x [tokens, in], changed in place
+  void turn(MatrixRef<S> x, Workspace& ws) const {
+    for (const BlockTurn<S>& each : turns) each.apply(x, ws);
+  }
+  /// Bytes of workspace that turns and `more` need, with a copy of x for the turns; 0 for terms, scales and biases.
+  std::size_t more_workspace_bytes(Index tokens, Index workers = 1) const;
+  /// Changes rows first_row … of the base's weight, in double: x Wᵀ then is the projection but for its bias. A replacement's own numbers
+  /// are the caller's to pass. Shapes: rows [any, in]
+  void change_weight(Index first_row, MatrixRef<double> rows) const;
 
   std::size_t bytes() const;
 };
@@ -69,7 +89,16 @@ template <class S>
 void forward_overlaid(const AnyLinear<S>& base, const LinearAdapter<S>* overlay, std::type_identity_t<ConstMatrixRef<S>> x,
                       std::type_identity_t<MatrixRef<S>> y, Workspace& ws) {
   const bool replaced = overlay != nullptr && !overlay->replacement.empty();
-  (replaced ? overlay->replacement : base).forward(x, y, ws);
+  const AnyLinear<S>& used = replaced ? overlay->replacement : base;
+  if (overlay != nullptr && !overlay->turns.empty()) {
+    const Workspace::Scope scope(ws);
+    MatrixRef<S> turned = ws.matrix<S>(x.rows(), x.cols());
+    turned = x;
+    overlay->turn(turned, ws);
+    used.forward(turned, y, ws);
+  } else {
+    used.forward(x, y, ws);
+  }
   if (overlay != nullptr) overlay->add(x, y, ws);
 }
 
@@ -89,6 +118,12 @@ template <class S> void LinearAdapter<S>::check(std::string_view where, Index ou
     check_shape(where, "up of a term", term.b_rows, term.rank(), out);
     check_shape(where, "gain of a term", term.gains, term.rank(), 1);
   }
+  for (const BlockTurn<S>& each : turns) each.check(where, in);
+  for (const auto& change : more)
+    if (change == nullptr || change->in() != in || change->out() != out)
+      raise<ShapeError>("pith::", where, ": a change of ",
+                        change == nullptr ? std::string("nothing") : detail::shape_text(change->out(), change->in()), ", expected ",
+                        detail::shape_text(out, in));
   if (out_scale.size() > 0) check_shape(where, "out_scale", out_scale, out, 1);
   if (bias.size() > 0) check_shape(where, "bias", bias, out, 1);
   if (replacement.empty()) return;
@@ -100,6 +135,7 @@ template <class S> void LinearAdapter<S>::check(std::string_view where, Index ou
 }
 
 template <class S> void LinearAdapter<S>::add(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const {
+  for (const auto& change : more) change->add(x, y, ws);
   for (const LowRankTerm<S>& term : terms)
     for (Index first = 0; first < term.rank(); first += detail::overlay_block) {
       const Index n = (std::min)(detail::overlay_block, term.rank() - first);
@@ -116,10 +152,27 @@ template <class S> void LinearAdapter<S>::add(ConstMatrixRef<S> x, MatrixRef<S> 
   }
 }
 
+template <class S> std::size_t LinearAdapter<S>::more_workspace_bytes(Index tokens, Index workers) const {
+  std::size_t turning = 0, adding = 0;
+  for (const BlockTurn<S>& each : turns) turning = (std::max)(turning, Workspace::bytes_for<S>(tokens, each.in()) + each.workspace_bytes());
+  for (const auto& change : more) adding = (std::max)(adding, change->workspace_bytes(tokens, workers));
+  return turning + adding;
+}
+
+template <class S> void LinearAdapter<S>::change_weight(Index first_row, MatrixRef<double> rows) const {
+  for (std::size_t i = turns.size(); i > 0; --i) turns[i - 1].change_weight(rows);  // x M₁ M₂ Wᵀ = x (W M₂ᵀ M₁ᵀ)ᵀ
+  for (const auto& change : more) change->change_weight(first_row, rows);
+  for (const LowRankTerm<S>& term : terms) detail::add_delta_rows(term, first_row, rows);
+  for (Index r = 0; r < rows.rows() && out_scale.size() > 0; ++r) rows.row(r) *= double(out_scale[first_row + r]);
+}
+
 template <class S> std::size_t LinearAdapter<S>::bytes() const {
+  std::size_t others = 0;
+  for (const BlockTurn<S>& each : turns) others += each.bytes();
+  for (const auto& change : more) others += change->bytes();
   Index numbers = out_scale.size() + bias.size();
   for (const LowRankTerm<S>& term : terms) numbers += term.a_rows.size() + term.b_rows.size() + term.gains.size();
-  return static_cast<std::size_t>(numbers) * sizeof(S) + (replacement.empty() ? 0 : replacement.bytes());
+  return others + static_cast<std::size_t>(numbers) * sizeof(S) + (replacement.empty() ? 0 : replacement.bytes());
 }
 
 /// DoRA's factor m / n with n = dora_norm(), for LinearAdapter::out_scale; 1 where n is 0.

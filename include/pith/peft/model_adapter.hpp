@@ -18,6 +18,7 @@
 #include <pith/nn/embedding.hpp>
 #include <pith/nn/linear.hpp>
 #include <pith/nn/norm.hpp>
+#include <pith/peft/embedding_change.hpp>
 #include <pith/peft/linear_adapter.hpp>
 
 namespace pith { inline namespace v0 {
@@ -68,6 +69,7 @@ template <class S = float> struct AdapterParts {
   std::vector<LayerAdapter<S>> layers = {};  ///< [layers], or empty
   LinearAdapter<S> lm_head = {};
   Embedding<S> embed_tokens = {};
+  EmbeddingChange<S> embedding = {};  ///< of the rows that embed_tokens, or else the base's table, gives
   AnyNorm<S> norm = {};
   Matrix<S> prompt = {};  ///< [rows, hidden] soft prompt, before the first token
 };
@@ -85,6 +87,10 @@ template <class S = float> class ModelAdapter {
   ModelAdapter(const AdapterTarget& target, AdapterParts<S> parts) : target_(target), parts_(std::move(parts)) {
     check();
     parts_.embed_tokens = parts_.embed_tokens.scaled(static_cast<S>(target_.embedding_scale));
+    if (!parts_.embedding.empty()) parts_.embedding = parts_.embedding.scaled(static_cast<S>(target_.embedding_scale));
+    for_each_overlay([&](const std::string&, const LinearAdapter<S>& overlay, Index, Index) {
+      plain_ = plain_ && overlay.turns.empty() && overlay.more.empty();
+    });
     fingerprint_ = compute_fingerprint();
   }
 
@@ -93,6 +99,15 @@ template <class S = float> class ModelAdapter {
   /// A hash of all numbers, never 0. It tells apart cached rows of different adapters, or of another scale of the same adapter.
   std::uint64_t fingerprint() const { return fingerprint_; }
   std::size_t bytes() const;
+  /// Workspace that a pass over `tokens` rows needs beyond linear_adapter_workspace_bytes(); 0 for LoRA and its nearest relatives.
+  std::size_t more_workspace_bytes(Index tokens, Index workers = 1) const {
+    std::size_t most = 0;
+    if (!plain_)
+      for_each_overlay([&](const std::string&, const LinearAdapter<S>& overlay, Index, Index) {
+        most = (std::max)(most, overlay.more_workspace_bytes(tokens, workers));
+      });
+    return most;
+  }
 
   /// The changes to a projection; nullptr: none.
   const LinearAdapter<S>* projection(Index layer, Projection p) const {
@@ -135,19 +150,21 @@ template <class S = float> class ModelAdapter {
                           ", expected the kind of the decoder's norms");
     });
     if (parts_.embed_tokens.rows() > 0) check_shape("ModelAdapter", "embed_tokens", parts_.embed_tokens, target_.vocab, target_.hidden);
+    parts_.embedding.check(target_.vocab, target_.hidden);
     if (parts_.prompt.rows() > 0) check_shape("ModelAdapter", "prompt", parts_.prompt, any_extent, target_.hidden);
   }
 
   std::uint64_t compute_fingerprint() const {
     detail::Fingerprint f;
-    const auto numbers = [&](const auto& m) {
-      f.number(m.rows());
-      f.number(m.cols());
-      f.bytes(std::as_bytes(std::span(m.data(), static_cast<std::size_t>(m.size()))));
-    };
+    const auto numbers = [&](const auto& m) { detail::hash_numbers(f, m); };
     for_each_overlay([&](const std::string&, const LinearAdapter<S>& overlay, Index out, Index in) {
       f.number(overlay.terms.size());
       for (const LowRankTerm<S>& term : overlay.terms) numbers(term.a_rows), numbers(term.b_rows), numbers(term.gains);
+      for (const BlockTurn<S>& turn : overlay.turns) {
+        numbers(turn.blocks);
+        for (const Index place : turn.place) f.number(place);
+      }
+      for (const auto& change : overlay.more) change->hash(f);
       numbers(overlay.out_scale);
       numbers(overlay.bias);
       f.number(overlay.replacement.empty());
@@ -168,16 +185,18 @@ template <class S = float> class ModelAdapter {
       numbers(row);
     }
     numbers(parts_.prompt);
+    if (!parts_.embedding.empty()) parts_.embedding.hash(f);
     return (std::max)(f.value(), std::uint64_t{1});
   }
 
   AdapterTarget target_;
   AdapterParts<S> parts_;
   std::uint64_t fingerprint_ = 0;
+  bool plain_ = true;  ///< no overlay has turns or other changes than low-rank terms
 };
 
 template <class S> std::size_t ModelAdapter<S>::bytes() const {
-  std::size_t sum = parts_.embed_tokens.bytes() + static_cast<std::size_t>(parts_.prompt.size()) * sizeof(S);
+  std::size_t sum = parts_.embed_tokens.bytes() + parts_.embedding.bytes() + static_cast<std::size_t>(parts_.prompt.size()) * sizeof(S);
   for_each_overlay([&](const std::string&, const LinearAdapter<S>& overlay, Index, Index) { sum += overlay.bytes(); });
   for_each_norm([&](const std::string&, const AnyNorm<S>& norm, Index) { sum += norm.bytes(); });
   return sum;

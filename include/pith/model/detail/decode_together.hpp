@@ -32,8 +32,12 @@ template <class S, KvStorage T> class TogetherPass {
     if (const auto null = std::find(sessions.begin(), sessions.end(), nullptr); null != sessions.end())
       raise<ShapeError>(text("pith::Decoder::together_workspace_bytes: session ", null - sessions.begin(), " is a null pointer"));
     Index rows = 0;
-    for (const Session<S, T>* session : sessions) rows = (std::max)(rows, session->rows_);
-    return layer_workspace_bytes<S>(model, n, rows, workers) + 2 * Workspace::bytes_for<S>(n, model.config.hidden_size) +
+    std::size_t more = 0;
+    for (const Session<S, T>* session : sessions) {
+      rows = (std::max)(rows, session->rows_);
+      if (const ModelAdapter<S>* adapter = session->adapter()) more = (std::max)(more, adapter->more_workspace_bytes(n, workers));
+    }
+    return more + layer_workspace_bytes<S>(model, n, rows, workers) + 2 * Workspace::bytes_for<S>(n, model.config.hidden_size) +
            2 * Workspace::bytes_for<Index>(n) + Workspace::bytes_for<RowsOfAdapter<S>>(n);
   }
 
@@ -76,7 +80,7 @@ template <class S, KvStorage T> class TogetherPass {
       Session<S, T>& s = session(order[static_cast<std::size_t>(row)]);
       s.undo_.begin_chunk(s.caches_, 1);
       newest[static_cast<std::size_t>(order[static_cast<std::size_t>(row)])] = s.begin();
-      s.table().gather(tokens.subspan(static_cast<std::size_t>(order[static_cast<std::size_t>(row)]), 1), hidden.middleRows(row, 1));
+      s.look_up(tokens.subspan(static_cast<std::size_t>(order[static_cast<std::size_t>(row)]), 1), hidden.middleRows(row, 1));
     }
     enter(model_, hidden);
     const RowsByAdapter<S> sorted = runs(order, memory);

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <span>
+#include <type_traits>
+
 #include <pith/model/detail/decoder_model.hpp>
 #include <pith/model/detail/layer_pass.hpp>
 #include <pith/nn/activation.hpp>
@@ -7,9 +10,14 @@
 // From token ids to what the first layer reads, and from hidden states to logits.
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The embedding table: the adapter's own if it has one, else the model's.
-template <class S> const Embedding<S>& table_of(const DecoderModel<S>& model, const ModelAdapter<S>* adapter) {
-  return adapter != nullptr && adapter->parts().embed_tokens.rows() > 0 ? adapter->parts().embed_tokens : model.weights.embed_tokens;
+/// The rows of tokens: from the adapter's own table if it has one, else the model's, with the adapter's changes.
+template <class S>
+void look_up(const DecoderModel<S>& model, const ModelAdapter<S>* adapter, std::span<const Token> tokens,
+             std::type_identity_t<MatrixRef<S>> out) {
+  if (adapter == nullptr) return model.weights.embed_tokens.gather(tokens, out);
+  const AdapterParts<S>& parts = adapter->parts();
+  (parts.embed_tokens.rows() > 0 ? parts.embed_tokens : model.weights.embed_tokens).gather(tokens, out);
+  if (!parts.embedding.empty()) parts.embedding.apply(tokens, out);
 }
 
 /// Scales what enters the first layer.

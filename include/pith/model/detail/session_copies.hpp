@@ -51,10 +51,19 @@ template <KvStorage T> class SessionPromptBuffer : public std::unique_ptr<KvProm
 /// A workspace; a copy has memory of its own and the same executor.
 class SessionWorkspace : public Workspace {
  public:
-  using Workspace::Workspace;
-  SessionWorkspace(const SessionWorkspace& other) : Workspace(other.bytes(), other.executor()) {}
+  SessionWorkspace() = default;
+  SessionWorkspace(std::size_t bytes, ExecutorRef executor) : Workspace(bytes, executor), least_(bytes) {}
+  SessionWorkspace(const SessionWorkspace& other) : Workspace(other.bytes(), other.executor()), least_(other.least_) {}
   SessionWorkspace(SessionWorkspace&&) noexcept = default;
   SessionWorkspace& operator=(SessionWorkspace&&) noexcept = default;
+
+  /// Holds at least `more` bytes besides those it was made with; nothing may be taken.
+  void make_room(std::size_t more) {
+    if (least_ + more > bytes()) static_cast<Workspace&>(*this) = Workspace(least_ + more, executor());
+  }
+
+ private:
+  std::size_t least_ = 0;
 };
 
 }}}  // namespace pith::v0::detail

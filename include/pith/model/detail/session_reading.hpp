@@ -41,4 +41,26 @@ void Session<S, T>::read_next(Index first, Index n) {
   read_logits(first, hidden_.topRows(n));
 }
 
+template <class S, KvStorage T>
+requires std::same_as<arithmetic_t<T>, S> AppendOptions Session<S, T>::begin_prompt(Index n, std::span<const TokenKind> kinds,
+                                                                                    const PrefillOptions& options) {
+  const Index soft = adapter_.prompt_rows(next_position());
+  detail::check_prompt(n, soft, max_prompt_, kinds, options);
+  options.queries.template check<S>();
+  AppendOptions marks{.phase = Phase::prefill, .more = options.more, .kinds = kinds, .masses = options.masses};
+  adapter_.mark_prompt(next_position(), marks);
+  check_ready(soft + n, marks);
+  if (switch_.on()) detail::SessionTables::choose(*this, next_position() + soft + n);
+  return marks;
+}
+
+template <class S, KvStorage T>
+requires std::same_as<arithmetic_t<T>, S>
+void Session<S, T>::check_ready(Index n, const AppendOptions& marks) {
+  check_whole();
+  adapter_.check(next_position(), marks.phase == Phase::prefill);
+  if (switch_.on()) switch_.check(next_position(), next_position() + (marks.phase == Phase::prefill ? n : 1), next_position() + n);
+  detail::check_layers<T>(caches_, n, marks, prompt_buffer_.get());
+}
+
 }}  // namespace pith::v0

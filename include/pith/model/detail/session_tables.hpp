@@ -21,7 +21,7 @@ struct SessionTables {
       const auto part = rest.first(static_cast<std::size_t>(s.switch_.run(s.next_position(), static_cast<Index>(rest.size()))));
       const Index n = static_cast<Index>(part.size());
       choose(s, s.next_position() + n);
-      s.table().gather(part, s.hidden_.topRows(n));
+      s.look_up(part, s.hidden_.topRows(n));
       s.read_next(static_cast<Index>(done), n);
       s.switch_.note(part);
       return done + part.size();
@@ -57,7 +57,7 @@ struct SessionTables {
     for (std::span<const Token> rest = s.switch_.tokens(); !rest.empty();) {
       const Index soft = s.adapter_.prompt_rows(s.next_position());
       const auto part = rest.first((std::min)(rest.size(), static_cast<std::size_t>(s.max_prompt_ - soft)));
-      s.table().gather(part, s.hidden_.middleRows(soft, static_cast<Index>(part.size())));
+      s.look_up(part, s.hidden_.middleRows(soft, static_cast<Index>(part.size())));
       s.read_prompt(static_cast<Index>(part.size()), {.phase = Phase::prefill}, {}, false);
       rest = rest.subspan(part.size());
     }

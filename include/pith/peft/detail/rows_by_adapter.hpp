@@ -47,19 +47,34 @@ template <class S> struct RowsByAdapter {
 template <class S, class OverlayOf>
 void forward_runs(const AnyLinear<S>& base, const RowsByAdapter<S>& runs, OverlayOf&& overlay_of, std::type_identity_t<ConstMatrixRef<S>> x,
                   std::type_identity_t<MatrixRef<S>> y, Workspace& ws) {
+  const Workspace::Scope scope(ws);
   Index replaced = 0;
+  bool turned = false;
   runs.for_each(x.rows(), [&](Index, Index rows, const ModelAdapter<S>& adapter) {
     const LinearAdapter<S>* overlay = overlay_of(adapter);
-    if (overlay != nullptr && !overlay->replacement.empty()) replaced += rows;
+    if (overlay == nullptr) return;
+    if (!overlay->replacement.empty()) replaced += rows;
+    turned = turned || !overlay->turns.empty();
   });
-  if (replaced < x.rows()) base.forward(x, y, ws);
+  const auto rows_of = []<class View>(View m, Index first, Index rows) {
+    return View(m.data() + first * m.outerStride(), rows, m.cols(), m.outerStride());
+  };
+  ConstMatrixRef<S> read = x;  // what the base reads
+  if (turned) {
+    MatrixRef<S> copy = ws.matrix<S>(x.rows(), x.cols());
+    copy = x;
+    runs.for_each(x.rows(), [&](Index first, Index rows, const ModelAdapter<S>& adapter) {
+      if (const LinearAdapter<S>* overlay = overlay_of(adapter)) overlay->turn(rows_of(copy, first, rows), ws);
+    });
+    read = copy;
+  }
+  if (replaced < x.rows()) base.forward(read, y, ws);
   runs.for_each(x.rows(), [&](Index first, Index rows, const ModelAdapter<S>& adapter) {
     const LinearAdapter<S>* overlay = overlay_of(adapter);
     if (overlay == nullptr) return;
-    const ConstMatrixRef<S> from(x.data() + first * x.outerStride(), rows, x.cols(), x.outerStride());
-    const MatrixRef<S> to(y.data() + first * y.outerStride(), rows, y.cols(), y.outerStride());
-    if (!overlay->replacement.empty()) overlay->replacement.forward(from, to, ws);
-    overlay->add(from, to, ws);
+    const MatrixRef<S> to = rows_of(y, first, rows);
+    if (!overlay->replacement.empty()) overlay->replacement.forward(rows_of(read, first, rows), to, ws);
+    overlay->add(rows_of(x, first, rows), to, ws);
   });
 }
 

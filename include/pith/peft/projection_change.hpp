@@ -1,0 +1,45 @@
+#pragma once
+// A change of a projection beyond low-rank terms, as an interface: Kronecker products, shared projections, replaced rows.
+
+#include <cstddef>
+#include <span>
+
+#include <pith/core/fingerprint.hpp>
+#include <pith/core/view.hpp>
+#include <pith/core/workspace.hpp>
+
+namespace pith { inline namespace v0 {
+
+/// A change of y = x Wᵀ + b that no low-rank term expresses well. Immutable; LinearAdapter::more shares it.
+///
+/// Heap     none in add(), given ws of workspace_bytes(tokens, workers)
+/// Law      a row's result depends on that row alone, bit for bit
+template <class S> class ProjectionChange {
+ public:
+  virtual ~ProjectionChange() = default;
+
+  /// Shapes   x [tokens, in] · y [tokens, out], changed in place
+  virtual void add(ConstMatrixRef<S> x, MatrixRef<S> y, Workspace& ws) const = 0;
+  /// Changes rows first_row … of W in the same way. Shapes: rows [any, in]
+  virtual void change_weight(Index first_row, MatrixRef<double> rows) const = 0;
+
+  virtual Index in() const = 0;
+  virtual Index out() const = 0;
+  virtual std::size_t workspace_bytes(Index tokens, Index workers) const = 0;
+  virtual std::size_t bytes() const = 0;
+  /// Adds all its numbers to a hash.
+  virtual void hash(detail::Fingerprint& f) const = 0;
+};
+
+namespace detail {
+
+/// Adds a matrix or vector to a hash.
+template <class M> void hash_numbers(Fingerprint& f, const M& m) {
+  f.number(m.rows());
+  f.number(m.cols());
+  f.bytes(std::as_bytes(std::span(m.data(), static_cast<std::size_t>(m.size()))));
+}
+
+}  // namespace detail
+
+}}  // namespace pith::v0
