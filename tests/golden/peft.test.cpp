@@ -216,6 +216,8 @@ template <class S> void check_folder(const PeftFolder& folder, const fs::path& i
     case PeftType::prefix_tuning:
       check_prefix<S>(folder, golden);
       break;
+    default:
+      FAIL("a kind of golden/peft_kinds");
   }
   golden.done();
 }

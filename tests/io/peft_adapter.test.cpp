@@ -183,9 +183,17 @@ TEST_CASE("load_adapter: the base's own table and head, saved along", "[io]") {
       CHECK(loaded.lm_head() == nullptr);
     }
   }
-  SECTION("other numbers stand in the base's place") {
+  SECTION("other numbers that nothing asks for are refused by name") {
     along(table, other_table);
+    not_bound<FormatError>(adapter, tiny_decoder(tiny), "holds a whole weight of module 'model.embed_tokens' with other numbers");
+    adapter.tensors.erase(TinyAdapter::name(table, "weight"));
     along(head, other_head);
+    not_bound<FormatError>(adapter, tiny_decoder(tiny), "holds a whole weight of module 'lm_head' with other numbers");
+    not_bound<FormatError>(adapter, tiny_decoder(tied), "holds a whole weight of module 'lm_head' with other numbers");
+  }
+  SECTION("other numbers under an adapter stand in the base's place") {
+    along(table, other_table, "base_layer.weight");
+    along(head, other_head, "base_layer.weight");
     TinyCheckpoint other = tiny;
     other.tensors.at(table + ".weight") = other_table;
     other.tensors.at(head + ".weight") = other_head;
@@ -224,13 +232,13 @@ TEST_CASE("load_adapter: the base's own table and head, saved along", "[io]") {
     CHECK(same_bits(logits(tied, adapter), logits(other, plain)));
   }
   SECTION("tied: one parameter in PEFT, saved once or twice") {
-    along(table, other_table);
+    along(table, other_table, "base_layer.weight");
     TinyCheckpoint other = tied;
     other.tensors.at(table + ".weight") = other_table;
     CHECK(same_bits(logits(tied, adapter), logits(other, TinyAdapter())));
-    along(head, other_table);
+    along(head, other_table, "base_layer.weight");
     CHECK(same_bits(logits(tied, adapter), logits(other, TinyAdapter())));
-    along(head, other_head);
+    along(head, other_head, "base_layer.weight");
     not_bound<FormatError>(adapter, tiny_decoder(tied), "saves other numbers of 'lm_head' along than of 'model.embed_tokens'");
   }
   SECTION("tied: a table of modules_to_save leaves the head, unless ensure_weight_tying") {

@@ -277,11 +277,11 @@ TEST_CASE("peft folder: what is wrong with a tensor is said with its name", "[io
           "base_model.model.a b.lora_A.weight", "nonsense", "base_model.model.q.lora_C.weight", ".lora_A.weight",
           "base_model.model.q.lora_A.scale", "base_model.model.q.lora_A.lora_A.weight"})
       refused<FormatError>(other(name), "tensor '" + name + "' is no part of an adapter: expected base_model.model.<module>.lora_A.weight");
-    refused<UnsupportedError>(other("base_model.model.model.embed_tokens.lora_embedding_A"),
-                              "adapts an embedding table, which is not supported");
-    refused<UnsupportedError>(other("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"), "replaces single rows");
+    refused<FormatError>(other("base_model.model.model.embed_tokens.lora_embedding_A"), "holds no lora_B of module 'model.embed_tokens'");
+    refused<FormatError>(other("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"),
+                         "replaces single rows, but the config names no tokens for them");
     refused<UnsupportedError>(other("base_model.model.q.lora_diag"), "belongs to KaSA");
-    refused<UnsupportedError>(other("base_model.model.embed_tokens.base_layer.weight"), "changes the base itself");
+    refused<UnsupportedError>(other("base_model.model.norm.base_layer.weight"), "changes the base itself");
     refused<FormatError>(other(q0 + ".lora_A.default.weight"), "is the same part as '");
     refused<FormatError>(other("base_model.model.model.layers.0.self_attn.o_proj.lora_A.weight"), "holds no lora_B of module");
     refused<FormatError>(other("prompt_embeddings"), "is a prompt, which the config's peft_type has none of");
@@ -303,13 +303,12 @@ TEST_CASE("peft folder: what a config asks for is understood, or refused by its 
     refused<UnsupportedError>(altered(key, value), "key '" + key + "' is '",
                               "which pith does not do: expected null, false, empty, or no such key");
   };
-  for (const char* key : {"alora_invocation_tokens", "trainable_token_indices", "target_parameters", "layer_replication"})
-    unsupported(key, {1, 2});
+  for (const char* key : {"target_parameters", "layer_replication"}) unsupported(key, {1, 2});
   for (const char* key : {"arrow_config", "kasa_config", "monteclora_config", "megatron_config"}) unsupported(key, {{"x", 1}});
   for (const char* key : {"use_qalora", "use_bdlora", "something_new"}) unsupported(key, true);
   unsupported("num_virtual_tokens", 3);
-  for (const char* key : {"alora_invocation_string", "invocation_string", "target_parameters", "trainable_token_indices",
-                          "layer_replication", "lora_variant", "new_config", "module_mapping"})
+  for (const char* key : {"alora_invocation_string", "invocation_string", "target_parameters", "layer_replication", "lora_variant",
+                          "new_config", "module_mapping"})
     unsupported(key, "text");
   for (const nlohmann::ordered_json& nothing :
        {nlohmann::ordered_json(), nlohmann::ordered_json(false), nlohmann::ordered_json(""), nlohmann::ordered_json::array(),
@@ -340,8 +339,7 @@ TEST_CASE("peft folder: what a config asks for is understood, or refused by its 
   for (const char* init : {"gaussian", "eva", "orthogonal", "mica"}) CHECK_NOTHROW(opened(altered("init_lora_weights", init)));
   CHECK_NOTHROW(opened(altered("init_lora_weights", false)));
 
-  refused<UnsupportedError>(altered("peft_type", "IA3"),
-                            "peft_type 'IA3' is not supported: LORA, ADALORA, PROMPT_TUNING and PREFIX_TUNING are");
+  refused<UnsupportedError>(altered("peft_type", "P_TUNING"), "peft_type 'P_TUNING' is not supported: LORA, ADALORA, IA3, VERA,");
   refused<FormatError>(altered("peft_type", nullptr), "key 'peft_type' is 'null', expected text");
   for (const char* config : {R"({"fine_tune_type":"lora","num_layers":16,"lora_parameters":{"rank":8,"scale":20.0}})",
                              R"({"lora_layers":16,"lora_parameters":{"rank":8}})"}) {

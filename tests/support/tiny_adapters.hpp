@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <utility>
+#include <vector>
 
 #include <pith/model.hpp>
 #include <pith/peft.hpp>
@@ -44,6 +46,31 @@ template <class S> pith::ModelAdapter<S> thorough_adapter(const pith::Decoder<S>
   parts.norm = RmsNorm<S>(vector(t.hidden));
   parts.lm_head = {.replacement = AnyLinear<S>(Linear<S>(random_matrix<S>(t.vocab, t.hidden, ++seed)))};
   parts.embed_tokens = Embedding<S>(random_matrix<S>(t.vocab, t.hidden, ++seed));
+  return {t, std::move(parts)};
+}
+
+/// What adapters beyond LoRA do: turned and scaled inputs, Kronecker products, shared projections, replaced rows of table and head.
+template <class S> pith::ModelAdapter<S> other_adapter(const pith::Decoder<S>& decoder, std::uint64_t seed) {
+  using namespace pith;
+  const AdapterTarget t = decoder.adapter_target();
+  AdapterParts<S> parts;
+  parts.layers.resize(static_cast<std::size_t>(t.num_layers));
+  const auto shared = std::make_shared<const VeraProjections<S>>(
+      VeraProjections<S>{random_matrix<S>(5, t.hidden, ++seed, 0.3), random_matrix<S>(5, t.intermediate, ++seed, 0.3)});
+  const auto vector = [&](Index n) { return Vector<S>(random_matrix<S>(n, 1, ++seed).col(0)); };
+  for (LayerAdapter<S>& layer : parts.layers) {
+    layer[Projection::q].turns.push_back({.blocks = random_matrix<S>(t.hidden, 2, ++seed)});
+    layer[Projection::k].out_scale = vector(t.kv);
+    const Matrix<S> w1 = random_matrix<S>(t.hidden / 2, t.q / 2, ++seed, 0.3), w2 = random_matrix<S>(2, 2, ++seed);
+    layer[Projection::o].more.push_back(std::make_shared<const KroneckerChange<S>>(w1, w2));
+    const Vector<S> d = vector(5), b = vector(t.intermediate);
+    layer[Projection::up].more.push_back(std::make_shared<const VeraChange<S>>(shared, t.hidden, d, b));
+    layer[Projection::down].turns.push_back({.blocks = random_matrix<S>(t.intermediate, 1, ++seed)});
+  }
+  const std::vector<Token> ids{3, static_cast<Token>(t.vocab - 1)};
+  parts.lm_head.more.push_back(std::make_shared<const ReplacedRows<S>>(t.vocab, ids, random_matrix<S>(2, t.hidden, ++seed)));
+  parts.embedding = {random_matrix<S>(t.vocab, 2, ++seed), random_matrix<S>(2, t.hidden, ++seed), ids,
+                     random_matrix<S>(2, t.hidden, ++seed)};
   return {t, std::move(parts)};
 }
 

@@ -8,6 +8,7 @@
 #include <functional>
 #include <limits>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -19,8 +20,10 @@
 #include <pith/io/detail/json_fields.hpp>
 #include <pith/io/detail/module_numbers.hpp>
 #include <pith/io/detail/peft_keys.hpp>
+#include <pith/io/detail/peft_kinds.hpp>
 #include <pith/io/detail/peft_names.hpp>
 #include <pith/io/detail/peft_targets.hpp>
+#include <pith/io/detail/peft_tokens.hpp>
 #include <pith/io/detail/text.hpp>
 
 // Reads adapter_config.json.
@@ -32,7 +35,9 @@ enum class PeftBias : std::uint8_t { none, all, lora_only };
 /// An adapter_config.json with defaults filled in and expressions compiled.
 struct PeftConfig {
   PeftType type = PeftType::lora;
-  std::string base_model = {};  ///< base_model_name_or_path, informative only
+  std::string type_name = "LORA";                     ///< peft_type
+  std::shared_ptr<const detail::PeftKind> kind = {};  ///< where type is other
+  std::string base_model = {};                        ///< base_model_name_or_path, informative only
 
   Index rank = 8;                                  ///< r; AdaLoRA: init_r, which divides alpha even if fewer triplets were kept
   double alpha = 8;                                ///< lora_alpha
@@ -43,7 +48,9 @@ struct PeftConfig {
   bool ensure_weight_tying = false;  ///< in a tied base, the table's replacement also replaces the head
   PeftBias bias = PeftBias::none;
   detail::TargetModules targets = {};
-  std::vector<std::string> ignored = {};  ///< unknown keys that were passed over, with their values
+  std::vector<detail::PeftTokenRows> token_rows = {};  ///< rows of the table or the head that are replaced
+  std::vector<Token> invocation = {};                  ///< activated LoRA: it applies from their last occurrence in a prompt on
+  std::vector<std::string> ignored = {};               ///< unknown keys that were passed over, with their values
 
   Index num_virtual_tokens = 0;                                  ///< prompt and prefix tuning
   Index token_dim = 0, num_attention_heads = 0, num_layers = 0;  ///< of the keys and values; 0: not given
@@ -53,7 +60,8 @@ struct PeftConfig {
   double alpha_of(std::string_view module, std::size_t& steps) const { return alpha_pattern.of(module, alpha, steps); }
 };
 
-/// Reads a PEFT adapter_config.json: LORA, ADALORA, PROMPT_TUNING or PREFIX_TUNING.
+/// Reads a PEFT adapter_config.json: LORA, ADALORA, IA3, VERA, LOHA, LOKR, OFT, BOFT, HRA, MISS, RANDLORA, LN_TUNING, TRAINABLE_TOKENS,
+/// PROMPT_TUNING, PREFIX_TUNING or CARTRIDGE.
 ///
 /// Every field that would change the numbers is read or refused by name. An unknown field is refused too, unless it is null, false, 0 or
 /// empty, a text whose name suggests no method (as trainers add), or its name begins with _ or unsloth_.
@@ -61,9 +69,6 @@ struct PeftConfig {
 /// Throws   FormatError naming file, key, found and expected; UnsupportedError naming the unsupported feature
 PeftConfig read_peft_config(const std::filesystem::path& path);
 PeftConfig parse_peft_config(std::string_view json, std::string_view name = "adapter_config.json");
-
-/// Bounds against corrupt files: real configs have a few KiB and name some hundred modules.
-inline constexpr std::size_t max_peft_config_bytes = 1 << 20, max_peft_names = 8192, max_peft_modules = 65536;
 
 namespace detail {
 
@@ -79,14 +84,25 @@ class PeftConfigReader {
     refuse_other_formats();
     const std::string type = c_.string("peft_type");
     out_.base_model = c_.string("base_model_name_or_path", "");
+    out_.type_name = type;
     if (type == "LORA" || type == "ADALORA") {
       out_.type = type == "LORA" ? PeftType::lora : PeftType::adalora;
       read_low_rank();
-    } else if (type == "PROMPT_TUNING" || type == "PREFIX_TUNING") {
+    } else if (type == "PROMPT_TUNING" || type == "PREFIX_TUNING" || type == "CARTRIDGE") {
       out_.type = type == "PROMPT_TUNING" ? PeftType::prompt_tuning : PeftType::prefix_tuning;
       read_prompt();
+    } else if (type == "TRAINABLE_TOKENS" || type == "LN_TUNING") {
+      out_.type = type == "LN_TUNING" ? PeftType::ln_tuning : PeftType::trainable_tokens;
+      read_targets();
+      if (type == "TRAINABLE_TOKENS") out_.token_rows = token_indices(c_, name_list(c_, "target_modules"));
+    } else if ((kind_ = find_peft_kind(type)) != nullptr) {
+      out_.type = PeftType::other;
+      read_kind();
     } else {
-      unsupported(text("peft_type ", in_quotes(type), " is not supported: LORA, ADALORA, PROMPT_TUNING and PREFIX_TUNING are"));
+      unsupported(text("peft_type ", in_quotes(type),
+                       " is not supported: LORA, ADALORA, IA3, VERA, LOHA, LOKR, OFT, BOFT, HRA, MISS, "
+                       "RANDLORA, LN_TUNING, TRAINABLE_TOKENS, PROMPT_TUNING, PREFIX_TUNING and CARTRIDGE are: let PEFT merge it into "
+                       "its base (merge_and_unload)"));
     }
     refuse_others();
     return std::move(out_);
@@ -94,7 +110,7 @@ class PeftConfigReader {
 
  private:
   [[noreturn]] void unsupported(const std::string& what) const { raise<UnsupportedError>("pith: ", in_quotes(file_), ": ", what); }
-  std::string where(std::string_view key) const { return text("pith: ", in_quotes(file_), ": key '", key, "'"); }
+  std::string where(const char* key) const { return of_key(c_, key); }
 
   void refuse_other_formats() const {
     if (c_.find("peft_type") != nullptr) return;
@@ -126,6 +142,33 @@ class PeftConfigReader {
     read_initialisation();
     read_targets();
     read_patterns(lora);
+    if (lora) read_tokens();
+  }
+
+  void read_kind() {
+    if (kind_->has_key("r")) out_.rank = c_.size("r", 8, 0);
+    if (kind_->has_key("alpha")) out_.alpha = c_.number("alpha", 8);
+    if (const std::string bias = c_.string("bias", "none"); bias != "none")
+      unsupported(text("bias ", in_quotes(bias), " is not supported beside peft_type ", out_.type_name, ": only \"none\" is"));
+    if (kind_->has_key("init_weights") && out_.type_name != "MISS" && out_.type_name != "LOKR") c_.boolean("init_weights", true);
+    out_.kind = kind_->make(c_);
+    read_targets();
+    if (kind_->has_key("rank_pattern")) read_patterns(true);
+  }
+
+  /// LoRA's rows of single tokens, and activated LoRA, whose rows before the invocation are the base's: nothing may change those.
+  void read_tokens() {
+    out_.token_rows = trainable_tokens(c_);
+    out_.invocation = invocation_tokens(c_);
+    if (out_.invocation.empty()) return;
+    const auto refuse = [&](const char* key, const char* expected) {
+      c_.refuse(key, text(expected, " where alora_invocation_tokens are given"));
+    };
+    if (out_.dora) refuse("use_dora", "false");
+    if (c_.string("task_type", "") != "CAUSAL_LM") refuse("task_type", "\"CAUSAL_LM\"");
+    if (out_.bias != PeftBias::none) refuse("bias", "\"none\"");
+    if (!out_.token_rows.empty()) refuse("trainable_token_indices", "null");
+    if (!out_.targets.saved.empty()) refuse("modules_to_save", "null");
   }
 
   void read_initialisation() {
@@ -141,55 +184,7 @@ class PeftConfigReader {
                          : " is not known to leave the base as it is"));
   }
 
-  std::vector<std::string> strings(const char* key) const {
-    const auto* list = c_.find(key);
-    std::vector<std::string> out;
-    if (list == nullptr) return out;
-    if (list->is_string()) return {list->get<std::string>()};
-    if (!list->is_array() || list->size() > max_peft_names) c_.refuse(key, text("a list of names, at most ", max_peft_names));
-    for (const auto& name : *list) {
-      if (!name.is_string() || name.get<std::string_view>().empty()) c_.refuse(key, "a list of names");
-      out.push_back(name.get<std::string>());
-    }
-    return out;
-  }
-
-  ModuleNames module_names(const char* key) const {
-    const auto* names = c_.find(key);
-    ModuleNames out;
-    if (names != nullptr && names->is_string())
-      out.expression.emplace(names->get<std::string_view>(), where(key));
-    else
-      out.list = strings(key);
-    return out;
-  }
-
-  void read_targets() {
-    TargetModules& targets = out_.targets;
-    const auto* names = c_.find("target_modules");
-    targets.said = names != nullptr;
-    targets.all_linear = names != nullptr && *names == "all-linear";
-    if (!targets.all_linear) targets.names = module_names("target_modules");
-    targets.excluded = module_names("exclude_modules");
-    targets.saved = strings("modules_to_save");
-    const auto* layers = c_.find("layers_to_transform");
-    const auto layer = [&](const Json& n) {
-      targets.layers.push_back(c_.whole("layers_to_transform", n, 0, (std::numeric_limits<Token>::max)()));
-    };
-    if (layers != nullptr && layers->is_array())
-      for (const auto& n : *layers) layer(n);
-    else if (layers != nullptr)
-      layer(*layers);
-    std::sort(targets.layers.begin(), targets.layers.end());
-    if (!targets.layers.empty() && targets.names.list.empty()) c_.refuse("layers_to_transform", "nothing unless target_modules is a list");
-    const std::vector<std::string> patterns = strings("layers_pattern");
-    if (patterns.size() > 64) c_.refuse("layers_pattern", "at most 64 names");
-    for (const std::string& name : patterns) {
-      if (targets.layers.empty()) c_.refuse("layers_pattern", "nothing unless layers_to_transform is given");
-      static_cast<void>(Pattern(name, where("layers_pattern")));
-      targets.layers_patterns.emplace_back(text(".*\\.(", name, ")"), where("layers_pattern"));
-    }
-  }
+  void read_targets() { out_.targets = read_target_modules(c_); }
 
   void read_patterns(bool lora) {
     const auto read = [&](const char* key, const auto& add) {
@@ -224,14 +219,14 @@ class PeftConfigReader {
     out_.num_layers = c_.size("num_layers", 0);
     if (c_.size("num_transformer_submodules", 1) != 1)
       unsupported("num_transformer_submodules other than 1 is of encoder-decoder models, which are not supported");
-    if (!strings("modules_to_save").empty()) unsupported("modules_to_save beside a prompt is not supported");
+    if (!name_list(c_, "modules_to_save").empty()) unsupported("modules_to_save beside a prompt is not supported");
     c_.boolean("prefix_projection", false);  // the projected prefix is saved
   }
 
   /// Refuses every key that was not read above, unless it changes no number or may be passed over.
   void refuse_others() {
     for (const auto& [key, value] : document_.root().items()) {
-      if (is_inert(value) || is_peft_key(out_.type, key)) continue;
+      if (is_inert(value) || is_peft_key(out_.type, kind_, key)) continue;
       if (!is_foreign_key(key, value.is_string()))
         unsupported(text("key ", in_quotes(key), " is ", in_quotes(value.dump()),
                          ", which pith does not do: expected null, false, empty, or no such key"));
@@ -243,6 +238,7 @@ class PeftConfigReader {
   JsonDocument document_;
   JsonFields c_;
   PeftConfig out_;
+  const PeftKindEntry* kind_ = nullptr;
 };
 
 }  // namespace detail

@@ -16,6 +16,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/io/detail/other_formats.hpp>
+#include <pith/io/detail/peft_modules.hpp>
 #include <pith/io/detail/peft_names.hpp>
 #include <pith/io/detail/system_error.hpp>
 #include <pith/io/detail/tensor_values.hpp>
@@ -38,6 +39,8 @@ template <class S = float> struct PeftModule {
   /// [out, in] the base's own table or head, saved by PEFT because it was adapted or resized, or empty. Not a delta: if it differs from
   /// the base's, it replaces it.
   Matrix<S> base_weight = {};
+  bool unnamed = false;  ///< base_weight is saved as a whole weight that nothing in the config asks for: only the base's own numbers fit
+  Matrix<S> token_rows = {};  ///< rows that replace those of PeftFolder::token_ids(), or empty
 };
 
 /// A PEFT folder (adapter_config.json and adapter_model.safetensors), opened and checked as far as possible without its base.
@@ -93,10 +96,34 @@ class PeftFolder {
       out.weight.resize(tensor->shape[0], tensor->shape.size() == 2 ? tensor->shape[1] : 1);
       file_.copy_values(*tensor, out.weight.data());
     }
-    if (module[base_weight]) out.base_weight = file_.load_matrix<S>(module[base_weight]->name);
+    if (module[base_weight]) {
+      out.base_weight = file_.load_matrix<S>(module[base_weight]->name);
+      out.unnamed = !module[base_weight]->name.ends_with(".base_layer.weight");
+    }
+    if (module[Part::token_rows]) out.token_rows = file_.load_matrix<S>(module[Part::token_rows]->name);
     if (const TensorInfo* tensor = module[bias]) out.bias = file_.load_values<S>(tensor->name);
     return out;
   }
+
+  /// Whether the kind of the config changes this module.
+  bool has_kind(std::string_view module) const {
+    const auto found = modules_.find(module);
+    return found != modules_.end() && found->second.has_kind();
+  }
+  /// A module that the kind of the config changes.
+  detail::KindModule kind_module(std::string_view name) const {
+    const auto found = modules_.find(name);
+    if (found == modules_.end() || !found->second.has_kind()) refuse(detail::text("changes no module ", detail::in_quotes(name)));
+    return {file_, found->first, found->second.of_kind, found->second.rank, found->second.alpha};
+  }
+  const detail::KindTensors& shared_tensors() const { return shared_; }
+  /// Whether the module's low-rank part is of a table of embeddings: down [rank, vocabulary], up [features, rank].
+  bool adapts_table(std::string_view module) const {
+    const auto found = modules_.find(module);
+    return found != modules_.end() && found->second.of_table();
+  }
+  /// The tokens whose rows a module's token_rows replace.
+  const std::vector<Token>& token_ids(std::string_view module) const { return detail::token_rows_of(config_, module)->ids; }
 
   /// The rows of prompt or prefix tuning: [num_virtual_tokens, features] or [num_virtual_tokens, 2·layers·kv heads·head_dim].
   template <class S = float> Matrix<S> load_prompt() const {
@@ -110,12 +137,7 @@ class PeftFolder {
   using Part = detail::PeftPart;
   static constexpr Part down = Part::down, up = Part::up, up_bias = Part::up_bias, lambda = Part::lambda, magnitude = Part::magnitude,
                         weight = Part::weight, bias = Part::bias, base_weight = Part::base_weight;
-  struct Module {
-    std::array<const TensorInfo*, detail::num_peft_parts> parts{};
-    double alpha = 0;
-    const TensorInfo* operator[](Part part) const { return parts[static_cast<std::size_t>(part)]; }
-  };
-
+  using Module = detail::PeftTensors;
   static std::filesystem::path config_file(const std::filesystem::path& folder) {
     const std::filesystem::path path = folder / "adapter_config.json";
     if (!detail::present(path))
@@ -132,60 +154,68 @@ class PeftFolder {
     return Safetensors::map(path);
   }
 
-  [[noreturn]] void refuse(const TensorInfo& tensor, std::string_view what) const {
-    raise<FormatError>("pith: ", detail::in_quotes(file_.name()), ": tensor ", detail::in_quotes(tensor.name), " ", what);
-  }
-  [[noreturn]] void missing(const std::string& module, std::string_view what) const {
-    refuse(detail::text("holds no ", what, " of module ", detail::in_quotes(module)));
-  }
-
-  /// Calls use(name) for every name of modules_to_save that matches the module: the module's path ends in it (not necessarily at a
-  /// component), or the module lies inside it.
-  template <class Use> void each_saved_as(std::string_view module, const Use& use) {
-    config_.targets.saved.each_ending(module, steps_left_, use);
-    config_.targets.saved.each_within(module, steps_left_, use);
-  }
-  bool is_saved(std::string_view module) {
-    bool saved = false;
-    each_saved_as(module, [&](const std::string&) { saved = true; });
-    return saved;
-  }
+  detail::PeftModuleChecks checks() { return {folder_, config_, file_, modules_, steps_left_}; }
 
   void place(const TensorInfo& tensor) {
-    detail::PeftName name = detail::parse_peft_name(tensor.name, file_.name());
     if (!is_floating(tensor.dtype))
       raise<UnsupportedError>("pith: ", detail::in_quotes(file_.name()), ": tensor ", detail::in_quotes(tensor.name), " is ",
                               dtype_name(tensor.dtype), ", expected F32, F16, BF16 or F64");
     const Index bad = detail::first_non_finite<float>(tensor.dtype, file_.bytes(tensor).data(), tensor.elements());
-    if (bad >= 0) refuse(tensor, detail::text("has NaN or infinity as value ", bad, ", expected finite numbers"));
+    if (bad >= 0) checks().refuse(tensor, detail::text("has NaN or infinity as value ", bad, ", expected finite numbers"));
+    if (config_.kind != nullptr && place_in_kind(tensor)) return;
+    detail::PeftName name = detail::parse_peft_name(tensor.name, file_.name());
     if (prompt_tuned() != (name.part == Part::prompt))
-      refuse(tensor,
-             prompt_tuned() ? "is no prompt_embeddings, expected nothing else" : "is a prompt, which the config's peft_type has none of");
+      checks().refuse(tensor, prompt_tuned() ? "is no prompt_embeddings, expected nothing else"
+                                             : "is a prompt, which the config's peft_type has none of");
     if (name.part == Part::base_bias) name.part = bias;
     if (name.part == weight && (detail::ends_in_module(name.module, "embed_tokens") || detail::ends_in_module(name.module, "lm_head")) &&
-        !is_saved(name.module))
+        !checks().is_saved(name.module))
       name.part = base_weight;
     if (detail::heads_a_classifier(name.module))
       raise<UnsupportedError>("pith: ", detail::in_quotes(file_.name()), ": tensor ", detail::in_quotes(tensor.name),
                               " is of a classifier: adapters of classifiers and reward models are not supported");
     const TensorInfo*& slot = prompt_tuned() ? prompt_ : modules_[name.module].parts[static_cast<std::size_t>(name.part)];
-    if (slot != nullptr) refuse(tensor, detail::text("is the same part as ", detail::in_quotes(slot->name)));
+    if (slot != nullptr) checks().refuse(tensor, detail::text("is the same part as ", detail::in_quotes(slot->name)));
     slot = &tensor;
+  }
+
+  /// Whether the tensor is one of the config's kind, of one module or of all.
+  bool place_in_kind(const TensorInfo& tensor) {
+    const auto put = [&](const TensorInfo*& slot) {
+      if (slot != nullptr) checks().refuse(tensor, detail::text("is the same part as ", detail::in_quotes(slot->name)));
+      slot = &tensor;
+      return true;
+    };
+    const auto shared = config_.kind->shared_names(), endings = config_.kind->endings();
+    std::string name = detail::without_adapter_name(tensor.name);
+    for (std::size_t i = 0; i < shared.size(); ++i)
+      if (name == detail::text("base_model.", shared[i])) return put(shared_[i]);
+    if (name.starts_with(detail::peft_prefix)) name.erase(0, detail::peft_prefix.size());
+    for (std::size_t i = 0; i < endings.size(); ++i) {
+      const std::size_t length = endings[i].size() + 1;
+      if (name.size() <= length || !name.ends_with(endings[i]) || name[name.size() - length] != '.') continue;
+      name.erase(name.size() - length);
+      if (!detail::is_module_path(name)) checks().refuse(tensor, "is of no module path");
+      return put(modules_[name].of_kind[i]);
+    }
+    return false;
   }
 
   void check_modules() {
     if (modules_.empty()) refuse("holds no tensor");
     if (modules_.size() > max_peft_modules)
       refuse(detail::text("changes ", modules_.size(), " modules, expected at most ", max_peft_modules));
-    for (auto& [name, module] : modules_) check_module(name, module);
+    for (auto& [name, module] : modules_) checks().check_module(name, module);
+    if (config_.kind != nullptr) config_.kind->check_shared(file_, shared_);
     check_saved();
+    check_tokens();
   }
 
   /// PEFT lets modules_to_save name modules that the model does not have, as long as it has one of them.
   void check_saved() {
     const std::vector<std::string>& names = config_.targets.saved.names();
     std::set<std::string_view> held;
-    for (const auto& [name, module] : modules_) each_saved_as(name, [&](const std::string& saved) { held.insert(saved); });
+    for (const auto& [name, module] : modules_) checks().each_saved_as(name, [&](const std::string& saved) { held.insert(saved); });
     std::vector<std::string> missing;
     std::copy_if(names.begin(), names.end(), std::back_inserter(missing), [&](const std::string& saved) { return !held.contains(saved); });
     for (const std::string& saved : missing) {
@@ -197,72 +227,28 @@ class PeftFolder {
     }
   }
 
-  void expect(const TensorInfo* tensor, const std::vector<Index>& shape, std::string_view why) const {
-    if (tensor != nullptr && tensor->shape != shape)
-      refuse(*tensor, detail::text("is ", detail::shape_list(tensor->shape), ", expected ", detail::shape_list(shape), why));
+  /// Every entry of the config's tokens has its rows, or those of an equal list: in a tied base these are stored once.
+  void check_tokens() const {
+    for (const detail::PeftTokenRows& wanted : config_.token_rows) {
+      bool found = false;
+      for (const auto& [name, module] : modules_)
+        found = found || (module[Part::token_rows] &&
+                          (detail::ends_in_module(name, wanted.module) || detail::token_rows_of(config_, name)->ids == wanted.ids));
+      if (!found) refuse(detail::text("holds no rows of single tokens of module ", detail::in_quotes(wanted.module)));
+      for (const std::string& saved : config_.targets.saved.names())
+        if (detail::ends_in_module(saved, wanted.module) || detail::ends_in_module(wanted.module, saved))
+          refuse(detail::text("replaces module ", detail::in_quotes(saved), " as a whole and single rows of it, expected one of both"));
+    }
   }
 
-  void check_prompt() const {
+  void check_prompt() {
     if (prompt_ == nullptr) refuse("holds no tensor 'prompt_embeddings'");
     const Index dim = config_.token_dim, layers = config_.num_layers;
     const bool prefix = config_.type == PeftType::prefix_tuning;
     Index width = prompt_->shape.size() == 2 ? prompt_->shape[1] : 0;
     if (dim > 0 && !prefix) width = dim;
     if (dim > 0 && layers > 0 && prefix) width = detail::checked_product("PeftFolder", 2 * layers, dim);
-    expect(prompt_, {config_.num_virtual_tokens, width}, " by num_virtual_tokens, token_dim and num_layers");
-  }
-
-  void check_module(const std::string& name, Module& module) {
-    const bool saved = is_saved(name);
-    if (saved || module[weight]) return check_replacement(name, module, saved);
-    if (module[base_weight] && module[base_weight]->shape.size() != 2)
-      refuse(*module[base_weight], detail::text("is ", detail::shape_list(module[base_weight]->shape), ", expected a matrix"));
-    if (!module[down] && !module[up]) {  // only a bias, or only a copy of the base's weight
-      for (const Part part : {up_bias, lambda, magnitude})
-        if (module[part]) missing(name, "lora_A");
-      if (!module[bias]) return;
-      if (config_.bias != PeftBias::all) refuse(*module[bias], "is a bias, but the config's bias is not \"all\"");
-      return expect(module[bias], {module[bias]->elements()}, " as a vector");
-    }
-    if (!module[down]) missing(name, "lora_A");
-    if (!module[up]) missing(name, "lora_B");
-    if (!config_.targets.match(name, steps_left_)) refuse(*module[down], "is of a module that the config's target_modules do not name");
-    if (module[down]->shape.size() != 2)
-      refuse(*module[down], detail::text("is ", detail::shape_list(module[down]->shape), ", expected a matrix"));
-    if (module[up]->shape.size() != 2)
-      refuse(*module[up], detail::text("is ", detail::shape_list(module[up]->shape), ", expected a matrix"));
-    const Index rank = module[down]->shape[0], out = module[up]->shape[0];
-    expect(module[up], {out, rank}, detail::text(": lora_A has rank ", rank));
-    module.alpha = config_.alpha_of(name, steps_left_);
-    const bool adalora = config_.type == PeftType::adalora;
-    if (!adalora) expect(module[down], {config_.rank_of(name, steps_left_), module[down]->shape[1]}, " by r and rank_pattern");
-    check_part(name, module, lambda, "lora_E", adalora, "peft_type is ADALORA", {rank, 1});
-    check_part(name, module, magnitude, "lora_magnitude_vector", config_.dora, "use_dora is true", {out});
-    check_part(name, module, up_bias, "lora_B.bias", config_.lora_bias, "lora_bias is true", {out});
-    if (module[bias] && config_.bias == PeftBias::none) refuse(*module[bias], "is a bias, but the config's bias is \"none\"");
-    expect(module[bias], {out}, " by lora_B");
-    expect(module[base_weight], {out, module[down]->shape[1]}, " by lora_A and lora_B");
-    for (const std::string_view prefix : {std::string_view(), detail::peft_prefix})
-      if (const auto kept = config_.kept.find(detail::text(prefix, name, ".lora_E")); kept != config_.kept.end() && kept->second != rank)
-        refuse(*module[lambda], detail::text("has ", rank, " rows, expected the ", kept->second, " that rank_pattern keeps of it"));
-  }
-
-  /// Checks that a part is present exactly where the config asks for it.
-  void check_part(const std::string& name, const Module& module, Part part, std::string_view what, bool wanted, std::string_view why,
-                  const std::vector<Index>& shape) const {
-    if (wanted && !module[part]) missing(name, detail::text(what, ", though ", why));
-    if (!wanted && module[part]) refuse(*module[part], detail::text("is not expected: not said that ", why));
-    expect(module[part], shape, " by lora_A and lora_B");
-  }
-
-  void check_replacement(const std::string& name, const Module& module, bool saved) const {
-    for (const Part part : {down, up, up_bias, lambda, magnitude, base_weight})
-      if (module[part]) refuse(*module[part], "adapts a module that is replaced as a whole");
-    if (!saved) refuse(*module[weight], "is a whole weight, but modules_to_save does not name its module");
-    if (!module[weight]) missing(name, "weight");
-    if (module[weight]->shape.empty() || module[weight]->shape.size() > 2)
-      refuse(*module[weight], detail::text("is ", detail::shape_list(module[weight]->shape), ", expected a matrix or a vector"));
-    expect(module[bias], {module[weight]->shape[0]}, " by its weight");
+    checks().expect(prompt_, {config_.num_virtual_tokens, width}, " by num_virtual_tokens, token_dim and num_layers");
   }
 
   template <class S> S scale(std::string_view name, double alpha, Index rank) const {
@@ -279,7 +265,8 @@ class PeftFolder {
   std::filesystem::path folder_;
   PeftConfig config_;
   Safetensors file_;
-  std::map<std::string, Module, std::less<>> modules_;
+  detail::PeftModules modules_;
+  detail::KindTensors shared_{};  ///< of the config's kind
   const TensorInfo* prompt_ = nullptr;
   std::size_t steps_left_ = detail::max_pattern_steps;
 };

@@ -72,6 +72,8 @@ template <class S = float> struct AdapterParts {
   EmbeddingChange<S> embedding = {};  ///< of the rows that embed_tokens, or else the base's table, gives
   AnyNorm<S> norm = {};
   Matrix<S> prompt = {};  ///< [rows, hidden] soft prompt, before the first token
+  /// Activated LoRA: only rows from the last occurrence of these tokens in a prompt on are changed; empty: all rows.
+  std::vector<Token> invocation = {};
 };
 
 /// One adapter of a decoder, immutable and shareable. Session::use(&adapter) switches to it.
@@ -186,6 +188,7 @@ template <class S = float> class ModelAdapter {
     }
     numbers(parts_.prompt);
     if (!parts_.embedding.empty()) parts_.embedding.hash(f);
+    for (const Token token : parts_.invocation) f.number(token);
     return (std::max)(f.value(), std::uint64_t{1});
   }
 

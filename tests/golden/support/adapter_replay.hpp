@@ -26,8 +26,9 @@ inline void check_files(const std::filesystem::path& folder, const std::set<std:
   CHECK(found == expected);
 }
 
-/// Logits and continuations of the base under the adapter, `bound`: what the README of the set allows a float32 implementation.
-inline void check_adapter(const std::filesystem::path& path, double bound = 1e-4) {
+/// Logits and continuations of the base under the adapter, `bound`: what the README of the set allows a float32 implementation. The base
+/// lies beside the adapter, or in `bases`.
+inline void check_adapter(const std::filesystem::path& path, double bound = 1e-4, std::filesystem::path bases = {}) {
   using namespace pith;
   check_files(path, {"adapter_config.json", "adapter_model.safetensors", "golden.safetensors"});
   const PeftFolder folder(path);
@@ -36,7 +37,7 @@ inline void check_adapter(const std::filesystem::path& path, double bound = 1e-4
   const Tensor logits = golden.get("logits"), margin = golden.get("greedy_margin");
   Matrix<float> first;
   for (const WeightsLayout layout : {WeightsLayout::packed, WeightsLayout::mapped}) {
-    const Decoder<float> decoder = load(path.parent_path() / folder.config().base_model, "config.json", layout);
+    const Decoder<float> decoder = load((bases.empty() ? path.parent_path() : bases) / folder.config().base_model, "config.json", layout);
     const ModelAdapter<float> adapter = load_adapter(folder, decoder);
     auto session = decoder.start(Dense{}, {.max_draft = static_cast<Index>(ids.size()) - 1});
     session.use(&adapter);

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include <pith/io/detail/json_value.hpp>
+#include <pith/io/detail/peft_kinds.hpp>
 #include <pith/io/peft_type.hpp>
 
 // Sorts the keys of adapter_config.json into known, inert and foreign ones.
@@ -22,8 +23,8 @@ inline bool is_inert(const Json& value) {
          (value.is_number() && value.get<double>() == 0) || (value.is_structured() && value.empty());
 }
 
-/// A PEFT key that is read, or that changes no number of a trained adapter.
-inline bool is_peft_key(PeftType type, std::string_view key) {
+/// A PEFT key that is read, or that changes no number of a trained adapter. `kind`: where type is other.
+inline bool is_peft_key(PeftType type, const PeftKindEntry* kind, std::string_view key) {
   if (one_of(key, {"peft_type", "base_model_name_or_path", "task_type", "inference_mode", "auto_mapping", "revision", "peft_version",
                    "runtime_config", "modules_to_save"}))
     return true;
@@ -43,6 +44,8 @@ inline bool is_peft_key(PeftType type, std::string_view key) {
                      "rank_pattern",
                      "alpha_pattern",
                      "ensure_weight_tying",
+                     "alora_invocation_tokens",
+                     "trainable_token_indices",
                      "lora_dropout",
                      "loftq_config",
                      "eva_config",
@@ -56,10 +59,14 @@ inline bool is_peft_key(PeftType type, std::string_view key) {
     return type == PeftType::adalora &&
            one_of(key, {"init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"});
   }
+  if (type == PeftType::trainable_tokens) return one_of(key, {"token_indices", "target_modules", "init_weights"});
+  if (type == PeftType::ln_tuning || type == PeftType::other)
+    return one_of(key, {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"}) ||
+           (kind != nullptr && (key == "bias" || kind->has_key(key) || key.find("dropout") != std::string_view::npos));
   if (one_of(key, {"num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules"})) return true;
   return type == PeftType::prompt_tuning
              ? one_of(key, {"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"})
-             : one_of(key, {"encoder_hidden_size", "prefix_projection", "init_weights"});
+             : one_of(key, {"encoder_hidden_size", "prefix_projection", "init_weights", "num_frozen_tokens"});
 }
 
 /// A key that is not PEFT's and names no method, as trainers and users add: PEFT passes over it.

@@ -13,8 +13,22 @@
 // Parses tensor names of adapter files.
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The part of a module that an adapter tensor holds. base_weight: a saved copy of the base's own weight.
-enum class PeftPart : std::uint8_t { down, up, up_bias, lambda, magnitude, base_bias, base_weight, weight, bias, prompt, count };
+/// The part of a module that an adapter tensor holds. base_weight: a saved copy of the base's own weight; token_rows: single rows of a
+/// table.
+enum class PeftPart : std::uint8_t {
+  down,
+  up,
+  up_bias,
+  lambda,
+  magnitude,
+  token_rows,
+  base_bias,
+  base_weight,
+  weight,
+  bias,
+  prompt,
+  count
+};
 inline constexpr std::size_t num_peft_parts = static_cast<std::size_t>(PeftPart::count);
 
 /// The components of a tensor name.
@@ -32,7 +46,12 @@ struct PeftSuffix {
   PeftPart part;
 };
 /// LoRA's suffixes have `.weight`; those of AdaLoRA and the magnitude do not.
-inline constexpr std::array<PeftSuffix, 11> peft_suffixes{{{".lora_A.weight", PeftPart::down},
+inline constexpr std::array<PeftSuffix, 16> peft_suffixes{{{".lora_A.weight", PeftPart::down},
+                                                           {".lora_embedding_A", PeftPart::down},
+                                                           {".lora_embedding_B", PeftPart::up},
+                                                           {".token_adapter.trainable_tokens_delta", PeftPart::token_rows},
+                                                           {".trainable_tokens_delta", PeftPart::token_rows},
+                                                           {".ln_tuning_layers.weight", PeftPart::weight},
                                                            {".lora_A", PeftPart::down},
                                                            {".lora_B.weight", PeftPart::up},
                                                            {".lora_B.bias", PeftPart::up_bias},
@@ -75,11 +94,7 @@ inline PeftName parse_peft_name(std::string_view tensor, std::string_view file) 
   if (name.starts_with(peft_prefix)) name.erase(0, peft_prefix.size());
   name = without_adapter_name(std::move(name));
   if (name == prompt_tensor) return {};
-  const auto has = [&](std::string_view mark) { return name.find(mark) != std::string::npos; };
-  if (has(".lora_embedding_"))
-    raise<UnsupportedError>(of_tensor(" adapts an embedding table, which is not supported: merge it into the base with PEFT"));
-  if (has(".token_adapter.")) raise<UnsupportedError>(of_tensor(" replaces single rows of an embedding table, which is not supported"));
-  if (has(".lora_diag")) raise<UnsupportedError>(of_tensor(" belongs to KaSA, which is not supported"));
+  if (name.find(".lora_diag") != std::string::npos) raise<UnsupportedError>(of_tensor(" belongs to KaSA, which is not supported"));
   PeftName out{.part = PeftPart::count};
   for (const PeftSuffix& suffix : peft_suffixes)
     if (out.part == PeftPart::count && name.ends_with(suffix.ending))
@@ -88,7 +103,7 @@ inline PeftName parse_peft_name(std::string_view tensor, std::string_view file) 
   if (out.part == PeftPart::count || out.module.find(".lora_") != std::string::npos || !is_module_path(out.module))
     raise<FormatError>(of_tensor(text(" is no part of an adapter: expected ", peft_prefix, "<module>.lora_A.weight, lora_B.weight, ",
                                       "lora_magnitude_vector, base_layer.bias, weight or bias, or ", prompt_tensor)));
-  if (out.part == PeftPart::base_weight && !ends_in_module(out.module, "lm_head"))
+  if (out.part == PeftPart::base_weight && !ends_in_module(out.module, "lm_head") && !ends_in_module(out.module, "embed_tokens"))
     raise<UnsupportedError>(of_tensor(
         " changes the base itself, which is not supported: save the adapter with save_embedding_layers=False if the base is as it was"));
   return out;

@@ -9,6 +9,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
+#include <pith/io/detail/peft_kind.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/peft_folder.hpp>
 #include <pith/nn/int4.hpp>
@@ -69,6 +70,25 @@ void check_module(const PeftFolder& folder, std::string_view module, const PeftM
   }
   if (tensors.base_weight.size() > 0) check_saved_along<S>(folder, module, tensors.base_weight, out, in);
   if (tensors.up.rows() > 0) check("adapts", tensors.up.rows(), tensors.down.cols());
+}
+
+/// The change that a module of a folder's kind makes to a projection.
+///
+/// Throws   FormatError if the module does not fit
+template <class S> LinearAdapter<S> kind_overlay(const PeftFolder& folder, std::string_view name, KindPlace<S> place) {
+  const PeftKind& kind = *folder.config().kind;
+  const KindModule module = folder.kind_module(name);
+  const KindShape shape = kind.shape(module);
+  const bool fits = (shape.out == any_extent || shape.out == place.module_out) && (shape.in == any_extent || shape.in == place.in());
+  if (!fits)
+    folder.refuse(text("adapts module ", in_quotes(name), " as ",
+                       shape_text(shape.out == any_extent ? place.module_out : shape.out, shape.in == any_extent ? place.in() : shape.in),
+                       ", expected ", shape_text(place.module_out, place.in()), " by the decoder"));
+  if (place.shared == nullptr && !kind.shared_names().empty() && folder.shared_tensors()[0] == nullptr && folder.modules().size() > 1)
+    folder.refuse("shares matrices that are drawn for the largest of its modules: load_adapter() knows them");
+  if (place.shared == nullptr)  // of this module alone
+    place.shared = kind.share(folder.file(), folder.shared_tensors(), place.in(), place.module_out, S());
+  return kind.change(module, place);
 }
 
 /// Features of the bias of a base, if the module needs to know: other changes leave the bias alone, and a base need not show it.

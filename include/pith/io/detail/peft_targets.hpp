@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <iterator>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -12,10 +13,13 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/io/detail/families.hpp>
+#include <pith/io/detail/json.hpp>
+#include <pith/io/detail/json_fields.hpp>
 #include <pith/io/detail/name_index.hpp>
 #include <pith/io/detail/pattern.hpp>
 #include <pith/io/detail/peft_names.hpp>
 #include <pith/io/detail/text.hpp>
+#include <pith/io/peft_type.hpp>
 
 namespace pith { inline namespace v0 { namespace detail {
 
@@ -104,5 +108,60 @@ struct TargetModules {
     return {};
   }
 };
+
+/// A key of the config as messages name it.
+inline std::string of_key(const JsonFields& c, std::string_view key) { return text("pith: ", in_quotes(c.file()), ": key '", key, "'"); }
+
+/// A list of names, or one name.
+inline std::vector<std::string> name_list(const JsonFields& c, const char* key) {
+  const auto* list = c.find(key);
+  std::vector<std::string> out;
+  if (list == nullptr) return out;
+  if (list->is_string()) return {list->get<std::string>()};
+  if (!list->is_array() || list->size() > max_peft_names) c.refuse(key, text("a list of names, at most ", max_peft_names));
+  for (const auto& name : *list) {
+    if (!name.is_string() || name.get<std::string_view>().empty()) c.refuse(key, "a list of names");
+    out.push_back(name.get<std::string>());
+  }
+  return out;
+}
+
+/// target_modules, exclude_modules, modules_to_save, layers_to_transform and layers_pattern.
+inline TargetModules read_target_modules(const JsonFields& c) {
+  TargetModules targets;
+  const auto module_names = [&](const char* key) {
+    const auto* names = c.find(key);
+    ModuleNames out;
+    if (names != nullptr && names->is_string())
+      out.expression.emplace(names->get<std::string_view>(), of_key(c, key));
+    else
+      out.list = name_list(c, key);
+    return out;
+  };
+  const auto* names = c.find("target_modules");
+  targets.said = names != nullptr;
+  targets.all_linear = names != nullptr && *names == "all-linear";
+  if (!targets.all_linear) targets.names = module_names("target_modules");
+  targets.excluded = module_names("exclude_modules");
+  targets.saved = name_list(c, "modules_to_save");
+  const auto* layers = c.find("layers_to_transform");
+  const auto layer = [&](const Json& n) {
+    targets.layers.push_back(c.whole("layers_to_transform", n, 0, (std::numeric_limits<Token>::max)()));
+  };
+  if (layers != nullptr && layers->is_array())
+    for (const auto& n : *layers) layer(n);
+  else if (layers != nullptr)
+    layer(*layers);
+  std::sort(targets.layers.begin(), targets.layers.end());
+  if (!targets.layers.empty() && targets.names.list.empty()) c.refuse("layers_to_transform", "nothing unless target_modules is a list");
+  const std::vector<std::string> patterns = name_list(c, "layers_pattern");
+  if (patterns.size() > 64) c.refuse("layers_pattern", "at most 64 names");
+  for (const std::string& name : patterns) {
+    if (targets.layers.empty()) c.refuse("layers_pattern", "nothing unless layers_to_transform is given");
+    static_cast<void>(Pattern(name, of_key(c, "layers_pattern")));
+    targets.layers_patterns.emplace_back(text(".*\\.(", name, ")"), of_key(c, "layers_pattern"));
+  }
+  return targets;
+}
 
 }}}  // namespace pith::v0::detail
