@@ -31,10 +31,12 @@ template <class See> void Session<S, T>::look(std::span<const Token> tokens, See
   if (adapter != nullptr && !(adapter->target() == model_->target()))
     raise<ShapeError>("pith::Session::look: an adapter of another decoder: load it for this one");
   Matrix<S> hidden(n, model_->config.hidden_size);
-  detail::table_of(*model_, adapter).gather(tokens, hidden);
+  detail::look_up<S>(*model_, adapter, tokens, hidden);
   detail::enter(*model_, hidden);
   constexpr Index third_run = 32;  // attend() counts the rows of a third run in whole blocks
-  Workspace ws(detail::layer_workspace_bytes<S>(*model_, detail::prefill_tile, rows_ + n + third_run, ws_.workers()), ws_.executor());
+  const std::size_t more = adapter != nullptr ? adapter->more_workspace_bytes(detail::prefill_tile, ws_.workers()) : 0;
+  Workspace ws(more + detail::layer_workspace_bytes<S>(*model_, detail::prefill_tile, rows_ + n + third_run, ws_.workers()),
+               ws_.executor());
   detail::LookCache<T, std::remove_reference_t<See>> cache(model_->config.attention(), n, see);
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
     cache.begin(caches_[layer], static_cast<Index>(layer), model_->config.layer(static_cast<Index>(layer)));
