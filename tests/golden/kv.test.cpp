@@ -23,6 +23,7 @@
 #include <pith/pith.hpp>
 
 #include "golden/support/golden_file.hpp"
+#include "golden/support/kv_rows.hpp"
 #include "golden/support/model_trace.hpp"
 #include "golden/support/parity.hpp"
 #include "support/catch.hpp"
@@ -35,25 +36,9 @@ namespace {
 
 // What the files' README allows a float32 implementation.
 constexpr double out_bound = 5e-5, trace_score_bound = 1e-3, score_bound = 1e-4, press_bound = 5e-4, scale_bound = 1e-6,
-                 softmax_bound = 1e-6, merge_bound = 2e-5;
+                 softmax_bound = 1e-6;
 
 using Cache = Session<float>::Cache;
-using Ids = std::vector<Position>;
-
-Ids sorted(std::span<const Position> ids) {
-  Ids out(ids.begin(), ids.end());
-  std::sort(out.begin(), out.end());
-  return out;
-}
-
-/// The ids of a row, which may be filled up with -1.
-Ids listed(std::span<const Token> row) {
-  Ids out;
-  for (const Token id : row)
-    if (id >= 0) out.push_back(id);
-  return sorted(out);
-}
-
 /// Where a row of 0 and 1 has its ones.
 Ids marked(std::span<const Token> mask) {
   Ids out;
@@ -74,22 +59,6 @@ void check_kept(const Cache& cache, Index h, const Ids& theirs) {
 }
 
 // ------------------------------------------------------------------------------------------------------------ inputs
-
-/// Head h of [heads, rows, columns].
-Matrix<float> head_of(const Tensor& tensor, Index h) {
-  REQUIRE(tensor.shape.size() == 3);
-  Matrix<float> out(tensor.extent(1), tensor.width());
-  for (Index t = 0; t < out.rows(); ++t) out.row(t) = ConstVectorRef<double>(tensor.row({h, t})).cast<float>().transpose();
-  return out;
-}
-
-/// [heads, tokens, head_dim] as [tokens, heads*head_dim].
-Matrix<float> token_rows(const Tensor& tensor) {
-  const Index d = tensor.width();
-  Matrix<float> out(tensor.extent(1), tensor.extent(0) * d);
-  for (Index h = 0; h < tensor.extent(0); ++h) out.middleCols(h * d, d) = head_of(tensor, h);
-  return out;
-}
 
 Matrix<float> matrix_of(const Tensor& tensor) {
   REQUIRE(tensor.shape.size() == 2);
@@ -716,34 +685,6 @@ void pyramid_budgets(Golden& golden) {
 }
 
 /// Keys and values of a head, as an eviction leaves them to a rule: values alone change.
-void values_only_share(Golden& golden) {
-  const Tensor k = golden.get("k"), v = golden.get("v"), kept = golden.get("kept");
-  Index i = 0;
-  for (const auto& config : golden.json("configs")) {
-    const std::string name = "c" + std::to_string(i++);
-    const BestShare rule(Gated(ValuesOnly{}, config.at(0).get<double>()), config.at(1).get<double>(), ShareOf::evicted);
-    Chosen chosen;
-    for (Index h = 0; h < k.extent(0); ++h) {
-      const Ids ids = listed(kept.id_row({h}));
-      chosen.kept.emplace_back(ids.begin(), ids.end());
-    }
-    KvCache cache({k.extent(0), k.extent(0), k.width()}, chosen, {.max_chunk = k.extent(1)}, rule);
-    cache.append(token_rows(k), token_rows(v));
-    cache.evict();
-    const Tensor values = golden.get(name + "_values");
-    for (Index h = 0; h < k.extent(0); ++h) {
-      INFO(name << ", head " << h);
-      const Ids ids = listed(kept.id_row({h}));
-      CHECK(sorted(cache.positions(h)) == ids);
-      for (std::size_t r = 0; r < ids.size(); ++r) {
-        const Index row = row_at(cache, h, ids[r]);
-        CHECK(distance(cache.values(h).row(row), values.row({h, static_cast<Index>(r)})) < merge_bound);
-        CHECK(Matrix<float>(cache.keys(h).row(row)) == head_of(k, h).row(ids[r]));
-      }
-    }
-  }
-}
-
 /// Tensors are called n<number>.
 void n_softmax(Golden& golden) {
   const Matrix<float> x = matrix_of(golden.get("x"));

@@ -18,6 +18,7 @@
 #include <pith/pith.hpp>
 
 #include "golden/support/golden_file.hpp"
+#include "golden/support/kv_rows.hpp"
 #include "support/catch.hpp"
 
 using namespace pith;
@@ -190,10 +191,187 @@ void attention_matching(Golden& golden) {
   }
 }
 
+// ------------------------------------------------------------------------------------------------------ proxy passes
+
+Rope<float> rope_of(const Golden& golden, Index head_dim) {
+  return Rope<float>({.head_dim = head_dim, .theta = golden.real("rope_theta")});
+}
+
+/// Head h of [heads, rows, head_dim], turned: row r stands at position first + r.
+Matrix<float> turned(const Golden& golden, const Tensor& rows, Index h, Position first) {
+  Matrix<float> out = head_of(rows, h);
+  std::vector<Position> at(static_cast<std::size_t>(out.rows()));
+  std::iota(at.begin(), at.end(), first);
+  rope_of(golden, rows.width()).rotate(out, at);
+  return out;
+}
+
+/// [tokens*group, head_dim] the queries of a kv head, token by token.
+Matrix<float> grouped(const Golden& golden, const Tensor& q, Index kv_head, Index group, Position first) {
+  Matrix<float> out(q.extent(1) * group, q.width());
+  for (Index g = 0; g < group; ++g) {
+    const Matrix<float> one = turned(golden, q, kv_head * group + g, first);
+    for (Index t = 0; t < one.rows(); ++t) out.row(t * group + g) = one.row(t);
+  }
+  return out;
+}
+
+KvRun<float> run_of(const Matrix<float>& keys, const Matrix<float>& values, const std::vector<Position>& positions) {
+  return {.keys = keys.data(), .values = values.data(), .rows = keys.rows(), .stride = keys.cols(), .positions = positions.data()};
+}
+
+std::vector<Position> ascending(Position first, Index n) {
+  std::vector<Position> out(static_cast<std::size_t>(n));
+  std::iota(out.begin(), out.end(), first);
+  return out;
+}
+
+void kvzip(Golden& golden) {
+  const Tensor k = golden.get("k"), v = golden.get("v"), expected = golden.get("score");
+  const Index heads = k.extent(0), rows = k.extent(1), group = golden.number("heads") / heads;
+  const auto prefix = static_cast<std::size_t>(golden.number("prefix"));
+  const auto sinks = static_cast<std::size_t>(golden.number("n_sink"));
+  const bool plus = golden.has("wo");
+  const Matrix<float> wo = plus ? matrix_of(golden.get("wo")).cast<float>() : Matrix<double>().cast<float>();
+  RowScores scores(1, heads);
+  const std::vector<Position> positions = ascending(0, rows);
+  for (Index h = 0; h < heads; ++h) {
+    scores.head(0, h).positions = positions;
+    scores.head(0, h).scores.assign(static_cast<std::size_t>(rows), 0.0);
+  }
+  Index i = 0;
+  for (const auto& chunk : golden.json("chunks")) {
+    const std::string n = std::to_string(i++);
+    const Tensor q = golden.get("q" + n), rk = golden.get("rk" + n), rv = golden.get("rv" + n);
+    const Index m = chunk.at(2).get<Index>();
+    const std::vector<Position> behind = ascending(static_cast<Position>(rows), m);
+    Matrix<float> inputs(m, 1);  // whose norms are those of their hidden states
+    if (plus) inputs = golden.get("hidden_norm" + n).values.cast<float>();
+    for (Index h = 0; h < heads; ++h) {
+      const Matrix<float> keys = turned(golden, k, h, 0), values = head_of(v, h), repeated = turned(golden, rk, h, behind.front()),
+                          repeated_values = head_of(rv, h), queries = grouped(golden, q, h, group, behind.front());
+      LookTile<float> tile;
+      tile.rows = run_of(keys, values, positions);
+      tile.proxy = run_of(repeated, repeated_values, behind);
+      tile.inputs = inputs;
+      tile.scale = 1 / std::sqrt(static_cast<float>(k.width()));
+      tile.attention.kv_head = h;
+      tile.attention.queries = queries;
+      tile.attention.num_queries = m;
+      tile.attention.first_query = behind.front();
+      detail::repeat_scores(tile, {chunk.at(0).get<Position>(), chunk.at(1).get<Position>(), static_cast<Position>(sinks)},
+                            plus ? &wo : nullptr, std::span(scores.head(0, h).scores));
+    }
+  }
+  for (Index h = 0; h < heads; ++h)
+    for (std::size_t r = prefix; r < positions.size(); ++r)
+      CHECK(std::abs(scores.head(0, h).scores[r] - expected.row({h})[r]) <= match_score_bound);
+  // Theirs loses the rows of the system prompt behind the sinks: with the scores that it gives them, the same half stays.
+  const Tensor mask = golden.get("kept_mask");
+  RowBudget half{.share = RowBudget::Share::layer, .sinks = 0, .recent = 0};
+  Index left = heads * rows - static_cast<Index>(golden.real("compression_ratio") * static_cast<double>(heads * rows));
+  for (Index h = 0; h < heads; ++h) {
+    for (std::size_t r = 0; r < prefix; ++r) {
+      CHECK(expected.row({h})[r] == (r < sinks ? 1.0 : 0.0));
+      scores.head(0, h).scores[r] = expected.row({h})[r];
+    }
+    half.of_head.push_back(left / (heads - h));
+    left -= half.of_head.back();
+  }
+  const auto kept = scores.best(half, 0, static_cast<Position>(rows));
+  for (Index h = 0; h < heads; ++h)
+    for (Index r = 0; r < rows; ++r)
+      CHECK(std::count(kept[std::size_t(h)].begin(), kept[std::size_t(h)].end(), r) == mask.id_row({h})[std::size_t(r)]);
+}
+
+void finch(Golden& golden) {
+  const Tensor q = golden.get("q"), k = golden.get("k"), v = golden.get("v");
+  const Index heads = k.extent(0), window = golden.number("window"), rows = k.extent(1) - window, d = k.width(),
+              group = q.extent(0) / heads;
+  const std::vector<Position> context = ascending(0, rows), behind = ascending(static_cast<Position>(rows), window);
+  std::vector<Matrix<float>> keys, values, window_keys, window_values;
+  std::vector<KvRun<float>> runs;
+  Matrix<float> queries(window, q.extent(0) * d), out(window, q.extent(0) * d);
+  for (Index h = 0; h < heads; ++h) {
+    const Matrix<float> all = turned(golden, k, h, 0), all_values = head_of(v, h), asked = grouped(golden, q, h, group, behind.front());
+    keys.emplace_back(all.topRows(rows));
+    values.emplace_back(all_values.topRows(rows));
+    window_keys.emplace_back(all.bottomRows(window));
+    window_values.emplace_back(all_values.bottomRows(window));
+    for (Index t = 0; t < window; ++t)
+      for (Index g = 0; g < group; ++g) queries.row(t).segment((h * group + g) * d, d) = asked.row(t * group + g);
+  }
+  for (Index h = 0; h < heads; ++h) {
+    const auto i = static_cast<std::size_t>(h);
+    runs.push_back(run_of(window_keys[i], window_values[i], behind));
+    runs.push_back(run_of(keys[i], values[i], context));
+  }
+  const KvView<float> view{{q.extent(0), heads, d}, static_cast<Position>(rows + window), runs};
+  for (const bool normalised : {false, true}) {
+    std::vector<std::vector<double>> scores(static_cast<std::size_t>(heads), std::vector<double>(static_cast<std::size_t>(rows), 0.0));
+    Workspace ws(attend_workspace_bytes<float>(view.shape, rows + window, 1, window));
+    attend(queries, view, out, ws, [&](const AttentionTile<float>& seen) {
+      LookTile<float> tile;
+      tile.attention = seen;
+      detail::mean_scores(tile, window, normalised, std::span(scores[static_cast<std::size_t>(seen.kv_head)]));
+    });
+    for (const std::string& name : normalised ? std::vector<std::string>{"norm", "norm_chunks"} : std::vector<std::string>{"plain"}) {
+      INFO(name);
+      const Tensor expected = golden.get(name + "_score"), kept = golden.get(name + "_kept"), slots = golden.get(name + "_keys");
+      const bool chunks = name == "norm_chunks";
+      for (Index h = 0; h < heads; ++h) {
+        const auto theirs = expected.row({h}).first(static_cast<std::size_t>(rows));
+        const double largest = *std::max_element(theirs.begin(), theirs.end());
+        const std::vector<double>& ours = scores[static_cast<std::size_t>(h)];
+        for (std::size_t r = 0; r < ours.size(); ++r) CHECK(std::abs(ours[r] - theirs[r]) <= 1e-4 * largest);
+        // Each chunk keeps half of its rows; in the last one the window takes its places first.
+        const Index length = chunks ? golden.number("chunk_length") : rows + window;
+        Ids stay = ascending(static_cast<Position>(rows), window);
+        for (Index first = 0; first < rows; first += length) {
+          const Index end = std::min(first + length, rows + window), here = std::min(end, rows) - first;
+          RowScores part(1, 1);
+          part.head(0, 0) = {std::span(context).subspan(std::size_t(first), std::size_t(here)),
+                             {ours.begin() + first, ours.begin() + first + here}};
+          const Index kept_rows = rows_at_compression(end - first, golden.real("compression_ratio")) - (end > rows ? window : 0);
+          const auto best = part.best({.rows = kept_rows, .sinks = 0, .recent = 0}, 0, static_cast<Position>(rows));
+          for (const Index r : best[0]) stay.push_back(static_cast<Position>(first + r));
+        }
+        stay = sorted(stay);
+        CHECK(stay == listed(kept.id_row({h})));
+        Matrix<float> turned_keys(static_cast<Index>(stay.size()), d);
+        const Matrix<float> all = turned(golden, k, h, 0);
+        std::vector<Position> by;
+        for (std::size_t slot = 0; slot < stay.size(); ++slot) {
+          turned_keys.row(Index(slot)) = all.row(stay[slot]);
+          by.push_back(static_cast<Position>(slot) - stay[slot]);
+        }
+        rope_of(golden, d).rotate_by(turned_keys, by);
+        for (Index slot = 0; slot < turned_keys.rows(); ++slot) CHECK(distance(turned_keys.row(slot), slots.row({h, slot})) <= 5e-5);
+      }
+    }
+  }
+}
+
+void head_budget_rounding(Golden& golden) {
+  const Tensor removed = golden.get("prune_ratio"), kept = golden.get("kept");
+  const std::vector<Token> rows = golden.ids("rows");
+  for (Index i = 0; i < removed.extent(0); ++i) {
+    std::vector<float> shares;
+    for (const double share : removed.row({i})) shares.push_back(static_cast<float>(share));
+    const std::vector<Index> ours = head_budgets(rows[std::size_t(i)], shares);
+    CHECK(std::equal(ours.begin(), ours.end(), kept.id_row({i}).begin()));
+  }
+}
+
 }  // namespace
 
 TEST_CASE("golden.kv2: every file of compaction, proxy passes and eviction rules", "[golden]") {
-  const std::map<std::string, void (*)(Golden&)> cases{{"attention matching", attention_matching}};
+  const std::map<std::string, void (*)(Golden&)> cases{{"attention matching", attention_matching},
+                                                       {"kvzip", kvzip},
+                                                       {"kvzip+", kvzip},
+                                                       {"finch", finch},
+                                                       {"largest remainders", head_budget_rounding},
+                                                       {"values-only merging of the best share", values_only_share}};
   int replayed = 0;
   REQUIRE(fs::is_directory(golden_folder("kv2")));
   for (const auto& entry : fs::directory_iterator(golden_folder("kv2"))) {

@@ -33,8 +33,8 @@ struct CompactOptions {
   bool values = true;           ///< solve for values; false: rows keep theirs
   double least_log_mass = -3;   ///< bounds of the logarithm of a row's mass, relative to the mass it had
   double most_log_mass = 3;
-  double mass_pull = 1e-2;        ///< pulls masses towards 1, in parts of the mean squared column; 0: none
-  double ridge = 0.03;            ///< pulls values, in the same unit; 0: least squares, which may leave values far larger than any before
+  double mass_pull = 0.1;         ///< pulls masses towards 1, in parts of the mean squared column; 0: none
+  double ridge = 0.3;             ///< pulls values, in the same unit; 0: least squares, which may leave values far larger than any before
   Pull pull = Pull::own;          ///< where values are pulled to
   Rows rows = Rows::relative;     ///< how the queries count in the masses
   Index sweeps = 100;             ///< the most sweeps of coordinate descent over the masses

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <pith/kv.hpp>
+#include <pith/merge.hpp>
+
+#include "golden/support/golden_file.hpp"
+#include "golden/support/model_trace.hpp"
+#include "golden/support/parity.hpp"
+#include "support/catch.hpp"
+
+// Rows of golden files of caches, and what golden.kv and golden.kv2 both replay.
+namespace pith_test {
+
+using pith::ConstVectorRef;
+using pith::Matrix;
+using pith::Position;
+
+using Ids = std::vector<Position>;
+
+inline Ids sorted(std::span<const Position> ids) {
+  Ids out(ids.begin(), ids.end());
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+/// The ids of a row, which may be filled up with -1.
+inline Ids listed(std::span<const Token> row) {
+  Ids out;
+  for (const Token id : row)
+    if (id >= 0) out.push_back(id);
+  return sorted(out);
+}
+
+/// Head h of [heads, rows, columns].
+inline Matrix<float> head_of(const Tensor& tensor, Index h) {
+  REQUIRE(tensor.shape.size() == 3);
+  Matrix<float> out(tensor.extent(1), tensor.width());
+  for (Index t = 0; t < out.rows(); ++t) out.row(t) = ConstVectorRef<double>(tensor.row({h, t})).cast<float>().transpose();
+  return out;
+}
+
+/// [heads, tokens, head_dim] as [tokens, heads*head_dim].
+inline Matrix<float> token_rows(const Tensor& tensor) {
+  const Index d = tensor.width();
+  Matrix<float> out(tensor.extent(1), tensor.extent(0) * d);
+  for (Index h = 0; h < tensor.extent(0); ++h) out.middleCols(h * d, d) = head_of(tensor, h);
+  return out;
+}
+
+inline void values_only_share(Golden& golden) {
+  const Tensor k = golden.get("k"), v = golden.get("v"), kept = golden.get("kept");
+  Index i = 0;
+  for (const auto& config : golden.json("configs")) {
+    const std::string name = "c" + std::to_string(i++);
+    const pith::BestShare rule(pith::Gated(pith::ValuesOnly{}, config.at(0).get<double>()), config.at(1).get<double>(),
+                               pith::ShareOf::evicted);
+    Chosen chosen;
+    for (Index h = 0; h < k.extent(0); ++h) {
+      const Ids ids = listed(kept.id_row({h}));
+      chosen.kept.emplace_back(ids.begin(), ids.end());
+    }
+    pith::KvCache cache({k.extent(0), k.extent(0), k.width()}, chosen, {.max_chunk = k.extent(1)}, rule);
+    cache.append(token_rows(k), token_rows(v));
+    cache.evict();
+    const Tensor values = golden.get(name + "_values");
+    for (Index h = 0; h < k.extent(0); ++h) {
+      INFO(name << ", head " << h);
+      const Ids ids = listed(kept.id_row({h}));
+      CHECK(sorted(cache.positions(h)) == ids);
+      for (std::size_t r = 0; r < ids.size(); ++r) {
+        const Index row = row_at(cache, h, ids[r]);
+        CHECK(distance(cache.values(h).row(row), values.row({h, static_cast<Index>(r)})) < 2e-5);
+        CHECK(Matrix<float>(cache.keys(h).row(row)) == head_of(k, h).row(ids[r]));
+      }
+    }
+  }
+}
+
+}  // namespace pith_test
