@@ -65,6 +65,7 @@ template <class S> [[gnu::noinline]] S multiply_add(int steps, S factor) {
   using V = pith::detail::Simd<S>;
   constexpr int chains = peak_chains<S>;
   typename V::Packet sum[chains];
+  asm volatile("" : "+m"(factor));  // a result that the compiler knows is computed once
   const typename V::Packet a = V::broadcast(factor), b = V::broadcast(S(1e-3));
   for (auto& s : sum) s = a;
   for (int i = 0; i < steps; ++i) {

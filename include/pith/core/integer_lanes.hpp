@@ -1,9 +1,14 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <type_traits>
 
+#include <pith/core/integer_lanes_neon.hpp>
+#include <pith/core/integer_lanes_sse2.hpp>
+#include <pith/core/integer_lanes_x86.hpp>
+#include <pith/core/nibbles.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
 
@@ -11,85 +16,105 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The place of input j of eight in the 32-bit word of an output: its lowest bit. Masks of 16 bits then find neighbours, (0, 1) by none,
-/// (2, 3), (4, 5) and (6, 7) by a shift, and masks of bytes find 0, 2, 1, 3 in the low nibbles and 4, 6, 5, 7 in the high ones.
-constexpr int nibble_shift(Index j) {
-  constexpr int shifts[4] = {0, 8, 4, 12};
-  return shifts[j / 2] + 16 * int(j % 2);
-}
-
 /// Products of codes (0 … 15) with integers of 15 bits, a lane for each output, in plain C++: the reference for every instruction set,
 /// and what remains where none is known. All give the same bits: sums of integers are exact, and every float operation rounds once.
+///
+/// Eight inputs of an output lie in a word; its parts meet the integers in the order in which arrange() wrote them.
 struct PlainLanes {
-  static constexpr int width = 8;
-  static constexpr int registers = 16;
+  static constexpr int width = 8, parts = 4, tile_tokens = 4, tile_registers = 2;
   struct Ints {
     std::int32_t lane[std::size_t(width)];
   };
   struct Floats {
     float lane[std::size_t(width)];
   };
-  struct Codes {  // of eight inputs
-    Ints pair[4];
-  };
+  using Words = Ints;
+  using Part = Ints;  // a pair of codes, 16 bits each, for each output
   using Sum = Ints;
+  struct Inputs {
+    std::int32_t first, second;
+  };
 
-  /// Arranges eight integers as add() reads them.
   static void arrange(const std::int32_t* q, std::int16_t* slot) {
     for (int j = 0; j < 8; ++j) slot[j] = static_cast<std::int16_t>(q[j]);
   }
-
-  static Codes unpack(const std::uint32_t* words) {
-    Codes c;
-    for (int p = 0; p < 4; ++p)
-      for (int i = 0; i < width; ++i) c.pair[p].lane[i] = static_cast<std::int32_t>(words[i] >> nibble_shift(2 * p) & 0x000f000f);
-    return c;
+  static Words words(const std::uint32_t* p) {
+    return each<Ints>([&](int i) { return static_cast<std::int32_t>(p[i]); });
   }
-  static Sum none() { return {}; }
-  /// sum += Σ code · x over eight inputs
-  static void add(Sum& sum, const Codes& codes, const std::int16_t* x) {
-    for (int p = 0; p < 4; ++p) {
-      for (int i = 0; i < width; ++i) sum.lane[i] += (codes.pair[p].lane[i] & 15) * x[2 * p] + (codes.pair[p].lane[i] >> 16) * x[2 * p + 1];
-    }
+  static Part unpack(const Words& w, int part) {
+    return each<Ints>([&](int i) { return static_cast<std::int32_t>(std::uint32_t(w.lane[i]) >> nibble_shift(2 * part) & 0x000f000f); });
   }
-  /// The sum and `start`, as a float: rounded once.
-  static Floats total(const Sum& sum, std::int32_t start) {
-    Floats f;
-    for (int i = 0; i < width; ++i) f.lane[i] = static_cast<float>(sum.lane[i] + start);
-    return f;
+  static Inputs inputs(const std::int16_t* slot, int part) { return {slot[2 * part], slot[2 * part + 1]}; }
+  static Sum start(std::int32_t v) {
+    return each<Ints>([&](int) { return v; });
+  }
+  static void add(Sum& sum, const Part& codes, const Inputs& x) {
+    sum = each<Ints>([&](int i) { return sum.lane[i] + (codes.lane[i] & 15) * x.first + (codes.lane[i] >> 16) * x.second; });
+  }
+  static Floats total(const Sum& sum) {
+    return each<Floats>([&](int i) { return static_cast<float>(sum.lane[i]); });
   }
 
   static Floats load(const float* p) {
-    Floats f;
-    for (int i = 0; i < width; ++i) f.lane[i] = p[i];
-    return f;
-  }
-  template <class T> static Floats widen(const std::uint16_t* bits) {
-    Floats f;
-    for (int i = 0; i < width; ++i) f.lane[i] = detail::widen(bits_as<T>(bits[i]));
-    return f;
+    return each<Floats>([&](int i) { return p[i]; });
   }
   static void store(float* p, const Floats& f) {
     for (int i = 0; i < width; ++i) p[i] = f.lane[i];
   }
   static Floats broadcast(float v) {
-    Floats f;
-    for (int i = 0; i < width; ++i) f.lane[i] = v;
-    return f;
+    return each<Floats>([&](int) { return v; });
   }
-  static Floats times(const Floats& a, float b) {
-    Floats f;
-    for (int i = 0; i < width; ++i) f.lane[i] = a.lane[i] * b;
-    return f;
+  static Floats widen_half(const std::uint16_t* bits) {
+    return each<Floats>([&](int i) { return widen(bits_as<half>(bits[i])); });
+  }
+  static Floats widen_bfloat16(const std::uint16_t* bits) {
+    return each<Floats>([&](int i) { return widen(bits_as<bfloat16>(bits[i])); });
+  }
+  static Floats times(const Floats& a, const Floats& b) {
+    return each<Floats>([&](int i) { return a.lane[i] * b.lane[i]; });
   }
   /// a · b + c, rounded once
   static Floats fma(const Floats& a, const Floats& b, const Floats& c) {
-    Floats f;
-    for (int i = 0; i < width; ++i) f.lane[i] = std::fma(a.lane[i], b.lane[i], c.lane[i]);
-    return f;
+    return each<Floats>([&](int i) { return std::fma(a.lane[i], b.lane[i], c.lane[i]); });
+  }
+
+ private:
+  template <class R, class F> static R each(const F& f) {
+    R r;
+    for (int i = 0; i < width; ++i) r.lane[i] = f(i);
+    return r;
   }
 };
 
-using IntegerLanes = PlainLanes;
+// The lanes of this build, for few tokens (at most FewLanes::tile_tokens) and for more. Bytes are unpacked in fewer instructions, which
+// tells where few tokens share them; pairs take half as many sums.
+#if defined(__AVX512BW__) && defined(EIGEN_VECTORIZE_AVX512) && defined(__F16C__)
+using ManyLanes = Pairs512;
+#if defined(__AVX512VNNI__)
+using FewLanes = Bytes512;
+#else
+using FewLanes = Pairs512;
+#endif
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && defined(EIGEN_VECTORIZE_AVX2)
+using ManyLanes = Pairs256;
+#if defined(__AVXVNNI__)
+using FewLanes = Bytes256;
+#else
+using FewLanes = Pairs256;
+#endif
+#elif defined(EIGEN_VECTORIZE_SSE2)
+using ManyLanes = Pairs128;
+using FewLanes = Pairs128;
+#elif defined(__aarch64__) && defined(EIGEN_VECTORIZE_NEON)
+#if defined(__ARM_FEATURE_DOTPROD)
+using ManyLanes = BytesNeon;
+#else
+using ManyLanes = PairsNeon;
+#endif
+using FewLanes = ManyLanes;
+#else
+using ManyLanes = PlainLanes;
+using FewLanes = PlainLanes;
+#endif
 
 }}}  // namespace pith::v0::detail

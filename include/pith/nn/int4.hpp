@@ -194,7 +194,7 @@ inline void Int4Weight::copy_rows(Index first_row, MatrixRef<float> rows) const 
 
 /// Bytes of workspace that a product with 4-bit weights needs at most, either way; monotone in tokens.
 inline std::size_t matmul_workspace_bytes(const Int4Weight& w, Index tokens, Index workers = 1) {
-  return (std::max)(detail::int4_workspace_bytes<detail::IntegerLanes>(w.shape(), tokens, workers),
+  return (std::max)(detail::Int4Product<detail::FewLanes, detail::ManyLanes>::workspace_bytes(w.shape(), tokens, workers),
                     detail::int4_transposed_workspace_bytes(w.shape(), !w.order().empty(), tokens, workers));
 }
 
@@ -212,7 +212,8 @@ inline std::size_t matmul_workspace_bytes(const Int4Weight& w, Index tokens, Ind
 ///          infinity makes the token's outputs NaN
 inline void matmul(ConstMatrixRef<float> x, const Int4Weight& w, ConstVectorRef<float> bias, MatrixRef<float> y, Workspace& ws) {
   detail::check_product("matmul", x, w.in(), w.out(), bias.size(), y);
-  detail::Int4Product<detail::IntegerLanes>{w.shape(), w.records(), w.order().empty() ? nullptr : w.order().data()}.run(x, bias, y, ws);
+  detail::Int4Product<detail::FewLanes, detail::ManyLanes>{w.shape(), w.records(), w.order().empty() ? nullptr : w.order().data()}.run(
+      x, bias, y, ws);
 }
 
 /// y = x W for 4-bit weights, as the backward pass of a layer needs it; x is not rounded.

@@ -6,7 +6,6 @@
 #include <cstring>
 #include <limits>
 
-#include <pith/core/integer_lanes.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/simd_rounding.hpp>
 #include <pith/core/view.hpp>
@@ -25,8 +24,8 @@ struct BlockFacts {
 /// q = trunc(x / step + copysign(.5, x)) with step = max |x| / 16319, so that |q| <= 16319 = 127 · 128 + 63 and two signed bytes hold it:
 /// q = 128 hi + lo. q is 0 in a block whose numbers are all below 2^-112 (step 0) or one of whose is not finite (step NaN).
 ///
-/// Shapes   x [size], zeros behind it up to the next multiple of 16 · slots [size] in the order of L::arrange()
-template <class L> BlockFacts encode_block(const float* x, Index size, std::int32_t zero, std::int16_t* slots) {
+/// Shapes   x [size], zeros behind it up to the next multiple of 16 · slots [size / 8] of 8 in the order of L::arrange(), `stride` apart
+template <class L> BlockFacts encode_block(const float* x, Index size, std::int32_t zero, std::int16_t* slots, Index stride) {
   using V = Simd<float>;
   using Packet = V::Packet;
   constexpr float largest = 16319;
@@ -38,7 +37,7 @@ template <class L> BlockFacts encode_block(const float* x, Index size, std::int3
   }
   const float m = V::largest(most), bad = V::sum(odd);
   if (!(bad == 0) || m < 0x1p-112f) {
-    std::memset(slots, 0, static_cast<std::size_t>(size) * sizeof(std::int16_t));
+    for (Index k = 0; k < size; k += 8, slots += stride) std::memset(slots, 0, 8 * sizeof(*slots));
     return {bad == 0 ? 0 : std::numeric_limits<float>::quiet_NaN(), 0, 0};
   }
   alignas(64) std::int32_t q[std::size_t(longest_block)];
@@ -51,11 +50,11 @@ template <class L> BlockFacts encode_block(const float* x, Index size, std::int3
     truncate(V::add(scaled, copy_sign(V::broadcast(.5f), v)), q + k);
   }
   for (Index k = 0; k < size; ++k) sum += q[k];
-  for (Index k = 0; k < size; k += 8) L::arrange(q + k, slots + k);
+  for (Index k = 0; k < size; k += 8, slots += stride) L::arrange(q + k, slots);
   return {m / largest, -zero * sum, static_cast<float>(sum)};
 }
 
-/// Some tokens in blocks: slots [blocks][tokens][size], facts [blocks][tokens].
+/// Some tokens in blocks: slots [blocks][size / 8][tokens] of eight numbers, facts [blocks][tokens].
 struct EncodedRows {
   std::int16_t* slots;
   BlockFacts* facts;
@@ -64,7 +63,8 @@ struct EncodedRows {
   const std::int32_t* order;  // the input at each place; nullptr: as they come
 
   Index blocks() const { return (in + size - 1) / size; }
-  std::int16_t* slot(Index block, Index t) const { return slots + (block * tokens + t) * size; }
+  std::int16_t* slot(Index block, Index t) const { return slots + (block * size / 8 * tokens + t) * 8; }
+  Index stride() const { return 8 * tokens; }
   BlockFacts* fact(Index block, Index t) const { return facts + block * tokens + t; }
 
   template <class L> void encode(Index t, const float* x) const {
@@ -77,8 +77,7 @@ struct EncodedRows {
         std::fill(copy + n, copy + longest_block, 0.f);
         from = copy;
       }
-      std::int16_t* to = slot(block, t);
-      *fact(block, t) = encode_block<L>(from, size, zero, to);
+      *fact(block, t) = encode_block<L>(from, size, zero, slot(block, t), stride());
     }
   }
 };

@@ -19,121 +19,244 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// y = x Wᵀ + bias over 4-bit panels with the lanes L.
-template <class L> struct Int4Product {
-  using Codes = typename L::Codes;
-  static constexpr int row = int(panel_width) / L::width;  // registers of outputs in a panel
-  static constexpr int together = (std::min)(row, 4), most_tokens = L::registers == 32 ? 12 : 3;
+/// A tile of Tokens tokens and some registers of outputs, a group at a time.
+template <class L, int Tokens> struct Int4Tile {
+  static constexpr int registers = L::tile_registers;
 
-  const Int4Shape& shape;
-  const std::byte* records;
-  const std::int32_t* order;  // nullptr: inputs as they come
-
-  void run(const ConstMatrixRef<float>& x, const ConstVectorRef<float>& bias, MatrixRef<float> y, Workspace& ws) const {
-    const Index out = shape.out;
-    if (x.rows() == 0 || out == 0) return;
-    const Index passes = (x.rows() + token_block - 1) / token_block;
-    const Workspace::Scope scope(ws);
-    const Index most = (x.rows() + passes - 1) / passes, workers = ws.workers(), size = shape.group;
-    EncodedRows rows{ws.take<std::int16_t>(shape.groups() * most * size),
-                     ws.take<BlockFacts>(shape.groups() * most),
-                     0,
-                     shape.in,
-                     size,
-                     shape.zeros ? 0 : 8,
-                     order};
-    float* sums = ws.take<float>(workers * most * panel_width);
-    Codes* unpacked = ws.take<Codes>(workers * row * size / 8);
-    for (Index pass = 0; pass < passes; ++pass) {
-      const Share part = share(x.rows(), pass, passes);
-      rows.tokens = part.end - part.begin;
-      const Index awake = double(rows.tokens) * double(shape.in) * double(out) < worth_waking ? 1 : workers;
-      const Index encoders = (std::min)(awake, rows.tokens);
-      ws.executor()(encoders, [&](Index i) {
-        const Share own = share(rows.tokens, i, encoders);
-        for (Index t = own.begin; t < own.end; ++t) rows.template encode<L>(t, x.data() + (part.begin + t) * x.outerStride());
-      });
-      ws.executor()(awake, [&](Index i) {
-        const Share panels = share(shape.panels(), i, awake);
-        float* own = sums + i * most * panel_width;
-        for (Index p = panels.begin; p < panels.end; ++p) {
-          panel(p, rows, own, unpacked + i * row * size / 8);
-          const Index column = p * panel_width, n = (std::min)(panel_width, out - column);
-          for (Index t = 0; t < rows.tokens; ++t) {
-            float* to = y.data() + (part.begin + t) * y.outerStride() + column;
-            for (Index o = 0; o < n; ++o) to[o] = bias.size() != 0 ? own[t * panel_width + o] + bias[column + o] : own[t * panel_width + o];
-          }
-        }
-      });
+  /// Adds a group's products to sums [Tokens, 32], from register `first` of a panel on. codes.block(b, first): those of eight inputs.
+  template <class Codes>
+  static void run(const Int4Record& record, const Codes& codes, int first, const std::int16_t* x, Index x_stride, const BlockFacts* facts,
+                  float* sums) {
+    const Int4Shape& shape = record.shape;
+    typename L::Sum sum[std::size_t(Tokens)][std::size_t(registers)];
+#pragma GCC unroll 16
+    for (int t = 0; t < Tokens; ++t) {
+#pragma GCC unroll 16
+      for (int r = 0; r < registers; ++r) sum[t][r] = L::start(facts[t].start);
     }
-  }
-
- private:
-  /// sums [tokens, 32]: the outputs of a panel.
-  void panel(Index p, const EncodedRows& rows, float* sums, Codes* unpacked) const {
-    const Index groups = shape.groups(), tiles = (rows.tokens + most_tokens - 1) / most_tokens;
-    std::fill_n(sums, rows.tokens * panel_width, 0.f);
-    for (Index g = 0; g < groups; ++g) {
-      const Int4Record record{shape, records + (p * groups + g) * shape.record_bytes()};
-      if (tiles > 1) {
-        for (Index b = 0; b < shape.group / 8; ++b)
-          for (int r = 0; r < row; ++r) unpacked[b * row + r] = L::unpack(record.words() + b * panel_width + r * L::width);
-      }
-      for (Index i = 0; i < tiles; ++i) {
-        const Share own = share(rows.tokens, i, tiles);
-        const auto with = [&](const auto& codes) {
-          run_tile(own.end - own.begin, record, codes, rows.slot(g, own.begin), rows.fact(g, own.begin), sums + own.begin * panel_width);
-        };
-        if (tiles > 1) {
-          with([&](Index b, int r) -> const Codes& { return unpacked[b * row + r]; });
-        } else {
-          with([&](Index b, int r) { return L::unpack(record.words() + b * panel_width + r * L::width); });
+    for (Index b = 0; b < shape.group / 8; ++b, x += x_stride) {
+      const auto block = codes.block(b, first);
+#pragma GCC unroll 4
+      for (int part = 0; part < L::parts; ++part) {
+        typename L::Part c[std::size_t(registers)];
+#pragma GCC unroll 16
+        for (int r = 0; r < registers; ++r) c[r] = block.part(part, r);
+#pragma GCC unroll 16
+        for (int t = 0; t < Tokens; ++t) {
+          const typename L::Inputs xt = L::inputs(x + 8 * t, part);
+#pragma GCC unroll 16
+          for (int r = 0; r < registers; ++r) L::add(sum[t][r], c[r], xt);
         }
       }
     }
-  }
-
-  template <int Most = most_tokens, class CodesAt>
-  void run_tile(Index tokens, const Int4Record& record, const CodesAt& codes, const std::int16_t* x, const BlockFacts* facts,
-                float* sums) const {
-    if constexpr (Most > 1) {
-      if (tokens < Most) return run_tile<Most - 1>(tokens, record, codes, x, facts, sums);
-    }
-    for (int first = 0; first < row; first += together) tile<Most>(record, codes, first, x, facts, sums);
-  }
-
-  template <int Tokens, class CodesAt>
-  void tile(const Int4Record& record, const CodesAt& codes, int first, const std::int16_t* x, const BlockFacts* facts, float* sums) const {
-    typename L::Sum sum[std::size_t(Tokens)][std::size_t(together)];
-    for (int t = 0; t < Tokens; ++t)
-      for (int r = 0; r < together; ++r) sum[t][r] = L::none();
-    for (Index b = 0; b < shape.group / 8; ++b) {
-      for (int r = 0; r < together; ++r) {
-        const Codes c = codes(b, first + r);
-        for (int t = 0; t < Tokens; ++t) L::add(sum[t][r], c, x + t * shape.group + 8 * b);
-      }
-    }
-    for (int r = 0; r < together; ++r) {
+#pragma GCC unroll 16
+    for (int r = 0; r < registers; ++r) {
       const int column = (first + r) * L::width;
-      const auto scales =
-          shape.half_scales ? L::template widen<half>(record.scales() + column) : L::template widen<bfloat16>(record.scales() + column);
+      const auto scales = shape.half_scales ? L::widen_half(record.scales() + column) : L::widen_bfloat16(record.scales() + column);
+#pragma GCC unroll 16
       for (int t = 0; t < Tokens; ++t) {
         float* y = sums + t * panel_width + column;
-        auto total = L::total(sum[t][r], facts[t].start);
-        if (shape.zeros) total = L::fma(L::times(L::template widen<half>(record.zeros() + column), -1), L::broadcast(facts[t].sum), total);
-        L::store(y, L::fma(total, L::times(scales, facts[t].step), L::load(y)));
+        auto total = L::total(sum[t][r]);
+        if (shape.zeros) total = L::fma(L::widen_half(record.zeros() + column), L::broadcast(-facts[t].sum), total);
+        L::store(y, L::fma(total, L::times(scales, L::broadcast(facts[t].step)), L::load(y)));
       }
     }
   }
 };
 
-template <class L> std::size_t int4_workspace_bytes(const Int4Shape& shape, Index tokens, Index workers) {
-  if (tokens <= 0) return 0;
-  const Index most = (std::min)(tokens, token_block);
-  return Workspace::bytes_for<std::int16_t>(shape.groups(), most, shape.group) + Workspace::bytes_for<BlockFacts>(shape.groups(), most) +
-         Workspace::bytes_for<float>(workers, most, panel_width) +
-         Workspace::bytes_for<typename L::Codes>(workers, Int4Product<L>::row, shape.group / 8);
-}
+/// A record's codes, unpacked on their way into registers.
+template <class L> struct PackedCodes {
+  static constexpr int registers = L::tile_registers;
+  struct Block {
+    typename L::Words words[std::size_t(registers)];
+    typename L::Part part(int p, int r) const { return L::unpack(words[r], p); }
+  };
+  const std::uint32_t* words;
+  const char* ahead;  // prefetched meanwhile
+
+  Block block(Index b, int first) const {
+    Block out;
+#pragma GCC unroll 16
+    for (int r = 0; r < registers; ++r) {
+      out.words[r] = L::words(words + b * panel_width + (first + r) * L::width);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < registers; r += (std::max)(1, 16 / L::width))
+      __builtin_prefetch(ahead + (b * panel_width + (first + r) * L::width) * 4);
+    if (b == 0 && first == 0) __builtin_prefetch(ahead - 64);
+    return out;
+  }
+};
+
+/// Codes that were unpacked before: [group / 8][row][parts].
+template <class L> struct UnpackedCodes {
+  using Part = typename L::Part;
+  static constexpr int row = int(panel_width) / L::width;
+  struct Block {
+    const Part* parts;
+    Part part(int p, int r) const { return parts[p * row + r]; }
+  };
+  Part* parts;
+
+  Block block(Index b, int first) const { return {parts + b * row * L::parts + first}; }
+  void unpack(const Int4Record& record) const {
+    for (Index b = 0; b < record.shape.group / 8; ++b) {
+      for (int r = 0; r < row; ++r) {
+        const typename L::Words words = L::words(record.words() + b * panel_width + r * L::width);
+        for (int p = 0; p < L::parts; ++p) parts[(b * L::parts + p) * row + r] = L::unpack(words, p);
+      }
+    }
+  }
+};
+
+/// The sums of panels for some tokens, in tiles of L: each group in turn.
+template <class L> struct Int4Panels {
+  static constexpr Index together = 4;  // panels that few tokens read side by side: the hardware prefetches more streams
+  static constexpr Index most_streamed = 2 * L::tile_tokens;  // tokens, beyond which unpacking once is cheaper than twice
+  static constexpr int row = int(panel_width) / L::width;
+
+  const Int4Shape& shape;
+  const std::byte* records;
+
+  Int4Record record(Index p, Index g) const { return {shape, records + (p * shape.groups() + g) * shape.record_bytes()}; }
+
+  /// Straight from the records: few tokens.
+  ///
+  /// Shapes   sums [panels, tokens, 32]
+  void stream(Share panels, const EncodedRows& rows, float* sums) const {
+    std::fill_n(sums, (panels.end - panels.begin) * rows.tokens * panel_width, 0.f);
+    for (Index g = 0; g < shape.groups(); ++g) {
+      for (Index p = panels.begin; p < panels.end; ++p) {
+        const Int4Record from = record(p, g);
+        const PackedCodes<L> codes{from.words(), reinterpret_cast<const char*>(from.words()) + fetched_ahead};
+        run_tiles(rows, g, from, codes, sums + (p - panels.begin) * rows.tokens * panel_width);
+      }
+    }
+  }
+  /// By way of codes unpacked into `parts`: many tokens.
+  ///
+  /// Shapes   sums [tokens, 32] · parts [group / 8, L::parts, row]
+  void block(Index p, const EncodedRows& rows, float* sums, typename L::Part* parts) const {
+    std::fill_n(sums, rows.tokens * panel_width, 0.f);
+    const UnpackedCodes<L> codes{parts};
+    for (Index g = 0; g < shape.groups(); ++g) {
+      const Int4Record from = record(p, g);
+      codes.unpack(from);
+      run_tiles(rows, g, from, codes, sums);
+    }
+  }
+
+ private:
+  template <class Codes> static void run_tiles(const EncodedRows& rows, Index g, const Int4Record& from, const Codes& codes, float* sums) {
+    const Index tiles = (rows.tokens + L::tile_tokens - 1) / L::tile_tokens;
+    for (Index i = 0; i < tiles; ++i) {
+      const Share own = share(rows.tokens, i, tiles);
+      run_tile<L::tile_tokens>(own.end - own.begin, from, codes, rows.slot(g, own.begin), rows.stride(), rows.fact(g, own.begin),
+                               sums + own.begin * panel_width);
+    }
+  }
+  template <int Tokens, class Codes>
+  static void run_tile(Index tokens, const Int4Record& from, const Codes& codes, const std::int16_t* x, Index x_stride,
+                       const BlockFacts* facts, float* sums) {
+    if constexpr (Tokens > 1) {
+      if (tokens < Tokens) return run_tile<Tokens - 1>(tokens, from, codes, x, x_stride, facts, sums);
+    }
+    for (int first = 0; first < row; first += L::tile_registers) Int4Tile<L, Tokens>::run(from, codes, first, x, x_stride, facts, sums);
+  }
+};
+
+/// y = x Wᵀ + bias over 4-bit panels, with the lanes Few for so few tokens that one tile holds them, and Many for more.
+template <class Few, class Many> struct Int4Product {
+  const Int4Shape& shape;
+  const std::byte* records;
+  const std::int32_t* order;  // the input at each place; nullptr: as they come
+
+  void run(const ConstMatrixRef<float>& x, const ConstVectorRef<float>& bias, MatrixRef<float> y, Workspace& ws) const {
+    if (x.rows() == 0 || shape.out == 0) return;
+    const Index passes = (x.rows() + token_block - 1) / token_block;
+    for (Index pass = 0; pass < passes; ++pass) {
+      const Share own = share(x.rows(), pass, passes);
+      const Index tokens = own.end - own.begin;
+      const ConstMatrixRef<float> from = x.middleRows(own.begin, tokens);
+      const MatrixRef<float> to = y.middleRows(own.begin, tokens);
+      if (tokens <= Few::tile_tokens) {
+        run_pass<Few>(from, bias, to, ws);
+      } else {
+        run_pass<Many>(from, bias, to, ws);
+      }
+    }
+  }
+
+  static std::size_t workspace_bytes(const Int4Shape& shape, Index tokens, Index workers) {
+    const Index most = (std::min)(tokens, token_block);
+    return tokens <= 0 ? 0 : (std::max)(pass_bytes<Few>(shape, most, workers), pass_bytes<Many>(shape, most, workers));
+  }
+
+ private:
+  template <class L> static Index sum_rows(Index tokens) {
+    using Panels = Int4Panels<L>;
+    return tokens <= Panels::most_streamed ? Panels::together * tokens : tokens;
+  }
+  template <class L> static std::size_t pass_bytes(const Int4Shape& shape, Index tokens, Index workers) {
+    const Index rows = (std::max)(tokens, sum_rows<L>((std::min)(tokens, Int4Panels<L>::most_streamed)));  // monotone
+    return Workspace::bytes_for<std::int16_t>(shape.groups(), tokens, shape.group) +
+           Workspace::bytes_for<BlockFacts>(shape.groups(), tokens) + Workspace::bytes_for<float>(workers, rows, panel_width) +
+           Workspace::bytes_for<typename L::Part>(workers, shape.group / 8 * L::parts, Int4Panels<L>::row);
+  }
+
+  template <class L>
+  void run_pass(const ConstMatrixRef<float>& x, const ConstVectorRef<float>& bias, MatrixRef<float> y, Workspace& ws) const {
+    using Panels = Int4Panels<L>;
+    const Workspace::Scope scope(ws);
+    const Index tokens = x.rows(), blocks = shape.groups(), most_rows = sum_rows<L>(tokens),
+                parts = shape.group / 8 * L::parts * Panels::row;
+    const Index workers = double(tokens) * double(shape.in) * double(shape.out) < worth_waking ? 1 : ws.workers();
+    const EncodedRows rows{ws.take<std::int16_t>(blocks * tokens * shape.group),
+                           ws.take<BlockFacts>(blocks * tokens),
+                           tokens,
+                           shape.in,
+                           shape.group,
+                           shape.zeros ? 0 : 8,
+                           order};
+    const Index encoders = (std::min)(workers, tokens);
+    ws.executor()(encoders, [&](Index i) {
+      const Share own = share(tokens, i, encoders);
+      for (Index t = own.begin; t < own.end; ++t) rows.template encode<L>(t, x.data() + t * x.outerStride());
+    });
+    float* all_sums = ws.take<float>(workers * most_rows * panel_width);
+    typename L::Part* all_parts = ws.take<typename L::Part>(workers * parts);
+    const Panels panels{shape, records};
+    ws.executor()(workers, [&](Index i) {
+      const Share own = share(shape.panels(), i, workers);
+      float* sums = all_sums + i * most_rows * panel_width;
+      if (tokens > Panels::most_streamed) {
+        for (Index p = own.begin; p < own.end; ++p) {
+          panels.block(p, rows, sums, all_parts + i * parts);
+          write(p, sums, bias, y);
+        }
+      } else {
+        for (Index p = own.begin; p < own.end; p += Panels::together) {
+          const Share some{p, (std::min)(p + Panels::together, own.end)};
+          panels.stream(some, rows, sums);
+          for (Index q = some.begin; q < some.end; ++q) write(q, sums + (q - p) * tokens * panel_width, bias, y);
+        }
+      }
+    });
+  }
+
+  /// Writes the outputs of a panel, with the bias.
+  static void write(Index p, const float* sums, const ConstVectorRef<float>& bias, MatrixRef<float> y) {
+    const Index column = p * panel_width, n = (std::min)(panel_width, y.cols() - column);
+    for (Index t = 0; t < y.rows(); ++t, sums += panel_width) {
+      float* to = y.data() + t * y.outerStride() + column;
+      if (bias.size() == 0) {
+        std::copy_n(sums, n, to);
+      } else {
+        for (Index o = 0; o < n; ++o) to[o] = sums[o] + bias[column + o];
+      }
+    }
+  }
+};
 
 }}}  // namespace pith::v0::detail
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
-#include <pith/core/integer_lanes.hpp>
+#include <pith/core/nibbles.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 #include <pith/nn/packed.hpp>
