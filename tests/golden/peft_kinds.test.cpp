@@ -4,7 +4,9 @@
 // A folder without its files fails, as do a tensor of a golden file that nobody asks for and a change that is loaded.
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -99,6 +101,60 @@ void check_cartridge(const fs::path& path) {
   golden.done();
 }
 
+/// An activated LoRA: rows before the invocation are the base's, and the start is fixed by the prompt.
+void check_activated(const fs::path& path) {
+  const PeftFolder folder(path);
+  Golden golden(path / "golden.safetensors");
+  const Decoder<float>& decoder = base_named(folder.config().base_model);
+  const ModelAdapter<float> adapter = load_adapter(folder, decoder);
+  const std::vector<Token> ids = golden.ids("input_ids"), greedy = golden.ids("greedy_ids"), decoded = golden.ids("decode_ids"),
+                           absent = golden.ids("absent_ids");
+  const Tensor logits = golden.get("logits"), steps = golden.get("step_logits"), without = golden.get("absent_logits");
+  const Index first = golden.ids("first_adapted_row").front();
+  CHECK(last_invocation(ids, adapter.parts().invocation) == first);
+  CHECK(last_invocation(absent, adapter.parts().invocation) == -1);
+  const auto started = [&](std::span<const Token> prompt) {
+    auto session = decoder.start();
+    session.use(&adapter);
+    session.prefill(prompt);
+    return session;
+  };
+  // Row by row: the last row of each prompt that begins as this one does, with the start that the whole prompt fixes.
+  for (Index t = 0; t < logits.extent(0); ++t) {
+    auto session = decoder.start(), base = decoder.start();
+    session.use(&adapter);
+    const std::span<const Token> part = std::span(ids).first(static_cast<std::size_t>(t) + 1);
+    const Vector<float> row = session.prefill(part, {.adapted_from = std::min(first, t + 1)}).row(0);
+    CHECK(distance(row, logits.row({t})) < 1e-4);
+    CHECK((Vector<float>(base.prefill(part).row(0)) == row) == (t < first));
+    CHECK(session.adapter_start() == (t < first ? -1 : first));
+  }
+  // Tokens one by one and as a chunk, the decoded ones with the invocation among them: nothing starts again.
+  auto session = started(ids), chunked = started(ids);
+  CHECK(session.adapter_start() == first);
+  CHECK(distance(session.logits().row(0), steps.row({0})) < 1e-4);
+  const Matrix<float> all = chunked.decode(std::span(decoded).first(8));
+  for (std::size_t i = 0; i < decoded.size(); ++i) {
+    const Vector<float> row = session.decode(decoded[i]).row(0);
+    CHECK(distance(row, steps.row({static_cast<Index>(i) + 1})) < 1e-4);
+    if (i < 8) CHECK(Vector<float>(all.row(static_cast<Index>(i))) == row);
+  }
+  auto greedily = started(ids);
+  for (const Token expected : greedy) {
+    Index best = 0;
+    greedily.logits().row(0).maxCoeff(&best);
+    REQUIRE(best == expected);
+    greedily.decode(expected);
+  }
+  CHECK(golden.get("greedy_margin").values.size() == static_cast<Index>(greedy.size()));
+  auto base = decoder.start();
+  auto uninvoked = started(absent);
+  base.prefill(absent);
+  CHECK(Matrix<float>(base.logits()) == Matrix<float>(uninvoked.logits()));
+  CHECK(distance(base.logits().row(0), without.row({without.extent(0) - 1})) < 1e-4);
+  golden.done();
+}
+
 }  // namespace
 
 TEST_CASE("golden.peft_kinds: every folder", "[golden]") {
@@ -111,6 +167,7 @@ TEST_CASE("golden.peft_kinds: every folder", "[golden]") {
       check_cartridge(entry.path());
       ++prefixes;
     } else if (const auto invocation = config.find("alora_invocation_tokens"); invocation != config.end() && !invocation->is_null()) {
+      check_activated(entry.path());
       ++activated;
     } else {
       check_adapter(entry.path(), 1e-4, golden_folder("model"));
@@ -118,6 +175,7 @@ TEST_CASE("golden.peft_kinds: every folder", "[golden]") {
     }
   }
   CHECK(plain > 0);
+  CHECK(activated > 0);
   std::printf("golden.peft_kinds: %d folders, %d activated, %d prefixes\n", plain, activated, prefixes);
 }
 

@@ -116,6 +116,14 @@ class SnapshotReader {
   std::uint64_t fingerprint() const { return number("fingerprint", text_of("fingerprint")); }
   /// Fingerprint of the adapter in use when saved; 0: none.
   std::uint64_t adapter() const { return text_of("adapter") == "none" ? 0 : number("adapter", text_of("adapter")); }
+  /// The first row that an activated LoRA changed; -1: not said.
+  Position adapter_start() const {
+    const std::string digits = text_of("adapter_start");
+    if (digits.empty()) return -1;
+    const std::uint64_t start = number("adapter_start", digits);
+    if (start > static_cast<std::uint64_t>((std::numeric_limits<Position>::max)())) refuse(text("has adapter_start ", in_quotes(digits)));
+    return static_cast<Position>(start);
+  }
 
   [[noreturn]] void refuse(const std::string& why) const { raise<FormatError>("pith: ", in_quotes(file_.name()), " ", why); }
 
@@ -165,6 +173,7 @@ template <class S, KvStorage T> void save_session(const Session<S, T>& session, 
   SafetensorsWriter writer = detail::session_writer();
   writer.metadata("fingerprint", std::to_string(s.fingerprint));
   if (s.adapter != 0) writer.metadata("adapter", std::to_string(s.adapter));
+  if (s.adapter_start >= 0) writer.metadata("adapter_start", std::to_string(s.adapter_start));
   writer.metadata("layers", std::to_string(s.layers.size()));
   writer.add("logits", s.logits);
   for (std::size_t layer = 0; layer < s.layers.size(); ++layer) detail::write_cache(writer, detail::layer_prefix(layer), s.layers[layer]);
@@ -176,7 +185,10 @@ template <class S, KvStorage T> void load_session(Session<S, T>& session, const 
   const std::size_t layers = session.caches().size();
   if (const std::string held = reader.text_of("layers"); held != std::to_string(layers))
     reader.refuse(detail::text("holds ", detail::in_quotes(held), " layers, expected ", layers));
-  SessionSnapshot<S, T> s{.fingerprint = reader.fingerprint(), .adapter = reader.adapter(), .logits = reader.template matrix<S>("logits")};
+  SessionSnapshot<S, T> s{.fingerprint = reader.fingerprint(),
+                          .adapter = reader.adapter(),
+                          .adapter_start = reader.adapter_start(),
+                          .logits = reader.template matrix<S>("logits")};
   for (std::size_t layer = 0; layer < layers; ++layer) s.layers.push_back(reader.template cache<T>(detail::layer_prefix(layer)));
   if (const std::string wrong = session.problem(s); !wrong.empty()) reader.refuse("is a session " + wrong);
   session.restore(s);

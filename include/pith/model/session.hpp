@@ -87,6 +87,7 @@ class Session {
     const Index n = static_cast<Index>(tokens.size());
     const AppendOptions marks = begin_prompt(n, {}, options);
     look_up(tokens, hidden_.middleRows(adapter_.prompt_rows(next_position()), n));
+    adapter_.invoke(tokens, next_position(), options.adapted_from);
     read_prompt(n, marks, options);
     options.masses.empty() && options.sight.empty() ? switch_.note(tokens) : switch_.note_unknown();
     return logits();
@@ -97,6 +98,7 @@ class Session {
     const Index n = embeddings.rows();
     const AppendOptions marks = begin_prompt(n, kinds, options);
     hidden_.middleRows(adapter_.prompt_rows(next_position()), n) = embeddings;
+    adapter_.invoke_rows(n, next_position(), options.adapted_from);
     read_prompt(n, marks, options);
     switch_.note_unknown();
     return logits();
@@ -130,15 +132,19 @@ class Session {
 
   /// Uses this adapter from now on; it must outlive its use. nullptr: the base model alone.
   ///
+  /// An activated LoRA may be used over rows of the base: it begins at the last occurrence of its invocation in the first prompt that has
+  /// one; decoded tokens invoke nothing. After crop(adapter_start()) the base, or another activated LoRA, may be used over the same rows.
+  ///
   /// Cost     a pointer assignment; nothing is copied, and the decoder is never written
   /// Heap     a larger workspace, the first time that an adapter turns inputs or has other changes than low-rank terms
-  /// Throws   ShapeError for an adapter of another decoder, StateError while rows are cached under another adapter: clear() first;
+  /// Throws   ShapeError for an adapter of another decoder, StateError while rows of another adapter are cached: clear() first;
   ///          CapacityError if its soft prompt leaves no room in max_prompt
   void use(const ModelAdapter<S>* adapter) {
     ws_.make_room(adapter != nullptr ? adapter->more_workspace_bytes(tile(), ws_.workers()) : 0);
     adapter_.use(adapter, next_position(), whole_);
   }
   const ModelAdapter<S>* adapter() const { return adapter_.get(); }
+  Position adapter_start() const { return adapter_.start(); }  ///< first row that an activated LoRA changes; -1: not invoked, or none
   Index vocab_size() const { return model_->config.vocab_size; }
   Position next_position() const { return caches_.front().next_position(); }
   Index max_chunk() const { return max_chunk_; }  ///< the most tokens that one decode() takes and one journal records: max_draft + 1
@@ -159,6 +165,7 @@ class Session {
     for (Cache& cache : caches_)
       if (!cache.can_crop(p)) cache.crop(p);  // throws, and says why, before any layer changes
     adapter_.check_crop(p);
+    adapter_.cut(p);
     if (p != next_position()) newest_ = -1;
     for (Cache& cache : caches_) cache.crop(p);
     switch_.crop(p - caches_.front().first_position() - adapter_.prompt_rows(caches_.front().first_position()));
@@ -172,6 +179,7 @@ class Session {
   void clear() {
     for (Cache& cache : caches_) cache.clear();
     switch_.clear();
+    adapter_.begin(next_position());
     newest_ = -1;
     whole_ = true;
   }
@@ -190,14 +198,7 @@ class Session {
   /// Copies all rows so far, as a prefix that any number of sessions can start with (SessionOptions::prefix).
   ///
   /// Throws   StateError where KvCache::freeze() does
-  KvPrefix freeze() const {
-    check_whole();
-    switch_.check_placed("freeze()", next_position());
-    switch_.check_freeze(next_position());
-    std::vector<KvPrefixLayer<T>> layers;
-    for (const Cache& cache : caches_) layers.push_back(cache.freeze());
-    return KvPrefix(model_->config.attention(), next_position(), std::move(layers), adapter_.fingerprint());
-  }
+  KvPrefix freeze() const;
 
   /// The whole state as plain numbers: read and compress a prompt once, answer it many times, in any process.
   ///
@@ -225,7 +226,9 @@ class Session {
   template <class, KvStorage> friend class detail::TogetherPass;
   friend struct detail::SessionTables;
   Session(const Session&) = default;  // clone()
-  detail::LayerPass<S> pass(std::size_t layer) { return {*model_, static_cast<Index>(layer), ws_, adapter_.runs(), switch_.beyond()}; }
+  detail::LayerPass<S> pass(std::size_t layer) {
+    return {*model_, static_cast<Index>(layer), ws_, adapter_.runs(caches_[layer].next_position()), switch_.beyond()};
+  }
   Index tile() const { return (std::max)((std::min)(detail::prefill_tile, max_prompt_), max_chunk_); }  ///< most rows computed together
   void look_up(std::span<const Token> tokens, MatrixRef<S> out) const { detail::look_up(*model_, adapter_.get(), tokens, out); }
 
@@ -242,7 +245,8 @@ class Session {
   /// Writes the logits of these tokens from row `first` on.
   void read_logits(Index first, ConstMatrixRef<S> hidden) {
     const Index n = hidden.rows();
-    detail::read_head(*model_, adapter_.runs(), hidden, normed_.topRows(n), logits_.middleRows(first, n), ws_);
+    detail::read_head(*model_, adapter_.runs(next_position() - static_cast<Position>(n)), hidden, normed_.topRows(n),
+                      logits_.middleRows(first, n), ws_);
     newest_ = first + n - 1;
   }
 
@@ -263,7 +267,9 @@ class Session {
   }
   void take_back(Index newest) {
     whole_ = undo_.take_back(caches_);
-    if (whole_) newest_ = newest;
+    if (!whole_) return;
+    newest_ = newest;
+    adapter_.cut(next_position());
   }
 
   std::shared_ptr<const detail::DecoderModel<S>> model_;

@@ -117,6 +117,9 @@ struct PrefillOptions {
   /// [tokens] the last token of this prompt that each one sees, itself or a later one: images that see each other (VisionPrompt::sight).
   /// Empty: itself.
   std::span<const Position> sight = {};
+  /// Activated LoRA: the first of these tokens that the adapter changes, instead of the last occurrence of its invocation among them; -1:
+  /// that occurrence; the number of tokens: none. For prompts in pieces and of embeddings.
+  Index adapted_from = -1;
   /// Returns false to cancel: prefill() then throws Cancelled, and the session is as before. It must not use the session.
   PrefillCallback progress = {};
   /// Is shown the queries of every token and layer, tile by tile, while the prompt is read; it must not use the session.
@@ -126,7 +129,8 @@ struct PrefillOptions {
 /// The whole state of a session: snapshot() returns one, restore() returns to it, io/session_file.hpp stores it in a file.
 template <class S, KvStorage T = S> struct SessionSnapshot {
   std::uint64_t fingerprint = 0;           ///< the decoder's
-  std::uint64_t adapter = 0;               ///< the fingerprint of the adapter that filled it; 0: none
+  std::uint64_t adapter = 0;               ///< the fingerprint of the adapter that changed its rows; 0: none did
+  Position adapter_start = -1;             ///< the first row that an activated LoRA changed
   std::vector<KvSnapshot<T>> layers = {};  ///< the cache of each layer
   Matrix<S> logits = {};                   ///< [1 or 0, vocab_size] Session::logits()
 };

@@ -76,6 +76,13 @@ template <class S = float> struct AdapterParts {
   std::vector<Token> invocation = {};
 };
 
+/// The index of the last occurrence of an invocation in a prompt, where an activated LoRA begins; occurrences may overlap; -1: none.
+inline Index last_invocation(std::span<const Token> prompt, std::span<const Token> invocation) {
+  if (invocation.empty()) return -1;
+  const auto found = std::find_end(prompt.begin(), prompt.end(), invocation.begin(), invocation.end());
+  return found == prompt.end() ? Index(-1) : static_cast<Index>(found - prompt.begin());
+}
+
 /// One adapter of a decoder, immutable and shareable. Session::use(&adapter) switches to it.
 ///
 ///   const ModelAdapter<float> polite = load_adapter("polite-lora", llama);
@@ -152,6 +159,11 @@ template <class S = float> class ModelAdapter {
                           ", expected the kind of the decoder's norms");
     });
     if (parts_.embed_tokens.rows() > 0) check_shape("ModelAdapter", "embed_tokens", parts_.embed_tokens, target_.vocab, target_.hidden);
+    for (const Token token : parts_.invocation)
+      if (token < 0 || token >= target_.vocab)
+        raise<ShapeError>("pith::ModelAdapter: token ", token, " of the invocation is outside the vocabulary of ", target_.vocab);
+    if (!parts_.invocation.empty() && (parts_.embed_tokens.rows() > 0 || !parts_.embedding.empty() || parts_.prompt.rows() > 0))
+      raise<UnsupportedError>("pith::ModelAdapter: an invocation beside a table of embeddings or a prompt, which change rows before it");
     parts_.embedding.check(target_.vocab, target_.hidden);
     if (parts_.prompt.rows() > 0) check_shape("ModelAdapter", "prompt", parts_.prompt, any_extent, target_.hidden);
   }

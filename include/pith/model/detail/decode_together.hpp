@@ -71,7 +71,7 @@ template <class S, KvStorage T> class TogetherPass {
     const std::span<RowsOfAdapter<S>> memory(ws_.take<RowsOfAdapter<S>>(n), sessions_.size());
     std::iota(order.begin(), order.end(), Index(0));
     std::sort(order.begin(), order.end(), [&](Index a, Index b) {
-      const std::uint64_t first = session(a).adapter_.fingerprint(), second = session(b).adapter_.fingerprint();
+      const std::uint64_t first = session(a).adapter_.key(), second = session(b).adapter_.key();
       return first == second ? a < b : first < second;
     });
     for (Session<S, T>* s : sessions_) SessionTables::choose(*s, s->next_position() + 1);
@@ -148,7 +148,7 @@ template <class S, KvStorage T> class TogetherPass {
     std::size_t count = 0;
     bool any = false;
     for (const Index i : order) {
-      const ModelAdapter<S>* adapter = session(i).adapter();
+      const ModelAdapter<S>* adapter = session(i).adapter_.acting();
       any = any || adapter != nullptr;
       if (count > 0 && memory[count - 1].adapter == adapter)
         ++memory[count - 1].rows;

@@ -30,29 +30,6 @@ struct NoProbe {
   template <class S> void operator()(Index, const ConstMatrixRef<S>&) const {}
 };
 
-/// y = norm(x), row by row, with the adapter's norm if it has one; y may be x. Each row may consist of several `parts` that are normed by
-/// themselves; x and y are contiguous then.
-template <class S, class NormOf>
-void norm_runs(const AnyNorm<S>& base, const RowsByAdapter<S>& runs, NormOf&& norm_of, std::type_identity_t<ConstMatrixRef<S>> x,
-               std::type_identity_t<MatrixRef<S>> y, Index parts = 1) {
-  const auto apply = [&](const AnyNorm<S>& norm, Index first, Index rows) {
-    if (rows == 0) return;
-    if (parts == 1) return norm.forward(x.middleRows(first, rows), y.middleRows(first, rows));
-    const Index width = x.cols() / parts;
-    norm.forward(ConstMatrixRef<S>(x.data() + first * x.outerStride(), rows * parts, width),
-                 MatrixRef<S>(y.data() + first * y.outerStride(), rows * parts, width));
-  };
-  Index done = 0;
-  runs.for_each(x.rows(), [&](Index first, Index rows, const ModelAdapter<S>& adapter) {
-    const AnyNorm<S>* norm = norm_of(adapter);
-    if (norm == nullptr || norm->size() == 0) return;
-    apply(base, done, first - done);
-    apply(*norm, first, rows);
-    done = first + rows;
-  });
-  apply(base, done, x.rows() - done);
-}
-
 /// One decoder layer, in place: LayerSpec says what it computes; h: hidden [tokens, hidden_size]. Every switch is asked once a call.
 template <class S> struct LayerPass {
   const DecoderModel<S>& model;
@@ -73,9 +50,10 @@ template <class S> struct LayerPass {
     for (Index t = 0; t < n; t += prefill_tile) {
       const Index tile = (std::min)(prefill_tile, n - t);
       const Workspace::Scope scope(ws);
-      const MatrixRef<S> x = normed(hidden.middleRows(t, tile));
-      const MatrixRef<S> k = project(Projection::k, x), v = project(Projection::v, x);
-      norm_heads(NormPlace::k, k);
+      const LayerPass here = from(t);
+      const MatrixRef<S> x = here.normed(hidden.middleRows(t, tile));
+      const MatrixRef<S> k = here.project(Projection::k, x), v = here.project(Projection::v, x);
+      here.norm_heads(NormPlace::k, k);
       rope(beyond).rotate(k, positions(angle + t, tile), rope_length);
       const auto part = [&](auto all) {
         return all.empty() ? all : all.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(tile));
@@ -88,14 +66,15 @@ template <class S> struct LayerPass {
       const Index tile = (std::min)(prefill_tile, n - t);
       const MatrixRef<S> rows = hidden.middleRows(t, tile);
       const Workspace::Scope scope(ws);
-      const MatrixRef<S> x = normed(rows), q = project(Projection::q, x);
+      const LayerPass here = from(t);
+      const MatrixRef<S> x = here.normed(rows), q = here.project(Projection::q, x);
       if constexpr (requires { cache.see_inputs(x); }) cache.see_inputs(x);
-      norm_heads(NormPlace::q, q);
+      here.norm_heads(NormPlace::q, q);
       const MatrixRef<S> out = ws.matrix<S>(tile, q.cols());
       look(cache, rope(beyond), q, out, static_cast<Position>(start + t), angle + t, gap, rope_length,
            (std::max)(Index(0), watched - (n - t - tile)), positions_seen(sight, start, n, t, tile));
       if (queries != nullptr) (*queries)(LayerQueries<S>{layer, q, static_cast<Position>(start + t)});
-      finish(rows, out);
+      here.finish(rows, out);
     }
   }
 
@@ -146,6 +125,7 @@ template <class S> struct LayerPass {
     return dropped;
   }
 
+  LayerPass from(Index row) const { return {model, layer, ws, adapters.from(row), beyond}; }  ///< over the rows from `row` on
   const LayerWeights<S>& weights() const { return model.weights.layers[static_cast<std::size_t>(layer)]; }
   const typename DecoderModel<S>::Layer& derived() const { return model.layers[static_cast<std::size_t>(layer)]; }
   const LayerSpec& spec() const { return derived().spec; }

@@ -26,7 +26,7 @@ template <class See> void Session<S, T>::look(std::span<const Token> tokens, See
   if (switch_.misplaced(next) || switch_.stale(next, next + n))
     raise<UnsupportedError>("pith::Session::look: ", n, " tokens behind ", next,
                             " need the longrope's other table than the cached rows: start the session with text_length");
-  const detail::RowsOfAdapter<S> chosen{options.adapter != nullptr ? options.adapter : adapter()};
+  const detail::RowsOfAdapter<S> chosen{options.adapter != nullptr ? options.adapter : adapter_.acting()};
   const ModelAdapter<S>* const adapter = chosen.adapter;
   if (adapter != nullptr && !(adapter->target() == model_->target()))
     raise<ShapeError>("pith::Session::look: an adapter of another decoder: load it for this one");

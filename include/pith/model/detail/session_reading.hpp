@@ -58,6 +58,7 @@ template <class S, KvStorage T>
 requires std::same_as<arithmetic_t<T>, S>
 void Session<S, T>::check_ready(Index n, const AppendOptions& marks) {
   check_whole();
+  adapter_.cut(next_position());
   adapter_.check(next_position(), marks.phase == Phase::prefill);
   if (switch_.on()) switch_.check(next_position(), next_position() + (marks.phase == Phase::prefill ? n : 1), next_position() + n);
   detail::check_layers<T>(caches_, n, marks, prompt_buffer_.get());

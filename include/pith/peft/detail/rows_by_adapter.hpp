@@ -11,6 +11,7 @@
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/nn/linear.hpp>
+#include <pith/nn/norm.hpp>
 #include <pith/peft/linear_adapter.hpp>
 #include <pith/peft/model_adapter.hpp>
 
@@ -76,6 +77,29 @@ void forward_runs(const AnyLinear<S>& base, const RowsByAdapter<S>& runs, Overla
     if (!overlay->replacement.empty()) overlay->replacement.forward(rows_of(read, first, rows), to, ws);
     overlay->add(rows_of(x, first, rows), to, ws);
   });
+}
+
+/// y = norm(x), row by row, with the adapter's norm if it has one; y may be x. Each row may consist of several `parts` that are normed by
+/// themselves; x and y are contiguous then.
+template <class S, class NormOf>
+void norm_runs(const AnyNorm<S>& base, const RowsByAdapter<S>& runs, NormOf&& norm_of, std::type_identity_t<ConstMatrixRef<S>> x,
+               std::type_identity_t<MatrixRef<S>> y, Index parts = 1) {
+  const auto apply = [&](const AnyNorm<S>& norm, Index first, Index rows) {
+    if (rows == 0) return;
+    if (parts == 1) return norm.forward(x.middleRows(first, rows), y.middleRows(first, rows));
+    const Index width = x.cols() / parts;
+    norm.forward(ConstMatrixRef<S>(x.data() + first * x.outerStride(), rows * parts, width),
+                 MatrixRef<S>(y.data() + first * y.outerStride(), rows * parts, width));
+  };
+  Index done = 0;
+  runs.for_each(x.rows(), [&](Index first, Index rows, const ModelAdapter<S>& adapter) {
+    const AnyNorm<S>* norm = norm_of(adapter);
+    if (norm == nullptr || norm->size() == 0) return;
+    apply(base, done, first - done);
+    apply(*norm, first, rows);
+    done = first + rows;
+  });
+  apply(base, done, x.rows() - done);
 }
 
 /// One projection of a layer under adapters, as a LinearOp, for a SwiGlu with adapters.
