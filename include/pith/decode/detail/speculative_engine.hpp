@@ -5,15 +5,14 @@
 #include <cstddef>
 #include <random>
 #include <span>
-#include <vector>
 
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
+#include <pith/decode/detail/speculative_run.hpp>
 #include <pith/decode/detail/speculative_step.hpp>
 #include <pith/decode/detail/stepped_model.hpp>
 #include <pith/decode/logit_rules.hpp>
-#include <pith/decode/rejection_sampler.hpp>
 #include <pith/decode/speculative_options.hpp>
 #include <pith/decode/token_model.hpp>
 
@@ -31,27 +30,22 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
       : target_(target),
         draft_(draft),
         options_(checked(target, draft, options)),
-        sampler_(options.sampler, static_cast<Index>(target.vocab_size()), options.draft_tokens),
-        logits_(static_cast<Index>(target.vocab_size())),
-        feed_(static_cast<std::size_t>(options.draft_tokens) + 1),
-        run_(feed_.size()),
-        text_(options.rules, logits_.size(), reserved_text),
-        ruled_(text_.any() ? logits_.size() : 0),
-        ruled_draft_(ruled_.size()) {}
+        run_(options_, static_cast<Index>(target.vocab_size())),
+        logits_(run_.vocab_size()) {}
 
   const SpeculativeOptions& options() const { return options_; }
   const SpeculativeStats& stats() const { return stats_; }
   bool drafting() const { return drafting_; }
-  Token pending() const { return reported_ > 0 && stepping_ ? run_[static_cast<std::size_t>(reported_) - 1] : pending_; }
+  Token pending() const { return reported_ > 0 && stepping_ ? run_.tokens()[static_cast<std::size_t>(reported_) - 1] : pending_; }
 
   /// Lets both models read a prompt, after the pending token.
   void prefill(std::span<const Token> tokens) {
     settle();
     check_in_step();
     if (pending_ >= 0) read_pending();
-    target_.read(tokens, feed_.size(), [&](const ConstMatrixRef<Scalar>& rows) { keep(rows); });
-    text_.push(tokens);
-    if (drafting_) asked([&] { draft_.read(tokens, feed_.size(), [](const auto&) {}); });
+    target_.read(tokens, run_.most(), [&](const ConstMatrixRef<Scalar>& rows) { keep(rows); });
+    run_.text().push(tokens);
+    if (drafting_) asked([&] { draft_.read(tokens, run_.most(), [](const auto&) {}); });
     note_positions();
   }
   /// Starts from here: both models have read this text, and the next token is chosen from the last row of logits.
@@ -60,8 +54,8 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
     if (logits.rows() == 0) [[unlikely]]
       raise<ShapeError>("pith::SpeculativeDecoder::resume: logits has no row, expected the one of the last token");
     keep(logits);
-    text_.clear();
-    text_.push(text);
+    run_.text().clear();
+    run_.text().push(text);
     target_.forget_journal();
     draft_.forget_journal();
     stepping_ = false;
@@ -72,20 +66,10 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
 
   /// Chooses the tokens of a step into run_; settle() crops both models afterwards.
   template <std::uniform_random_bit_generator Rng> void choose(Index most, Rng& rng) {
-    settle();
-    check_in_step();
-    if (target_.next() < 0) [[unlikely]]
-      raise<StateError>("pith::SpeculativeDecoder::step: nothing has been read: call prefill() or resume() first");
-    Dice<Rng> dice(rng, sampler_.greedy() || pending_ < 0);
-    if (pending_ < 0) {
-      run_[0] = sampler_.sample(text_.template apply<Scalar>(logits_, ruled_), rng);
-      begin();
-      chosen_ = 1;
-      return dice.keep();
-    }
-    const bool adapted = options_.length == DraftLength::adapted;
-    const Index length = adapted ? pace_.length(options_.draft_tokens, double(options_.guess_cost)) : options_.draft_tokens;
-    const Index wanted = (std::min)({length, most - 1, (std::max)(target_.room(), Index(1)) - 1});
+    prepare();
+    Dice<Rng> dice(rng, run_.greedy() || pending_ < 0);
+    if (choose_first(rng)) return dice.keep();
+    const Index wanted = guesses(most);
 #if PITH_HAS_EXCEPTIONS
     if (wanted > 0) {
       try {
@@ -102,9 +86,73 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
     dice.keep();
   }
 
+  // A step whose models are fed by somebody else, together with others: prepare(), choose_first() or open(guesses(most)); while that, or
+  // sees(), says so, the draft reads draft_feed(); then close(), the target reads target_feed(), judge(). give_up() undoes it in between.
+
+  /// Ends the last step, and checks that nobody moved the models.
+  void prepare() {
+    settle();
+    check_in_step();
+    if (target_.next() < 0) [[unlikely]]
+      raise<StateError>("pith::SpeculativeDecoder::step: nothing has been read: call prefill() or resume() first");
+  }
+  /// After a prompt, chooses one token from the logits that follow it; returns false where a token is pending.
+  template <std::uniform_random_bit_generator Rng> bool choose_first(Rng& rng) {
+    if (pending_ >= 0) return false;
+    run_.first(logits_, rng);
+    begin();
+    chosen_ = 1;
+    return true;
+  }
+  /// How many guesses a step of at most `most` tokens should make.
+  Index guesses(Index most) const {
+    const bool adapted = options_.length == DraftLength::adapted;
+    const Index length = adapted ? pace_.length(options_.draft_tokens, double(options_.guess_cost)) : options_.draft_tokens;
+    return (std::min)({length, most - 1, (std::max)(target_.room(), Index(1)) - 1});
+  }
+  /// Begins a step of up to `most` guesses; returns whether the draft is to read draft_feed().
+  bool open(Index most) {
+    begin();
+    fed_ = false;
+    run_.open(pending_, 0);
+    if (const Index room = draft_.room() - lag_; drafting_ && room < 1) dismiss_draft();
+    if (!drafting_) return false;
+    run_.open(pending_, (std::min)(most, draft_.room() - lag_));
+    draft_.checkpoint();
+    late_feed_ = {late_, pending_};
+    return true;
+  }
+  /// First the tokens that the draft has not read yet, the pending token last; then the newest guess.
+  std::span<const Token> draft_feed() const {
+    return fed_ ? run_.newest_guess() : std::span<const Token>(late_feed_).last(static_cast<std::size_t>(lag_) + 1);
+  }
+  /// Guesses from the draft's logits; returns whether the draft is to read draft_feed() again.
+  template <std::uniform_random_bit_generator Rng> bool sees(const ConstMatrixRef<DraftScalar>& rows, Rng& rng) {
+    fed_ = true;
+    return run_.sees(rows, rng);
+  }
+  /// Ends the guessing: the target is to read target_feed().
+  void close() {
+    run_.close();
+    target_.checkpoint();
+  }
+  std::span<const Token> target_feed() const { return run_.feed(); }
+  /// Accepts guesses by the target's logits, and chooses the token behind them.
+  template <std::uniform_random_bit_generator Rng> void judge(const ConstMatrixRef<Scalar>& rows, Rng& rng) {
+    const Index accepted = run_.judge(rows, rng), drafted = run_.drafted();
+    chosen_ = accepted + 1;
+    ++stats_.steps;
+    stats_.drafted += drafted;
+    stats_.accepted += accepted;
+    stats_.rejected += accepted < drafted;
+    if (drafted > 0) pace_.saw(accepted, accepted < drafted);
+  }
+  /// Undoes a step that was opened.
+  void give_up() { undo(); }
+
   /// Tokens chosen by choose(), first to last, of which the caller has reported some.
-  std::span<const Token> run() const { return std::span<const Token>(run_).first(static_cast<std::size_t>(chosen_)); }
-  Token report() { return run_[static_cast<std::size_t>(reported_++)]; }
+  std::span<const Token> run() const { return run_.tokens().first(static_cast<std::size_t>(chosen_)); }
+  Token report() { return run_.tokens()[static_cast<std::size_t>(reported_++)]; }
   void report_all() { reported_ = chosen_; }
 
   /// Ends a step: crops both models to just before the last token reported, which becomes pending.
@@ -116,12 +164,12 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
       draft_.end(read);
       if (reported_ > 0 && drafting_) {
         lag_ = read - draft_.next_position();
-        late_ = reported_ > 1 ? run_[static_cast<std::size_t>(reported_) - 2] : pending_;
+        late_ = reported_ > 1 ? run_.tokens()[static_cast<std::size_t>(reported_) - 2] : pending_;
       }
     }
     if (reported_ > 0) {
-      text_.push(std::span<const Token>(run_).first(static_cast<std::size_t>(reported_)));
-      pending_ = run_[static_cast<std::size_t>(reported_) - 1];
+      run_.text().push(run_.tokens().first(static_cast<std::size_t>(reported_)));
+      pending_ = run_.tokens()[static_cast<std::size_t>(reported_) - 1];
       stats_.tokens += reported_;
       note_positions();
     }
@@ -129,7 +177,6 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
   }
 
  private:
-  static constexpr std::size_t reserved_text = 4096;
   static const SpeculativeOptions& checked(const Target& target, const Draft& draft, const SpeculativeOptions& options) {
     options.check();
     if (static_cast<const void*>(&target) == static_cast<const void*>(&draft))
@@ -151,8 +198,14 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
   void read_pending() {
     Trace trace(*this);
     begin();
+    run_.open(pending_, 0);
     target_.checkpoint();
-    if (drafting_) asked([&] { feed_draft([](const auto&) {}); });
+    if (drafting_)
+      asked([&] {
+        draft_.checkpoint();
+        late_feed_ = {late_, pending_}, fed_ = false;
+        draft_.model().decode(draft_feed());
+      });
     keep(target_.model().decode(std::span<const Token>(&pending_, 1)));
     trace.keep();
     target_.end(target_.next_position());
@@ -178,6 +231,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
   };
   void undo() {
     chosen_ = reported_ = 0;
+    if (stepping_ && pending_ >= 0) run_.close();
     target_.undo();
     draft_.undo();
     stepping_ = false;
@@ -203,68 +257,17 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
     reported_ = chosen_ = 0;
   }
 
-  /// Feeds the draft the tokens it has not read yet, the pending token last.
-  template <class Sees> void feed_draft(Sees&& sees) {
-    draft_.checkpoint();
-    const std::array<Token, 2> late{late_, pending_};
-    sees(draft_.model().decode(std::span<const Token>(late).last(static_cast<std::size_t>(lag_) + 1)));
-  }
-
   /// Lets the target verify up to `most` guesses after the pending token.
   template <std::uniform_random_bit_generator Rng> void verify(Index most, Rng& rng) {
     Trace trace(*this);
-    begin();
-    feed_[0] = pending_;
-    const Index drafted = guess(most, rng);
-    target_.checkpoint();
-    const auto& logits = target_.model().decode(std::span<const Token>(feed_).first(static_cast<std::size_t>(drafted) + 1));
-    const ConstMatrixRef<Scalar> rows = logits;
-    check_shape("SpeculativeDecoder", "the target's logits", rows, drafted + 1, logits_.size());
-    const Guessed accepting(text_);
-    const auto row = [&](Index i) { return text_.template apply<Scalar>(rows.row(i), ruled_); };
-    Index accepted = 0;
-    // accept guess x with probability min(1, p(x) / q(x)), else draw from max(0, p - q), normalised, and end the step (RejectionSampler)
-    for (; accepted < drafted; ++accepted) {
-      const std::size_t i = static_cast<std::size_t>(accepted);
-      if ((run_[i] = sampler_.verify(accepted, row(accepted), rng)) != feed_[i + 1]) break;
-      text_.push(run_[i]);
-    }
-    // all accepted: the same pass of the target gives one more token
-    if (accepted == drafted) run_[static_cast<std::size_t>(drafted)] = sampler_.sample(row(drafted), rng);
-    chosen_ = accepted + 1;
-
-    ++stats_.steps;
-    stats_.drafted += drafted;
-    stats_.accepted += accepted;
-    stats_.rejected += accepted < drafted;
-    if (drafted > 0) pace_.saw(accepted, accepted < drafted);
-    trace.keep();
-  }
-
-  /// Writes the draft's guesses into feed_[1 ..] and returns their number: fewer than `most` if the draft has no more.
-  template <std::uniform_random_bit_generator Rng> Index guess(Index most, Rng& rng) {
-    Index made = 0;
-    if (const Index room = draft_.room() - lag_; drafting_ && room < 1) dismiss_draft();
-    if (!drafting_) return made;
-    most = (std::min)(most, draft_.room() - lag_);
-    const Guessed guesses(text_);
-    const auto sees = [&](const ConstMatrixRef<DraftScalar>& rows) {
-      check_shape("SpeculativeDecoder", "the draft's logits", rows, any_extent, logits_.size());
-      const ConstVectorRef<DraftScalar> last = rows.row(rows.rows() - 1);
-      if (made == most || no_guess<DraftScalar>(last)) return false;
-      const ConstVectorRef<DraftScalar> row = text_.template apply<DraftScalar>(last, ruled_draft_);
-      if (text_.any() && no_guess<DraftScalar>(row)) return false;  // the rules ban every token the draft would guess
-      const Token token = feed_[static_cast<std::size_t>(made) + 1] = sampler_.guess(made, row, rng);
-      text_.push(token);
-      ++made;
-      return made < most;
-    };
+    bool more = open(most);
     asked([&] {
-      bool more = false;
-      feed_draft([&](const ConstMatrixRef<DraftScalar>& rows) { more = sees(rows); });
-      while (more) more = sees(draft_.model().decode(std::span<const Token>(feed_).subspan(static_cast<std::size_t>(made), 1)));
+      while (more) more = sees(draft_.model().decode(draft_feed()), rng);
     });
-    return made;
+    close();
+    const auto& logits = target_.model().decode(target_feed());
+    judge(ConstMatrixRef<Scalar>(logits), rng);
+    trace.keep();
   }
 
   void note_positions() {
@@ -281,16 +284,14 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
   SteppedModel<Target> target_;
   SteppedModel<Draft> draft_;
   SpeculativeOptions options_;
-  RejectionSampler<Scalar, DraftScalar> sampler_;
-  Vector<Scalar> logits_;            ///< the target's logits after a prompt
-  std::vector<Token> feed_, run_;    ///< [draft_tokens + 1] the pending token and the guesses; the tokens of a step
-  RuledText text_;                   ///< under rules: all tokens read or generated
-  Vector<Scalar> ruled_;             ///< a row of the target under the rules
-  Vector<DraftScalar> ruled_draft_;  ///< a row of the draft under the rules
-  Index chosen_ = 0, reported_ = 0;  ///< number of tokens in run_
-  Token pending_ = -1, late_ = -1;   ///< late_: the token before pending_, if the draft has not read it yet
-  Index lag_ = 0;                    ///< 1: the draft has not read late_
-  bool drafting_ = true;             ///< the draft has read the same text as the target
+  SpeculativeRun<Scalar, DraftScalar> run_;
+  Vector<Scalar> logits_;             ///< the target's logits after a prompt
+  Index chosen_ = 0, reported_ = 0;   ///< of the tokens of run_
+  Token pending_ = -1, late_ = -1;    ///< late_: the token before pending_, if the draft has not read it yet
+  std::array<Token, 2> late_feed_{};  ///< what the draft reads first in a step
+  bool fed_ = false;                  ///< the draft has read late_feed_
+  Index lag_ = 0;                     ///< 1: the draft has not read late_
+  bool drafting_ = true;              ///< the draft has read the same text as the target
   bool stepping_ = false;
   DraftPace pace_;
   SpeculativeStats stats_;
