@@ -25,7 +25,7 @@ function(expect code says program)
   endif()
 endfunction()
 
-set(programs chat compose demo finetune_feed_forward generate infinite_stream inspect lora_ranks lora_switch merge_image_tokens policy_shootout
+set(programs chat compose demo finetune_feed_forward generate infinite_stream inspect look lora_ranks lora_switch merge_image_tokens policy_shootout
              prompt_once self_speculation your_own_loop your_own_model your_own_policy)
 foreach(program IN LISTS programs)
   expect(0 "^${program}" ${program} --help)

@@ -142,6 +142,7 @@ TEST_CASE("reductions refuse features without what they choose by", "[vision]") 
   const ImageFeatures<float> plain = vision.look(tiles, ws);
   for (const ImageReduction r : {ImageReduction::tome, ImageReduction::visionzip, ImageReduction::prumerge})
     CHECK_THROWS_WITH(reduce_image(vision, tiles, plain, r, {.keep = 4}, ws), contains("look() with taps_for(reduction)"));
+  CHECK(reduce_image(vision, tiles, plain, ImageReduction::tome, {.keep = 4, .by_rows = true}, ws).rows.rows() == 4);
   CHECK_THROWS_AS(reduce_image(vision, tiles, plain, ImageReduction::divprune, {.keep = 0}, ws), ShapeError);
   CHECK_THROWS_WITH(image_reduction("magic"), contains("no reduction 'magic': all, tome, prumerge, visionzip, divprune"));
   CHECK(image_reduction("tome") == ImageReduction::tome);

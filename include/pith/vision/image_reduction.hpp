@@ -70,6 +70,7 @@ struct ReduceOptions {
   Index keep = 64;        ///< rows that are left of a picture, newlines aside; more than there are: all
   Index contextual = -1;  ///< visionzip: those of them that are merged rows; -1: 10 of 64, as published
   Index neighbours = 32;  ///< prumerge: rows added to each
+  bool by_rows = false;   ///< tome: compares the rows themselves, not keys, so the features need no taps
   bool masses = false;    ///< tome: gives ImageRows::masses, for sessions that keep them
 };
 
@@ -97,7 +98,7 @@ ImageRows<S> reduce_image(const Vision<S>& vision, const ImageTiles& tiles, cons
   const detail::RowChoice<S> choice{vision, tiles, seen, ws};
   switch (reduction) {
     case ImageReduction::tome:
-      return choice.tome(options.keep, options.masses);
+      return choice.tome(options.keep, options.by_rows, options.masses);
     case ImageReduction::prumerge:
       return choice.prumerge(options.keep, options.neighbours);
     case ImageReduction::visionzip:

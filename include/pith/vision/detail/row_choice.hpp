@@ -32,11 +32,11 @@ template <class S> struct RowChoice {
   const ImageFeatures<S>& seen;
   Workspace& ws;
 
-  ImageRows<S> tome(Index keep, bool masses) const {
-    need(seen.key_mean.rows(), "keys");
+  ImageRows<S> tome(Index keep, bool by_rows, bool masses) const {
+    if (!by_rows) need(seen.key_mean.rows(), "keys");
     ImageRows<S> all = work_rows();
     const std::vector<std::int32_t> tokens = candidates(all);
-    Matrix<S> rows = chosen(all.rows, tokens), keys = chosen(vision.per_row(tiles, seen.key_mean), tokens);
+    Matrix<S> rows = chosen(all.rows, tokens), keys = by_rows ? rows : chosen(vision.per_row(tiles, seen.key_mean), tokens);
     Vector<S> mass = Vector<S>::Ones(rows.rows());
     const Index n = rows.rows(), workers = ws.workers();
     std::vector<std::int32_t> row_of(static_cast<std::size_t>(n)), token_of(row_of);
