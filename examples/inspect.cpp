@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include <pith/io.hpp>
 
@@ -114,20 +115,50 @@ void print_config(const DecoderConfig& c) {
   std::printf("\n");
 }
 
+/// How the projections are stored: those of one kind on a line, with how many there are, or their names if they are few.
+void print_modules(const std::vector<StoredModule>& modules) {
+  std::map<std::string, std::vector<std::string>> by_kind;
+  bool quantised = false;
+  for (const StoredModule& module : modules) {
+    quantised = quantised || module.quantised();
+    std::string kind = module.format;
+    if (module.quantised()) {
+      kind += ", " + std::to_string(module.bits) + " bits, a scale for " + std::to_string(module.group) + " inputs";
+      if (module.group_rows > 1) kind += " of " + std::to_string(module.group_rows) + " outputs";
+      if (module.zeros) kind += ", zeros";
+      if (module.act_order) kind += ", act-order (g_idx)";
+    }
+    by_kind[kind].push_back(module.name);
+  }
+  if (!quantised) return;
+  for (const auto& [kind, names] : by_kind) {
+    std::printf("modules                    %zu in %s", names.size(), kind.c_str());
+    if (names.size() <= 4)
+      for (const std::string& name : names) std::printf("%s%s", &name == &names.front() ? ": " : ", ", name.c_str());
+    std::printf("\n");
+  }
+}
+
 struct Totals {
   std::map<std::string, std::size_t> tensors_by_type;
   std::size_t parameters = 0, on_disk = 0, packed = 0;
 };
 
-/// Panels hold 32 outputs each; types narrower than float keep their width.
+/// Panels hold 32 outputs each; types narrower than float keep their width. Codes are in memory as they would be packed.
 Totals add_up(const CheckpointFiles& files, const Checkpoint<float>& loaded) {
   Totals totals;
+  const auto coded = [&](std::string_view tensor) {
+    return std::any_of(loaded.modules.begin(), loaded.modules.end(), [&](const StoredModule& module) {
+      return module.quantised() && tensor.starts_with(module.name + ".") && !tensor.ends_with(".bias");
+    });
+  };
   for (const Safetensors& file : files.files()) {
     totals.on_disk += file.size();
     for (const TensorInfo& tensor : file.tensors()) {
       const std::string_view name = tensor.name;
       if (std::binary_search(loaded.ignored.begin(), loaded.ignored.end(), tensor.name) || detail::is_rope_table(name)) continue;
       ++totals.tensors_by_type[std::string(dtype_name(tensor.dtype))];
+      if (coded(name)) continue;
       const auto size = static_cast<std::size_t>(tensor.elements());
       totals.parameters += size;
       const std::size_t width =
@@ -138,6 +169,24 @@ Totals add_up(const CheckpointFiles& files, const Checkpoint<float>& loaded) {
       if (panels) totals.packed += static_cast<std::size_t>((tensor.shape[0] + 31) / 32 * 32 * tensor.shape[1]) * width;
     }
   }
+  // Of the layers as they were loaded, what is not mapped.
+  std::size_t held = 0, mapped = 0;
+  const auto hold = [&](const AnyLinear<float>& linear) {
+    held += linear.bytes() - static_cast<std::size_t>(linear.bias().size()) * sizeof(float);
+  };
+  for (const LayerWeights<float>& layer : loaded.weights.layers)
+    detail::for_each_projection(layer, loaded.config, [&](const char*, const AnyLinear<float>& linear, Index, Index) { hold(linear); });
+  if (!loaded.config.tie_word_embeddings) hold(loaded.weights.lm_head);
+  bool quantised = false;
+  for (const StoredModule& module : loaded.modules) {
+    const auto size = static_cast<std::size_t>(module.out * module.in);
+    quantised = quantised || module.quantised();
+    if (module.quantised())
+      totals.parameters += size;
+    else
+      mapped += size * static_cast<std::size_t>(module.bits) / 8;
+  }
+  if (quantised) totals.packed += held - mapped;
   return totals;
 }
 
@@ -147,13 +196,15 @@ void inspect_checkpoint(const fs::path& folder, const std::string& config) {
   const DecoderConfig& c = loaded.config;
   std::printf("%s (%s)\n", folder.string().c_str(), config.c_str());
   print_config(c);
+  print_modules(loaded.modules);
   const Totals totals = add_up(files, loaded);
   std::printf("parameters                 %zu in %zu file(s):", totals.parameters, files.files().size());
   for (const auto& [type, count] : totals.tensors_by_type) std::printf(" %zu tensors %s", count, type.c_str());
   std::printf("\n");
   print_bytes("on disk", totals.on_disk);
   print_bytes("in memory, packed", totals.packed);
-  print_bytes("in memory, mapped", totals.on_disk);
+  if (std::none_of(loaded.modules.begin(), loaded.modules.end(), [](const StoredModule& module) { return module.quantised(); }))
+    print_bytes("in memory, mapped", totals.on_disk);  // codes are packed in any case
   const std::size_t row = static_cast<std::size_t>(2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim);
   print_bytes("kv cache a token, float", row * sizeof(float));
   print_bytes("kv cache a token, 16 bit", row * 2);

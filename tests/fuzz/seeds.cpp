@@ -8,6 +8,7 @@
 #include <pith/io.hpp>
 
 #include "fuzz/tiny_sessions.hpp"
+#include "io/quantised_folder.hpp"
 #include "io/tiny_adapter.hpp"
 #include "io/tiny_checkpoint.hpp"
 
@@ -85,7 +86,19 @@ void add_configs(Seeds seeds) {
        R"({"model_type":"glm4","num_hidden_layers":1,"rope_parameters":{"partial_rotary_factor":0.25,"rope_theta":10000}})",
        R"({"model_type":"cohere2","num_hidden_layers":4,"logit_scale":0.25,"position_embedding_type":"rope_gptj","rotary_pct":1.0})",
        R"({"model_type":"qwen2_5_vl","num_hidden_layers":1,"rope_scaling":{"type":"mrope","mrope_section":[16,24,24]}})",
-       R"({"model_type":"llava","text_config":{"num_hidden_layers":1}})"})
+       R"({"model_type":"llava","text_config":{"num_hidden_layers":1}})",
+       R"({"model_type":"llama","num_hidden_layers":1,"quantization_config":{"quant_method":"awq","bits":4,"group_size":-1,"zero_point":true,)"
+       R"("version":"gemm","modules_to_not_convert":["mlp.down_proj"]}})",
+       R"({"model_type":"llama","num_hidden_layers":1,"quantization_config":{"quant_method":"gptq","bits":8,"group_size":32,"desc_act":true,)"
+       R"("checkpoint_format":"gptq_v2","pack_dtype":"int32","dynamic":{"+:.*\\.mlp\\.":{"bits":4,"group_size":64},"-:k_proj":{}}}})",
+       R"({"model_type":"llama","num_hidden_layers":1,"compression_config":{"format":"pack-quantized","quantization_status":"compressed",)"
+       R"("sparsity_config":{},"ignore":["lm_head","re:.*v_proj"],"config_groups":{"group_0":{"targets":["Linear","re:.*(q|k)_proj"],"weights":)"
+       R"({"num_bits":4,"type":"int","strategy":"group","group_size":32,"symmetric":false}},"group_1":{"format":"float-quantized","targets":[],)"
+       R"("weights":{"num_bits":8,"type":"float","strategy":"block","block_structure":[128,64]}}}}})",
+       R"({"model_type":"mistral3","text_config":{"num_hidden_layers":1},"quantization_config":{"quant_method":"fp8","fmt":"e4m3",)"
+       R"("activation_scheme":"static","weight_block_size":null,"ignored_layers":["lm_head"]}})",
+       R"({"model_type":"qwen2","num_hidden_layers":1,"quantization_config":{"quant_method":"bitsandbytes","load_in_4bit":true,)"
+       R"("bnb_4bit_quant_type":"nf4","llm_int8_skip_modules":null}})"})
     seeds.add(text);
 }
 
@@ -101,6 +114,31 @@ void add_indices(Seeds seeds) {
   checkpoint.write(folder);
   seeds.add("=== model.safetensors\n" + folder.read("model.safetensors"));
   seeds.add("=== generation_config.json\n{\"eos_token_id\":[1,4]}");
+  const auto coded = [&](const char* config, const auto& make) {
+    pith_test::QuantisedFolder quantised(nlohmann::json::parse(config),
+                                         {.hidden = 8, .inner = 8, .heads = 1, .kv_heads = 1, .head_dim = 8, .vocab = 5});
+    quantised.modules([&](const std::string& name, int out, int in) { make(quantised, name, out, in); });
+    const pith_test::TempFolder at;
+    quantised.write(at);
+    seeds.add("=== config.json\n" + at.read("config.json") + "\n=== model.safetensors\n" + at.read("model.safetensors"));
+  };
+  using Folder = pith_test::QuantisedFolder;
+  coded(R"({"quant_method":"awq","group_size":-1})",
+        [](Folder& f, const std::string& name, int out, int in) { f.awq(name, f.random(out, in, 4, 0)); });
+  coded(R"({"quant_method":"gptq","bits":4,"group_size":4})",
+        [](Folder& f, const std::string& name, int out, int in) { f.gptq(name, f.random(out, in, 4, 4), 1, true); });
+  coded(R"({"quant_method":"compressed-tensors","format":"pack-quantized","config_groups":{"g":{"targets":["Linear"],"weights":)"
+        R"({"num_bits":4,"strategy":"group","group_size":8}}},"ignore":["re:lm_head"]})",
+        [](Folder& f, const std::string& name, int out, int in) { f.packed(name, f.random(out, in, 4, 8), true); });
+  coded(R"({"quant_method":"compressed-tensors","format":"int-quantized","config_groups":{"g":{"targets":["Linear"],"weights":)"
+        R"({"num_bits":8,"strategy":"channel"}}}})",
+        [](Folder& f, const std::string& name, int out, int in) { f.bytes(name, f.random(out, in, 8, 0, 128), false); });
+  coded(R"({"quant_method":"fp8","weight_block_size":[5,3]})", [](Folder& f, const std::string& name, int out, int in) {
+    const std::vector<float> scales = f.float8(name, out, in, 5, 3);
+    f.tensors[name + ".weight_scale_inv"] = pith_test::RawTensor::of(pith::DType::f32, {(out + 4) / 5, (in + 2) / 3}, scales);
+  });
+  coded(R"({"quant_method":"bitsandbytes","load_in_4bit":true,"bnb_4bit_quant_type":"nf4"})",
+        [](Folder& f, const std::string& name, int out, int in) { f.table4(name, out, in, "nf4", 24, pith::DType::u8, true); });
 }
 
 void add_adapters(Seeds seeds) {

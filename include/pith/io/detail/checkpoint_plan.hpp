@@ -169,7 +169,7 @@ class CheckpointPlan {
     const std::string name = module + ".weight";
     want(name, {out, in});
     const DType dtype = find(name).tensor->dtype;
-    modules_.push_back({.name = module, .format = std::string(dtype_name(dtype)), .bits = Index(dtype_bits(dtype))});
+    modules_.push_back({.name = module, .format = std::string(dtype_name(dtype)), .out = out, .in = in, .bits = Index(dtype_bits(dtype))});
   }
 
   void projection(const std::string& name, Index out, Index in, const std::string& bias) {

@@ -29,6 +29,8 @@ class CodedWeight {
   CodedWeight(const ModuleTensors& tensors, StoredModule stored)
       : out_(tensors.out()), in_(tensors.in()), stored_(std::move(stored)), tensors_(tensors.taken()) {
     stored_.name = tensors.module();
+    stored_.out = out_;
+    stored_.in = in_;
   }
   virtual ~CodedWeight() = default;
   CodedWeight(const CodedWeight&) = delete;
