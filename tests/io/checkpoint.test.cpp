@@ -326,6 +326,32 @@ TEST_CASE("checkpoint: a double too large for float", "[io]") {
   CHECK(detail::first_non_finite<float>(DType::f32, reinterpret_cast<const std::byte*>(many.data()), 10'000) == 8192);
 }
 
+TEST_CASE("checkpoint: packing by several threads makes the same weights, in every layout", "[io]") {
+  TinyCheckpoint tiny;
+  tiny.config = R"({"model_type":"llama","vocab_size":300,"hidden_size":40,"intermediate_size":200,)"
+                R"("num_hidden_layers":2,"num_attention_heads":5,"num_key_value_heads":5})";
+  tiny.put("model.embed_tokens.weight", 300, 40);
+  tiny.put("lm_head.weight", 300, 40);
+  tiny.put("model.norm.weight", 40, 1);
+  for (const std::string layer : {"model.layers.0.", "model.layers.1."}) {
+    for (const char* norm : {"input_layernorm.weight", "post_attention_layernorm.weight"}) tiny.put(layer + norm, 40, 1);
+    for (const char* name : {"q", "k", "v", "o"}) tiny.put(layer + "self_attn." + name + "_proj.weight", 40, 40);
+    for (const char* name : {"gate", "up"}) tiny.put(layer + "mlp." + name + "_proj.weight", 200, 40);
+    tiny.put(layer + "mlp.down_proj.weight", 40, 200);
+  }
+  const TempFolder folder;
+  tiny.write(folder);
+  ThreadPool pool(4);
+  const std::vector<Token> ids{3, 299, 7, 0, 150};
+  for (const WeightsLayout layout : {WeightsLayout::packed, WeightsLayout::int8, WeightsLayout::int4, WeightsLayout::mapped}) {
+    const Matrix<float> alone = load_decoder(folder / ".", {.weights = layout}).forward(ids);
+    CHECK(load_decoder(folder / ".", {.weights = layout, .executor = pool}).forward(ids) == alone);
+  }
+  tiny.tensors["lm_head.weight"](290, 3) = tiny.tensors["lm_head.weight"](70, 1) = std::numeric_limits<float>::infinity();
+  tiny.write(folder);
+  CHECK_THROWS_WITH(load_checkpoint(folder / ".", {.executor = pool}), contains("'lm_head.weight': value 2801 is NaN or infinite"));
+}
+
 TEST_CASE("checkpoint: progress and cancelling", "[io]") {
   const TinyCheckpoint tiny;
   std::vector<std::string> names;

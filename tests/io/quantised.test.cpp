@@ -61,7 +61,8 @@ void check_quantised(const QuantisedFolder& folder, Kept kept, double bound) {
   const std::vector<Token> ids{1, 7, 3, 30, 2};
   const Matrix<float> ours = decoder.forward(ids), theirs = floats.forward(ids);
   CHECK((ours - theirs).cwiseAbs().maxCoeff() <= bound * theirs.cwiseAbs().maxCoeff());
-  CHECK(load_decoder(at / ".", {.weights = WeightsLayout::mapped}).forward(ids) == ours);
+  ThreadPool pool(3);
+  CHECK(load_decoder(at / ".", {.weights = WeightsLayout::mapped, .executor = pool}).forward(ids) == ours);
   CHECK(decoder.fingerprint() != floats.fingerprint());
 }
 
@@ -292,7 +293,10 @@ TEST_CASE("quantised: floats of eight bits under every grid of scales", "[io]") 
 
   // A code of NaN.
   with_static.tensors["model.layers.0.mlp.up_proj.weight"].bytes[5] = std::byte{0xff};
-  CHECK_THROWS_WITH(quantised_of(with_static), contains("up_proj.weight': value 5 is NaN"));
+  with_static.tensors["model.layers.0.mlp.up_proj.weight"].bytes[64 * 70] = std::byte{0x7f};
+  ThreadPool pool(3);
+  for (const ExecutorRef executor : {ExecutorRef(serial), ExecutorRef(pool)})  // the first of two
+    CHECK_THROWS_WITH(quantised_of(with_static, {.executor = executor}), contains("up_proj.weight': value 5 is NaN"));
   CHECK_NOTHROW(quantised_of(with_static, {.check_finite = false}));
 }
 

@@ -14,6 +14,7 @@
 
 #include <pith/attention/rope.hpp>
 #include <pith/core/check.hpp>
+#include <pith/core/executor.hpp>
 #include <pith/io/checkpoint_files.hpp>
 #include <pith/io/config_json.hpp>
 #include <pith/io/detail/checkpoint_fingerprint.hpp>
@@ -42,6 +43,8 @@ struct LoadOptions {
   std::string config = "config.json";     ///< the configuration's file name inside the folder
   std::optional<bool> check_finite = {};  ///< refuse NaN and infinite weights; unset: yes, but not if mapped, which reads no data
   std::function<bool(const LoadProgress&)> progress = {};  ///< returns false to cancel
+  ExecutorRef executor =
+      {};  ///< its workers check, round and pack; they also touch the memory first. The weights' bits do not depend on it
 };
 
 /// A loaded checkpoint: config and weights, from which a Decoder is made.
@@ -85,12 +88,16 @@ template <class Check> void check_config_file(const std::filesystem::path& path,
 /// a tensor inside a layer that the family does not have; ignores and lists whole layers beyond num_hidden_layers and towers of other
 /// kinds. Uses and lists a bias that the config does not declare. generation_config.json decides eos_token_id. Projections that the folder
 /// keeps in one tensor are views of its rows; norms that it keeps as w - 1 are loaded as w.
+/// Of a quantised folder, codes of four bits and bytes with a scale for each output keep their codes in any layout; other codes are widened
+/// to float, exactly, or rounded under `int8` and `int4`.
 /// Under `mapped`, a misaligned tensor or one of a type that S is not computed from (F64 for float; anything but F64 for double) is packed
 /// instead. Norms and biases are always copied; under `int8` and `int4` they and the embedding table keep their values. With tied
 /// embeddings the table is the head, even if the file holds an lm_head.
 ///
 /// Cost     one pass over the weights when packed or int8, some 200 operations a weight more when int4; the headers only when mapped
-/// Heap     packed: the weights in their own width, a tied table once as rows and once as panels; int8: one byte per weight; int4: 4.5 bits
+/// Heap     packed: the weights in their own width, a tied table once as rows and once as panels; int8: one byte per weight; int4: 4.5
+/// bits;
+///          codes that are widened: four bytes per weight
 /// Throws   FormatError naming file, tensor, expected and found; UnsupportedError for unsupported features; Cancelled
 template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::path& folder, const LoadOptions& options = {}) {
   Checkpoint<S> out;
@@ -120,7 +127,8 @@ template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::
     if (options.progress && !options.progress(progress))
       raise<Cancelled>("pith::load_checkpoint: cancelled after ", progress.tensors_done, " of ", progress.tensors_total, " tensors");
   };
-  detail::WeightReader<S> reader(plan, options.weights, options.check_finite.value_or(options.weights != WeightsLayout::mapped));
+  detail::WeightReader<S> reader(plan, options.weights, options.check_finite.value_or(options.weights != WeightsLayout::mapped),
+                                 options.executor);
   const auto start = [&](const std::string& tensor) { report(tensor); };
   const auto finish = [&](std::size_t bytes) {
     ++progress.tensors_done;

@@ -11,6 +11,7 @@
 
 #include <pith/core/bulk.hpp>
 #include <pith/core/check.hpp>
+#include <pith/core/executor.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
@@ -66,13 +67,13 @@ class Int4Weight {
   explicit Int4Weight(const W& weight, Index group = default_group) : Int4Weight(ConstMatrixRef<detail::scalar_t<W>>(weight), group) {}
 
   /// Rounds rows from a callback, as PackedWeight takes them: rows_at(first, n) returns n rows of float, bfloat16 or half.
-  template <class RowsAt> Int4Weight(Index out, Index in, const RowsAt& rows_at, Index group = default_group);
+  template <class RowsAt> Int4Weight(Index out, Index in, const RowsAt& rows_at, Index group = default_group, ExecutorRef executor = {});
 
-  /// Takes codes from a file by a callback: rows_at(first, n) returns Int4Rows<T> of n rows. It is asked for each row once, in order, at
-  /// most 32 at a time.
+  /// Takes codes from a file by a callback: rows_at(first, n) returns Int4Rows<T> of n rows, or a struct that owns such rows. It
+  /// is asked for each row once, at most 32 at a time, as PackedWeight asks.
   ///
   /// Throws   ShapeError if rows, codes, zeros or the order are not what they have to be
-  template <class RowsAt> Int4Weight(Index out, Index in, const Int4Groups& groups, const RowsAt& rows_at);
+  template <class RowsAt> Int4Weight(Index out, Index in, const Int4Groups& groups, const RowsAt& rows_at, ExecutorRef executor = {});
 
   /// Whether groups of so many inputs can be held (0 or less: one for all): a multiple of 8 up to 128, or what such a number divides.
   static bool holds(Index in, Index group) { return detail::stored_group(in, group) != 0; }
@@ -98,13 +99,17 @@ class Int4Weight {
   const std::vector<std::int32_t>& order() const { return order_; }
 
  private:
-  /// Allocates records and fills them: fill(panel, first_row, rows, record_at).
-  template <class Fill> void build(const Fill& fill) {
+  /// Allocates records and fills them, panel by panel: fill(first_row, rows, records), made once for each worker by fill_of().
+  template <class FillOf> void build(ExecutorRef executor, const FillOf& fill_of) {
     const std::shared_ptr<std::byte[]> memory(detail::allocate_bulk(static_cast<std::size_t>(shape_.bytes())));
-    std::byte* next = memory.get();
-    for (Index p = 0; p < shape_.panels(); ++p, next += shape_.groups() * shape_.record_bytes())
-      fill(p * detail::panel_width, (std::min)(detail::panel_width, shape_.out - p * detail::panel_width), next);
-    data_ = std::shared_ptr<const std::byte>(memory, memory.get());
+    std::byte* const records = memory.get();
+    detail::for_panels(shape_.panels(), executor, [&] {
+      return [&, fill = fill_of()](Index p) mutable {
+        const Index first = p * detail::panel_width;
+        fill(first, (std::min)(detail::panel_width, shape_.out - first), records + p * shape_.groups() * shape_.record_bytes());
+      };
+    });
+    data_ = std::shared_ptr<const std::byte>(memory, records);
   }
 
   detail::Int4Shape shape_;
@@ -112,16 +117,15 @@ class Int4Weight {
   std::vector<std::int32_t> order_;
 };
 
-template <class RowsAt> Int4Weight::Int4Weight(Index out, Index in, const RowsAt& rows_at, Index group) {
+template <class RowsAt> Int4Weight::Int4Weight(Index out, Index in, const RowsAt& rows_at, Index group, ExecutorRef executor) {
   using Stored = std::remove_cvref_t<decltype(*rows_at(0, 0).data())>;
   static_assert(std::is_same_v<arithmetic_t<Stored>, float>, "pith: int4 weights are computed in float: pass float, bfloat16 or half");
   constexpr Index width = detail::panel_width;
   if (group < 8 || group > detail::largest_group || group % 8 != 0) [[unlikely]]
     raise<ShapeError>("pith::Int4Weight: groups of ", group, " inputs, expected a multiple of 8 up to ", detail::largest_group);
   shape_ = {.in = in, .out = out, .group = group};
-  std::vector<float> square(static_cast<std::size_t>(group * width));
-  detail::Int4Group to;
-  build([&](Index first, Index n, std::byte* record) {
+  const auto fill = [&, square = std::vector<float>(static_cast<std::size_t>(group * width)), to = detail::Int4Group()](
+                        Index first, Index n, std::byte* record) mutable {
     const auto& rows = rows_at(first, n);
     for (Index g = 0; g < shape_.groups(); ++g, record += shape_.record_bytes()) {
       std::fill(square.begin(), square.end(), 0.f);
@@ -135,11 +139,12 @@ template <class RowsAt> Int4Weight::Int4Weight(Index out, Index in, const RowsAt
       std::copy_n(scales, width, reinterpret_cast<half*>(to.scales.data()));
       to.write(shape_, record);
     }
-  });
+  };
+  build(executor, [&] { return fill; });
 }
 
 template <class RowsAt>
-Int4Weight::Int4Weight(Index out, Index in, const Int4Groups& groups, const RowsAt& rows_at) : order_(groups.order) {
+Int4Weight::Int4Weight(Index out, Index in, const Int4Groups& groups, const RowsAt& rows_at, ExecutorRef executor) : order_(groups.order) {
   using T = typename std::remove_cvref_t<decltype(rows_at(0, 0).scales)>::Scalar;
   static_assert(std::is_same_v<T, half> || std::is_same_v<T, bfloat16>, "pith: scales of four-bit weights are half or bfloat16");
   const Index stored = detail::stored_group(in, groups.size), size = groups.size <= 0 ? (std::max)(in, Index(1)) : groups.size;
@@ -149,8 +154,8 @@ Int4Weight::Int4Weight(Index out, Index in, const Int4Groups& groups, const Rows
   detail::check_order(order_, in);
   const Index count = (in + size - 1) / size;
   shape_ = {.in = in, .out = out, .group = stored, .zeros = groups.zeros, .half_scales = std::is_same_v<T, half>};
-  build([&](Index first, Index n, std::byte* record) {
-    const Int4Rows<T>& rows = rows_at(first, n);
+  const auto fill = [&](Index first, Index n, std::byte* record) {
+    const auto& rows = rows_at(first, n);
     check_shape("Int4Weight", "codes", rows.codes, n, in);
     check_shape("Int4Weight", "scales", rows.scales, n, count);
     check_shape("Int4Weight", "zeros", rows.zeros, groups.zeros ? n : 0, groups.zeros ? count : 0);
@@ -172,7 +177,8 @@ Int4Weight::Int4Weight(Index out, Index in, const Int4Groups& groups, const Rows
       }
       to.write(shape_, record);
     }
-  });
+  };
+  build(executor, [&] { return fill; });
 }
 
 inline void Int4Weight::copy_rows(Index first_row, MatrixRef<float> rows) const {

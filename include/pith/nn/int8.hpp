@@ -10,6 +10,7 @@
 #include <utility>
 
 #include <pith/core/check.hpp>
+#include <pith/core/executor.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
@@ -55,7 +56,7 @@ template <class T> float int8_encode(const T* w, Index n, std::int8_t* codes) {
 /// row that holds NaN or infinity decodes to NaN as a whole.
 ///
 /// Shapes   weight [out, in], float, bfloat16 or half · scales [out]
-/// Heap     once, at construction, plus 32 rows of codes while it is constructed
+/// Heap     once, at construction, plus 32 rows of codes a worker while it is constructed
 /// Throws   CapacityError if the panels could not be addressed
 /// Law      each decoded weight is off by at most half its row's scale, max |w[o, ·]| / 254, plus rounding
 class Int8Weight {
@@ -69,27 +70,29 @@ class Int8Weight {
   template <detail::EigenDense W> explicit Int8Weight(const W& weight) : Int8Weight(ConstMatrixRef<detail::scalar_t<W>>(weight)) {}
 
   /// Takes rows from a callback, as PackedWeight does: rows_at(first, n) returns n rows of float, bfloat16 or half.
-  template <class RowsAt> Int8Weight(Index out, Index in, const RowsAt& rows_at) : scales_(out) {
+  template <class RowsAt> Int8Weight(Index out, Index in, const RowsAt& rows_at, ExecutorRef executor = {}) : scales_(out) {
     using Stored = std::remove_cvref_t<decltype(*rows_at(0, 0).data())>;
     static_assert(std::is_same_v<arithmetic_t<Stored>, float>, "pith: int8 weights are computed in float: pass float, bfloat16 or half");
-    Matrix<std::int8_t> codes((std::min)(PackedWeight<std::int8_t>::width, out), in);
-    codes_ = PackedWeight<std::int8_t>(out, in, [&](Index first, Index n) {
+    const auto encoded = [&](Index first, Index n) {
       const auto& rows = rows_at(first, n);
+      Matrix<std::int8_t> codes(n, in);
       for (Index r = 0; r < n; ++r)
         scales_[first + r] = detail::int8_encode(rows.data() + r * rows.outerStride(), in, codes.data() + r * in);
-      return ConstMatrixRef<std::int8_t>(codes.topRows(n));
-    });
+      return codes;
+    };
+    codes_ = PackedWeight<std::int8_t>(out, in, encoded, executor);
   }
 
   /// Takes codes, -128 … 127, and their scales as they are: codes_at(first, n) returns n rows of codes, as PackedWeight takes them.
   ///
   /// Shapes   scales [out]
   /// Throws   ShapeError if there is not one scale for each output
-  template <class CodesAt> static Int8Weight of_codes(Index out, Index in, const CodesAt& codes_at, Vector<float> scales) {
+  template <class CodesAt>
+  static Int8Weight of_codes(Index out, Index in, const CodesAt& codes_at, Vector<float> scales, ExecutorRef executor = {}) {
     check_shape("Int8Weight::of_codes", "scales", scales, out, 1);
     Int8Weight weight;
     weight.scales_ = std::move(scales);
-    weight.codes_ = PackedWeight<std::int8_t>(out, in, codes_at);
+    weight.codes_ = PackedWeight<std::int8_t>(out, in, codes_at, executor);
     return weight;
   }
 

@@ -9,6 +9,7 @@
 
 #include <pith/core/bulk.hpp>
 #include <pith/core/check.hpp>
+#include <pith/core/executor.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
@@ -29,6 +30,16 @@ template <class T> constexpr Index panel_slot(Index c) {
   }
 }
 
+/// Calls fill(p) for each panel, workers taking a run of panels each: fill = fill_of(), made once for each worker with what it needs.
+template <class FillOf> void for_panels(Index panels, ExecutorRef executor, const FillOf& fill_of) {
+  const Index workers = (std::max)(Index(1), (std::min)(executor.size(), panels));
+  executor(workers, [&](Index worker) {
+    auto fill = fill_of();
+    const Index end = panels * (worker + 1) / workers;
+    for (Index p = panels * worker / workers; p < end; ++p) fill(p);
+  });
+}
+
 }  // namespace detail
 
 /// A weight matrix in panels of 32 outputs. A product with one token reads it as one sequential stream; many tokens use the same panels.
@@ -47,14 +58,17 @@ template <class T> class PackedWeight {
   PackedWeight() = default;
   explicit PackedWeight(ConstMatrixRef<T> weight)
       : PackedWeight(weight.rows(), weight.cols(), [&](Index first, Index rows) { return weight.middleRows(first, rows); }) {}
-  /// Takes rows from a callback: rows_at(first, n) returns rows [n, in]. It is asked for each row once, in order, at most 32 at a time.
-  template <class RowsAt> PackedWeight(Index out, Index in, const RowsAt& rows_at) : in_(in), out_(out) {
+  /// Takes rows from a callback: rows_at(first, n) returns rows [n, in]. It is asked for each row once, at most 32 at a time; in order,
+  /// unless an executor with several workers packs: then they ask at the same time.
+  template <class RowsAt> PackedWeight(Index out, Index in, const RowsAt& rows_at, ExecutorRef executor = {}) : in_(in), out_(out) {
     const Index size = detail::checked_product("PackedWeight", detail::checked_product("PackedWeight", panels(), width), in_);
     const std::size_t bytes = static_cast<std::size_t>(detail::checked_product("PackedWeight", size, Index(sizeof(T))));
     const std::shared_ptr<std::byte[]> memory(detail::allocate_bulk(bytes));
     T* first = reinterpret_cast<T*>(memory.get());
     data_ = std::shared_ptr<const T>(memory, first);
-    for (Index p = 0; p < panels(); ++p) pack(rows_at(p * width, (std::min)(width, out_ - p * width)), first + p * width * in_);
+    detail::for_panels(panels(), executor, [&] {
+      return [&](Index p) { pack(rows_at(p * width, (std::min)(width, out_ - p * width)), first + p * width * in_); };
+    });
   }
 
   Index in() const { return in_; }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
+#include <pith/core/executor.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/io/detail/coded_weight.hpp>
@@ -27,8 +28,8 @@ namespace pith { inline namespace v0 { namespace detail {
 /// Some rows of a coded weight, as a layer: the codes as they are where panels can hold them, else widened.
 template <class S> class CodedRows {
  public:
-  CodedRows(const CodedWeight& weight, Index first, Index rows, bool check_finite)
-      : weight_(weight), first_(first), rows_(rows), check_finite_(check_finite) {}
+  CodedRows(const CodedWeight& weight, Index first, Index rows, bool check_finite, ExecutorRef executor)
+      : weight_(weight), first_(first), rows_(rows), check_finite_(check_finite), executor_(executor) {}
 
   AnyLinear<S> linear(WeightsLayout layout, Vector<S> bias) const {
     if constexpr (std::is_same_v<S, float>) {
@@ -36,7 +37,8 @@ template <class S> class CodedRows {
         if (codes->bits() == 8 && codes->groups() == 1 && symmetric(*codes)) return AnyLinear<S>(Int8Linear(int8(*codes), std::move(bias)));
         if (std::optional<Int4Weight> four = int4(*codes)) return AnyLinear<S>(Int4Linear(*std::move(four), std::move(bias)));
       }
-      if (layout == WeightsLayout::int4) return AnyLinear<S>(Int4Linear(widened<float, Int4Weight>(), std::move(bias)));
+      if (layout == WeightsLayout::int4)
+        return AnyLinear<S>(Int4Linear(widened<float, Int4Weight>(Int4Weight::default_group), std::move(bias)));
       if (layout == WeightsLayout::int8) return AnyLinear<S>(Int8Linear(widened<float, Int8Weight>(), std::move(bias)));
     }
     return AnyLinear<S>(PackedLinear<S, S>(widened<S, PackedWeight<S>>(), std::move(bias)));
@@ -47,36 +49,34 @@ template <class S> class CodedRows {
 
   Index together() const { return (std::min)(rows_together, rows_); }
 
-  /// A weight made of rows of T.
-  template <class T, class Weight> Weight widened() const {
-    Matrix<float> wide(together(), weight_.in());
-    Matrix<T> rows;
-    return Weight(rows_, weight_.in(), [&](Index first, Index n) {
-      weight_.rows(first_ + first, n, wide.data());
-      check_values("value", wide.data(), (first_ + first) * weight_.in(), n * weight_.in());
-      if constexpr (std::is_same_v<T, float>) {
-        return ConstMatrixRef<float>(wide.topRows(n));
-      } else {
-        rows = wide.topRows(n).template cast<T>();
-        return ConstMatrixRef<T>(rows);
-      }
-    });
+  /// Rows [first, first + n) of these, widened.
+  template <class T> Matrix<T> widened_rows(Index first, Index n) const {
+    Matrix<float> wide(n, weight_.in());
+    weight_.rows(first_ + first, n, wide.data());
+    check_values("value", wide.data(), (first_ + first) * weight_.in(), n * weight_.in());
+    if constexpr (std::is_same_v<T, float>) return wide;
+    return wide.template cast<T>();
+  }
+  /// A weight of them, and what else its constructor takes before the executor.
+  template <class T, class Weight, class... More> Weight widened(More... more) const {
+    return Weight(
+        rows_, weight_.in(), [&](Index first, Index n) { return widened_rows<T>(first, n); }, more..., executor_);
   }
 
   Int8Weight int8(const GroupCodes& codes) const {
     Vector<float> scales(rows_);
     codes.scales(first_, rows_, scales.data());
     check_values("scale", scales.data(), first_, rows_);
-    Matrix<std::int8_t> rows(together(), codes.in());
     return Int8Weight::of_codes(
         rows_, codes.in(),
         [&](Index first, Index n) {
+          Matrix<std::int8_t> rows(n, codes.in());
           auto* bytes = reinterpret_cast<std::uint8_t*>(rows.data());
           codes.codes(first_ + first, n, bytes);
-          for (Index i = 0; i < n * codes.in(); ++i) bytes[i] ^= 0x80;  // from 0 … 255 to a sign
-          return ConstMatrixRef<std::int8_t>(rows.topRows(n));
+          for (Index i = 0; i < rows.size(); ++i) bytes[i] ^= 0x80;  // from 0 … 255 to a sign
+          return rows;
         },
-        std::move(scales));
+        std::move(scales), executor_);
   }
 
   /// Codes of four bits in panels, if panels can hold their groups and scales.
@@ -93,19 +93,28 @@ template <class S> class CodedRows {
     return {};
   }
 
+  /// As Int4Rows, in memory of its own.
+  template <class T> struct OwnRows {
+    Matrix<std::uint8_t> codes;
+    Matrix<T> scales;
+    Matrix<std::uint8_t> zeros;
+  };
   template <class T> Int4Weight int4(const GroupCodes& codes, const Int4Groups& groups) const {
     const Index count = codes.groups();
-    Matrix<std::uint8_t> rows(together(), codes.in()), zeros(groups.zeros ? together() : 0, groups.zeros ? count : 0);
-    Matrix<float> wide(together(), count);
-    Matrix<T> scales(together(), count);
-    return Int4Weight(rows_, codes.in(), groups, [&](Index first, Index n) {
-      codes.codes(first_ + first, n, rows.data());
-      if (groups.zeros) codes.zeros(first_ + first, n, zeros.data());
-      codes.scales(first_ + first, n, wide.data());
-      check_values("scale", wide.data(), (first_ + first) * count, n * count);
-      for (Index i = 0; i < n * count; ++i) scales.data()[i] = static_cast<T>(wide.data()[i]);
-      return Int4Rows<T>{rows.topRows(n), scales.topRows(n), zeros.topRows(groups.zeros ? n : 0)};
-    });
+    const auto rows_at = [&](Index first, Index n) {
+      OwnRows<T> rows{Matrix<std::uint8_t>(n, codes.in()), Matrix<T>(n, count), Matrix<std::uint8_t>()};
+      codes.codes(first_ + first, n, rows.codes.data());
+      if (groups.zeros) {
+        rows.zeros.resize(n, count);
+        codes.zeros(first_ + first, n, rows.zeros.data());
+      }
+      Matrix<float> scales(n, count);
+      codes.scales(first_ + first, n, scales.data());
+      check_values("scale", scales.data(), (first_ + first) * count, n * count);
+      for (Index i = 0; i < n * count; ++i) rows.scales.data()[i] = static_cast<T>(scales.data()[i]);
+      return rows;
+    };
+    return Int4Weight(rows_, codes.in(), groups, rows_at, executor_);
   }
 
   /// Whether T holds every scale exactly.
@@ -161,6 +170,7 @@ template <class S> class CodedRows {
   const CodedWeight& weight_;
   Index first_, rows_;
   bool check_finite_;
+  ExecutorRef executor_;
 };
 
 }}}  // namespace pith::v0::detail

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <pith/core/check.hpp>
+#include <pith/core/executor.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/io/checkpoint_files.hpp>
@@ -23,7 +24,8 @@ template <class S> class LinearReader {
  public:
   using Place = CheckpointFiles::Place;
 
-  LinearReader(WeightsLayout layout, bool check_finite) : layout_(layout), check_finite_(check_finite) {}
+  LinearReader(WeightsLayout layout, bool check_finite, ExecutorRef executor = {})
+      : layout_(layout), check_finite_(check_finite), executor_(executor) {}
 
   /// Checks elements [first, first + count) of a tensor.
   void check_values(const Place& place, Index first, Index count) const {
@@ -76,10 +78,11 @@ template <class S> class LinearReader {
       return all.middleRows(start + first, n);
     };
     if constexpr (std::is_same_v<S, float>) {
-      if (layout == WeightsLayout::int4) return AnyLinear<S>(Int4Linear(Int4Weight(rows, cols, checked_rows), std::move(bias)));
-      if (layout == WeightsLayout::int8) return AnyLinear<S>(Int8Linear(Int8Weight(rows, cols, checked_rows), std::move(bias)));
+      if (layout == WeightsLayout::int4)
+        return AnyLinear<S>(Int4Linear(Int4Weight(rows, cols, checked_rows, Int4Weight::default_group, executor_), std::move(bias)));
+      if (layout == WeightsLayout::int8) return AnyLinear<S>(Int8Linear(Int8Weight(rows, cols, checked_rows, executor_), std::move(bias)));
     }
-    return AnyLinear<S>(PackedLinear<S, T>(PackedWeight<T>(rows, cols, checked_rows), std::move(bias)));
+    return AnyLinear<S>(PackedLinear<S, T>(PackedWeight<T>(rows, cols, checked_rows, executor_), std::move(bias)));
   }
 
   bool mapped() const { return layout_ == WeightsLayout::mapped; }
@@ -98,6 +101,7 @@ template <class S> class LinearReader {
  protected:
   WeightsLayout layout_;
   bool check_finite_;
+  ExecutorRef executor_;
 };
 
 }}}  // namespace pith::v0::detail

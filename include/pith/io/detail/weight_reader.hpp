@@ -29,7 +29,8 @@ namespace pith { inline namespace v0 { namespace detail {
 /// Reads planned tensors into weights, one at a time, in order of use.
 template <class S> class WeightReader : private LinearReader<S> {
  public:
-  WeightReader(const CheckpointPlan& plan, WeightsLayout layout, bool check_finite) : LinearReader<S>(layout, check_finite), plan_(plan) {}
+  WeightReader(const CheckpointPlan& plan, WeightsLayout layout, bool check_finite, ExecutorRef executor)
+      : LinearReader<S>(layout, check_finite, executor), plan_(plan) {}
 
   /// Calls start(name) before each tensor and finish(bytes) after it.
   template <class Start, class Finish>
@@ -130,7 +131,7 @@ template <class S> class WeightReader : private LinearReader<S> {
     Index first = 0;
     for (const Part& part : parts) {
       Vector<S> own = bias.size() == 0 ? Vector<S>() : Vector<S>(bias.segment(first, part.rows));
-      *part.to = CodedRows<S>(codes, first, part.rows, this->check_finite_).linear(layout_of(part), std::move(own));
+      *part.to = CodedRows<S>(codes, first, part.rows, this->check_finite_, this->executor_).linear(layout_of(part), std::move(own));
       first += part.rows;
     }
   }
@@ -144,11 +145,13 @@ template <class S> class WeightReader : private LinearReader<S> {
         return;
       }
       Matrix<T> table(rows.rows(), rows.cols());
-      for (Index first = 0; first < rows.rows(); first += rows_together) {
-        const Index n = (std::min)(rows_together, rows.rows() - first);
-        check_values(place, first * rows.cols(), n * rows.cols());
-        table.middleRows(first, n) = rows.middleRows(first, n);
-      }
+      for_panels(ceil_div(rows.rows(), rows_together), this->executor_, [&] {
+        return [&](Index block) {
+          const Index first = block * rows_together, n = (std::min)(rows_together, rows.rows() - first);
+          check_values(place, first * rows.cols(), n * rows.cols());
+          table.middleRows(first, n) = rows.middleRows(first, n);
+        };
+      });
       out = Embedding<S>(std::move(table));
     });
     return out;
