@@ -25,14 +25,14 @@ function(expect code says program)
   endif()
 endfunction()
 
-set(programs chat compose demo finetune_feed_forward generate infinite_stream inspect look lora_ranks lora_switch merge_image_tokens policy_shootout
-             prompt_once self_speculation your_own_loop your_own_model your_own_policy)
+set(programs chat compaction compose demo finetune_feed_forward generate infinite_stream inspect look lora_ranks lora_switch merge_image_tokens
+             policy_shootout prompt_once recall self_speculation your_own_loop your_own_model your_own_policy)
 foreach(program IN LISTS programs)
   expect(0 "^${program}" ${program} --help)
   expect(1 "^${program}: unknown option --no-such.*--help" ${program} --no-such)
   expect(1 "^${program}: .*(one argument too many|expected a whole number)" ${program} a b c d)
 endforeach()
-foreach(program chat compose demo generate infinite_stream lora_switch policy_shootout prompt_once self_speculation your_own_model your_own_policy)
+foreach(program chat compose demo generate infinite_stream lora_switch policy_shootout prompt_once recall self_speculation your_own_model your_own_policy)
   expect(1 "^${program}: .*nowhere" ${program} ${MODELS}/nowhere)
 endforeach()
 expect(1 "^refused: .*nowhere" inspect ${MODELS}/nowhere)
