@@ -4,6 +4,7 @@
 #include <pith/attention/attend.hpp>        // softmax(q Kᵀ / √d) V for one token or many, with an observer
 #include <pith/attention/kv_view.hpp>       // the view of cached rows that attend() reads
 #include <pith/attention/q8.hpp>            // rows of 8-bit numbers
+#include <pith/attention/reads.hpp>         // how many rows attend() read
 #include <pith/attention/rope.hpp>          // rotary position embeddings
 #include <pith/attention/rope_options.hpp>  // their kinds, and their scaling for long texts
 #include <pith/attention/shape.hpp>         // heads, kv heads, head_dim

@@ -42,6 +42,24 @@ TEST_CASE("a session keeps the laws of a token model under every policy", "[mode
   }
 }
 
+TEST_CASE("sessions that skip values keep the laws, and read less", "[model]") {
+  const Decoder<float> decoder = pith_test::random_decoder<float>(pith_test::tiny_config());
+  const std::vector<Token> tokens = pith_test::random_tokens(60, 50);
+  const auto make = [&](double share) {
+    auto session = decoder.start<Q8>(HeavyHitter{.heavy = 20, .recent = 20}, {.skip_below = share});
+    session.prefill(tokens);
+    return session;
+  };
+  CHECK(pith_test::broken_token_model_law([&] { return make(.2); }, {.max_tokens = 9}) == "");
+  const auto all = make(0), most = make(.2);
+  CHECK(all.reads().values == all.reads().rows);
+  CHECK(most.reads().rows == all.reads().rows);
+  CHECK(most.reads().values < most.reads().rows);
+  CHECK(most.logits() != all.logits());
+  CHECK((most.logits() - all.logits()).norm() < .5f * all.logits().norm());
+  CHECK_THROWS_AS(make(1), ShapeError);
+}
+
 TEST_CASE("the same logits bit for bit with any number of threads", "[model]") {
   const Decoder<float> decoder = pith_test::random_decoder<float>(pith_test::tiny_config());
   const std::vector<Token> tokens = pith_test::random_tokens(90, 50);

@@ -9,6 +9,7 @@
 
 #include <pith/attention/detail/attend_tile.hpp>
 #include <pith/attention/kv_view.hpp>
+#include <pith/attention/reads.hpp>
 #include <pith/attention/shape.hpp>
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
@@ -31,6 +32,9 @@ template <class S> struct AttendOptions {
   Index observe_last = -1;         ///< number of last queries shown to the observer; -1: all
   /// [tokens] the newest position that each query sees, at least its own; empty: its own. Image tokens may see each other this way.
   std::span<const Position> sight = {};
+  /// Values of the rows whose weights sum to at most this share of a query's softmax are not read; 0: all are. See attend().
+  S skip_below = 0;
+  AttentionReads* reads = nullptr;  ///< is told how many rows there were and how many values were read; nullptr: nobody asks
 };
 
 /// Attention weights of the queries of one tile in one kv head: valid until the observer returns.
@@ -102,6 +106,8 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
   if (!(options.scale >= 0) || !std::isfinite(options.scale)) refuse(text("scale is ", options.scale, ", expected a finite number >= 0"));
   if (!(options.softcap >= 0) || !std::isfinite(options.softcap))
     refuse(text("softcap is ", options.softcap, ", expected a finite number >= 0"));
+  if (!(options.skip_below >= 0 && options.skip_below < 1))
+    refuse(text("skip_below is ", options.skip_below, ", expected 0 or more, less than 1"));
   if (!options.sight.empty() && static_cast<Index>(options.sight.size()) != tokens)
     refuse(text("sight of ", options.sight.size(), " queries, expected ", tokens, " or none"));
   for (std::size_t t = 0; t < options.sight.size(); ++t)
@@ -123,6 +129,15 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
 /// is called once per tile and kv head, in ascending order of a head's tiles; threads may call it for different heads at once. It must not
 /// throw if ws has several workers.
 ///
+/// With skip_below = ε > 0 the values of the rows U of least weight, w_U = Σ_U w_r <= ε, are not read (a query's U is its own; what is read
+/// serves all heads of a group, and all queries of a tile):
+///
+///   out_S = Σ_S exp(x_r) v_r / (n + Σ_S exp(x_r)), |out - out_S| = w_U |out_U - out_S| <= 2 ε max |v_r|
+///
+/// where out_U is the average of the values of U by their weights: out = (1 - w_U) out_S + w_U out_U. Keys are read, so weights are exact
+/// and no other error enters but that of summing in another order. It saves time where weights spread and rows are many: thousands, with
+/// logits of deviation 3 or more. Observers are shown the weights of all rows, as without it.
+///
 /// Shapes   q [tokens, num_heads*head_dim] (already rotated) · view rows [size(h), head_dim] per kv head
 ///          out [tokens, num_heads*head_dim]
 /// Cost     4·tokens·num_heads·rows·head_dim flops; K and V are read once per group and tile; rows no query of a tile sees are not read
@@ -130,6 +145,7 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
 /// Throws   ShapeError if q, view and out disagree, CapacityError if ws is too small or positions run out
 /// Law      a query's bits depend only on the query and its rows: not on other queries, tile, workers, or rows behind its last visible one
 /// Law      an observer changes no bit of out; row order changes it by rounding only
+/// Law      rows that a lower skip_below skips, a higher one skips as well; where no row can be skipped, no bit of out changes
 /// Law      a row of weight 0 adds nothing, even if its value is infinite or NaN
 /// Paper    GQA: arXiv:2305.13245
 template <KvStorage T, class Observer = NoObserver>
@@ -153,7 +169,7 @@ void attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, const KvVie
     const detail::Share share = detail::share(heads, worker, workers);
     for (Index h = share.begin; h < share.end; ++h) {
       detail::AttendTile<T> tile(memory, scratch + worker * memory.size, view.runs.subspan(static_cast<std::size_t>(h) * runs, runs), group,
-                                 {options.window, options.gap}, {options.n, options.scale, options.softcap});
+                                 {options.window, options.gap}, {options.n, options.scale, options.softcap, options.skip_below});
       for (Index t = 0; t < tokens; t += detail::attention_tile) {
         const Index count = (std::min)(detail::attention_tile, tokens - t), column = h * width;
         const S* const queries = q.data() + t * q.outerStride() + column;
@@ -161,6 +177,7 @@ void attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, const KvVie
         tile.load_queries(queries, q.outerStride(), sinks, options.q_sinks.outerStride(), count, static_cast<Position>(first + t),
                           options.sight.empty() ? nullptr : options.sight.data() + t);
         tile.run(h + 1 < share.end ? view.runs[static_cast<std::size_t>(h + 1) * runs].keys : nullptr);
+        if (options.reads != nullptr) options.reads->add(tile.reads());
         if constexpr (!std::is_same_v<std::remove_cvref_t<Observer>, NoObserver>) {
           if (const Index skipped = (std::max)(Index(0), observed_from - t); skipped < count)
             observer(AttentionTile<S>{.kv_head = h,

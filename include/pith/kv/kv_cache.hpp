@@ -230,6 +230,14 @@ template <KvStorage Storage = float> class KvCache {
   /// A view of all rows for attend(); valid until the next verb.
   KvView<Storage> view() const { return {shape(), state_.next, state_.runs()}; }
 
+  /// Options with the share that attention may skip and the counters of what it read.
+  AttendOptions<Scalar> attend_options(AttendOptions<Scalar> options = {}) {
+    options.skip_below = static_cast<Scalar>(state_.rules.options.skip_below);
+    options.reads = &reads_;
+    return options;
+  }
+  const AttentionReads& reads() const { return reads_; }  ///< what attention with attend_options() has read so far
+
   const AttentionShape& shape() const { return state_.rules.shape; }
   const AnyPolicy<Scalar>& policy() const { return policy_; }
   const PolicyFacts& facts() const { return state_.rules.facts; }  ///< what the policy does in this layer
@@ -272,6 +280,7 @@ template <KvStorage Storage = float> class KvCache {
   AnyPolicy<Scalar> policy_;
   AnyMerge<Scalar> merge_;
   detail::CacheState<Storage> state_;
+  AttentionReads reads_;
 };
 
 }}  // namespace pith::v0

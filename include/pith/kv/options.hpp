@@ -18,6 +18,7 @@ struct KvCacheOptions {
   Index window = 0;               ///< sliding-window models: rows that no query can see any more are evicted first; 0: none
   bool keep_masses = false;       ///< a merged row counts as all its tokens: attention adds the logarithm of their number to its logit
   ExecutorRef executor = serial;  ///< threads for merging; must outlive the cache
+  double skip_below = 0;          ///< sessions and attend(q, cache) pass it on to attention: AttendOptions::skip_below
   KvPrefix prefix = {};           ///< rows before the first token, shared with other caches
   Index layer = 0;                ///< index of this cache's layer in the prefix
 };

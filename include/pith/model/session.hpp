@@ -150,6 +150,12 @@ class Session {
   Index max_chunk() const { return max_chunk_; }  ///< the most tokens that one decode() takes and one journal records: max_draft + 1
   /// Tokens that decode() can take before a layer that never evicts, or evicts only at the next prompt, is full.
   Index room() const { return switch_.room(next_position(), caches_.room()); }
+  /// What attention has read so far, over all layers.
+  AttentionReads reads() const {
+    AttentionReads all;
+    for (const Cache& cache : caches_) all.add(cache.reads());
+    return all;
+  }
   const DecoderConfig& config() const { return model_->config; }
 
   /// Starts (or restarts) the journal of every layer: crop() can then return to before any token decoded after it.

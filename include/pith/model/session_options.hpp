@@ -28,6 +28,7 @@ struct SessionOptions {
   Index max_draft = 8;            ///< decode() takes, and crop() takes back, up to max_draft + 1 tokens; 0: one token, no checkpoints
   Index text_length = 0;          ///< longrope models: the longest text the session will read, if its first prompt does not show it
   bool keep_masses = false;       ///< merged rows count as several tokens in attention (KvCacheOptions::keep_masses)
+  double skip_below = 0;          ///< values whose weights sum to at most this share of a softmax are not read (AttendOptions); 0: all are
   KvPrefix prefix = {};           ///< rows every layer starts with: freeze() of a session, or a learned prefix
   ExecutorRef executor = serial;  ///< threads to use; must outlive the session
 
@@ -39,6 +40,8 @@ struct SessionOptions {
     at_least("max_tokens", max_tokens, 1);
     at_least("max_draft", max_draft, 0);
     at_least("text_length", text_length, 0);
+    if (!(skip_below >= 0 && skip_below < 1))
+      raise<ShapeError>("pith::SessionOptions: skip_below is ", skip_below, ", expected 0 or more, less than 1");
     constexpr Index most = (std::numeric_limits<std::int32_t>::max)() / 2;
     if (max_prompt > most || max_draft > most)
       raise<CapacityError>("pith::SessionOptions: max_prompt ", max_prompt, " or max_draft ", max_draft, " is more than ", most);

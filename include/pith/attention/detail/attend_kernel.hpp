@@ -29,6 +29,12 @@ template <class T> struct Rows {
   const T* ahead;
 };
 
+/// Rows that lie anywhere; whoever gathers them prefetches them.
+template <class T> struct GatheredRows {
+  const T* const* at;
+  Index count;
+};
+
 /// score[q, r] = Σ_i query[q, i] row[r, i] for Q queries: one multiply-add chain per lane, i ascending, then the lanes by halves.
 ///
 /// The bits do not depend on Q, on the number of rows, or on whether rows are read in place or staged.
@@ -176,46 +182,59 @@ template <class T, int Q> struct ValueKernel {
   static void run(const S* weight, Index weight_stride, const Rows<T>& rows, S* sum, Index padded) {
     run_strips<strip>(weight, weight_stride, rows, 0, sum, padded);
   }
+  static void run(const S* weight, Index weight_stride, const GatheredRows<T>& rows, S* sum, Index padded) {
+    run_strips<strip>(weight, weight_stride, rows, 0, sum, padded);
+  }
 
  private:
   /// The columns from c on, in strips of N packets, and in narrower ones where N are too many.
-  template <int N> static void run_strips(const S* weight, Index weight_stride, const Rows<T>& rows, Index c, S* sum, Index padded) {
+  template <int N, class R> static void run_strips(const S* weight, Index weight_stride, const R& rows, Index c, S* sum, Index padded) {
     for (; c + N * V::width <= padded; c += N * V::width) run_strip<N>(weight, weight_stride, rows, c, sum, padded);
     if constexpr (N > step)
       if (c < padded) run_strips<(std::max)(step, N / 2)>(weight, weight_stride, rows, c, sum, padded);
   }
 
-  template <int N> static void run_strip(const S* weight, Index weight_stride, const Rows<T>& rows, Index column, S* sums, Index padded) {
+  template <int N, class R>
+  static void run_strip(const S* weight, Index weight_stride, const R& rows, Index column, S* sums, Index padded) {
     S* const to = sums + column;
-    const T* row = rows.first + RowLayout<T>::unit(column);
-    constexpr Index fetched = RowLayout<T>::unit(Index(N) * V::width);
-    const T* ahead = rows.ahead == nullptr ? rows.first : rows.ahead + (PlainStorage<T> ? column * rows.count : RowLayout<T>::unit(column));
     Packet sum[std::size_t(Q)][std::size_t(N)];
 #pragma GCC unroll 16
     for (int j = 0; j < Q; ++j) {
 #pragma GCC unroll 16
       for (int i = 0; i < N; ++i) sum[j][i] = V::load(to + j * padded + i * V::width);
     }
-    for (Index r = 0; r < rows.count; ++r, row += rows.stride) {
-      if constexpr (processor.values_by_hand) {
+    if constexpr (std::is_same_v<R, GatheredRows<T>>) {
+      for (Index r = 0; r < rows.count; ++r) add_row<N>(weight + r, weight_stride, rows.at[r] + RowLayout<T>::unit(column), sum);
+    } else {
+      const T* row = rows.first + RowLayout<T>::unit(column);
+      constexpr Index fetched = RowLayout<T>::unit(Index(N) * V::width);
+      const T* ahead =
+          rows.ahead == nullptr ? rows.first : rows.ahead + (PlainStorage<T> ? column * rows.count : RowLayout<T>::unit(column));
+      for (Index r = 0; r < rows.count; ++r, row += rows.stride) {
+        if constexpr (processor.values_by_hand) {
 #pragma GCC unroll 8
-        for (Index i = 0; i < fetched; i += Index(64 / sizeof(T))) fetch(ahead + i);
-        ahead += PlainStorage<T> ? fetched : rows.stride;
-      }
-      Packet v[std::size_t(N)];
-#pragma GCC unroll 16
-      for (int i = 0; i < N; ++i) v[i] = RowLayout<T>::load(row, i);
-#pragma GCC unroll 16
-      for (int j = 0; j < Q; ++j) {
-        const Packet w = V::broadcast(weight[j * weight_stride + r]);
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) sum[j][i] = V::madd(w, v[i], sum[j][i]);
+          for (Index i = 0; i < fetched; i += Index(64 / sizeof(T))) fetch(ahead + i);
+          ahead += PlainStorage<T> ? fetched : rows.stride;
+        }
+        add_row<N>(weight + r, weight_stride, row, sum);
       }
     }
 #pragma GCC unroll 16
     for (int j = 0; j < Q; ++j) {
 #pragma GCC unroll 16
       for (int i = 0; i < N; ++i) V::store(to + j * padded + i * V::width, sum[j][i]);
+    }
+  }
+
+  template <int N> static void add_row(const S* weight, Index weight_stride, const T* row, Packet (&sum)[std::size_t(Q)][std::size_t(N)]) {
+    Packet v[std::size_t(N)];
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) v[i] = RowLayout<T>::load(row, i);
+#pragma GCC unroll 16
+    for (int j = 0; j < Q; ++j) {
+      const Packet w = V::broadcast(weight[j * weight_stride]);
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) sum[j][i] = V::madd(w, v[i], sum[j][i]);
     }
   }
 };

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -10,8 +12,11 @@
 
 #include <pith/attention/detail/attend_kernel.hpp>
 #include <pith/attention/detail/score_columns.hpp>
+#include <pith/attention/detail/tile_memory.hpp>
 #include <pith/attention/detail/visible_rows.hpp>
+#include <pith/attention/detail/weight_floor.hpp>
 #include <pith/attention/kv_view.hpp>
+#include <pith/attention/reads.hpp>
 #include <pith/core/check.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
@@ -23,56 +28,8 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-inline constexpr Index attention_tile = 16;  ///< most queries attended together
-
-/// The scratch memory of a worker while it attends a tile: offsets into one slice of S.
-template <class S> struct TileMemory {
-  Index lanes, head_dim, padded, row_stride, blocks;  ///< lanes: queries times group; padded: head_dim in whole packets
-  Index queries, sink_queries, shown, sums, mass, largest, top, total, inverse, log_sum, stage, columns, weights, queries_that_see, size;
-
-  TileMemory(const AttentionShape& shape, Index rows, Index tokens) {
-    const auto product = [](Index a, Index b) { return checked_product("attend", a, b); };
-    const Index width = Simd<S>::width, line = Index(Workspace::alignment / sizeof(S));
-    check_size(rows);
-    check_size(shape.head_dim);
-    lanes = product(shape.group(), (std::min)(tokens, attention_tile));
-    head_dim = shape.head_dim;
-    padded = (head_dim + width - 1) / width * width;
-    blocks = rows / attention_block + 2;                        // every run starts a new block
-    row_stride = (blocks * attention_block / line | 1) * line;  // an odd number of lines: rows of weights do not share cache sets
-    if (row_stride < blocks * attention_block) row_stride += 2 * line;
-    size = 0;
-    const auto take = [&](Index n) {
-      const Index at = size;
-      if (__builtin_add_overflow(size, (n + line - 1) / line * line, &size)) check_size(-1);
-      return at;
-    };
-    queries = take(product(lanes, padded));
-    sink_queries = take(product(lanes, padded));
-    shown = take(product(lanes, head_dim));
-    sums = take(product(lanes, padded));
-    mass = take(product(lanes, attention_block));
-    largest = take(product(lanes, width));
-    top = take(lanes);
-    total = take(lanes);
-    inverse = take(lanes);
-    log_sum = take(lanes);
-    stage = take(product(attention_block, padded));
-    columns = take(lanes < ColumnScores<S>::worth_turning ? 0 : product(attention_block, padded));
-    weights = take(product(lanes, row_stride));
-    queries_that_see = take(blocks);
-    checked_product("attend", size, Index(sizeof(S)));
-  }
-
- private:
-  static void check_size(Index n) {
-    constexpr Index most = (std::numeric_limits<Index>::max)() / 64;
-    if (n < 0 || n > most) raise<CapacityError>("pith::attend: ", n, " rows or features are negative or too many");
-  }
-};
-
 /// How scores become weights: see AttendOptions.
-template <class S> struct ScoreNumbers { S n = 0, scale = 0, softcap = 0; };
+template <class S> struct ScoreNumbers { S n = 0, scale = 0, softcap = 0, skip_below = 0; };
 
 /// Attention of up to attention_tile queries to one kv head: scores of all rows, then weights and values block by block.
 ///
@@ -99,22 +56,28 @@ template <class T> class AttendTile {
   /// Computes the tile; `next` is the address of the rows that will be read after this head.
   void run(const T* next) {
     next_ = next;
+    reads_ = {};
     score_all();
     for (Index l = 0; l < lanes(); ++l) settle_top(l);
     std::fill_n(at(m_.sums), lanes() * m_.padded, S(0));
     std::fill_n(at(m_.mass), lanes() * attention_block, S(0));
-    for_blocks([this](const KvRun<T>& run, Index row, Index count, Index block) {
-      const QueryRange seen = queries_that_see()[block];
-      if (seen.begin == seen.end) return;
+    if (skips()) return run_skipping();
+    for_seen_blocks([this](const KvRun<T>& run, Index row, Index count, Index block, const QueryRange& seen) {
+      reads_.rows += count;
+      reads_.values += count;
       for (Index l = seen.begin * group_; l < seen.end * group_; ++l) weigh(l, block);
       add_values(run, row, count, block, seen.begin * group_, seen.end * group_);
     });
-    for (Index l = 0; l < lanes(); ++l) finish(l);
+    for (Index l = 0; l < lanes(); ++l) {
+      add_masses(l);
+      check_sums(l);
+    }
   }
 
   void store_output(S* out, Index out_stride) const {
     for (Index l = 0; l < lanes(); ++l)
-      layout_.restore(at(m_.sums) + l * m_.padded, at(m_.inverse)[l], out + l / group_ * out_stride + l % group_ * m_.head_dim);
+      layout_.restore(at(m_.sums) + l * m_.padded, skips() ? inverse_of_read()[l] : at(m_.inverse)[l],
+                      out + l / group_ * out_stride + l % group_ * m_.head_dim);
   }
 
   /// Softmax rows of the last run, from query `first` of the tile on: [(tokens - first)*group, rows].
@@ -136,6 +99,9 @@ template <class T> class AttendTile {
     }
     return {weight(first * group_, begin), lanes() - first * group_, runs_.back().rows, m_.row_stride};
   }
+
+  /// Rows that at least one query of the tile saw, and those whose values were read.
+  const AttentionReads& reads() const { return reads_; }
 
   ConstVectorRef<S> log_sums(Index first) {
     for (Index l = first * group_; l < lanes(); ++l) at(m_.log_sum)[l] = at(m_.top)[l] + std::log(at(m_.total)[l]);
@@ -256,6 +222,115 @@ template <class T> class AttendTile {
     f(Rows<S>{at(m_.stage), m_.padded, rows.count, nullptr});
   }
 
+  bool skips() const { return numbers_.skip_below > 0; }
+
+  /// Scoring leaves the memory of the queries free: for the least weight that each lane reads, and 1 / (n + Σ exp) over what it reads.
+  S* least() const { return at(m_.queries); }
+  S* inverse_of_read() const { return at(m_.sink_queries); }
+
+  /// Weighs all rows, then reads the values that some lane needs. Others count as weight 0 in the sums, so the bits of a lane depend on its
+  /// own weights alone.
+  void run_skipping() {
+    for_seen_blocks([this](const KvRun<T>&, Index, Index, Index block, const QueryRange& seen) {
+      for (Index l = seen.begin * group_; l < seen.end * group_; ++l) weigh(l, block);
+    });
+    Index rows = 0;
+    for (const KvRun<T>& run : runs_) rows += run.rows;
+    for (Index l = 0; l < lanes(); ++l) {
+      const WeightFloor<S> floor = FloorSearch<S>::run(numbers_.skip_below, rows, [&](auto&& see) {
+        for_seen_blocks([&](const KvRun<T>&, Index, Index, Index block, const QueryRange& seen) {
+          if (l >= seen.begin * group_ && l < seen.end * group_) see(weight(l, block), block);
+        });
+      });
+      least()[l] = floor.least;
+      add_masses(l);
+      inverse_of_read()[l] = floor.skipped == S(0) ? at(m_.inverse)[l] : S(1) / (at(m_.total)[l] - floor.skipped);
+    }
+    Gathered gathered;
+    for_seen_blocks([&](const KvRun<T>& run, Index row, Index count, Index block, const QueryRange& seen) {
+      std::uint32_t needed = rows_needed(block, seen);
+      if (count < attention_block) needed &= (std::uint32_t(1) << count) - 1;
+      reads_.rows += count;
+      reads_.values += std::popcount(needed);
+      for (; needed != 0; needed &= needed - 1) {
+        const int i = std::countr_zero(needed);
+        gathered.add(run.values + (row + i) * run.stride, run.stride, block * attention_block + i);
+        if (gathered.count == gathered.at.size()) add_gathered(gathered, attention_block);
+      }
+    });
+    while (gathered.count > 0) add_gathered(gathered, (std::min)(attention_block, static_cast<Index>(gathered.count)));
+    for (Index l = 0; l < lanes(); ++l) check_sums(l);
+  }
+
+  /// Rows of values on their way into the caches: while a block of them is added, the next one is fetched.
+  struct Gathered {
+    std::array<const T*, 2 * std::size_t(attention_block)> at;
+    std::array<Index, 2 * std::size_t(attention_block)> place;  ///< of their weights
+    std::size_t count = 0;
+
+    void add(const T* row, Index units, Index where) {
+      for (Index i = 0; i < units; i += Index(64 / sizeof(T))) fetch(row + i);
+      at[count] = row;
+      place[count++] = where;
+    }
+    void drop(std::size_t n) {
+      std::copy(at.begin() + n, at.begin() + count, at.begin());
+      std::copy(place.begin() + n, place.begin() + count, place.begin());
+      count -= n;
+    }
+  };
+
+  /// A bit for each row of the block that a lane reads.
+  std::uint32_t rows_needed(Index block, const QueryRange& seen) const {
+    S needed[std::size_t(attention_block)] = {};
+    for (Index l = seen.begin * group_; l < seen.end * group_; ++l) {
+      const typename V::Packet floor = V::broadcast(least()[l]);
+      for (Index i = 0; i < attention_block; i += V::width) {
+        const typename V::Packet reads = V::select(V::less(V::load(weight(l, block) + i), floor), V::zero(), V::broadcast(S(1)));
+        V::store(needed + i, V::larger(V::load(needed + i), reads));
+      }
+    }
+    std::uint32_t bits = 0;
+    for (std::uint32_t i = 0; i < attention_block; ++i) bits |= std::uint32_t(needed[i] != S(0)) << i;
+    return bits;
+  }
+
+  /// Adds the first `count` gathered rows to the sums of all lanes; their weights go where the masses were.
+  void add_gathered(Gathered& gathered, Index count) {
+    for (Index l = 0; l < lanes(); ++l) {
+      S* const w = at(m_.mass) + l * attention_block;
+      for (Index i = 0; i < count; ++i) {
+        const Index place = gathered.place[std::size_t(i)], block = place / attention_block;
+        const QueryRange seen = queries_that_see()[block];
+        const S e = at(m_.weights)[l * m_.row_stride + place];
+        w[i] = l < seen.begin * group_ || l >= seen.end * group_ || e < least()[l] ? S(0) : e;
+      }
+    }
+    const auto add = [&](const auto& rows) {
+      for_query_groups(lanes(), [&](Index lane, auto size) {
+        value_kernel<size()>(rows).run(at(m_.mass) + lane * attention_block, attention_block, rows, at(m_.sums) + lane * m_.padded,
+                                       m_.padded);
+      });
+    };
+    if (RowLayout<T>::in_registers && layout_.whole) {
+      if constexpr (RowLayout<T>::in_registers) add(GatheredRows<T>{gathered.at.data(), count});
+    } else {
+      for (Index i = 0; i < count; ++i) layout_.stage(gathered.at[std::size_t(i)], 0, 1, at(m_.stage) + i * m_.padded);
+      add(Rows<S>{at(m_.stage), m_.padded, count, nullptr});
+    }
+    gathered.drop(std::size_t(count));
+  }
+
+  template <int Q, class U> static ValueKernel<U, Q> value_kernel(const Rows<U>&) { return {}; }
+  template <int Q, class U> static ValueKernel<U, Q> value_kernel(const GatheredRows<U>&) { return {}; }
+
+  /// for_blocks() over those that some query sees.
+  template <class F> void for_seen_blocks(F&& f) const {
+    for_blocks([&](const KvRun<T>& run, Index row, Index count, Index block) {
+      if (const QueryRange seen = queries_that_see()[block]; seen.begin != seen.end) f(run, row, count, block, seen);
+    });
+  }
+
   /// Sets the number subtracted from every logit of a lane. NaN logits still reach the weights, even if the maximum drops them.
   void settle_top(Index lane) {
     S top = V::largest(V::load(at(m_.largest) + lane * V::width));
@@ -274,7 +349,7 @@ template <class T> class AttendTile {
     }
   }
 
-  void finish(Index lane) {
+  void add_masses(Index lane) {
     const S* const mass = at(m_.mass) + lane * attention_block;
     typename V::Packet all = V::load(mass);
     for (Index i = V::width; i < attention_block; i += V::width) all = V::add(all, V::load(mass + i));
@@ -282,6 +357,9 @@ template <class T> class AttendTile {
     if (numbers_.n > 0) sum += numbers_.n * std::exp(-at(m_.top)[lane]);
     at(m_.total)[lane] = sum;
     at(m_.inverse)[lane] = sum == S(0) ? S(0) : S(1) / sum;
+  }
+
+  void check_sums(Index lane) {
     const S* const values = at(m_.sums) + lane * m_.padded;
     typename V::Packet odd = V::zero();  // becomes NaN if any number is not finite
     for (Index i = 0; i < m_.padded; i += V::width) odd = V::add(odd, V::sub(V::load(values + i), V::load(values + i)));
@@ -297,7 +375,7 @@ template <class T> class AttendTile {
       const QueryRange seen = queries_that_see()[block];
       if (lane < seen.begin * group_ || lane >= seen.end * group_) return;
       for (Index i = 0; i < count; ++i) {
-        if (weight(lane, block)[i] == S(0)) continue;
+        if (weight(lane, block)[i] == S(0) || (skips() && weight(lane, block)[i] < least()[lane])) continue;
         layout_.stage(run.values + (row + i) * run.stride, run.stride, 1, at(m_.stage));
         ValueKernel<S, 1>::run(weight(lane, block) + i, m_.row_stride, {at(m_.stage), m_.padded, 1, nullptr}, sums, m_.padded);
       }
@@ -315,6 +393,7 @@ template <class T> class AttendTile {
   Position first_ = 0;
   const Position* sight_ = nullptr;
   const T* next_ = nullptr;
+  AttentionReads reads_;
 };
 
 }}}  // namespace pith::v0::detail

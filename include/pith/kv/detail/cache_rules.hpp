@@ -234,6 +234,8 @@ struct CacheRules {
     const auto at_least = [](std::string_view name, Index value, Index least) {
       if (value < least) raise<ShapeError>("pith::KvCacheOptions: ", name, " is ", value, ", expected ", least, " or more");
     };
+    if (!(options.skip_below >= 0 && options.skip_below < 1))
+      raise<ShapeError>("pith::KvCache: skip_below is ", options.skip_below, ", expected 0 or more, less than 1");
     at_least("max_chunk", options.max_chunk, 1);
     at_least("max_draft", options.max_draft, 0);
     at_least("max_tokens", options.max_tokens, 1);

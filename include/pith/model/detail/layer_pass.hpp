@@ -216,14 +216,15 @@ template <class S> struct LayerPass {
     }
     turner.rotate(q, positions(angle, q.rows()), rope_length);
     if (spec().query_scale.on()) scale_queries(q, sinks, angle - gap);
-    const AttendOptions<S> options{.first_query = first,
-                                   .scale = static_cast<S>(spec().attention_scale),
-                                   .softcap = static_cast<S>(spec().attention_softcap),
-                                   .window = spec().window,
-                                   .q_sinks = sinks,
-                                   .gap = gap,
-                                   .observe_last = watched,
-                                   .sight = sight};
+    AttendOptions<S> options{.first_query = first,
+                             .scale = static_cast<S>(spec().attention_scale),
+                             .softcap = static_cast<S>(spec().attention_softcap),
+                             .window = spec().window,
+                             .q_sinks = sinks,
+                             .gap = gap,
+                             .observe_last = watched,
+                             .sight = sight};
+    if constexpr (requires { cache.attend_options(options); }) options = cache.attend_options(options);
     if constexpr (requires { cache.observer(); }) {
       if (watched > 0) return attend(q, cache.view(), out, ws, cache.observer(), options);
     }

@@ -46,6 +46,7 @@ template <class S, KvStorage T> struct SessionLayout {
                                          .window = spec.window,
                                          .keep_masses = options.keep_masses,
                                          .executor = options.executor,
+                                         .skip_below = options.skip_below,
                                          .prefix = options.prefix,
                                          .layer = static_cast<Index>(layer)},
                           merge);
