@@ -1,7 +1,10 @@
-// y = x Wᵀ with weights no cache holds: panels and maps of every width, bytes with a scale for each output, against naive Eigen, and
+// y = x Wᵀ with weights no cache holds: panels and maps of every width, bytes with a scale for each output, four bits with a scale for each
+// group of inputs, against naive Eigen, and
 // OpenBLAS and oneDNN where they were found.
 //
 // of_read   time of reading the f32 bytes of W once over the time taken: 1 is the limit for f32 and one token, 2 for 16 bit, 4 for 8
+// of_own    the same of the bytes that the weights really take: 1 is the limit for one token
+// of_dot    share of the operations on bytes that this core can do, measured between the same iterations; int4 takes two for each product
 // of_peak   share of the multiply-adds this core can do, measured between the same iterations
 // rel_err   against the product in double; a wrong result is not reported
 #include <benchmark/benchmark.h>
@@ -13,6 +16,7 @@
 #include <vector>
 
 #include <pith/core.hpp>
+#include <pith/nn/int4.hpp>
 #include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
 
@@ -39,22 +43,23 @@ struct Case {
   std::string text() const { return "/tokens:" + std::to_string(tokens) + "/out:" + std::to_string(out) + "/in:" + std::to_string(in); }
 };
 
-/// `prepare(stored)` makes one copy of the weights in so many bytes each, `run(copy, x, y, ws)` multiplies by it; the copies take turns.
+/// `prepare(stored)` makes one copy of the weights, of so many bytes, `run(copy, x, y, ws)` multiplies by it; the copies take turns.
 template <class T, class Prepare, class Run>
-void measure(benchmark::State& state, Case c, const Matrix<T>& stored, std::size_t bytes_each, Prepare prepare, Run run) {
+void measure(benchmark::State& state, Case c, const Matrix<T>& stored, double bytes, Prepare prepare, Run run, std::size_t ws_bytes = 0,
+             double tolerance = 1e-5) {
   const Matrix<float> x = random_matrix(c.tokens, c.in, 2);
-  auto& weights = ColdCopies::of(static_cast<std::size_t>(c.out * c.in) * bytes_each, [&] { return prepare(stored); });
+  auto& weights = ColdCopies::of(static_cast<std::size_t>(bytes), [&] { return prepare(stored); });
   Matrix<float> y(c.tokens, c.out);
-  Workspace ws(matmul_workspace_bytes<T>(c.tokens, c.in));
+  Workspace ws(std::max(matmul_workspace_bytes<T>(c.tokens, c.in), ws_bytes));
   run(weights[0], x, y, ws);
 
   const Index rows = std::min<Index>(c.tokens, 4);  // enough to see a wrong kernel, tails and all
   const Eigen::MatrixXd reference = x.bottomRows(rows).template cast<double>() * stored.template cast<double>().transpose();
   const double error = rel_err(y.bottomRows(rows), reference);
-  if (!(error < 1e-5)) return state.SkipWithError("wrong result");
+  if (!(error < tolerance)) return state.SkipWithError("wrong result");
 
   ColdRead read(c.f32_bytes());
-  Samples kernel, reading, peak;
+  Samples kernel, reading, peak, dots;
   std::size_t turn = 0;
   for (auto _ : state) {
     const double seconds = seconds_of([&] { run(weights[turn++ % weights.size()], x, y, ws); });
@@ -63,16 +68,20 @@ void measure(benchmark::State& state, Case c, const Matrix<T>& stored, std::size
     kernel.add(seconds);
     reading.add(read.seconds());
     peak.add(peak_flops(seconds));
+    if (ws_bytes > 0) dots.add(peak_dots(seconds));
   }
   const double flops = 2.0 * static_cast<double>(c.tokens) * static_cast<double>(c.out) * static_cast<double>(c.in);
   state.counters["of_read"] = reading.median() / kernel.median();
+  state.counters["of_own"] = reading.median() / kernel.median() * bytes / static_cast<double>(c.f32_bytes());
+  if (ws_bytes > 0) state.counters["of_dot"] = flops / kernel.median() / dots.median();
   state.counters["of_peak"] = flops / kernel.median() / peak.median();
   state.counters["GFLOPS"] = flops / kernel.median() * 1e-9;
   state.counters["rel_err"] = error;
 }
 
 template <class T, class Prepare, class Run> void measure(benchmark::State& state, Case c, Prepare prepare, Run run) {
-  measure(state, c, Matrix<T>(random_matrix(c.out, c.in, 1).template cast<T>()), sizeof(T), prepare, run);
+  measure(state, c, Matrix<T>(random_matrix(c.out, c.in, 1).template cast<T>()), static_cast<double>(c.out * c.in) * sizeof(T), prepare,
+          run);
 }
 
 template <class T> void packed(benchmark::State& state, Case c) {
@@ -87,8 +96,38 @@ void packed_int8(benchmark::State& state, Case c) {
   Matrix<float> decoded(c.out, c.in);
   rounded.copy_rows(0, decoded);
   measure(
-      state, c, decoded, sizeof(std::int8_t), [](const Matrix<float>& w) { return Int8Weight(w); },
+      state, c, decoded, static_cast<double>(rounded.bytes()), [](const Matrix<float>& w) { return Int8Weight(w); },
       [](const Int8Weight& w, const Matrix<float>& x, Matrix<float>& y, Workspace& ws) { matmul(x, w, {}, y, ws); });
+}
+
+/// Rows of a weight as a file holds them.
+Int4Rows<half> rows_of(const Int4Weight& w, Index first, Index n) {
+  static Matrix<std::uint8_t> codes;
+  static Matrix<half> scales;
+  codes.resize(n, w.in());
+  scales.resize(n, w.shape().groups());
+  for (Index g = 0; g < w.shape().groups(); ++g) {
+    const auto record = w.record(first / 32, g);  // asked for whole panels
+    for (Index o = 0; o < n; ++o) {
+      scales(o, g) = static_cast<half>(record.scale(o));
+      for (Index k = 0; k < w.group(); ++k) codes(o, g * w.group() + k) = static_cast<std::uint8_t>(record.code(o, k));
+    }
+  }
+  return {codes, scales};
+}
+
+/// The same in four bits: the error is that of x, rounded to 15.
+template <Index Group> void packed_int4(benchmark::State& state, Case c) {
+  const Int4Weight rounded(random_matrix(c.out, c.in, 1), Group);
+  Matrix<float> decoded(c.out, c.in);
+  rounded.copy_rows(0, decoded);
+  measure(
+      state, c, decoded, static_cast<double>(rounded.bytes()),
+      [&](const Matrix<float>&) {  // a copy would share the codes
+        return Int4Weight(c.out, c.in, {.size = Group}, [&](Index first, Index n) { return rows_of(rounded, first, n); });
+      },
+      [](const Int4Weight& w, const Matrix<float>& x, Matrix<float>& y, Workspace& ws) { matmul(x, w, {}, y, ws); },
+      matmul_workspace_bytes(rounded, c.tokens), 1e-4);
 }
 
 template <class T> void mapped(benchmark::State& state, Case c) {
@@ -182,6 +221,8 @@ const bool registered = [] {
     peers(c);
     add("packed_bf16", packed<pith::bfloat16>, c);
     add("packed_int8", packed_int8, c);
+    add("packed_int4", packed_int4<32>, c);
+    add("packed_int4_g128", packed_int4<128>, c);
   }
   add("packed_f16", packed<pith::half>, Case{1, 2048, 2048});
   add("mapped_bf16", mapped<pith::bfloat16>, Case{1, 2048, 2048});
@@ -189,6 +230,10 @@ const bool registered = [] {
   for (const Index tokens : {5, 16, 128}) {
     add("packed_bf16", packed<pith::bfloat16>, Case{tokens, 2048, 2048});
     add("packed_int8", packed_int8, Case{tokens, 2048, 2048});
+  }
+  for (const Index tokens : {4, 8, 16, 128}) {
+    add("packed_int4", packed_int4<32>, Case{tokens, 2048, 2048});
+    add("packed_int4_g128", packed_int4<128>, Case{tokens, 2048, 2048});
   }
   peers({128, 5632, 2048});
   peers({512, 4096, 4096});

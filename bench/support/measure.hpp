@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <pith/core.hpp>
+#include <pith/core/integer_lanes.hpp>
 #include <pith/core/simd.hpp>
 
 /// What every benchmark measures beside its subject: the limits of this machine, in the same run.
@@ -86,6 +87,42 @@ template <class S = float> double peak_flops(double like_seconds = 0) {
     flops += 2.0 * peak_chains<S> * pith::detail::Simd<S>::width * steps;
   } while (seconds < std::min(like_seconds, .02));
   return flops / seconds;
+}
+
+/// So many steps of each chain of integer dot products, in registers.
+template <class L> [[gnu::noinline]] float multiply_codes(int steps, std::uint32_t factor) {
+  constexpr int chains = L::parts == 2 ? 8 : 12;  // a chain of bytes has two sums
+  asm volatile("" : "+m"(factor));                // a result that the compiler knows is computed once
+  std::uint32_t words[std::size_t(L::width)];
+  std::int16_t slot[8];
+  for (auto& word : words) word = factor;
+  for (auto& number : slot) number = static_cast<std::int16_t>(factor);
+  const typename L::Part codes = L::unpack(L::words(words), 0);
+  const typename L::Inputs x = L::inputs(slot, 0);
+  typename L::Sum sum[chains];
+  for (auto& s : sum) s = L::start(0);
+  for (int i = 0; i < steps; ++i) {
+#pragma GCC unroll 12
+    for (int c = 0; c < chains; ++c) L::add(sum[c], codes, x);
+  }
+  float lanes[std::size_t(L::width)], total = 0;
+  for (auto& s : sum) {
+    L::store(lanes, L::total(s));
+    total += lanes[0];
+  }
+  return total;
+}
+
+/// Operations a second on bytes of one thread, by the dot products that this build has: a product of 16 bits counts as two.
+inline double peak_dots(double like_seconds = 0) {
+  using L = pith::detail::FewLanes;
+  constexpr int steps = 8192, chains = L::parts == 2 ? 8 : 12, inputs = 8 / L::parts;
+  double seconds = 0, operations = 0;
+  do {
+    seconds += seconds_of([] { keep(multiply_codes<L>(steps, 0x1234567u)); });
+    operations += 2.0 * 2 * inputs * L::width * chains * steps;
+  } while (seconds < std::min(like_seconds, .02));
+  return operations / seconds;
 }
 
 inline pith::Matrix<float> random_matrix(Index rows, Index cols, std::uint64_t seed) {
