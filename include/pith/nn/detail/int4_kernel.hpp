@@ -125,10 +125,13 @@ template <class L> struct Int4Panels {
   /// Shapes   sums [panels, tokens, 32]
   void stream(Share panels, const EncodedRows& rows, float* sums) const {
     std::fill_n(sums, (panels.end - panels.begin) * rows.tokens * panel_width, 0.f);
+    const Index panel_bytes = shape.groups() * shape.record_bytes(), others = (panels.end - panels.begin - 1) * panel_bytes;
     for (Index g = 0; g < shape.groups(); ++g) {
+      // Behind the end of a panel follow those that are read beside it, and then the next of its stream.
+      const Index ahead = fetched_ahead + (g * shape.record_bytes() + fetched_ahead < panel_bytes ? 0 : others);
       for (Index p = panels.begin; p < panels.end; ++p) {
         const Int4Record from = record(p, g);
-        const PackedCodes<L> codes{from.words(), reinterpret_cast<const char*>(from.words()) + fetched_ahead};
+        const PackedCodes<L> codes{from.words(), reinterpret_cast<const char*>(from.words()) + ahead};
         run_tiles(rows, g, from, codes, sums + (p - panels.begin) * rows.tokens * panel_width);
       }
     }
