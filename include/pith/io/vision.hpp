@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
+#include <pith/core/executor.hpp>
 #include <pith/io/checkpoint.hpp>
 #include <pith/io/checkpoint_files.hpp>
 #include <pith/io/config_json.hpp>
@@ -31,6 +32,7 @@ struct VisionLoadOptions {
   std::string config = "config.json";  ///< the configuration's file name inside the folder
   std::string recipe = {};             ///< the processor's; empty: preprocessor_config.json, else processor_config.json
   bool check_finite = true;            ///< refuse NaN and infinite weights
+  ExecutorRef executor = serial;       ///< its workers check, round and pack weights
 };
 
 namespace detail {
@@ -73,7 +75,7 @@ template <class S = float> Vision<S> load_vision(const std::filesystem::path& fo
   out.recipe = read_image_recipe(recipe);
   const CheckpointFiles files(folder);
   detail::VisionPlan plan(files);
-  detail::VisionReader<S> reader(plan, options.weights, options.check_finite);
+  detail::VisionReader<S> reader(plan, options.weights, options.check_finite, options.executor);
   VisionWeights<S> weights = reader.tower(fields);
   out.tower = VisionTower<S>(fields.tower, std::move(weights));
   out.projector = reader.projector(fields, hidden);

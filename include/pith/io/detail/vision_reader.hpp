@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
+#include <pith/core/executor.hpp>
 #include <pith/core/view.hpp>
 #include <pith/io/detail/linear_reader.hpp>
 #include <pith/io/detail/vision_fields.hpp>
@@ -22,7 +23,8 @@ namespace pith { inline namespace v0 { namespace detail {
 /// Reads the tensors of a tower and its projector. The weights of patches keep their values under every layout.
 template <class S> class VisionReader {
  public:
-  VisionReader(VisionPlan& plan, WeightsLayout layout, bool check_finite) : plan_(plan), layout_(layout), reader_(layout, check_finite) {}
+  VisionReader(VisionPlan& plan, WeightsLayout layout, bool check_finite, ExecutorRef executor)
+      : plan_(plan), layout_(layout), reader_(layout, check_finite, executor) {}
 
   VisionWeights<S> tower(const VisionFields& fields) {
     const VisionConfig& c = fields.tower;
