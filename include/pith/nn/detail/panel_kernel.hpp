@@ -70,8 +70,17 @@ template <class T, int Tokens, int Panels = 1> struct PanelTile {
     if constexpr (std::is_same_v<T, bfloat16>) {
       const T* pair = panel_row + (part * together + i / 2 * 2) * V::width;
       return i % 2 ? V::load_odd(pair) : V::load_even(pair);
+    } else if constexpr (requires { T::load(panel_row); }) {
+      return T::load(panel_row + (part * together + i) * V::width);
     } else {
       return V::load(panel_row + (part * together + i) * V::width);
+    }
+  }
+  static Packet madd(Packet a, Packet b, Packet c) {
+    if constexpr (requires { T::madd(a, b, c); }) {
+      return T::madd(a, b, c);
+    } else {
+      return V::madd(a, b, c);
     }
   }
 
@@ -91,7 +100,7 @@ template <class T, int Tokens, int Panels = 1> struct PanelTile {
         Packet wi = weights(w, part, i);
         if constexpr (Tokens > 1) V::pin(wi);
 #pragma GCC unroll 16
-        for (int t = 0; t < Tokens; ++t) sum[t][i] = V::madd(wi, xs[t], sum[t][i]);
+        for (int t = 0; t < Tokens; ++t) sum[t][i] = madd(wi, xs[t], sum[t][i]);
       }
     } else {
       Packet ws[std::size_t(together)];
@@ -104,7 +113,7 @@ template <class T, int Tokens, int Panels = 1> struct PanelTile {
       for (int t = 0; t < Tokens; ++t) {
         const Packet xt = V::broadcast(x[t * x_stride]);
 #pragma GCC unroll 16
-        for (int i = 0; i < together; ++i) sum[t][i] = V::madd(ws[i], xt, sum[t][i]);
+        for (int i = 0; i < together; ++i) sum[t][i] = madd(ws[i], xt, sum[t][i]);
       }
     }
   }

@@ -1,0 +1,87 @@
+#include <cmath>
+#include <limits>
+
+#include <pith/core/executor.hpp>
+#include <pith/nn/bf16.hpp>
+#include <pith/nn/linear.hpp>
+
+#include "support/catch.hpp"
+#include "support/near.hpp"
+#include "support/random_matrix.hpp"
+
+using namespace pith;
+using pith_test::contains;
+using pith_test::near;
+using pith_test::random_matrix;
+using pith_test::same_bits;
+
+namespace {
+
+static_assert(DenseLinear<Bf16Linear>);
+
+Matrix<float> through_bfloat16(const Matrix<float>& x) { return x.cast<bfloat16>().cast<float>(); }
+
+}  // namespace
+
+TEST_CASE("bf16: the bits of the exact layer over rounded activations, for any number of tokens", "[nn]") {
+  ThreadPool pool(3);
+  for (const Index out : {1, 32, 70, 300}) {
+    for (const Index in : {2, 7, 260, 1100}) {
+      const Matrix<bfloat16> w = random_matrix<bfloat16>(out, in, 1);
+      const Vector<float> bias = out == 70 ? Vector<float>() : Vector<float>(random_matrix<float>(out, 1, 2));
+      const Matrix<float> x = random_matrix<float>(140, in, 3);
+      const Bf16Linear layer(w, bias);
+      const Matrix<float> expected = PackedLinear<float, bfloat16>(w, bias).forward(through_bfloat16(x));
+      INFO("out " << out << ", in " << in);
+      for (const Index tokens : {1, 2, 12, 13, 31, 140}) {
+        Matrix<float> wide = Matrix<float>::Constant(tokens, out + 2, 77.f), y(tokens, out);
+        Workspace ws(layer.workspace_bytes(tokens)), parallel(layer.workspace_bytes(tokens, 3), pool);
+        layer.forward(x.topRows(tokens), wide.leftCols(out), ws);
+        CHECK(same_bits(wide.leftCols(out), expected.topRows(tokens)));
+        CHECK((wide.rightCols(2).array() == 77.f).all());
+        layer.forward(x.topRows(tokens), y, parallel);
+        CHECK(same_bits(y, expected.topRows(tokens)));
+      }
+    }
+  }
+}
+
+TEST_CASE("bf16: activations are rounded to nearest, halves to even, and stay what they are beyond numbers", "[nn]") {
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  Matrix<bfloat16> one = Matrix<bfloat16>::Constant(1, 1, bfloat16(1.f));
+  const Bf16Linear layer(one);
+  const auto rounded = [&](float v) { return layer.forward(Matrix<float>(Matrix<float>::Constant(1, 1, v)))(0, 0); };
+  CHECK(rounded(1.f + 1.f / 512) == 1.f);  // below the half of a step
+  CHECK(rounded(1.f + 1.f / 256) == 1.f);  // a half, to even
+  CHECK(rounded(1.f + 3.f / 256) == 1.f + 1.f / 64);
+  CHECK(rounded(-1.f - 1.01f / 256) == -1.f - 1.f / 128);
+  CHECK(rounded(inf) == inf);
+  CHECK(rounded(std::numeric_limits<float>::max()) == inf);
+  CHECK(std::isnan(rounded(std::numeric_limits<float>::quiet_NaN())));
+  Matrix<float> x = random_matrix<float>(20, 64, 1);
+  x(3, 5) = std::numeric_limits<float>::quiet_NaN();
+  const Matrix<float> y = Bf16Linear(random_matrix<bfloat16>(40, 64, 2)).forward(x);
+  CHECK(y.row(3).array().isNaN().all());
+  CHECK(!y.topRows(3).array().isNaN().any());
+}
+
+TEST_CASE("bf16: within the rounding of the activations", "[nn]") {
+  const Matrix<bfloat16> w = random_matrix<bfloat16>(100, 512, 1);
+  const Matrix<float> x = random_matrix<float>(30, 512, 2);
+  const Eigen::MatrixXd wide = pith_test::widened(w).cast<double>(), expected = x.cast<double>() * wide.transpose();
+  const Eigen::MatrixXd bound = x.cast<double>().cwiseAbs() * wide.cwiseAbs().transpose() * (1. / 256 / 2 + 600 * 1.2e-7);
+  const Bf16Linear layer(w);
+  CHECK(near(layer.forward(x), expected, bound, 1));
+  CHECK((layer.forward(x).cast<double>() - expected).norm() > 1e-4 * expected.norm());
+  CHECK(same_bits(AnyLinear<float>(layer).forward(x), layer.forward(x)));
+}
+
+TEST_CASE("bf16: what does not fit is refused", "[nn]") {
+  const Matrix<bfloat16> w = random_matrix<bfloat16>(8, 4, 1);
+  const Bf16Linear layer(w);
+  Matrix<float> y(1, 8);
+  Workspace ws(layer.workspace_bytes(1));
+  CHECK_THROWS_AS(Bf16Linear(w, Vector<float>(7)), ShapeError);
+  CHECK_THROWS_WITH(layer.forward(Matrix<float>(1, 5), y, ws), contains("x is [1, 5], expected [*, 4]"));
+  CHECK(Bf16Linear(Matrix<bfloat16>(8, 0)).forward(Matrix<float>(2, 0)).isZero());
+}
