@@ -16,6 +16,7 @@
 #include <vector>
 
 #include <pith/core.hpp>
+#include <pith/nn/bf16.hpp>
 #include <pith/nn/int4.hpp>
 #include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
@@ -88,6 +89,15 @@ template <class T> void packed(benchmark::State& state, Case c) {
   measure<T>(
       state, c, [](const Matrix<T>& w) { return PackedWeight<T>(w); },
       [](const PackedWeight<T>& w, const Matrix<float>& x, Matrix<float>& y, Workspace& ws) { matmul(x, w, {}, y, ws); });
+}
+
+/// The activations rounded to bfloat16; the error is that of rounding them.
+void rounded_bf16(benchmark::State& state, Case c) {
+  measure(
+      state, c, Matrix<pith::bfloat16>(random_matrix(c.out, c.in, 1).cast<pith::bfloat16>()),
+      static_cast<double>(c.out * c.in) * sizeof(pith::bfloat16), [](const Matrix<pith::bfloat16>& w) { return Bf16Linear(w); },
+      [](const Bf16Linear& w, const Matrix<float>& x, Matrix<float>& y, Workspace& ws) { w.forward(x, y, ws); },
+      detail::bf16_workspace_bytes(c.tokens, c.in, 1), 4e-3);
 }
 
 /// The codes are what is read; the error is against the weights they decode to.
@@ -229,6 +239,7 @@ const bool registered = [] {
   for (const Index tokens : {5, 8, 16, 128}) peers(Case{tokens, 2048, 2048});
   for (const Index tokens : {5, 16, 128}) {
     add("packed_bf16", packed<pith::bfloat16>, Case{tokens, 2048, 2048});
+    add("rounded_bf16", rounded_bf16, Case{tokens, 2048, 2048});
     add("packed_int8", packed_int8, Case{tokens, 2048, 2048});
   }
   for (const Index tokens : {4, 8, 16, 128}) {

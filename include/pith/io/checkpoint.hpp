@@ -27,6 +27,7 @@
 #include <pith/model/config.hpp>
 #include <pith/model/decoder.hpp>
 #include <pith/model/weights.hpp>
+#include <pith/nn/bf16.hpp>
 
 // Loads an unconverted Hugging Face folder.
 namespace pith { inline namespace v0 {
@@ -40,6 +41,7 @@ struct LoadProgress {
 
 struct LoadOptions {
   WeightsLayout weights = WeightsLayout::packed;
+  Compute compute = Compute::exact;       ///< bf16: packed bfloat16 projections round what they multiply (Bf16Linear); float decoders only
   std::string config = "config.json";     ///< the configuration's file name inside the folder
   std::optional<bool> check_finite = {};  ///< refuse NaN and infinite weights; unset: yes, but not if mapped, which reads no data
   std::function<bool(const LoadProgress&)> progress = {};  ///< returns false to cancel
@@ -96,8 +98,7 @@ template <class Check> void check_config_file(const std::filesystem::path& path,
 ///
 /// Cost     one pass over the weights when packed or int8, some 200 operations a weight more when int4; the headers only when mapped
 /// Heap     packed: the weights in their own width, a tied table once as rows and once as panels; int8: one byte per weight; int4: 4.5
-/// bits;
-///          codes that are widened: four bytes per weight
+///          bits; codes that are widened: four bytes per weight
 /// Throws   FormatError naming file, tensor, expected and found; UnsupportedError for unsupported features; Cancelled
 template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::path& folder, const LoadOptions& options = {}) {
   Checkpoint<S> out;
@@ -105,6 +106,10 @@ template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::
     if (const std::string_view rounding = detail::rounding_name(options.weights); !rounding.empty())
       raise<UnsupportedError>("pith::load_checkpoint: ", rounding,
                               " weights are computed in float: load_decoder<float>(), or WeightsLayout::packed");
+  if (options.compute == Compute::bf16 && (!std::is_same_v<S, float> || options.weights == WeightsLayout::mapped))
+    raise<UnsupportedError>(
+        "pith::load_checkpoint: Compute::bf16 is for float decoders whose weights are packed: load_decoder<float>(), "
+        "WeightsLayout::packed");
   detail::check_checkpoint_folder(folder, options.config);
   detail::ConfigRead read = detail::read_whole_config(folder / options.config, &out.ignored);
   out.config = std::move(read.config);
@@ -119,7 +124,8 @@ template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::
   for (const std::vector<std::string>* more : {&files.ignored(), &plan.ignored()})
     out.ignored.insert(out.ignored.end(), more->begin(), more->end());
   std::sort(out.ignored.begin(), out.ignored.end());
-  out.weights.fingerprint = detail::fingerprint(out.config, plan, detail::rounding_name(options.weights));
+  out.weights.fingerprint = detail::fingerprint(
+      out.config, plan, detail::text(detail::rounding_name(options.weights), options.compute == Compute::bf16 ? "+bf16" : ""));
 
   LoadProgress progress{.tensors_total = static_cast<Index>(plan.tensors().size()), .bytes_total = plan.bytes()};
   const auto report = [&](std::string_view tensor) {
@@ -128,7 +134,7 @@ template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::
       raise<Cancelled>("pith::load_checkpoint: cancelled after ", progress.tensors_done, " of ", progress.tensors_total, " tensors");
   };
   detail::WeightReader<S> reader(plan, options.weights, options.check_finite.value_or(options.weights != WeightsLayout::mapped),
-                                 options.executor);
+                                 options.executor, options.compute);
   const auto start = [&](const std::string& tensor) { report(tensor); };
   const auto finish = [&](std::size_t bytes) {
     ++progress.tensors_done;

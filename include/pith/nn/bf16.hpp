@@ -16,13 +16,13 @@ namespace pith { inline namespace v0 {
 /// What layers of bfloat16 weights do with activations.
 enum class Compute {
   exact,  ///< multiply them as they are
-  bf16,   ///< round them to bfloat16 first (Bf16Linear): prompts are read faster where the processor has a dot product of bfloat16
+  bf16,   ///< round them to bfloat16 first (Bf16Linear): prompts are read faster where the processor's dot product of bfloat16 is fast
 };
 
 /// y = x̂ Wᵀ + bias over bfloat16 panels, x̂ being x rounded to bfloat16 (nearest, halves to even): an error of 1.7e-3 of the product.
 ///
 /// Shapes   weight [out, in] · bias [out] or empty · x [tokens, in] · y [tokens, out]
-/// Cost     2·tokens·in·out flops; with AVX512-BF16, more tokens than a register tile holds take two multiply-adds an instruction
+/// Cost     2·tokens·in·out flops; on AMD with AVX512-BF16, more tokens than a register tile holds take two multiply-adds an instruction
 /// Heap     at construction only
 /// Throws   ShapeError if the shapes disagree
 /// Law      the bits of PackedLinear<float, bfloat16> of x̂, for one token and many, but that the processor's dot product takes numbers
@@ -41,7 +41,7 @@ class Bf16Linear {
 
   void forward(ConstMatrixRef<float> x, MatrixRef<float> y, Workspace& ws) const {
     detail::check_product("Bf16Linear", x, in(), out(), bias_.size(), y);
-    detail::bf16_product(x, weight_, bias(), y, ws);
+    detail::bf16_product(x, weight_, bias(), y, ws, detail::in_bf16_pairs(x.rows(), in()));
   }
   Matrix<float> forward(ConstMatrixRef<float> x) const { return detail::forward_alone(*this, x); }
 

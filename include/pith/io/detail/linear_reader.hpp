@@ -13,6 +13,7 @@
 #include <pith/io/detail/tensor_values.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/weights_layout.hpp>
+#include <pith/nn/bf16.hpp>
 #include <pith/nn/int4.hpp>
 #include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
@@ -24,8 +25,8 @@ template <class S> class LinearReader {
  public:
   using Place = CheckpointFiles::Place;
 
-  LinearReader(WeightsLayout layout, bool check_finite, ExecutorRef executor = {})
-      : layout_(layout), check_finite_(check_finite), executor_(executor) {}
+  LinearReader(WeightsLayout layout, bool check_finite, ExecutorRef executor = {}, Compute compute = Compute::exact)
+      : layout_(layout), compute_(compute), check_finite_(check_finite), executor_(executor) {}
 
   /// Checks elements [first, first + count) of a tensor.
   void check_values(const Place& place, Index first, Index count) const {
@@ -78,6 +79,10 @@ template <class S> class LinearReader {
       return all.middleRows(start + first, n);
     };
     if constexpr (std::is_same_v<S, float>) {
+      if constexpr (std::is_same_v<T, bfloat16>) {
+        if (layout == WeightsLayout::packed && compute_ == Compute::bf16)
+          return AnyLinear<S>(Bf16Linear(PackedWeight<T>(rows, cols, checked_rows, executor_), std::move(bias)));
+      }
       if (layout == WeightsLayout::int4)
         return AnyLinear<S>(Int4Linear(Int4Weight(rows, cols, checked_rows, Int4Weight::default_group, executor_), std::move(bias)));
       if (layout == WeightsLayout::int8) return AnyLinear<S>(Int8Linear(Int8Weight(rows, cols, checked_rows, executor_), std::move(bias)));
@@ -100,6 +105,7 @@ template <class S> class LinearReader {
 
  protected:
   WeightsLayout layout_;
+  Compute compute_;
   bool check_finite_;
   ExecutorRef executor_;
 };

@@ -29,8 +29,8 @@ namespace pith { inline namespace v0 { namespace detail {
 /// Reads planned tensors into weights, one at a time, in order of use.
 template <class S> class WeightReader : private LinearReader<S> {
  public:
-  WeightReader(const CheckpointPlan& plan, WeightsLayout layout, bool check_finite, ExecutorRef executor)
-      : LinearReader<S>(layout, check_finite, executor), plan_(plan) {}
+  WeightReader(const CheckpointPlan& plan, WeightsLayout layout, bool check_finite, ExecutorRef executor, Compute compute)
+      : LinearReader<S>(layout, check_finite, executor, compute), plan_(plan) {}
 
   /// Calls start(name) before each tensor and finish(bytes) after it.
   template <class Start, class Finish>
