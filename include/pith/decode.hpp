@@ -1,6 +1,7 @@
 #pragma once
 
 // From logits to text: sampling and speculative decoding.
+#include <pith/decode/any_draft.hpp>            // a reference to any draft
 #include <pith/decode/generate.hpp>             // generate(): choose a token, report it, feed it
 #include <pith/decode/logit_rules.hpp>          // logit masks and repetition penalty
 #include <pith/decode/prompt_lookup.hpp>        // a draft that copies from the text so far

@@ -70,13 +70,24 @@ template <class S = float> class Decoder {
   template <KvStorage T = S>
   void decode_together(std::type_identity_t<std::span<Session<S, T>* const>> sessions, std::span<const Token> tokens,
                        std::type_identity_t<MatrixRef<S>> logits, Workspace& ws) const {
-    const detail::TogetherPass<S, T> pass(*model_, sessions, ws);
-    pass.check(tokens, logits);
-    pass.run(tokens, logits);
+    detail::TogetherPass<S, T>(*model_, sessions, ws).run(tokens, logits);
+  }
+  /// Overload for several tokens of each session, up to its max_chunk(): all of a speculative step are verified in one pass.
+  ///
+  /// Shapes   logits [all tokens, vocab_size], those of session 0 first
+  /// Heap     none, given ws of together_workspace_bytes(sessions, all tokens, workers)
+  template <KvStorage T = S>
+  void decode_together(std::type_identity_t<std::span<Session<S, T>* const>> sessions, std::span<const std::span<const Token>> tokens,
+                       std::type_identity_t<MatrixRef<S>> logits, Workspace& ws) const {
+    detail::TogetherPass<S, T>(*model_, sessions, ws).run(tokens, logits);
   }
   template <KvStorage T = S>
   std::size_t together_workspace_bytes(std::type_identity_t<std::span<Session<S, T>* const>> sessions, Index workers = 1) const {
-    return detail::TogetherPass<S, T>::workspace_bytes(*model_, sessions, workers);
+    return detail::TogetherPass<S, T>::workspace_bytes(*model_, sessions, static_cast<Index>(sessions.size()), workers);
+  }
+  template <KvStorage T = S>
+  std::size_t together_workspace_bytes(std::type_identity_t<std::span<Session<S, T>* const>> sessions, Index tokens, Index workers) const {
+    return detail::TogetherPass<S, T>::workspace_bytes(*model_, sessions, tokens, workers);
   }
 
   /// The rope of a layer, for policies that turn queries themselves; `text_length`: the longest text it is used for, if that matters. A

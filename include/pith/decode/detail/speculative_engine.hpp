@@ -147,6 +147,18 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
     stats_.rejected += accepted < drafted;
     if (drafted > 0) pace_.saw(accepted, accepted < drafted);
   }
+  /// Runs a call of the draft; if the draft is full, undoes the call and stops using the draft.
+  template <class Ask> void asked(Ask&& ask) {
+#if PITH_HAS_EXCEPTIONS
+    try {
+      ask();
+    } catch (const CapacityError&) {
+      dismiss_draft();
+    }
+#else
+    ask();
+#endif
+  }
   /// Undoes a step that was opened.
   void give_up() { undo(); }
 
@@ -235,18 +247,6 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
     target_.undo();
     draft_.undo();
     stepping_ = false;
-  }
-  /// Runs a call of the draft; if the draft is full, undoes the call and stops using the draft.
-  template <class Ask> void asked(Ask&& ask) {
-#if PITH_HAS_EXCEPTIONS
-    try {
-      ask();
-    } catch (const CapacityError&) {
-      dismiss_draft();
-    }
-#else
-    ask();
-#endif
   }
   void dismiss_draft() {
     draft_.undo();
