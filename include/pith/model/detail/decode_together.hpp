@@ -53,16 +53,21 @@ template <class S, KvStorage T> class TogetherPass {
     const Index n = static_cast<Index>(sessions_.size());
     if (n > 0 && static_cast<Index>(tokens.size()) != n) refuse(text(tokens.size(), " tokens for ", n, " sessions, expected one of each"));
     check_sessions();
-    check_space(n);
+    const std::size_t left = ws_.bytes() - ws_.used();
+    check_space(n, left);
     const Workspace::Scope scope(ws_);
     auto* const each = ws_.take<std::span<const Token>>(n);
     for (Index i = 0; i < n; ++i) std::construct_at(each + i, tokens.subspan(static_cast<std::size_t>(i), 1));
-    run(Chunks(each, sessions_.size()), logits);
+    run(Chunks(each, sessions_.size()), logits, left);
   }
 
   /// Chunks of tokens. Throws every refusal before anything changes.
-  void run(Chunks chunks, MatrixRef<S> logits) const {
-    const Index tokens = check(chunks, logits);
+  void run(Chunks chunks, MatrixRef<S> logits) const { run(chunks, logits, ws_.bytes() - ws_.used()); }
+
+ private:
+  /// `left`: bytes of the workspace at the beginning of the call.
+  void run(Chunks chunks, MatrixRef<S> logits, std::size_t left) const {
+    const Index tokens = check(chunks, logits, left);
     const Index n = static_cast<Index>(sessions_.size());
     const Workspace::Scope scope(ws_);
     const std::span<Index> newest(ws_.take<Index>(n), sessions_.size());  ///< each session's Session::newest_, lost or apart
@@ -131,7 +136,6 @@ template <class S, KvStorage T> class TogetherPass {
     refusals.rethrow();
   }
 
- private:
   static constexpr Index lost = -2, apart = -3;
 
   /// Sessions whose caches refuse a token half-way through the layers: each is undone by itself, the others continue.
@@ -183,10 +187,10 @@ template <class S, KvStorage T> class TogetherPass {
   Session<S, T>& session(Index i) const { return *sessions_[at_(i)]; }
   [[noreturn]] static void refuse(const std::string& what) { raise<ShapeError>("pith::Decoder::decode_together: " + what); }
 
-  void check_space(Index tokens) const {
-    if (const std::size_t needed = workspace_bytes(model_, sessions_, tokens, ws_.workers()); needed > ws_.bytes() - ws_.used())
-      raise<CapacityError>(text("pith::Decoder::decode_together: the workspace has ", ws_.bytes() - ws_.used(), " bytes left, expected ",
-                                needed, ": make one of together_workspace_bytes(sessions, workers)"));
+  void check_space(Index tokens, std::size_t left) const {
+    if (const std::size_t needed = workspace_bytes(model_, sessions_, tokens, ws_.workers()); needed > left)
+      raise<CapacityError>(text("pith::Decoder::decode_together: the workspace has ", left, " bytes left, expected ", needed,
+                                ": make one of together_workspace_bytes(sessions, workers)"));
   }
   void check_sessions() const {
     if (sessions_.empty()) refuse("no sessions, expected 1 or more");
@@ -198,7 +202,7 @@ template <class S, KvStorage T> class TogetherPass {
     }
   }
   /// Throws every refusal before anything changes; returns the number of tokens.
-  Index check(Chunks chunks, const MatrixRef<S>& logits) const {
+  Index check(Chunks chunks, const MatrixRef<S>& logits, std::size_t left) const {
     check_sessions();
     if (chunks.size() != sessions_.size())
       refuse(text(chunks.size(), " chunks of tokens for ", sessions_.size(), " sessions, expected one of each"));
@@ -212,7 +216,7 @@ template <class S, KvStorage T> class TogetherPass {
     }
     check_shape("Decoder::decode_together", "logits", logits, tokens, model_.config.vocab_size);
     for (std::size_t i = 0; i < sessions_.size(); ++i) sessions_[i]->check_ready(static_cast<Index>(chunks[i].size()), {});
-    check_space(tokens);
+    check_space(tokens, left);
     return tokens;
   }
 
