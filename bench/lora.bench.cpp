@@ -4,11 +4,15 @@
 // over        time with the adapter over the time without, less 1, in percent; both in turns, medians
 // bytes       what the adapter adds to the bytes read, in percent: the goal is this and 1.5 at one token, 5 at 128
 // over_blas   `rows`: over OpenBLAS's plain product with its bias, where CMake finds it; the goal is 8, and 10 for `over`
+// faster      `batch`: conversations with another adapter each and drafts that know their text and are wrong in 1 - accepted of all places:
+//             tokens a second by SpeculativeBatch over those of decode_together, one token each, in the same run; the goal is 2 at 80 %
+// same        `batch`: 1: every text is the one without drafts; anything else is not reported
 // rel_err     against the product in double; a wrong result is not reported
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,6 +22,7 @@
 #endif
 
 #include <pith/core.hpp>
+#include <pith/model.hpp>
 #include <pith/nn/linear.hpp>
 #include <pith/peft/lora.hpp>
 #include <pith/peft/multi_lora.hpp>
@@ -25,6 +30,7 @@
 #include "support/cold.hpp"
 #include "support/measure.hpp"
 #include "support/register.hpp"
+#include "support/speculating.hpp"
 
 using namespace pith;
 using namespace pith_bench;
@@ -212,7 +218,104 @@ void rows(benchmark::State& state, Adapted c) {
 #endif
 }
 
+struct Batch {
+  Index conversations, percent, draft_tokens;
+  std::string text() const {
+    return "/conversations:" + std::to_string(conversations) + "/accepted:" + std::to_string(percent) +
+           "%/guesses:" + std::to_string(draft_tokens);
+  }
+};
+constexpr Index batch_prompt = 32, batch_text = 40;
+
+/// LoRA of rank 16 on every projection, small enough to leave the logits finite.
+ModelAdapter<float> adapter_over(const Decoder<float>& decoder, std::uint64_t seed) {
+  const AdapterTarget target = decoder.adapter_target();
+  AdapterParts<float> parts;
+  parts.layers.resize(static_cast<std::size_t>(target.num_layers));
+  for (LayerAdapter<float>& layer : parts.layers)
+    for (std::size_t p = 0; p < num_projections; ++p) {
+      const Index out = target.out(Projection(p)), in = target.in(Projection(p));
+      layer.projections[p].terms.push_back(
+          {random_matrix(16, in, ++seed), 0.01f * random_matrix(16, out, ++seed), Vector<float>::Ones(16)});
+    }
+  return {target, std::move(parts)};
+}
+
+/// A batch in which every conversation has its own adapter, with and without speculation, in turns.
+void batch(benchmark::State& state, Batch c) {
+  const Decoder<float>& decoder = cold_decoder();
+  std::vector<ModelAdapter<float>> adapters;
+  std::vector<std::vector<Token>> prompts, texts(static_cast<std::size_t>(c.conversations));
+  std::mt19937_64 rng(7);
+  for (Index i = 0; i < c.conversations; ++i) {
+    adapters.push_back(adapter_over(decoder, 1000 * static_cast<std::uint64_t>(i + 1)));
+    prompts.emplace_back(static_cast<std::size_t>(batch_prompt));
+    for (Token& t : prompts.back()) t = static_cast<Token>(rng() % 2048);
+  }
+  const auto started = [&] {
+    std::vector<Session<float>> all;
+    for (const ModelAdapter<float>& adapter : adapters) {
+      all.push_back(decoder.start(Dense{}, {.max_prompt = batch_prompt, .max_tokens = 256}));
+      all.back().use(&adapter);
+    }
+    return all;
+  };
+  const auto plain = [&](std::vector<std::vector<Token>>& out) {
+    std::vector<Session<float>> all = started();
+    std::vector<Session<float>*> sessions;
+    std::vector<Token> next;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      sessions.push_back(&all[i]);
+      next.push_back(
+          static_cast<Token>(std::max_element(all[i].prefill(prompts[i]).data(), all[i].logits().data() + 2048) - all[i].logits().data()));
+    }
+    Workspace ws(decoder.together_workspace_bytes(sessions));
+    Matrix<float> logits(c.conversations, decoder.vocab_size());
+    return seconds_of([&] {
+      for (Index t = 0; t < batch_text; ++t) {
+        for (std::size_t i = 0; i < all.size(); ++i) out[i].push_back(next[i]);
+        decoder.decode_together(sessions, next, logits, ws);
+        for (std::size_t i = 0; i < all.size(); ++i) {
+          const float* row = logits.row(static_cast<Index>(i)).data();
+          next[i] = static_cast<Token>(std::max_element(row, row + 2048) - row);
+        }
+      }
+    });
+  };
+  plain(texts);
+  Samples speculative, one_by_one;
+  for (auto _ : state) {
+    std::vector<Session<float>> all = started();
+    std::vector<InformedDraft> drafts;
+    drafts.reserve(all.size());
+    SpeculativeBatch<float> together;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      drafts.emplace_back(texts[i], batch_prompt, double(c.percent) / 100, decoder.vocab_size());
+      together.add(all[i], drafts[i], {.draft_tokens = c.draft_tokens, .sampler = {.temperature = 0}});
+      together.prefill(static_cast<Index>(i), prompts[i]);
+    }
+    std::vector<std::vector<Token>> found(all.size());
+    const double seconds = seconds_of([&] {
+      while (together.step([&](Index i, Token token) {
+        auto& text = found[static_cast<std::size_t>(i)];
+        text.push_back(token);
+        return static_cast<Index>(text.size()) < batch_text;
+      })) {
+      }
+    });
+    if (found != texts) return state.SkipWithError("wrong result");
+    std::vector<std::vector<Token>> again(all.size());
+    one_by_one.add(plain(again));
+    state.SetIterationTime(seconds);
+    speculative.add(seconds);
+  }
+  state.counters["faster"] = one_by_one.median() / speculative.median();
+  state.counters["tokens/s"] = double(c.conversations * batch_text) / speculative.median();
+  state.counters["same"] = 1;
+}
+
 const bool registered = [] {
+  for (const Batch c : {Batch{4, 80, 4}, Batch{8, 80, 4}, Batch{8, 60, 4}}) add("batch", batch, c);
   for (const Case c : {Case{1, 1024}, Case{1, 2048}, Case{8, 2048}, Case{64, 2048}}) {
     add("layer_f32", layer<float>, c);
     add("layer_bf16", layer<pith::bfloat16>, c);

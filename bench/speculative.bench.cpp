@@ -7,8 +7,6 @@
 // same              1: the text is the target's own; anything else is not reported
 #include <benchmark/benchmark.h>
 
-#include <algorithm>
-#include <limits>
 #include <random>
 #include <span>
 #include <string>
@@ -21,6 +19,7 @@
 #include "support/cold.hpp"
 #include "support/measure.hpp"
 #include "support/register.hpp"
+#include "support/speculating.hpp"
 
 using namespace pith;
 using namespace pith_bench;
@@ -28,44 +27,7 @@ using namespace pith_bench;
 namespace {
 
 constexpr Index prompt_tokens = 64, text_tokens = 40, most_draft = 8;
-
-const Decoder<float>& decoder() {
-  static const Decoder<float> one = [] {
-    DecoderConfig c;
-    c.vocab_size = 2048;
-    c.hidden_size = 768;
-    c.intermediate_size = 2048;
-    c.num_attention_heads = 12;
-    c.num_key_value_heads = 4;
-    c.head_dim = 64;
-    c.max_position_embeddings = 2048;
-    const Index kv = c.num_key_value_heads * c.head_dim;
-    const Index layer_bytes = Index(sizeof(float)) * c.hidden_size * (2 * c.hidden_size + 2 * kv + 3 * c.intermediate_size);
-    c.num_hidden_layers = static_cast<Index>(cold_bytes()) / layer_bytes + 1;
-    std::uint64_t seed = 0;
-    const auto linear = [&](Index out, Index in) {
-      return AnyLinear<float>(PackedLinear<float>(Matrix<float>(random_matrix(out, in, ++seed) / std::sqrt(float(in) / 3))));
-    };
-    DecoderWeights<float> weights;
-    weights.embed_tokens = Embedding<float>(random_matrix(c.vocab_size, c.hidden_size, ++seed));
-    weights.norm = Vector<float>::Ones(c.hidden_size);
-    weights.lm_head = linear(c.vocab_size, c.hidden_size);
-    for (Index l = 0; l < c.num_hidden_layers; ++l) {
-      LayerWeights<float> layer;
-      layer.pre_attention_norm = layer.pre_mlp_norm = Vector<float>::Ones(c.hidden_size);
-      layer.q_proj = linear(c.hidden_size, c.hidden_size);
-      layer.k_proj = linear(kv, c.hidden_size);
-      layer.v_proj = linear(kv, c.hidden_size);
-      layer.o_proj = linear(c.hidden_size, c.hidden_size);
-      layer.gate_proj = linear(c.intermediate_size, c.hidden_size);
-      layer.up_proj = linear(c.intermediate_size, c.hidden_size);
-      layer.down_proj = linear(c.hidden_size, c.intermediate_size);
-      weights.layers.push_back(std::move(layer));
-    }
-    return Decoder<float>(c, std::move(weights));
-  }();
-  return one;
-}
+const Decoder<float>& decoder() { return cold_decoder(); }
 
 std::vector<Token> prompt() {
   std::mt19937_64 rng(3);
@@ -119,39 +81,6 @@ void verify(benchmark::State& state, Index tokens) {
   state.counters["same"] = 1;
 }
 
-/// Knows the text that is coming, and names another token in 1 - accepted of its places.
-class Informed {
- public:
-  using Scalar = float;
-  Informed(std::span<const Token> text, double accepted) : coming_(text.begin(), text.end()) {
-    std::mt19937_64 rng(5);
-    for (Token& t : coming_)
-      if (canonical<double>(rng) >= accepted) t = (t + 1) % 2048;
-    rows_ = Matrix<float>::Constant(2, 2048, -std::numeric_limits<float>::infinity());
-  }
-  Index vocab_size() const { return rows_.cols(); }
-  Position next_position() const { return read_; }
-  ConstMatrixRef<float> prefill(std::span<const Token> tokens) {
-    read_ += static_cast<Position>(tokens.size());
-    return rows_.topRows(1);
-  }
-  ConstMatrixRef<float> decode(std::span<const Token> tokens) {
-    const Index last = static_cast<Index>(tokens.size()) - 1;
-    read_ += static_cast<Position>(tokens.size());
-    rows_.setConstant(-std::numeric_limits<float>::infinity());
-    const std::size_t next = static_cast<std::size_t>(read_ - prompt_tokens);
-    if (next < coming_.size()) rows_(last, coming_[next]) = 0;
-    return rows_.topRows(last + 1);
-  }
-  void checkpoint() {}
-  void crop(Position p) { read_ = p; }
-
- private:
-  std::vector<Token> coming_;
-  Matrix<float> rows_;
-  Position read_ = 0;
-};
-
 template <class MakeDraft> void step(benchmark::State& state, Index draft_tokens, MakeDraft make_draft) {
   Samples speculative, plain;
   SpeculativeStats stats;
@@ -199,7 +128,7 @@ const bool registered = [] {
     add(
         "step",
         [](benchmark::State& state, const Accepted& a) {
-          step(state, a.draft_tokens, [&] { return Informed(own_text(), double(a.percent) / 100); });
+          step(state, a.draft_tokens, [&] { return InformedDraft(own_text(), prompt_tokens, double(a.percent) / 100, 2048); });
         },
         c);
   add(

@@ -1,4 +1,5 @@
-// Two PEFT folders on one model: the cost of a switch, their effect on a text, and a batch with a different adapter per conversation.
+// Two PEFT folders on one model: the cost of a switch, their effect on a text, a batch with a different adapter per conversation, with and
+// without speculation, and activated adapters that wake one after the other in one conversation.
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -62,6 +63,124 @@ std::string continued(Session<float>& session, std::span<const Token> prompt, In
   generate(session, session.prefill(prompt), {.max_tokens = tokens, .sampler = {.temperature = 0.6f, .top_p = 0.9f}}, rng,
            [&](Token token) { text += token >= ' ' && token < 127 ? static_cast<char>(token) : ' '; });
   return text;
+}
+
+Token likeliest(ConstMatrixRef<float> logits) {
+  Index best = 0;
+  logits.row(logits.rows() - 1).maxCoeff(&best);
+  return static_cast<Token>(best);
+}
+
+/// Five activated adapters over one conversation: each begins at its invocation, over rows that the base read once. Returns whether each
+/// answers as over a conversation of its own.
+bool chain(const Decoder<float>& decoder, const std::vector<ModelAdapter<float>>& loaded, std::span<const Token> conversation) {
+  constexpr std::size_t links = 5, answer = 16;
+  const SessionOptions sizes{.max_prompt = static_cast<Index>(conversation.size()) + 16,
+                             .max_tokens = static_cast<Index>(conversation.size()) + 64};
+  std::vector<ModelAdapter<float>> adapters;
+  for (std::size_t i = 0; i < links; ++i) {
+    AdapterParts<float> parts = loaded[i % loaded.size()].parts();
+    parts.invocation = {'[', static_cast<Token>('a' + static_cast<int>(i)), ']'};
+    adapters.emplace_back(decoder.adapter_target(), std::move(parts));
+  }
+  std::size_t read = 0;
+  const auto reads = [&](Session<float>& session, std::span<const Token> tokens) {
+    read += tokens.size();
+    session.prefill(tokens);
+  };
+  const auto answers = [&](Session<float>& session) {
+    std::vector<Token> text;
+    for (std::size_t i = 0; i < answer; ++i) session.decode(text.emplace_back(likeliest(session.logits())));
+    return text;
+  };
+  std::vector<std::vector<Token>> shared, own;
+  const Timer once;
+  auto session = decoder.start(Dense{}, sizes);
+  reads(session, conversation);
+  const Position end = session.next_position();
+  for (const ModelAdapter<float>& adapter : adapters) {
+    session.use(&adapter);
+    reads(session, adapter.parts().invocation);
+    shared.push_back(answers(session));
+    session.crop(end);  // back to the base's rows
+  }
+  const double together = once.seconds();
+  const std::size_t read_once = std::exchange(read, 0);
+  const Timer each;
+  for (const ModelAdapter<float>& adapter : adapters) {
+    auto alone = decoder.start(Dense{}, sizes);
+    alone.use(&adapter);
+    std::vector<Token> whole(conversation.begin(), conversation.end());
+    whole.insert(whole.end(), adapter.parts().invocation.begin(), adapter.parts().invocation.end());
+    reads(alone, whole);
+    own.push_back(answers(alone));
+  }
+  const double apart = each.seconds();
+  std::printf(
+      "\n%zu activated adapters over one conversation of %zu tokens: %zu tokens read in prompts, %.0f ms; each from the start: %zu "
+      "tokens, %.0f ms (%.1f times); %s\n",
+      links, conversation.size(), read_once, 1e3 * together, read, 1e3 * apart, apart / together,
+      shared == own ? "the same answers" : "OTHER ANSWERS");
+  return shared == own;
+}
+
+/// Six conversations, two under each adapter; one of each two drafts by prompt lookup, the other by the model itself without its adapter.
+bool speculate(const Decoder<float>& decoder, std::span<const ModelAdapter<float>* const> adapters, std::span<const Token> text) {
+  constexpr std::size_t count = 6, tokens = 64;
+  const auto start = [&](const ModelAdapter<float>* adapter) {
+    auto session = decoder.start(Dense{}, {.max_prompt = 64, .max_tokens = 200});
+    session.use(adapter);
+    return session;
+  };
+  const auto prompt = [&](std::size_t i) { return text.subspan(20 * i, 60); };
+  std::vector<std::vector<Token>> plain(count), drafted(count);
+  std::vector<Session<float>> sessions, targets, own;
+  std::vector<PromptLookup<float>> lookups;
+  std::vector<Session<float>*> batch;
+  for (auto* all : {&sessions, &targets, &own}) all->reserve(count);
+  lookups.reserve(count);
+  std::vector<Token> next;
+  for (std::size_t i = 0; i < count; ++i) {
+    sessions.push_back(start(adapters[i % adapters.size()]));
+    next.push_back(likeliest(sessions.back().prefill(prompt(i))));
+    batch.push_back(&sessions.back());
+  }
+  Workspace ws(decoder.together_workspace_bytes(batch));
+  Matrix<float> logits(count, decoder.vocab_size());
+  const Timer without;
+  for (std::size_t t = 0; t < tokens; ++t) {
+    for (std::size_t i = 0; i < count; ++i) plain[i].push_back(next[i]);
+    decoder.decode_together(batch, next, logits, ws);
+    for (std::size_t i = 0; i < count; ++i) next[i] = likeliest(logits.row(static_cast<Index>(i)));
+  }
+  const double one_by_one = without.seconds();
+  SpeculativeBatch<float> speculative;
+  for (std::size_t i = 0; i < count; ++i) {
+    targets.push_back(start(adapters[i % adapters.size()]));
+    const SpeculativeOptions options{.draft_tokens = i % 2 == 0 ? Index(5) : Index(3), .sampler = {.temperature = 0}};
+    if (i % 2 == 0) {
+      speculative.add(targets[i], lookups.emplace_back(decoder.vocab_size()), options);
+    } else {
+      speculative.add(targets[i], own.emplace_back(start(nullptr)), options);
+    }
+    speculative.prefill(static_cast<Index>(i), prompt(i));
+  }
+  const Timer with;
+  while (speculative.step([&](Index i, Token token) {
+    std::vector<Token>& mine = drafted[static_cast<std::size_t>(i)];
+    mine.push_back(token);
+    return mine.size() < tokens;
+  })) {
+  }
+  const double seconds = with.seconds();
+  Index accepted = 0, guessed = 0;
+  for (Index i = 0; i < speculative.size(); ++i) accepted += speculative.stats(i).accepted, guessed += speculative.stats(i).drafted;
+  std::printf(
+      "%zu of them with speculation: %zu tokens each in %d passes instead of %zu (%d of %d guesses right), %.2f ms a token of all "
+      "instead of %.2f; %s\n",
+      count, tokens, static_cast<int>(speculative.passes()), tokens, static_cast<int>(accepted), static_cast<int>(guessed),
+      1e3 * seconds / double(tokens), 1e3 * one_by_one / double(tokens), plain == drafted ? "the same texts" : "OTHER TEXTS");
+  return plain == drafted;
 }
 
 constexpr const char* usage = R"(lora_switch [FOLDER [ADAPTER ADAPTER]]
@@ -135,6 +254,10 @@ int lora_switch(example::CommandLine& line) {
   }
   std::printf("\n%zu conversations, three under each: %.2f ms a token of all one by one, %.2f ms together (%.1f times faster), %s\n", count,
               1e3 * apart / steps, 1e3 * at_once / steps, apart / at_once, same ? "the same bits" : "OTHER BITS");
+  const std::vector<const ModelAdapter<float>*> used{nullptr, &loaded[0], &loaded[1]};
+  same = speculate(decoder, used, text) && same;
+  const std::vector<Token> conversation = example::held_out(model, decoder.vocab_size(), 2000);
+  same = chain(decoder, loaded, std::span<const Token>(conversation).first(2000)) && same;
   return same ? 0 : 1;
 }
 

@@ -1,9 +1,11 @@
 #include <limits>
+#include <memory>
 #include <random>
 #include <vector>
 
 #include <pith/peft/combine.hpp>
 #include <pith/peft/decompose.hpp>
+#include <pith/peft/kronecker_change.hpp>
 
 #include "laws/adapter_laws.hpp"
 #include "support/catch.hpp"
@@ -112,4 +114,50 @@ TEST_CASE("combinations and decompositions: what makes no sense is refused", "[p
   CHECK_THROWS_AS(pissa<double>(w, 0), ShapeError);
   CHECK_THROWS_WITH(pissa<double>(w, 2, {.alpha = -1}), contains("expected above 0"));
   CHECK_THROWS_WITH(olora<double>(bad, 2), contains("not finite"));
+}
+
+TEST_CASE("closest_lora: the best of its rank for scales, rotations, Kronecker products and whole weights", "[peft]") {
+  constexpr Index out = 12, in = 8;
+  const Matrix<double> w = random_matrix<double>(out, in, 1);
+  const AnyLinear<double> base{Linear<double>(w, Vector<double>(random_matrix<double>(out, 1, 2).col(0)))};
+  const Matrix<double> x = random_matrix<double>(4, in, 3);
+  std::vector<LinearAdapter<double>> changes(4);
+  changes[0].out_scale = random_matrix<double>(out, 1, 4).col(0);
+  changes[1].turns.push_back({.blocks = random_matrix<double>(in, 2, 5)});
+  changes[2].more.push_back(
+      std::make_shared<const KroneckerChange<double>>(random_matrix<double>(4, 2, 6), random_matrix<double>(3, 4, 7)));
+  changes[2].bias = random_matrix<double>(out, 1, 8).col(0);
+  changes[3].replacement = AnyLinear<double>(Linear<double>(random_matrix<double>(out, in, 9)));
+  for (const LinearAdapter<double>& change : changes) {
+    const auto computed = [&](const LinearAdapter<double>& by) {
+      Matrix<double> y(x.rows(), out);
+      Workspace ws(1 << 16);
+      forward_overlaid(base, &by, x, y, ws);
+      return y;
+    };
+    // ΔW by unit inputs
+    Matrix<double> delta(out, in);
+    for (Index i = 0; i < in; ++i) {
+      Matrix<double> unit = Matrix<double>::Zero(2, in), y(2, out), plain(2, out);
+      unit(0, i) = 1;
+      Workspace ws(1 << 16);
+      forward_overlaid(base, &change, unit, y, ws);
+      base.forward(unit, plain, ws);
+      delta.col(i) = ((y.row(0) - y.row(1)) - (plain.row(0) - plain.row(1))).transpose();
+    }
+    const Eigen::VectorXd s = Eigen::BDCSVD<Eigen::MatrixXd>(delta).singularValues();
+    for (const Index rank : {1, 3, 8}) {
+      const ClosestLora<double> closest = closest_lora<double>(base, change, rank);
+      CHECK(closest.adapter.rank() == rank);
+      CHECK(std::abs(closest.error - s.tail(in - rank).norm() / s.norm()) <= 1e-9);
+      if (rank < in) continue;
+      LinearAdapter<double> as_lora;
+      as_lora.terms.push_back(LowRankTerm<double>::of(closest.adapter));
+      as_lora.bias = closest.adapter.bias();
+      CHECK((computed(as_lora) - computed(change)).cwiseAbs().maxCoeff() <= 1e-9);
+    }
+    CHECK_THROWS_AS(closest_lora<double>(base, change, in + 1), ShapeError);
+    CHECK_THROWS_AS(closest_lora<double>(base, change, 0), ShapeError);
+  }
+  CHECK(closest_lora<double>(base, LinearAdapter<double>(), 1).error == 0);
 }

@@ -4,7 +4,9 @@
 #include <Eigen/SVD>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <random>
 #include <span>
 #include <utility>
@@ -12,10 +14,13 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
+#include <pith/nn/linear.hpp>
 #include <pith/peft/combine.hpp>
+#include <pith/peft/linear_adapter.hpp>
 #include <pith/peft/lora.hpp>
+#include <pith/peft/model_adapter.hpp>
 
-// Adapters from the SVD or QR decomposition of a weight: PiSSA, OLoRA, MiCA, and combination by SVD.
+// Adapters from the SVD or QR decomposition of a weight: PiSSA, OLoRA, MiCA, combination by SVD, and the closest LoRA to any change.
 // It is the one header that needs more of Eigen than its core: no umbrella includes it.
 namespace pith { inline namespace v0 {
 
@@ -147,6 +152,78 @@ template <class S> LoraAdapter<S> combine_svd(std::span<const WeightedLora<S>> t
     raise<UnsupportedError>("pith::combine_svd: DARE prunes at random: give it a generator");
   std::minstd_rand unused;
   return combine_svd(terms, options, unused);
+}
+
+/// The closest LoRA to the change of one projection.
+template <class S> struct ClosestLora {
+  LoraAdapter<S> adapter;  ///< of scale 1; its bias is what the change adds to the base's
+  double error = 0;        ///< ‖ΔW - B A‖ / ‖ΔW‖ in the Frobenius norm; 0 for no change
+};
+
+/// The LoRA of a given rank that is closest to any change of a projection: rotations, scales, Kronecker products, whole weights, other
+/// ranks.
+///
+/// Cost     the SVD of ΔW in double
+/// Throws   ShapeError unless 1 <= rank <= min(out, in), if the change does not fit or is not finite; UnsupportedError for a base that does
+///          not show its numbers
+/// Law      no LoRA of that rank is closer; from the rank of ΔW on, the error is rounding
+template <class S> ClosestLora<S> closest_lora(const AnyLinear<S>& base, const LinearAdapter<S>& change, Index rank) {
+  change.check("closest_lora", base.out(), base.in());
+  const auto weight_of = [](const AnyLinear<S>& layer) {
+    Matrix<S> rows(layer.out(), layer.in());
+    layer.copy_weight(0, rows);
+    return Matrix<double>(rows.template cast<double>());
+  };
+  const AnyLinear<S>& used = change.replacement.empty() ? base : change.replacement;
+  Matrix<double> delta = weight_of(used);
+  change.change_weight(0, delta);
+  delta -= weight_of(base);
+  detail::check_decomposition<double>("closest_lora", delta, rank);
+  const auto bias_of = [](const AnyLinear<S>& layer) {
+    const Vector<S> bias = layer.bias();
+    return bias.size() > 0 ? Vector<double>(bias.template cast<double>()) : Vector<double>(Vector<double>::Zero(layer.out()));
+  };
+  Vector<double> bias = bias_of(used);
+  if (change.out_scale.size() > 0) bias = bias.cwiseProduct(change.out_scale.template cast<double>()).eval();
+  if (change.bias.size() > 0) bias += change.bias.template cast<double>();
+  bias -= bias_of(base);
+  const detail::Svd d = detail::svd(delta);
+  const Vector<double> root = d.s.head(rank).cwiseSqrt();
+  const Matrix<S> down = (root.asDiagonal() * d.vt.topRows(rank)).template cast<S>(),
+                  up = (d.u.leftCols(rank) * root.asDiagonal()).template cast<S>();
+  const Vector<S> moved = bias.isZero(0) ? Vector<S>() : Vector<S>(bias.template cast<S>());
+  const double size = delta.norm(), rest = (delta - up.template cast<double>() * down.template cast<double>()).norm();
+  return {LoraAdapter<S>(down, up, {.alpha = double(rank)}, moved), size > 0 ? rest / size : 0};
+}
+
+/// The closest LoRA of a whole adapter, and the error of each projection.
+template <class S> struct ClosestAdapter {
+  ModelAdapter<S> adapter;
+  std::vector<std::array<double, num_projections>> errors;  ///< [layers] ClosestLora::error
+};
+
+/// Replaces the changes of all projections by their closest LoRA; base_of(layer, projection) is the base's, an AnyLinear. What an adapter
+/// changes in norms, table and head stays as it is, as does its invocation.
+///
+/// Throws   as above
+template <class S, class BaseOf> ClosestAdapter<S> closest_lora(const ModelAdapter<S>& adapter, BaseOf&& base_of, Index rank) {
+  AdapterParts<S> parts = adapter.parts();
+  const S scale = static_cast<S>(adapter.target().embedding_scale);  // taken in by the constructor again
+  if (!parts.embedding.empty()) parts.embedding = parts.embedding.scaled(S(1) / scale);
+  std::vector<std::array<double, num_projections>> errors(parts.layers.size());
+  for (std::size_t layer = 0; layer < parts.layers.size(); ++layer)
+    for (std::size_t p = 0; p < num_projections; ++p) {
+      LinearAdapter<S>& change = parts.layers[layer].projections[p];
+      errors[layer][p] = 0;
+      if (change.empty()) continue;
+      const AnyLinear<S>& base = base_of(static_cast<Index>(layer), Projection(p));
+      const ClosestLora<S> closest = closest_lora<S>(base, change, (std::min)({rank, base.out(), base.in()}));
+      change = {};
+      change.terms.push_back(LowRankTerm<S>::of(closest.adapter));
+      change.bias = closest.adapter.bias();
+      errors[layer][p] = closest.error;
+    }
+  return {ModelAdapter<S>(adapter.target(), std::move(parts)), std::move(errors)};
 }
 
 }}  // namespace pith::v0
