@@ -49,7 +49,7 @@ TEMPLATE_TEST_CASE("simd: lanes are numbers", "[core]", float, double) {
     CHECK(quotient[i] == a[i] / b[i]);
     CHECK(picked[i] == std::min(a[i], b[i]));
     CHECK(larger[i] == std::max(a[i], b[i]));
-#ifdef __FMA__
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     CHECK(fused[i] == std::fma(a[i], b[i], c[i]));
 #else
     const volatile S product = a[i] * b[i];
@@ -117,8 +117,12 @@ TEMPLATE_TEST_CASE("simd: exp_down at its ends and in between", "[core]", float,
   CHECK(std::isnan(exp_down(not_a_number<S>)));
 }
 
-TEST_CASE("simd: every bfloat16 and every half widens exactly", "[core]") {
+TEST_CASE("simd: every byte, every bfloat16 and every half widens exactly", "[core]") {
   using V = Simd<float>;
+  std::vector<std::int8_t> bytes;
+  for (int i = -128; i < 128 + V::width; ++i) bytes.push_back(static_cast<std::int8_t>(i < 128 ? i : 0));
+  for (std::size_t i = 0; i < 256; ++i)
+    for (Index j = 0; j < V::width; ++j) CHECK(lanes<float>(V::load(bytes.data() + i))[j] == float(bytes[i + std::size_t(j)]));
   constexpr std::size_t count = 1 << 16, pair = 2 * std::size_t(V::width);
   std::vector<bfloat16> b(count);
   std::vector<half> h(count);

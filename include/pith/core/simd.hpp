@@ -18,6 +18,12 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
+inline float widen(bfloat16 v) { return bits_as<float>(std::uint32_t(bits_as<std::uint16_t>(v)) << 16); }
+inline float widen(half v) { return static_cast<float>(v); }
+inline float widen(std::int8_t v) { return static_cast<float>(v); }
+inline float widen(float v) { return v; }
+inline double widen(double v) { return v; }
+
 /// SIMD operations on the widest packet of S in this build (one number if vectorisation is off): the only place that uses Eigen's packet
 /// internals. Every lane of an elementwise function computes the same bits from the same input.
 ///
@@ -115,6 +121,13 @@ template <class S> struct Simd {
   static Packet load_even(const bfloat16* p) requires std::is_same_v<S, float>;
   static Packet load_odd(const bfloat16* p) requires std::is_same_v<S, float>;
 
+  /// Every step-th of some numbers, widened one by one.
+  template <class T> static Packet load_each(const T* p, int step = 1) {
+    S lanes[std::size_t(width)];
+    for (int i = 0; i < width; ++i) lanes[i] = widen(p[i * step]);
+    return load(lanes);
+  }
+
   /// Makes the compiler keep a packet in a register instead of reloading it at every use.
   static void pin([[maybe_unused]] Packet& a) {
 #if defined(__GNUC__) && defined(EIGEN_VECTORIZE_AVX512)
@@ -196,12 +209,6 @@ template <class S> struct Simd {
 #endif
 };
 
-inline float widen(bfloat16 v) { return detail::bits_as<float>(std::uint32_t(detail::bits_as<std::uint16_t>(v)) << 16); }
-inline float widen(half v) { return static_cast<float>(v); }
-inline float widen(std::int8_t v) { return static_cast<float>(v); }
-inline float widen(float v) { return v; }
-inline double widen(double v) { return v; }
-
 template <class S> typename Simd<S>::Packet Simd<S>::load(const bfloat16* p) requires std::is_same_v<S, float> {
 #if defined(EIGEN_VECTORIZE_AVX512)
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
@@ -213,10 +220,10 @@ template <class S> typename Simd<S>::Packet Simd<S>::load(const bfloat16* p) req
                               _mm_castsi128_ps(_mm_unpackhi_epi16(none, words)), 1);
 #elif defined(EIGEN_VECTORIZE_SSE2)
   return _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__aarch64__) && defined(EIGEN_VECTORIZE_NEON)
+  return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(&p->value), 16));
 #else
-  S lanes[std::size_t(width)];
-  for (int i = 0; i < width; ++i) lanes[i] = widen(p[i]);
-  return load(lanes);
+  return load_each(p);
 #endif
 }
 
@@ -225,10 +232,10 @@ template <class S> typename Simd<S>::Packet Simd<S>::load(const half* p) require
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(EIGEN_VECTORIZE_AVX) && defined(__F16C__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__aarch64__) && defined(EIGEN_VECTORIZE_NEON)
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p))));
 #else
-  S lanes[std::size_t(width)];
-  for (int i = 0; i < width; ++i) lanes[i] = widen(p[i]);
-  return load(lanes);
+  return load_each(p);
 #endif
 }
 
@@ -243,10 +250,12 @@ template <class S> typename Simd<S>::Packet Simd<S>::load(const std::int8_t* p) 
   __m128i words = _mm_cvtsi32_si128(bytes);  // moves each byte to the top of a word, then shifts it down with its sign
   words = _mm_unpacklo_epi8(words, words);
   return _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(words, words), 24));
+#elif defined(__aarch64__) && defined(EIGEN_VECTORIZE_NEON)
+  std::int32_t bytes;
+  std::memcpy(&bytes, p, sizeof(bytes));
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes))))));
 #else
-  S lanes[std::size_t(width)];
-  for (int i = 0; i < width; ++i) lanes[i] = widen(p[i]);
-  return load(lanes);
+  return load_each(p);
 #endif
 }
 
@@ -256,20 +265,15 @@ template <class S> typename Simd<S>::Packet Simd<S>::load_even(const bfloat16* p
     const Words words = Eigen::internal::preinterpret<Words>(load(reinterpret_cast<const S*>(p)));
     return Eigen::internal::preinterpret<Packet>(Eigen::internal::plogical_shift_left<16>(words));
   } else {
-    S lanes[std::size_t(width)];
-    for (int i = 0; i < width; ++i) lanes[i] = widen(p[2 * i]);
-    return load(lanes);
+    return load_each(p, 2);
   }
 }
 
 template <class S> typename Simd<S>::Packet Simd<S>::load_odd(const bfloat16* p) requires std::is_same_v<S, float> {
-  if constexpr (width > 1 && std::endian::native == std::endian::little) {
+  if constexpr (width > 1 && std::endian::native == std::endian::little)
     return Eigen::internal::pand(load(reinterpret_cast<const S*>(p)), Eigen::internal::pset1frombits<Packet>(0xFFFF0000u));
-  } else {
-    S lanes[std::size_t(width)];
-    for (int i = 0; i < width; ++i) lanes[i] = widen(p[2 * i + 1]);
-    return load(lanes);
-  }
+  else
+    return load_each(p + 1, 2);
 }
 
 /// out[i] = f(in[i]) packet by packet, with a padded tail: a number's result does not depend on its index.
