@@ -38,7 +38,6 @@ namespace {
 constexpr double out_bound = 5e-5, trace_score_bound = 1e-3, score_bound = 1e-4, press_bound = 5e-4, scale_bound = 1e-6,
                  softmax_bound = 1e-6;
 
-using Cache = Session<float>::Cache;
 /// Where a row of 0 and 1 has its ones.
 Ids marked(std::span<const Token> mask) {
   Ids out;
@@ -90,64 +89,12 @@ std::vector<TokenKind> kinds_of(Golden& golden) {
 
 // ------------------------------------------------------------------------------------------------------------ one prompt
 
-/// The newest tokens attend; the policy watches if it wants to.
-Matrix<float> look(Cache& cache, ConstMatrixRef<float> q, const AttendOptions<float>& options = {}) {
-  Index rows = 0;
-  for (Index h = 0; h < cache.shape().num_kv_heads; ++h) rows = std::max(rows, cache.size(h));
-  Matrix<float> out(q.rows(), q.cols());
-  Workspace ws(attend_workspace_bytes<float>(cache.shape(), rows, 1, q.rows()));
-  const auto observer = cache.observer();
-  attend(
-      q, cache.view(), out, ws,
-      [&](const AttentionTile<float>& tile) {
-        if (cache.watching()) observer(tile);
-      },
-      options);
-  return out;
-}
-
 /// A cache that has read a prompt and not evicted yet.
 Cache read_prompt(const Layer& layer, AnyPolicy<float> policy, std::span<const TokenKind> kinds = {}) {
   Cache cache(layer.shape, std::move(policy), {.max_chunk = layer.tokens(), .max_generated = layer.tokens()});
   cache.append(layer.k, layer.v, {.phase = Phase::prefill, .kinds = kinds});
   look(cache, layer.q);
   return cache;
-}
-
-/// [kv heads][rows] what the policy makes of the rows; `memory` [kv heads, ...] what it was shown of a head as a whole.
-std::vector<Vector<float>> scores_of(const Cache& cache, ConstMatrixRef<float> memory = {}) {
-  const Index heads = cache.shape().num_kv_heads, stats = cache.policy().stats(cache.shape());
-  std::vector<Vector<float>> scores;
-  std::vector<LayerScores<float>::Head> together;
-  Index rows = 0;
-  for (Index h = 0; h < heads; ++h) rows += cache.size(h);
-  Vector<float> scratch(rows);
-  std::vector<RankedRow<float>> candidates(static_cast<std::size_t>(rows));
-  for (Index h = 0; h < heads; ++h) {
-    scores.emplace_back(cache.size(h));
-    cache.policy().score({.kv_head = h,
-                          .shape = cache.shape(),
-                          .next = cache.next_position(),
-                          .positions = cache.positions(h),
-                          .kinds = cache.kinds(h),
-                          .stats = cache.stats(h),
-                          .keys = cache.keys(h, cache.rope_positions()),
-                          .values = cache.values(h),
-                          .memory = memory.rows() == 0 ? ConstVectorRef<float>() : ConstVectorRef<float>(memory.row(h)),
-                          .scratch = scratch.data(),
-                          .candidates = candidates.data()},
-                         scores.back());
-  }
-  for (Index h = 0; h < heads; ++h)
-    together.push_back({.size = cache.size(h),
-                        .positions = cache.positions(h).data(),
-                        .kinds = cache.kinds(h).data(),
-                        .stats = cache.stats(h).data(),
-                        .scores = scores[static_cast<std::size_t>(h)].data()});
-  LayerScores<float> layer(cache.shape(), 0, cache.next_position(), cache.budget(), stats, cache.stats(0).outerStride(), together,
-                           candidates.data());
-  cache.policy().combine(layer);
-  return scores;
 }
 
 /// Scores [kv heads, tokens], ours times `factor`. Protected rows are +inf in ours; theirs leave them out or give them the most.

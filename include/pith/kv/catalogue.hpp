@@ -10,6 +10,7 @@
 #include <pith/kv/any_policy.hpp>
 #include <pith/kv/policies/adaptive.hpp>
 #include <pith/kv/policies/at_cache_positions.hpp>
+#include <pith/kv/policies/cap_kv.hpp>
 #include <pith/kv/policies/chunkwise.hpp>
 #include <pith/kv/policies/critical_values.hpp>
 #include <pith/kv/policies/csp.hpp>
@@ -20,14 +21,19 @@
 #include <pith/kv/policies/key_diff.hpp>
 #include <pith/kv/policies/key_norm.hpp>
 #include <pith/kv/policies/lagkv.hpp>
+#include <pith/kv/policies/lazy_layer.hpp>
+#include <pith/kv/policies/leverage.hpp>
 #include <pith/kv/policies/observed_attention.hpp>
+#include <pith/kv/policies/per_head.hpp>
 #include <pith/kv/policies/prompt_only.hpp>
 #include <pith/kv/policies/protect.hpp>
 #include <pith/kv/policies/pyramid.hpp>
 #include <pith/kv/policies/random.hpp>
+#include <pith/kv/policies/rkv.hpp>
 #include <pith/kv/policies/scissorhands.hpp>
 #include <pith/kv/policies/sink_window.hpp>
 #include <pith/kv/policies/snapkv.hpp>
+#include <pith/kv/policies/threshold.hpp>
 #include <pith/kv/policies/tova.hpp>
 #include <pith/kv/policies/window.hpp>
 
@@ -116,6 +122,32 @@ template <class S = float> std::span<const PolicyEntry<S>> policy_catalogue() {
        }},
       {"cur", "keys and values of high leverage in their block", rows_read, once, "2509.15038",
        [](Index rows, Model) -> AnyPolicy<S> { return Cur{.keep = rows, .sinks = detail::usual_sinks(rows)}; }},
+      {"leverage", "keys, without rope, that lie outside of what the others span", keys, once, "2507.08143",
+       [](Index rows, Model model) -> AnyPolicy<S> {
+         return Leverage<S>{.rope = model.rope, .keep = rows, .sinks = detail::usual_sinks(rows)};
+       },
+       true},
+      {"non-causal", "rows that their chunk's queries look at, before or behind", "queries, keys and values", once, "2507.08143",
+       [](Index rows, Model) -> AnyPolicy<S> { return NonCausal{.keep = rows, .sinks = detail::usual_sinks(rows)}; }},
+      {"compactor", "leverage of keys and non-causal attention together", "queries, keys and values", once, "2507.08143",
+       [](Index rows, Model model) -> AnyPolicy<S> {
+         const Index sinks = detail::usual_sinks(rows);
+         return Compactor<S>{.leverage = {.rope = model.rope, .keep = rows, .sinks = sinks},
+                             .attention = {.keep = rows, .sinks = sinks},
+                             .recent = (std::min<Index>)(4, rows - sinks)};
+       },
+       true},
+      {"capkv", "values that lie outside of what the others span, by expected attention", "queries, keys and values", once, "",
+       [](Index rows, Model model) -> AnyPolicy<S> {
+         return CapKv<S>{.rope = model.rope, .keep = rows, .sinks = detail::usual_sinks(rows)};
+       },
+       true},
+      {"rkv", "rows that the last queries attend to and that are not near copies of others; an eighth leaves at once",
+       "the last queries, keys", "a copy of each query; cosines of all pairs for each eighth that leaves", "2505.24133",
+       [](Index rows, Model) -> AnyPolicy<S> {
+         const Index window = (std::min<Index>)(8, (std::max<Index>)(1, rows / 2));
+         return RKv{.keep = rows, .window = window, .rows_per_eviction = std::clamp<Index>(rows / 8, 1, rows - window + 1)};
+       }},
       {"chunkkv", "whole chunks of neighbours, by the norm of their keys", keys, once, "2502.00299",
        [](Index rows, Model) -> AnyPolicy<S> { return Chunkwise(KeyNorm{rows}, (std::max<Index>)(1, (std::min<Index>)(20, rows / 8))); }},
       {"random", "random rows (baseline)", none, "a hash per row appended, one look at each score", "",

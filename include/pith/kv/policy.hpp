@@ -81,6 +81,7 @@ struct PolicyTraits {
   bool uneven = false;                            ///< score() drops rows by -inf: one head may keep fewer than another
   bool decides = false;                           ///< final scores are only +inf and -inf: a wrapper finds no score to share out or average
   bool overfills = false;  ///< may score more rows +inf than budget(): a Session then copies its rows before a later prompt, as a backup
+  bool eager = false;      ///< is asked for scores within its budget too: rows that it scores -inf leave at once
 };
 
 // A policy is a value that can be copied, with these members. AnyPolicy, and so every cache and session, can be made from one; a mistake

@@ -82,7 +82,9 @@ struct CacheRules {
   Index retained(Index coming) const {
     return coming == 0 ? facts.retain : (std::max)((std::min)(facts.retain, facts.budget - coming), facts.initial);
   }
-  bool due(Index rows, Index coming) const { return !never_evicts() && rows > facts.budget - (std::min)(coming, facts.budget); }
+  bool due(Index rows, Index coming) const {
+    return !never_evicts() && (facts.traits.eager || rows > facts.budget - (std::min)(coming, facts.budget));
+  }
   /// Whether an eviction may drop rows now: a prompt-only policy waits for the end of a prompt.
   bool may_evict(const AppendOptions& last) const { return !prompt_only() || (last.phase == Phase::prefill && !last.more); }
   /// Whether no query of a sliding-window layer can see this position any more: such rows are evicted first and not merged.

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include <pith/attention/rope.hpp>
+#include <pith/kv/detail/average_rotation.hpp>
 #include <pith/kv/policy.hpp>
 #include <pith/nn/softmax.hpp>
 
@@ -77,7 +78,7 @@ template <class S = float> struct ExpectedAttention {
   void score(const KvRows<S>& rows, VectorRef<S> out) const {
     const Index d = rows.shape.head_dim, group = rows.shape.group(), n = rows.size();
     S cosines[Rope<S>::max_head_dim / 2], sines[Rope<S>::max_head_dim / 2];
-    average_rotation(rows.next, cosines, sines);
+    detail::average_rotation(*rope, rows.next, future, cosines, sines);
     out.setZero();
     for (Index g = 0; g < group; ++g) {
       const S* const moments = rows.memory.data() + g * per_head(d);
@@ -93,25 +94,6 @@ template <class S = float> struct ExpectedAttention {
  private:
   static Index per_head(Index d) { return 1 + d + d * d; }
   bool is_sink(const KvRows<S>& rows, Index r) const { return rows.positions[static_cast<std::size_t>(r)] - rows.first < sinks; }
-
-  /// R̄, the mean of the rotations at the next `future` positions (not itself a rotation).
-  void average_rotation(Position next, S* cosines, S* sines) const {
-    const detail::RopePairs<S> pairs = rope->pairs();
-    const Index d = rope->options().head_dim, half = pairs.half();
-    std::fill_n(cosines, half, S(0));
-    std::fill_n(sines, half, S(0));
-    S turned[Rope<S>::max_head_dim];
-    for (Index t = 0; t < future; ++t) {
-      std::fill_n(turned, d, S(0));
-      for (Index i = 0; i < half; ++i) turned[pairs.first(i)] = S(1);
-      const auto at = static_cast<Position>(std::min(Index(next) + t, Index(std::numeric_limits<Position>::max())));
-      rope->rotate_by(MatrixRef<S>(turned, 1, d), {&at, 1});
-      for (Index i = 0; i < half; ++i) {
-        cosines[i] += turned[pairs.first(i)] / static_cast<S>(future);
-        sines[i] += turned[pairs.second(i)] / static_cast<S>(future);
-      }
-    }
-  }
 
   /// μ·R̄ᵀk/√d + (R̄ᵀk)ᵀ Σ (R̄ᵀk) / 2d: rotating the key back is cheaper than rotating the Gaussian forward.
   S expected(const S* moments, const KvRows<S>& rows, Index r, const S* cosines, const S* sines) const {
