@@ -40,13 +40,13 @@ struct Pairs128 {
     const __m128i h = _mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bits)), _mm_setzero_si128());
     const __m128i sign = _mm_slli_epi32(_mm_and_si128(h, _mm_set1_epi32(0x8000)), 16), rest = _mm_and_si128(h, _mm_set1_epi32(0x7fff));
     const __m128i shifted = _mm_slli_epi32(rest, 13);
-    const __m128i odd = _mm_cmpgt_epi32(rest, _mm_set1_epi32(0x7bff));    // infinity, NaN: the largest exponent
-    const __m128i small = _mm_cmplt_epi32(rest, _mm_set1_epi32(0x0400));  // below the normal numbers: by a subtraction
+    const __m128i odd = _mm_cmpgt_epi32(rest, _mm_set1_epi32(0x7bff));        // infinity, NaN: the largest exponent
+    const __m128i subnormal = _mm_cmplt_epi32(rest, _mm_set1_epi32(0x0400));  // below the normal numbers: by a subtraction
     __m128i wide = _mm_add_epi32(shifted, _mm_set1_epi32(112 << 23));
     wide = _mm_add_epi32(wide, _mm_and_si128(odd, _mm_set1_epi32(112 << 23)));
     const __m128 least = _mm_castsi128_ps(_mm_set1_epi32(113 << 23));
     const __m128i tiny = _mm_castps_si128(_mm_sub_ps(_mm_castsi128_ps(_mm_add_epi32(shifted, _mm_set1_epi32(113 << 23))), least));
-    wide = _mm_or_si128(_mm_and_si128(small, tiny), _mm_andnot_si128(small, wide));
+    wide = _mm_or_si128(_mm_and_si128(subnormal, tiny), _mm_andnot_si128(subnormal, wide));
     return _mm_castsi128_ps(_mm_or_si128(wide, sign));
   }
   static Floats widen_bfloat16(const std::uint16_t* bits) {
