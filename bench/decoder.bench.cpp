@@ -59,11 +59,15 @@ template <class T> constexpr double rows_tolerance = 0;
 template <> constexpr double rows_tolerance<half> = 5e-3;
 template <> constexpr double rows_tolerance<bfloat16> = 3e-2;
 template <> constexpr double rows_tolerance<Q8> = 3e-2;
+template <> constexpr double rows_tolerance<Kv<Q8, Rotated<Q4>>> = 3e-1;
+template <> constexpr double rows_tolerance<Rotated<Q4>> = 3e-1;
 
 template <class Use> void with_rows(const std::string& name, Use&& use) {
   if (name == "f32") return use.template operator()<float>();
   if (name == "bf16") return use.template operator()<bfloat16>();
   if (name == "f16") return use.template operator()<half>();
+  if (name == "q8+q4") return use.template operator()<Kv<Q8, Rotated<Q4>>>();
+  if (name == "q4") return use.template operator()<Rotated<Q4>>();
   use.template operator()<Q8>();
 }
 

@@ -16,7 +16,8 @@ using pith::Position;
 template <class Session> double attended_bytes(const Session& session) {
   double bytes = 0;
   for (const auto& cache : session.caches())
-    for (const auto& run : cache.view().runs) bytes += 2. * static_cast<double>(run.rows * run.stride) * sizeof(*run.keys);
+    for (const auto& run : cache.view().runs)
+      bytes += static_cast<double>(run.rows * (run.stride + run.steps_of_values())) * sizeof(*run.keys);
   return bytes;
 }
 

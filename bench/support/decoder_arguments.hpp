@@ -51,7 +51,7 @@ constexpr std::string_view decoder_usage = R"(A whole decoder of any Llama shape
   --layers= --hidden= --ffn= --heads= --kv-heads= --head-dim= --vocab= --tied=yes|no  override it
   --weights=f32,bf16,f16  as the file stores them; int8, int4: rounded while loading. own: your
                           checkpoint as it is; own-int8, own-int4: rounded                     [f32,bf16]
-  --rows=f32,bf16,f16,q8  as the cache stores keys and values                                  [f32]
+  --rows=f32,bf16,f16,q8,q8+q4,q4  as the cache stores keys and values: q8+q4 8-bit keys, rotated 4-bit values [f32]
   --policies=NAME[:ROWS]  of the policy catalogue, ROWS a head                                 [dense,sinks,h2o]
   --budget=ROWS           of policies that name none                                           [1024]
   --context=N,...         tokens before the measured ones, for dense                           [0,1024,4096,16384]
@@ -182,7 +182,7 @@ inline DecoderArguments parse_decoder_arguments(int argc, char** argv, const std
       {"weights", [&](const FlagValue& v) { weights = v; }},
       {"rows",
        [&](const FlagValue& v) {
-         a.rows = v.some_of({"f32", "bf16", "f16", "q8"});
+         a.rows = v.some_of({"f32", "bf16", "f16", "q8", "q8+q4", "q4"});
        }},
       {"policies", [&](const FlagValue& v) { a.policies = v.policies(); }},
       {"budget", [&](const FlagValue& v) { budget = v.number(1); }},

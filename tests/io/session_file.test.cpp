@@ -35,7 +35,8 @@ struct Talk {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("under every policy a loaded session goes on as the saved one, bit for bit", "[io]", float, bfloat16, Q8) {
+TEMPLATE_TEST_CASE("under every policy a loaded session goes on as the saved one, bit for bit", "[io]", float, bfloat16, Q8,
+                   (Kv<Q8, Rotated<Q4>>)) {
   const Talk talk;
   const SessionPath file;
   auto o_proj = std::make_shared<Matrix<float>>(talk.config.hidden_size, talk.config.num_attention_heads * talk.config.head_dim);

@@ -348,7 +348,7 @@ TEST_CASE("attend refuses Q8 rows closer than their bytes", "[kivi][q8]") {
   Matrix<float> q = Matrix<float>::Zero(1, 66), out(1, 66);
   Workspace ws(attend_workspace_bytes<float>(both.shape, 4));
   CHECK_THROWS_WITH(attend(q, KvView<Q8>{both.shape, 4, runs}, out, ws),
-                    contains("stride 36, expected at least q8_row_bytes of head_dim, which is 37"));
+                    contains("stride 36, expected at least the bytes of a row, which are 37"));
 }
 
 TEST_CASE("a row of weight 0 adds nothing, whatever its Q8 blocks hold", "[kivi][q8]") {

@@ -107,7 +107,7 @@ TEST_CASE("tokens that repeat each other can be merged without a trace when rows
   }
 }
 
-TEMPLATE_TEST_CASE("a prompt in a prompt buffer is merged as it is at home", "[kv]", float, bfloat16, Q8) {
+TEMPLATE_TEST_CASE("a prompt in a prompt buffer is merged as it is at home", "[kv]", float, bfloat16, Q8, Rotated<Q4>) {
   const AttentionShape shape{4, 2, 32};
   for (const PolicyEntry<float>& entry : policy_catalogue()) {
     if (entry.name == "dense" || entry.needs_rope || entry.needs_o_proj) continue;

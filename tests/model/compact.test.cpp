@@ -48,7 +48,8 @@ struct Compressing {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("a compacted session answers as a prefix as it does in place", "[model][compact]", float, bfloat16, Q8) {
+TEMPLATE_TEST_CASE("a compacted session answers as a prefix as it does in place", "[model][compact]", float, bfloat16, Q8,
+                   (Kv<Q8, Rotated<Q4>>)) {
   Compressing of;
   auto session = of.read<TestType>();
   const auto rows = compact(session, of.queries, Compressing::to(10));

@@ -40,7 +40,8 @@ template <class Session> bool same_rows(const Session& a, const Session& b) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("every adapter, policy, merge and storage compose, with speculation and without", "[model]", float, bfloat16, Q8) {
+TEMPLATE_TEST_CASE("every adapter, policy, merge and storage compose, with speculation and without", "[model]", float, bfloat16, Q8,
+                   (Kv<Q8, Rotated<Q4>>)) {
   // A Llama under everything, and models of every switch under one policy of each kind.
   const std::size_t which = std::is_same_v<TestType, float> ? GENERATE(0u, 1u, 2u, 3u) : 0u;
   CAPTURE(which);

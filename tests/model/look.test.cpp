@@ -65,7 +65,7 @@ template <KvStorage T> void check_tile(const LookTile<T>& tile, Index group, Pos
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("a proxy pass leaves no trace, under every policy", "[model][look]", float, bfloat16, Q8) {
+TEMPLATE_TEST_CASE("a proxy pass leaves no trace, under every policy", "[model][look]", float, bfloat16, Q8, (Kv<Q8, Rotated<Q4>>)) {
   const Looked look;
   const auto see_nothing = [](const LookTile<TestType>&) {};
   for (const PolicyEntry<float>& entry : policy_catalogue<float>()) {

@@ -35,7 +35,8 @@ struct SystemPrompt {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("a session behind a frozen prompt goes on as if it had read it, bit for bit", "[model]", float, bfloat16, Q8) {
+TEMPLATE_TEST_CASE("a session behind a frozen prompt goes on as if it had read it, bit for bit", "[model]", float, bfloat16, Q8,
+                   (Kv<Q8, Rotated<Q4>>)) {
   const SystemPrompt prompt;
   auto whole = prompt.decoder.start<TestType>(Dense{}, {.max_prompt = 80, .max_tokens = 120});
   auto behind = prompt.decoder.start<TestType>(Dense{}, {.max_prompt = 40, .max_tokens = 88, .prefix = prompt.frozen<TestType>()});

@@ -31,7 +31,7 @@ struct Model {
 }  // namespace
 
 TEMPLATE_TEST_CASE("under every policy, merging or not, a token's bits do not depend on company or threads, and crop() is exact", "[model]",
-                   float, bfloat16, Q8) {
+                   float, bfloat16, Q8, (Kv<Q8, Rotated<Q4>>)) {
   const Model model;
   ThreadPool pool(2);
   std::size_t turn = sizeof(TestType);  // another strategy with each policy and storage

@@ -7,5 +7,6 @@ namespace pith {
 
 extern template class Session<float, bfloat16>;
 extern template class Session<float, Q8>;
+extern template class Session<float, Kv<Q8, Rotated<Q4>>>;
 
 }  // namespace pith

@@ -80,7 +80,7 @@ template <class Cache> pith::Matrix<typename Cache::Scalar> values_of(const Cach
 
 /// The n numbers of one head's row after the one rounding that a cache of T gives them.
 template <class T> pith::Matrix<pith::arithmetic_t<T>> as_stored(const pith::arithmetic_t<T>* row, pith::Index n) {
-  std::vector<T> stored(static_cast<std::size_t>(pith::detail::row_units<T>(n)));
+  std::vector<T> stored(static_cast<std::size_t>(pith::detail::part_units<T>(n)));
   pith::Matrix<pith::arithmetic_t<T>> back(1, n);
   pith::detail::narrow<T>(row, stored.data(), n);
   pith::detail::widen<T>(stored.data(), back.data(), n);

@@ -224,13 +224,13 @@ template <class S> class PlainDecoder {
       Row mass = Row::Ones(rows + 1);
       for (Index r = 0; r < rows; ++r) {
         const auto at = static_cast<std::size_t>(first + r);
-        keys.row(r) = widened(cache.keys, first + r, d);
-        values.row(r) = widened(cache.values, first + r, d);
+        keys.row(r) = widened<true>(cache.keys, first + r, d);
+        values.row(r) = widened<false>(cache.values, first + r, d);
         if (counted_ && !cache.masses.empty()) mass[r] = double(cache.masses[at]);
         if (spec.window > 0 && position - cache.positions[at] >= spec.window) mass[r] = 0;
       }
-      keys.row(rows) = stored(cache.keys, k.segment(h * d, d));
-      values.row(rows) = stored(cache.values, v.segment(h * d, d));
+      keys.row(rows) = stored<true>(cache.keys, k.segment(h * d, d));
+      values.row(rows) = stored<false>(cache.values, v.segment(h * d, d));
       for (Index g = 0; g < group; ++g) {
         const Index head = (h * group + g) * d;
         Row weights = keys * q.segment(head, d);
@@ -242,18 +242,27 @@ template <class S> class PlainDecoder {
     return out;
   }
 
-  /// A row as it is stored.
-  template <class T> static pith::Matrix<double> widened(const std::vector<T>& all, Index row, Index d) {
+  /// A row as it is stored: a key, or else a value.
+  template <bool IsKey, class T> static pith::Matrix<double> widened(const std::vector<T>& all, Index row, Index d) {
     pith::Matrix<S> out(1, d);
-    pith::detail::widen<T>(all.data() + row * pith::detail::row_units<T>(d), out.data(), d);
+    if constexpr (IsKey) {
+      pith::detail::widen_key<T>(all.data() + row * pith::detail::key_units<T>(d), out.data(), d);
+    } else {
+      pith::detail::widen_value<T>(all.data() + row * pith::detail::value_units<T>(d), out.data(), d);
+    }
     return out.template cast<double>();
   }
   /// A new row after the one rounding.
-  template <class T> static pith::Matrix<double> stored(const std::vector<T>&, const Row& row) {
+  template <bool IsKey, class T> static pith::Matrix<double> stored(const std::vector<T>&, const Row& row) {
     const pith::Vector<S> narrow = row.cast<S>();
-    std::vector<T> kept(static_cast<std::size_t>(pith::detail::row_units<T>(row.size())));
-    pith::detail::narrow<T>(narrow.data(), kept.data(), row.size());
-    return widened(kept, 0, row.size());
+    std::vector<T> kept(
+        static_cast<std::size_t>((std::max)(pith::detail::key_units<T>(row.size()), pith::detail::value_units<T>(row.size()))));
+    if constexpr (IsKey) {
+      pith::detail::narrow_key<T>(narrow.data(), kept.data(), row.size());
+    } else {
+      pith::detail::narrow_value<T>(narrow.data(), kept.data(), row.size());
+    }
+    return widened<IsKey>(kept, 0, row.size());
   }
 
   const pith::Decoder<S>& decoder_;

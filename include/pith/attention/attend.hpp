@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <limits>
 #include <span>
+#include <string_view>
 #include <type_traits>
 
 #include <pith/attention/detail/attend_tile.hpp>
@@ -76,7 +77,9 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
   const Index a_head = runs / heads;
   if (runs % heads != 0 || a_head < 1 || a_head > 3)
     refuse(text("the view has ", runs, " runs, expected one to three for each of ", heads, " kv heads"));
-  const Index least = row_units<T>(view.shape.head_dim);
+  const Index least = key_units<T>(view.shape.head_dim), least_values = value_units<T>(view.shape.head_dim);
+  using Parts = KvParts<T>;
+  constexpr auto at_row = [](Index stride, std::size_t number) { return stride * Index(sizeof(T)) % Index(number) == 0; };
   Index most = 0, sinks = 0, of_head = 0;
   for (Index r = 0; r < runs; ++r) {
     const KvRun<T>& run = view.runs[static_cast<std::size_t>(r)];
@@ -84,9 +87,15 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
     if (const Index rows = run.rows; rows < 0 || rows > (std::numeric_limits<Position>::max)())
       refuse_run(text("has ", run.rows, " rows, expected 0 .. 2147483647"));
     if (run.rows > 0 && (run.keys == nullptr || run.values == nullptr)) refuse_run("has rows but no keys or no values");
-    if (run.rows > 0 && run.stride < least)
-      refuse_run(
-          text("has stride ", run.stride, ", expected at least ", PlainStorage<T> ? "" : "q8_row_bytes of ", "head_dim, which is ", least));
+    const auto check_stride = [&](std::string_view name, Index stride, Index row, std::size_t number) {
+      if (run.rows > 0 && stride < row)
+        refuse_run(text("has ", name, " ", stride, ", expected at least ",
+                        PlainStorage<T> ? "head_dim, which is " : "the bytes of a row, which are ", row));
+      if (run.rows > 0 && !at_row(stride, number))
+        refuse_run(text("has ", name, " ", stride, ", expected whole numbers of ", number, " bytes"));
+    };
+    check_stride("stride", run.stride, least, sizeof(typename Parts::Key));
+    check_stride("value_stride", run.steps_of_values(), least_values, sizeof(typename Parts::Value));
     if (run.sinks < 0 || run.sinks > run.rows) refuse_run(text("has ", run.sinks, " sinks, expected 0 .. ", run.rows, ", its rows"));
     sinks = (std::max)(sinks, run.sinks);
     of_head = r % a_head == 0 ? run.rows : of_head + run.rows;

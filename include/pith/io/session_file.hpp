@@ -44,8 +44,8 @@ namespace detail {
 
 inline constexpr std::string_view session_format = "pith session 1";
 
-/// The element type of stored rows; Q8 rows are saved as bytes.
-template <KvStorage T> using StoredUnit = std::conditional_t<std::is_same_v<T, Q8>, std::uint8_t, T>;
+/// The element type of stored rows; codes, and rows whose keys and values differ, are saved as bytes.
+template <KvStorage T> using StoredUnit = std::conditional_t<PlainStorage<coded_t<T>>, coded_t<T>, std::uint8_t>;
 
 template <KvStorage T> void write_cache(SafetensorsWriter& writer, const std::string& prefix, const KvSnapshot<T>& s) {
   using Unit = StoredUnit<T>;

@@ -47,7 +47,7 @@ template <KvStorage T> struct CompactedRows {
   KvPrefix prefix() const {
     std::vector<KvPrefixLayer<T>> all;
     for (std::size_t l = 0; l < layers.size(); ++l)
-      all.push_back(before.empty() ? layers[l] : detail::joined(before[l], layers[l], detail::row_units<T>(shape.head_dim)));
+      all.push_back(before.empty() ? layers[l] : detail::joined(before[l], layers[l], shape.head_dim));
     return KvPrefix(shape, next, std::move(all), adapter);
   }
 };

@@ -56,7 +56,8 @@ template <KvStorage Storage = float> class KvCache {
   /// Adds tokens: k and v [tokens, num_kv_heads*head_dim]; keys that need rotation are already rotated.
   ///
   /// Numbers beyond the range of 16-bit rows are stored as the largest of their sign (65504 in half). Infinities and NaNs are stored
-  /// unchanged (Q8 turns their whole block into NaN) and reach the output of every query that attends to the row.
+  /// unchanged (codes turn their whole block into NaN, rotations what they mix) and reach the output of every query that attends to the
+  /// row.
   ///
   /// Cost     one rounding and copy per number
   /// Throws   ShapeError, CapacityError when full or positions run out, StateError past what an open journal can take back
@@ -209,10 +210,13 @@ template <KvStorage Storage = float> class KvCache {
   /// Copies the keys of any storage, widened: out [size(kv_head), head_dim].
   void copy_keys(Index kv_head, MatrixRef<Scalar> out, RopePositions positions = RopePositions::text) const {
     state_.rules.check_rope_positions(positions);
-    copy_rows("KvCache::copy_keys", slab(kv_head).keys(kv_head), size(kv_head), out);
+    check_shape("KvCache::copy_keys", "out", out, size(kv_head), shape().head_dim);
+    for (Index r = 0; r < out.rows(); ++r) detail::widen_key<Storage>(slab(kv_head).key(kv_head, r), &out.coeffRef(r, 0), shape().head_dim);
   }
   void copy_values(Index kv_head, MatrixRef<Scalar> out) const {
-    copy_rows("KvCache::copy_values", slab(kv_head).values(kv_head), size(kv_head), out);
+    check_shape("KvCache::copy_values", "out", out, size(kv_head), shape().head_dim);
+    for (Index r = 0; r < out.rows(); ++r)
+      detail::widen_value<Storage>(slab(kv_head).value(kv_head, r), &out.coeffRef(r, 0), shape().head_dim);
   }
   std::span<const Position> positions(Index kv_head) const {
     return {slab(kv_head).positions(kv_head), static_cast<std::size_t>(size(kv_head))};
@@ -268,11 +272,6 @@ template <KvStorage Storage = float> class KvCache {
   const detail::KvSlab<Storage>& slab(Index kv_head) const {
     state_.rules.check_head(kv_head);
     return state_.slab();
-  }
-
-  void copy_rows(const char* where, const Storage* rows, Index count, MatrixRef<Scalar>& out) const {
-    check_shape(where, "out", out, count, shape().head_dim);
-    for (Index r = 0; r < count; ++r) detail::widen(rows + r * state_.home.row_stride(), &out.coeffRef(r, 0), shape().head_dim);
   }
 
   friend struct detail::CacheInternals;

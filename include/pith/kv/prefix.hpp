@@ -7,6 +7,7 @@
 #include <limits>
 #include <memory>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -22,7 +23,7 @@ namespace pith { inline namespace v0 {
 /// The rows of one layer of a prefix, head by head.
 template <KvStorage T> struct KvPrefixLayer {
   std::vector<Index> sizes;          ///< [kv heads] number of rows
-  std::vector<T> keys, values;       ///< [rows of all heads][head_dim], Q8 in bytes
+  std::vector<T> keys, values;       ///< [rows of all heads][head_dim], codes in bytes
   std::vector<Position> positions;   ///< [rows of all heads]; empty: visible to every query (a learned prefix)
   std::vector<float> log_mass = {};  ///< [rows of all heads] added to each row's logit; empty: all 0
 };
@@ -70,13 +71,14 @@ class KvPrefix {
     const KvPrefixLayer<T>& rows = layers<T>()[static_cast<std::size_t>(layer)];
     Index first = 0;
     for (Index h = 0; h < kv_head; ++h) first += rows.sizes[static_cast<std::size_t>(h)];
-    const Index stride = detail::row_units<T>(data_->shape.head_dim);
+    const Index stride = detail::key_units<T>(data_->shape.head_dim), value_stride = detail::value_units<T>(data_->shape.head_dim);
     return {.keys = rows.keys.data() + first * stride,
-            .values = rows.values.data() + first * stride,
+            .values = rows.values.data() + first * value_stride,
             .rows = rows.sizes[static_cast<std::size_t>(kv_head)],
             .stride = stride,
             .positions = rows.positions.empty() ? nullptr : rows.positions.data() + first,
-            .log_mass = rows.log_mass.empty() ? nullptr : rows.log_mass.data() + first};
+            .log_mass = rows.log_mass.empty() ? nullptr : rows.log_mass.data() + first,
+            .value_stride = value_stride};
   }
 
  private:
@@ -119,16 +121,17 @@ class KvPrefix {
       const auto refuse = [](const std::string& what) { raise<ShapeError>("pith::KvPrefix: " + what); };
       if (static_cast<Index>(layer.sizes.size()) != this->shape.num_kv_heads)
         refuse(detail::text(layer.sizes.size(), " heads, expected ", this->shape.num_kv_heads));
-      const Index units = detail::row_units<T>(this->shape.head_dim);
-      const Index held = static_cast<Index>(layer.keys.size()) / units;
+      const Index key = detail::key_units<T>(this->shape.head_dim), value = detail::value_units<T>(this->shape.head_dim);
+      const Index held = static_cast<Index>(layer.keys.size()) / key;
       Index total = 0;
       for (const Index size : layer.sizes) {
         if (size < 0 || size > held - total) refuse(detail::text("a head of ", size, " rows where ", held - total, " are left"));
         total += size;
         this->rows = (std::max)(this->rows, size);
       }
-      if (layer.keys.size() != layer.values.size() || static_cast<Index>(layer.keys.size()) != total * units)
-        refuse(detail::text(layer.keys.size(), " numbers of keys and ", layer.values.size(), " of values, expected ", total * units));
+      if (static_cast<Index>(layer.keys.size()) != total * key || static_cast<Index>(layer.values.size()) != total * value)
+        refuse(detail::text(layer.keys.size(), " numbers of keys and ", layer.values.size(), " of values, expected ", total * key,
+                            key == value ? std::string() : detail::text(" and ", total * value)));
       if (!layer.positions.empty() && static_cast<Index>(layer.positions.size()) != total)
         refuse(detail::text(layer.positions.size(), " positions for ", total, " rows"));
       if (!layer.log_mass.empty() && static_cast<Index>(layer.log_mass.size()) != total)
@@ -153,7 +156,7 @@ namespace detail {
 template <KvStorage T> KvPrefixLayer<T> frozen(const KvView<T>& view) {
   KvPrefixLayer<T> layer;
   const std::size_t heads = static_cast<std::size_t>(view.shape.num_kv_heads), a_head = view.runs.size() / heads;
-  const Index units = row_units<T>(view.shape.head_dim);
+  const Index key = key_units<T>(view.shape.head_dim), value = value_units<T>(view.shape.head_dim);
   const bool masses = std::any_of(view.runs.begin(), view.runs.end(), [](const KvRun<T>& run) { return run.log_mass != nullptr; });
   for (std::size_t h = 0; h < heads; ++h) {
     layer.sizes.push_back(0);
@@ -168,8 +171,10 @@ template <KvStorage T> KvPrefixLayer<T> frozen(const KvView<T>& view) {
         layer.log_mass.insert(layer.log_mass.end(), static_cast<std::size_t>(run.rows), 0.f);
       }
       for (Index r = 0; r < run.rows; ++r) {
-        layer.keys.insert(layer.keys.end(), run.keys + r * run.stride, run.keys + r * run.stride + units);
-        layer.values.insert(layer.values.end(), run.values + r * run.stride, run.values + r * run.stride + units);
+        const T* const k = run.keys + r * run.stride;
+        const T* const v = run.values + r * run.steps_of_values();
+        layer.keys.insert(layer.keys.end(), k, k + key);
+        layer.values.insert(layer.values.end(), v, v + value);
       }
     }
   }

@@ -27,21 +27,22 @@ namespace pith { inline namespace v0 {
 template <KvStorage T = float>
 KvPrefix prefix_tuning(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> embeddings, const AttentionShape& shape, Index layers) {
   shape.check("prefix_tuning");
-  const Index heads = shape.num_kv_heads, dim = shape.head_dim, tokens = embeddings.rows(), units = detail::row_units<T>(dim);
+  const Index heads = shape.num_kv_heads, dim = shape.head_dim, tokens = embeddings.rows();
+  const Index key = detail::key_units<T>(dim), value = detail::value_units<T>(dim);
   const Index width = detail::checked_product("prefix_tuning", 2 * heads, dim);
   check_shape("prefix_tuning", "embeddings", embeddings, any_extent, detail::checked_product("prefix_tuning", width, layers));
   std::vector<KvPrefixLayer<T>> made(static_cast<std::size_t>(layers));
   for (Index l = 0; l < layers; ++l) {
     KvPrefixLayer<T>& layer = made[static_cast<std::size_t>(l)];
     layer.sizes.assign(static_cast<std::size_t>(heads), tokens);
-    layer.keys.resize(static_cast<std::size_t>(heads * tokens * units));
-    layer.values.resize(layer.keys.size());
+    layer.keys.resize(static_cast<std::size_t>(heads * tokens * key));
+    layer.values.resize(static_cast<std::size_t>(heads * tokens * value));
     for (Index h = 0; h < heads; ++h) {
       for (Index t = 0; t < tokens; ++t) {
         const auto* of_layer = embeddings.data() + t * embeddings.outerStride() + l * width;
-        const Index row = (h * tokens + t) * units;
-        detail::narrow<T>(of_layer + h * dim, layer.keys.data() + row, dim);
-        detail::narrow<T>(of_layer + (heads + h) * dim, layer.values.data() + row, dim);
+        const Index row = h * tokens + t;
+        detail::narrow_key<T>(of_layer + h * dim, layer.keys.data() + row * key, dim);
+        detail::narrow_value<T>(of_layer + (heads + h) * dim, layer.values.data() + row * value, dim);
       }
     }
   }

@@ -20,7 +20,7 @@ template <KvStorage T> struct KvSnapshot {
   Index lost_initial = 0;                     ///< sinks that drop() has removed
   bool prefill = false, more = false;         ///< AppendOptions of the newest tokens
   std::vector<std::int64_t> heads = {};       ///< [kv heads][3] rows, the oldest row of a ring, queries seen since the last eviction
-  std::vector<T> keys = {}, values = {};      ///< [rows of all heads][head_dim], head by head; Q8 in bytes
+  std::vector<T> keys = {}, values = {};      ///< [rows of all heads][head_dim], head by head; codes in bytes
   std::vector<Position> positions = {};       ///< [rows of all heads]
   std::vector<Position> angles = {};          ///< [rows of all heads] rope positions, or empty
   std::vector<TokenKind> kinds = {};          ///< [rows of all heads]

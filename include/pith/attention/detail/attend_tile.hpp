@@ -12,6 +12,7 @@
 
 #include <pith/attention/detail/attend_kernel.hpp>
 #include <pith/attention/detail/score_columns.hpp>
+#include <pith/attention/detail/stored_rows.hpp>
 #include <pith/attention/detail/tile_memory.hpp>
 #include <pith/attention/detail/visible_rows.hpp>
 #include <pith/attention/detail/weight_floor.hpp>
@@ -38,10 +39,20 @@ template <class T> class AttendTile {
  public:
   using S = arithmetic_t<T>;
   using V = Simd<S>;
+  using Key = coded_t<typename KvParts<T>::Key>;
+  using Value = coded_t<typename KvParts<T>::Value>;
+  static constexpr bool turns_keys = Coded<typename KvParts<T>::Key>::rotated, turns_values = Coded<typename KvParts<T>::Value>::rotated;
 
   AttendTile(const TileMemory<S>& memory, S* scratch, std::span<const KvRun<T>> runs, Index group, const VisibilityLimits& limits,
              const ScoreNumbers<S>& numbers)
-      : m_(memory), scratch_(scratch), runs_(runs), group_(group), limits_(limits), numbers_(numbers), layout_(memory.head_dim) {}
+      : m_(memory),
+        scratch_(scratch),
+        runs_(runs),
+        group_(group),
+        limits_(limits),
+        numbers_(numbers),
+        keys_(memory.head_dim),
+        values_(memory.head_dim) {}
 
   /// Loads the queries of the head: [tokens] rows of q, each with `group` queries of head_dim numbers one after the other. `sight`: the
   /// newest position that each token sees; nullptr: its own.
@@ -75,9 +86,11 @@ template <class T> class AttendTile {
   }
 
   void store_output(S* out, Index out_stride) const {
-    for (Index l = 0; l < lanes(); ++l)
-      layout_.restore(at(m_.sums) + l * m_.padded, skips() ? inverse_of_read()[l] : at(m_.inverse)[l],
-                      out + l / group_ * out_stride + l % group_ * m_.head_dim);
+    for (Index l = 0; l < lanes(); ++l) {
+      S* const features = out + l / group_ * out_stride + l % group_ * m_.head_dim;
+      values_.restore(at(m_.sums) + l * m_.padded, skips() ? inverse_of_read()[l] : at(m_.inverse)[l], features);
+      if constexpr (turns_values) rotate_row(features, m_.head_dim, rotation_block(m_.head_dim));
+    }
   }
 
   /// Softmax rows of the last run, from query `first` of the tile on: [(tokens - first)*group, rows].
@@ -119,6 +132,10 @@ template <class T> class AttendTile {
   S* weight(Index lane, Index block) const { return at(m_.weights) + lane * m_.row_stride + block * attention_block; }
   QueryRange* queries_that_see() const { return reinterpret_cast<QueryRange*>(at(m_.queries_that_see)); }
 
+  static const Key* key_at(const KvRun<T>& run, Index r) { return reinterpret_cast<const Key*>(key_of(run, r)); }
+  static const Value* value_at(const KvRun<T>& run, Index r) { return reinterpret_cast<const Value*>(value_of(run, r)); }
+  static Index value_stride(const KvRun<T>& run) { return run.steps_of_values() * Index(sizeof(T)) / Index(sizeof(Value)); }
+
   static Index blocks_of(const KvRun<T>& run) { return (run.rows + attention_block - 1) / attention_block; }
 
   /// Calls f(run, first row, rows, block) for the blocks of every run; blocks are numbered across runs.
@@ -130,7 +147,15 @@ template <class T> class AttendTile {
 
   void scale_queries(const S* q, Index stride, S* to) const {
     const S scale = numbers_.scale > 0 ? numbers_.scale : S(1) / std::sqrt(static_cast<S>(m_.head_dim));
-    for (Index l = 0; l < lanes(); ++l) layout_.arrange(q + l / group_ * stride + l % group_ * m_.head_dim, scale, to + l * m_.padded);
+    for (Index l = 0; l < lanes(); ++l) {
+      const S* features = q + l / group_ * stride + l % group_ * m_.head_dim;
+      if constexpr (turns_keys) {
+        std::copy_n(features, m_.head_dim, at(m_.shown));
+        rotate_row(at(m_.shown), m_.head_dim, rotation_block(m_.head_dim));
+        features = at(m_.shown);
+      }
+      keys_.arrange(features, scale, to + l * m_.padded);
+    }
   }
 
   void score_all() {
@@ -179,21 +204,23 @@ template <class T> class AttendTile {
   /// Scores the rows first .. last - 1 of a block.
   void score_rows(const S* queries, const KvRun<T>& run, Index row, Index first, Index last, Index block, Index begin, Index end) {
     const Index next = row + attention_block;
-    const T* const ahead = next < run.rows ? run.keys + next * run.stride : run.values;
+    const Key* const ahead = next < run.rows ? key_at(run, next) : reinterpret_cast<const Key*>(run.values);
     const bool whole = first == 0 && (last == attention_block || row + last == run.rows);
-    with_rows({run.keys + (row + first) * run.stride, run.stride, last - first, ahead}, end - begin, [&](auto rows) {
-      if constexpr (std::is_same_v<decltype(rows), Rows<S>>)
-        if (whole && end - begin >= ColumnScores<S>::worth_turning) {
-          ColumnScores<S>::turn(rows, m_.padded, at(m_.columns));
-          return ColumnScores<S>::score(queries + begin * m_.padded, m_.padded, end - begin, at(m_.columns), weight(begin, block),
-                                        m_.row_stride);
-        }
-      for_query_groups(end - begin, [&](Index group, auto size) {
-        const Index lane = begin + group;
-        kernel_of<ScoreKernel, size()>(rows).run(queries + lane * m_.padded, m_.padded, rows, weight(lane, block) + first, m_.row_stride);
-        rows.ahead = nullptr;
-      });
-    });
+    with_rows(keys_, {key_at(run, row + first), run.stride * Index(sizeof(T)) / Index(sizeof(Key)), last - first, ahead}, end - begin,
+              [&](auto rows) {
+                if constexpr (std::is_same_v<decltype(rows), Rows<S>>)
+                  if (whole && end - begin >= ColumnScores<S>::worth_turning) {
+                    ColumnScores<S>::turn(rows, m_.padded, at(m_.columns));
+                    return ColumnScores<S>::score(queries + begin * m_.padded, m_.padded, end - begin, at(m_.columns), weight(begin, block),
+                                                  m_.row_stride);
+                  }
+                for_query_groups(end - begin, [&](Index group, auto size) {
+                  const Index lane = begin + group;
+                  kernel_of<ScoreKernel, size()>(rows).run(queries + lane * m_.padded, m_.padded, rows, weight(lane, block) + first,
+                                                           m_.row_stride);
+                  rows.ahead = nullptr;
+                });
+              });
   }
 
   /// Rows beyond a block by which values are prefetched earlier: strips fetch the last of them late although they are needed soon.
@@ -201,8 +228,8 @@ template <class T> class AttendTile {
 
   void add_values(const KvRun<T>& run, Index row, Index count, Index block, Index begin, Index end) {
     const Index next = row + attention_block + fetch_lead;
-    const T* const ahead = next < run.rows ? run.values + next * run.stride : next_;
-    with_rows({run.values + row * run.stride, run.stride, count, ahead}, end - begin, [&](auto rows) {
+    const Value* const ahead = next < run.rows ? value_at(run, next) : reinterpret_cast<const Value*>(next_);
+    with_rows(values_, {value_at(run, row), value_stride(run), count, ahead}, end - begin, [&](auto rows) {
       for_query_groups(end - begin, [&](Index group, auto size) {
         const Index lane = begin + group;
         kernel_of<ValueKernel, size()>(rows).run(weight(lane, block), m_.row_stride, rows, at(m_.sums) + lane * m_.padded, m_.padded);
@@ -214,11 +241,11 @@ template <class T> class AttendTile {
   template <template <class, int> class Kernel, int Q, class U> static Kernel<U, Q> kernel_of(const Rows<U>&) { return {}; }
 
   /// Calls f with the rows: in place, widened once for many queries, or padded.
-  template <class F> void with_rows(const Rows<T>& rows, Index queries, F&& f) {
-    constexpr Index few = PlainStorage<T> ? 8 : 4;
-    if constexpr (RowLayout<T>::in_registers)
-      if (layout_.whole && (std::is_same_v<T, S> || queries <= few)) return f(rows);
-    layout_.stage(rows.first, rows.stride, rows.count, at(m_.stage), rows.ahead);
+  template <class E, class F> void with_rows(const RowLayout<E>& layout, const Rows<E>& rows, Index queries, F&& f) {
+    constexpr Index few = PlainStorage<E> ? 8 : 4;
+    if constexpr (RowLayout<E>::in_registers)
+      if (layout.whole && (std::is_same_v<E, S> || queries <= few)) return f(rows);
+    layout.stage(rows.first, rows.stride, rows.count, at(m_.stage), rows.ahead);
     f(Rows<S>{at(m_.stage), m_.padded, rows.count, nullptr});
   }
 
@@ -254,7 +281,7 @@ template <class T> class AttendTile {
       reads_.values += std::popcount(needed);
       for (; needed != 0; needed &= needed - 1) {
         const int i = std::countr_zero(needed);
-        gathered.add(run.values + (row + i) * run.stride, run.stride, block * attention_block + i);
+        gathered.add(value_at(run, row + i), value_stride(run), block * attention_block + i);
         if (gathered.count == gathered.at.size()) add_gathered(gathered, attention_block);
       }
     });
@@ -264,12 +291,12 @@ template <class T> class AttendTile {
 
   /// Rows of values on their way into the caches: while a block of them is added, the next one is fetched.
   struct Gathered {
-    std::array<const T*, 2 * std::size_t(attention_block)> at;
+    std::array<const Value*, 2 * std::size_t(attention_block)> at;
     std::array<Index, 2 * std::size_t(attention_block)> place;  ///< of their weights
     std::size_t count = 0;
 
-    void add(const T* row, Index units, Index where) {
-      for (Index i = 0; i < units; i += Index(64 / sizeof(T))) fetch(row + i);
+    void add(const Value* row, Index units, Index where) {
+      for (Index i = 0; i < units; i += Index(64 / sizeof(Value))) fetch(row + i);
       at[count] = row;
       place[count++] = where;
     }
@@ -312,10 +339,10 @@ template <class T> class AttendTile {
                                        m_.padded);
       });
     };
-    if (RowLayout<T>::in_registers && layout_.whole) {
-      if constexpr (RowLayout<T>::in_registers) add(GatheredRows<T>{gathered.at.data(), count});
+    if (RowLayout<Value>::in_registers && values_.whole) {
+      if constexpr (RowLayout<Value>::in_registers) add(GatheredRows<Value>{gathered.at.data(), count});
     } else {
-      for (Index i = 0; i < count; ++i) layout_.stage(gathered.at[std::size_t(i)], 0, 1, at(m_.stage) + i * m_.padded);
+      for (Index i = 0; i < count; ++i) values_.stage(gathered.at[std::size_t(i)], 0, 1, at(m_.stage) + i * m_.padded);
       add(Rows<S>{at(m_.stage), m_.padded, count, nullptr});
     }
     gathered.drop(std::size_t(count));
@@ -376,7 +403,7 @@ template <class T> class AttendTile {
       if (lane < seen.begin * group_ || lane >= seen.end * group_) return;
       for (Index i = 0; i < count; ++i) {
         if (weight(lane, block)[i] == S(0) || (skips() && weight(lane, block)[i] < least()[lane])) continue;
-        layout_.stage(run.values + (row + i) * run.stride, run.stride, 1, at(m_.stage));
+        values_.stage(value_at(run, row + i), value_stride(run), 1, at(m_.stage));
         ValueKernel<S, 1>::run(weight(lane, block) + i, m_.row_stride, {at(m_.stage), m_.padded, 1, nullptr}, sums, m_.padded);
       }
     });
@@ -388,7 +415,8 @@ template <class T> class AttendTile {
   Index group_;
   VisibilityLimits limits_;
   ScoreNumbers<S> numbers_;
-  RowLayout<T> layout_;
+  RowLayout<Key> keys_;
+  RowLayout<Value> values_;
   Index tokens_ = 0;
   Position first_ = 0;
   const Position* sight_ = nullptr;

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
-#include <pith/attention/kv_view.hpp>
-#include <pith/attention/q8.hpp>
+#include <pith/attention/kv_storage.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
 
@@ -19,7 +19,7 @@ namespace pith { inline namespace v0 { namespace detail {
 inline void fetch(const void* line) { __builtin_prefetch(line); }
 inline void fetch_into_l2(const void* line) { __builtin_prefetch(line, 0, 2); }
 
-/// Whether the target widens a block of Q8 in registers for less than it costs to write it out as floats and read it back.
+/// Whether the target widens a block of codes in registers for less than it costs to write it out as floats and read it back.
 #if defined(EIGEN_VECTORIZE_AVX2) && defined(__F16C__)
 inline constexpr bool q8_in_registers = true;
 #else
@@ -28,15 +28,16 @@ inline constexpr bool q8_in_registers = false;
 
 /// The order of the features of a row stored as T once it is loaded in packets; queries and sums are kept in this order.
 ///
-/// A shift and a mask split pairs of bfloat16, even features to one packet, odd ones to the next. 8-bit rows are loaded a block at a time:
+/// A shift and a mask split pairs of bfloat16, even features to one packet, odd ones to the next. Codes are loaded a block at a time:
 /// code · scale is exact in float. Rows that are no whole number of packets or blocks are first copied and padded with zeros.
 template <class T> struct RowLayout {
   using S = arithmetic_t<T>;
   using V = Simd<S>;
-  static constexpr bool in_registers = PlainStorage<T> || q8_in_registers;
-  static constexpr int step = std::is_same_v<T, bfloat16>           ? 2
-                              : PlainStorage<T> || !q8_in_registers ? 1
-                                                                    : int(q8_block) / V::width;  ///< packets per load
+  static constexpr bool coded = !PlainStorage<T>, four_bits = std::is_same_v<T, Q4>;
+  static constexpr bool in_registers = !coded || q8_in_registers;
+  static constexpr int step = std::is_same_v<T, bfloat16>  ? 2
+                              : !coded || !q8_in_registers ? 1
+                                                           : int(q8_block) / V::width;  ///< packets per load
 
   explicit RowLayout(Index dim)
       : head_dim(dim), packets((dim + V::width - 1) / V::width), whole(in_registers && dim % (step * V::width) == 0) {}
@@ -55,12 +56,13 @@ template <class T> struct RowLayout {
     each_place([=](Index feature, Index place) { features[feature] = arranged[place] * scale; });
   }
 
-  /// Copies and widens rows to [rows, padded()], features in the order of loaded rows. 8-bit rows prefetch as many rows from `ahead` on.
+  /// Copies and widens rows to [rows, padded()], features in the order of loaded rows. Codes prefetch as many rows from `ahead` on.
   void stage(const T* rows, Index stride, Index count, S* to, [[maybe_unused]] const T* ahead = nullptr) const {
     for (Index r = 0; r < count; ++r, rows += stride, to += padded()) {
-      if constexpr (!PlainStorage<T>) {
+      if constexpr (coded) {
         for (Index i = 0; ahead != nullptr && i < stride; i += 64) fetch(ahead + r * stride + i);
-        q8_decode(reinterpret_cast<const std::byte*>(rows), head_dim, to);
+        if constexpr (four_bits) q4_decode(reinterpret_cast<const std::byte*>(rows), head_dim, to);
+        if constexpr (!four_bits) q8_decode(reinterpret_cast<const std::byte*>(rows), head_dim, to);
         std::fill(to + head_dim, to + padded(), S(0));
       } else if (whole) {
         for (Index i = 0; i < packets; i += step)
@@ -73,8 +75,9 @@ template <class T> struct RowLayout {
 
   /// Where feature i of a row lies in units of T, if i is a multiple of step · V::width.
   static constexpr Index unit(Index i) {
-    if constexpr (PlainStorage<T>) return i;
-    return q8_row_bytes_of_blocks(i / q8_block);
+    if constexpr (!coded) return i;
+    if constexpr (four_bits) return i / q4_block * Index(2 * sizeof(half) + 16);
+    return i / q8_block * (q8_block + Index(sizeof(half)));
   }
 
   /// Loads packet i of a padded row into a register for all its uses.
@@ -82,7 +85,10 @@ template <class T> struct RowLayout {
     typename V::Packet loaded;
     if constexpr (std::is_same_v<T, bfloat16>) {
       loaded = i % 2 ? V::load_odd(row + (i - 1) * V::width) : V::load_even(row + i * V::width);
-    } else if constexpr (!PlainStorage<T>) {
+    } else if constexpr (four_bits) {
+      loaded = load_nibbles(row + unit(i / step * step * V::width), int(i % step));
+      V::pin(loaded);
+    } else if constexpr (coded) {
       const auto* const block = reinterpret_cast<const std::byte*>(row) + unit(i / step * step * V::width);
       half scale;
       std::memcpy(&scale, block, sizeof(half));
@@ -97,7 +103,28 @@ template <class T> struct RowLayout {
   }
 
  private:
-  static constexpr Index q8_row_bytes_of_blocks(Index blocks) { return blocks * (q8_block + Index(sizeof(half))); }
+  /// Packet i of a block of Q4: code · scale + minimum, rounded once. With 16 lanes, all values of a code lie in a register.
+  static typename V::Packet load_nibbles([[maybe_unused]] const T* block, [[maybe_unused]] int i) requires four_bits {
+#if defined(EIGEN_VECTORIZE_AVX512) && defined(__F16C__)
+    const auto [scale, low] = block_numbers(block);
+    const __m512 value_of = _mm512_fmadd_ps(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), scale, low);
+    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 2 * sizeof(half))));
+    return _mm512_permutexvar_ps(i == 0 ? bytes : _mm512_srli_epi32(bytes, 4), value_of);  // reads the low four bits of its indices
+#elif defined(EIGEN_VECTORIZE_AVX2) && defined(__F16C__)
+    const auto [scale, low] = block_numbers(block);
+    const __m256i bytes =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(block + 2 * sizeof(half) + i % 2 * V::width)));
+    const __m256i code = i < 2 ? _mm256_and_si256(bytes, _mm256_set1_epi32(15)) : _mm256_srli_epi32(bytes, 4);
+    return V::madd(_mm256_cvtepi32_ps(code), scale, low);
+#else
+    return V::zero();  // never read in registers
+#endif
+  }
+  static std::pair<typename V::Packet, typename V::Packet> block_numbers(const T* block) {
+    half stored[2];
+    std::memcpy(stored, block, sizeof(stored));
+    return {V::broadcast(static_cast<float>(stored[0])), V::broadcast(static_cast<float>(stored[1]))};
+  }
 
   template <class F> void each_place(F&& f) const {
     if (std::is_same_v<T, bfloat16> && whole) {

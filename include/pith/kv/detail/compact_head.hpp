@@ -80,7 +80,7 @@ template <KvStorage T> class CompactHead {
         kept_.log_mass[i] += solution.log_mass[static_cast<std::size_t>(j)];
         const Vector<S> value = solution.values.row(j).template cast<S>();
         if (options_->values && last - first > static_cast<Index>(end - begin))
-          narrow<T>(value.data(), kept_.values.data() + static_cast<Index>(i) * row_units<T>(d), d);
+          narrow_value<T>(value.data(), kept_.values.data() + static_cast<Index>(i) * value_units<T>(d), d);
       }
     }
   }
@@ -94,9 +94,9 @@ template <KvStorage T> class CompactHead {
     Vector<S> row(d);
     for (Index i = 0; i < n; ++i) {
       const Index r = order_[static_cast<std::size_t>(i)];
-      widen(run.keys + r * run.stride, row.data(), d);
+      widen_key(key_of(run, r), row.data(), d);
       out.keys.row(i) = row.template cast<double>();
-      widen(run.values + r * run.stride, row.data(), d);
+      widen_value(value_of(run, r), row.data(), d);
       out.values.row(i) = row.template cast<double>();
       if (run.log_mass != nullptr) out.log_mass[i] = double(run.log_mass[r]);
       if (!out.keys.row(i).allFinite() || !out.values.row(i).allFinite())

@@ -31,10 +31,11 @@ template <KvStorage T> class HeadRuns {
     run(h, true) = {.keys = slab.keys(h),
                     .values = slab.values(h),
                     .rows = rows,
-                    .stride = slab.row_stride(),
+                    .stride = slab.key_stride(),
                     .positions = slab.positions(h),
                     .log_mass = counts_ ? slab.log_masses(h) : nullptr,
-                    .sinks = std::clamp(sinks, Index(0), rows)};
+                    .sinks = std::clamp(sinks, Index(0), rows),
+                    .value_stride = slab.value_stride()};
   }
 
  private:

@@ -53,10 +53,10 @@ template <KvStorage T> struct KeptHead {
   KeptHead() = default;
   KeptHead(const KvCache<T>& cache, Index kv_head, std::span<const Index> of) : rows(of.begin(), of.end()) {
     const KvRun<T>& run = own_run(cache.view(), kv_head);
-    const Index units = row_units<T>(cache.shape().head_dim);
+    const Index key = key_units<T>(cache.shape().head_dim), value = value_units<T>(cache.shape().head_dim);
     for (const Index r : rows) {
-      keys.insert(keys.end(), run.keys + r * run.stride, run.keys + r * run.stride + units);
-      values.insert(values.end(), run.values + r * run.stride, run.values + r * run.stride + units);
+      keys.insert(keys.end(), key_of(run, r), key_of(run, r) + key);
+      values.insert(values.end(), value_of(run, r), value_of(run, r) + value);
       positions.push_back(run.positions[r]);
       log_mass.push_back(run.log_mass != nullptr ? run.log_mass[r] : 0.f);
     }
@@ -94,7 +94,7 @@ template <KvStorage T, class HeadOf> CompactedRows<T> gathered(std::span<const K
 }
 
 /// Head by head, the rows of a before those of b.
-template <KvStorage T> KvPrefixLayer<T> joined(const KvPrefixLayer<T>& a, const KvPrefixLayer<T>& b, Index units) {
+template <KvStorage T> KvPrefixLayer<T> joined(const KvPrefixLayer<T>& a, const KvPrefixLayer<T>& b, Index head_dim) {
   KvPrefixLayer<T> out;
   const bool masses = !a.log_mass.empty() || !b.log_mass.empty();
   Index first[2] = {0, 0};
@@ -106,8 +106,8 @@ template <KvStorage T> KvPrefixLayer<T> joined(const KvPrefixLayer<T>& a, const 
       const auto append = [&](auto& to, const auto& rows, Index width) {
         to.insert(to.end(), rows.begin() + from * width, rows.begin() + (from + n) * width);
       };
-      append(out.keys, part->keys, units);
-      append(out.values, part->values, units);
+      append(out.keys, part->keys, key_units<T>(head_dim));
+      append(out.values, part->values, value_units<T>(head_dim));
       append(out.positions, part->positions, 1);
       if (masses && !part->log_mass.empty()) append(out.log_mass, part->log_mass, 1);
       if (masses && part->log_mass.empty()) out.log_mass.insert(out.log_mass.end(), static_cast<std::size_t>(n), 0.f);

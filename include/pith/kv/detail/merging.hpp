@@ -106,8 +106,8 @@ template <KvStorage T> struct LayerMerge {
       if (c < 0) continue;
       slab.set_mass(h, c, slab.masses(h)[c]);
       if constexpr (!std::is_same_v<T, S>) {
-        narrow<T>(k + c * d, slab.key(h, c), d);
-        narrow<T>(v + c * d, slab.value(h, c), d);
+        narrow_key<T>(k + c * d, slab.key(h, c), d);
+        narrow_value<T>(v + c * d, slab.value(h, c), d);
       }
     }
   }
@@ -121,8 +121,8 @@ template <KvStorage T> struct LayerMerge {
       S* const k = slab.widened();
       S* const v = k + n * d;
       const auto widen_row = [&](Index row) {
-        widen(slab.key(h, row), k + row * d, d);
-        widen(slab.value(h, row), v + row * d, d);
+        widen_key(slab.key(h, row), k + row * d, d);
+        widen_value(slab.value(h, row), v + row * d, d);
       };
       for (std::size_t e = 0; e < rows.size(); ++e) {
         if (rows[e] < 0) continue;

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <pith/attention/detail/stored_rows.hpp>
 #include <pith/attention/kv_view.hpp>
 #include <pith/core/bulk.hpp>
 #include <pith/core/check.hpp>
@@ -24,32 +25,6 @@
 // The memory of a cache: rows of all kv heads of a layer in one allocation.
 
 namespace pith { inline namespace v0 { namespace detail {
-
-/// Stores the n numbers of a row as T, rounded once. A finite number beyond the range of T becomes the largest of its sign; infinities and
-/// NaNs stay what they are.
-template <KvStorage T> void narrow(const arithmetic_t<T>* from, T* to, Index n) {
-  if constexpr (std::is_same_v<T, Q8>) {
-    q8_encode(from, n, reinterpret_cast<std::byte*>(to));
-  } else if constexpr (std::is_same_v<T, arithmetic_t<T>>) {
-    std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
-  } else {
-    using S = arithmetic_t<T>;
-    const S most = static_cast<S>(std::numeric_limits<T>::max());
-    for (Index i = 0; i < n; ++i) {
-      const S x = from[i];
-      to[i] = static_cast<T>(std::abs(x) <= (std::numeric_limits<S>::max)() ? std::clamp(x, -most, most) : x);
-    }
-  }
-}
-
-/// Loads the n stored numbers of a row in the arithmetic type.
-template <KvStorage T> void widen(const T* from, arithmetic_t<T>* to, Index n) {
-  if constexpr (std::is_same_v<T, Q8>) {
-    q8_decode(reinterpret_cast<const std::byte*>(from), n, to);
-  } else {
-    for (Index i = 0; i < n; ++i) to[i] = static_cast<arithmetic_t<T>>(from[i]);
-  }
-}
 
 /// Workspace bytes for matching up to `evicted` rows of a head at once and merging any of its rows.
 template <class S> std::size_t merging_bytes(Index rows, Index evicted, Index head_dim, Index workers) {
@@ -77,7 +52,8 @@ template <KvStorage T> class KvSlab {
   using S = arithmetic_t<T>;
 
   KvSlab() = default;
-  explicit KvSlab(const SlabShape& shape) : shape_(shape), row_units_(row_units<T>(shape.head_dim)) {
+  explicit KvSlab(const SlabShape& shape)
+      : shape_(shape), key_units_(key_units<T>(shape.head_dim)), value_units_(value_units<T>(shape.head_dim)) {
     std::size_t offset = 0;
     const auto part = [&]<class X>(X*, Index count) {
       const std::size_t at = offset;
@@ -87,9 +63,9 @@ template <KvStorage T> class KvSlab {
       return at;
     };
     const Index all = checked_product("KvCache", shape.heads, shape.rows);
-    const Index row_values = checked_product("KvCache", all, row_units_), most = most_rows();
-    keys_ = part(static_cast<T*>(nullptr), row_values);
-    values_ = part(static_cast<T*>(nullptr), row_values);
+    const Index most = most_rows();
+    keys_ = part(static_cast<T*>(nullptr), checked_product("KvCache", all, key_units_));
+    values_ = part(static_cast<T*>(nullptr), checked_product("KvCache", all, value_units_));
     positions_ = part(static_cast<Position*>(nullptr), all);
     angles_ = part(static_cast<Position*>(nullptr), shape.angles ? all : 0);
     kinds_ = part(static_cast<TokenKind*>(nullptr), all);
@@ -138,11 +114,12 @@ template <KvStorage T> class KvSlab {
   }
   Index start(Index head) const { return starts_[static_cast<std::size_t>(head)]; }
 
-  Index row_stride() const { return row_units_; }  ///< units of T from one row to the next
-  T* keys(Index head) const { return at<T>(keys_) + start(head) * row_units_; }
-  T* values(Index head) const { return at<T>(values_) + start(head) * row_units_; }
-  T* key(Index head, Index row) const { return keys(head) + row * row_units_; }
-  T* value(Index head, Index row) const { return values(head) + row * row_units_; }
+  Index key_stride() const { return key_units_; }  ///< units of T from one row to the next
+  Index value_stride() const { return value_units_; }
+  T* keys(Index head) const { return at<T>(keys_) + start(head) * key_units_; }
+  T* values(Index head) const { return at<T>(values_) + start(head) * value_units_; }
+  T* key(Index head, Index row) const { return keys(head) + row * key_units_; }
+  T* value(Index head, Index row) const { return values(head) + row * value_units_; }
   Position* positions(Index head) const { return at<Position>(positions_) + start(head); }
   Position* angles(Index head) const { return at<Position>(angles_) + start(head); }
   TokenKind* kinds(Index head) const { return at<TokenKind>(kinds_) + start(head); }
@@ -173,8 +150,8 @@ template <KvStorage T> class KvSlab {
       S* const k = widened();
       S* const v = k + n * shape_.head_dim;
       for (Index r = 0; r < n; ++r) {
-        widen(key(head, first + r), k + r * shape_.head_dim, shape_.head_dim);
-        widen(value(head, first + r), v + r * shape_.head_dim, shape_.head_dim);
+        widen_key(key(head, first + r), k + r * shape_.head_dim, shape_.head_dim);
+        widen_value(value(head, first + r), v + r * shape_.head_dim, shape_.head_dim);
       }
       return {k, v};
     }
@@ -182,8 +159,8 @@ template <KvStorage T> class KvSlab {
 
   /// Stores a row given in the arithmetic type, rounded once.
   void write_row(Index head, Index row, const S* k, const S* v, Position position, Position angle, TokenKind kind, S mass) {
-    narrow<T>(k, key(head, row), shape_.head_dim);
-    narrow<T>(v, value(head, row), shape_.head_dim);
+    narrow_key<T>(k, key(head, row), shape_.head_dim);
+    narrow_value<T>(v, value(head, row), shape_.head_dim);
     positions(head)[row] = position;
     if (shape_.angles) angles(head)[row] = angle;
     kinds(head)[row] = kind;
@@ -193,9 +170,9 @@ template <KvStorage T> class KvSlab {
   /// Copies one row with its position, kind, stats and mass from another slab or another place in this one. Either slab may lack parts that
   /// the other has.
   void copy_row(Index head, Index to, const KvSlab& from, Index from_row) {
-    const std::size_t row_bytes = static_cast<std::size_t>(row_units_) * sizeof(T);
-    std::memcpy(key(head, to), from.key(head, from_row), row_bytes);
-    std::memcpy(value(head, to), from.value(head, from_row), row_bytes);
+    const auto bytes = [](Index units) { return static_cast<std::size_t>(units) * sizeof(T); };
+    std::memcpy(key(head, to), from.key(head, from_row), bytes(key_units_));
+    std::memcpy(value(head, to), from.value(head, from_row), bytes(value_units_));
     positions(head)[to] = from.positions(head)[from_row];
     kinds(head)[to] = from.kinds(head)[from_row];
     if (shape_.angles && from.shape_.angles) angles(head)[to] = from.angles(head)[from_row];
@@ -206,8 +183,8 @@ template <KvStorage T> class KvSlab {
   }
 
   void swap_rows(Index head, Index a, Index b) {
-    std::swap_ranges(key(head, a), key(head, a) + row_units_, key(head, b));
-    std::swap_ranges(value(head, a), value(head, a) + row_units_, value(head, b));
+    std::swap_ranges(key(head, a), key(head, a) + key_units_, key(head, b));
+    std::swap_ranges(value(head, a), value(head, a) + value_units_, value(head, b));
     std::swap(positions(head)[a], positions(head)[b]);
     std::swap(kinds(head)[a], kinds(head)[b]);
     if (shape_.angles) std::swap(angles(head)[a], angles(head)[b]);
@@ -231,7 +208,7 @@ template <KvStorage T> class KvSlab {
   template <class X> X* at(std::size_t offset) const { return reinterpret_cast<X*>(memory_.get() + offset); }
 
   SlabShape shape_;
-  Index row_units_ = 0;
+  Index key_units_ = 0, value_units_ = 0;
   std::size_t keys_ = 0, values_ = 0, positions_ = 0, angles_ = 0, kinds_ = 0, stats_ = 0, scores_ = 0, scratch_ = 0, candidates_ = 0,
               victims_ = 0, widened_ = 0, masses_ = 0, log_masses_ = 0, matches_ = 0, cosines_ = 0, bytes_ = 0;
   Bulk memory_;

@@ -22,8 +22,13 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-template <class T> constexpr std::string_view storage_name() {
+/// What files and messages call a storage: "q8", "rotated q4", "q8 keys, rotated q4 values".
+template <class T> std::string storage_name() {
+  if constexpr (is_kv<T>)
+    return storage_name<typename KvParts<T>::Key>() + " keys, " + storage_name<typename KvParts<T>::Value>() + " values";
+  if constexpr (!is_kv<T> && Coded<T>::rotated) return "rotated " + storage_name<coded_t<T>>();
   if constexpr (std::is_same_v<T, Q8>) return "q8";
+  if constexpr (std::is_same_v<T, Q4>) return "q4";
   if constexpr (std::is_same_v<T, bfloat16>) return "bf16";
   if constexpr (std::is_same_v<T, half>) return "f16";
   if constexpr (std::is_same_v<T, float>) return "f32";
@@ -59,7 +64,8 @@ template <KvStorage T> std::string layout_text(const CacheRules& rules) {
 template <KvStorage T> class Snapshots {
  public:
   using S = arithmetic_t<T>;
-  explicit Snapshots(const CacheState<T>& state) : state_(state), units_(row_units<T>(state.rules.shape.head_dim)) {}
+  explicit Snapshots(const CacheState<T>& state)
+      : state_(state), key_units_(key_units<T>(state.rules.shape.head_dim)), value_units_(value_units<T>(state.rules.shape.head_dim)) {}
 
   KvSnapshot<T> take() const {
     const KvSlab<T>& home = state_.home;
@@ -74,8 +80,8 @@ template <KvStorage T> class Snapshots {
     for (Index h = 0; h < state_.heads(); ++h) {
       const HeadState& head = state_.head(h);
       for (const Index n : {head.size, head.cursor, head.observed}) out.heads.push_back(n);
-      append(out.keys, home.keys(h), head.size * units_);
-      append(out.values, home.values(h), head.size * units_);
+      append(out.keys, home.keys(h), head.size * key_units_);
+      append(out.values, home.values(h), head.size * value_units_);
       append(out.positions, home.positions(h), head.size);
       if (home.shape().angles) append(out.angles, home.angles(h), head.size);
       append(out.kinds, home.kinds(h), head.size);
@@ -102,10 +108,10 @@ template <KvStorage T> class Snapshots {
          {count("numbers of heads", static_cast<Index>(s.heads.size()), 3 * heads),
           count("kinds", static_cast<Index>(s.kinds.size()), rows),
           count("angles", static_cast<Index>(s.angles.size()), rules.angles() ? rows : 0),
-          count("numbers of keys", static_cast<Index>(s.keys.size()), rows * units_),
-          count("numbers of values", static_cast<Index>(s.values.size()), rows * units_), count("columns of stats", s.stats.cols(), rows),
-          count("stats a row", s.stats.rows(), state_.home.shape().stats), count("rows of memory", s.memory.rows(), heads),
-          count("numbers of memory a head", s.memory.cols(), rules.facts.memory),
+          count("numbers of keys", static_cast<Index>(s.keys.size()), rows * key_units_),
+          count("numbers of values", static_cast<Index>(s.values.size()), rows * value_units_),
+          count("columns of stats", s.stats.cols(), rows), count("stats a row", s.stats.rows(), state_.home.shape().stats),
+          count("rows of memory", s.memory.rows(), heads), count("numbers of memory a head", s.memory.cols(), rules.facts.memory),
           count("masses", static_cast<Index>(s.masses.size()), rules.masses() ? rows : 0),
           count("numbers of the merge's gate", static_cast<Index>(s.gate.size()), rules.merge.memory)})
       if (!wrong.empty()) return wrong;
@@ -126,7 +132,6 @@ template <KvStorage T> class Snapshots {
   }
 
   static void restore(CacheState<T>& state, const KvSnapshot<T>& s) {
-    const Index units = row_units<T>(state.rules.shape.head_dim);
     KvSlab<T>& home = state.home;
     state.clear();
     Index first = 0;
@@ -135,8 +140,8 @@ template <KvStorage T> class Snapshots {
       head = {.size = head_number(s, h, 0), .cursor = head_number(s, h, 1), .observed = head_number(s, h, 2)};
       if (state.rules.facts.traits.ragged) home.put_head(h, head.size);
       const auto copy = [&](const auto& from, auto* to, Index width) { std::copy_n(from.data() + first * width, head.size * width, to); };
-      copy(s.keys, home.keys(h), units);
-      copy(s.values, home.values(h), units);
+      copy(s.keys, home.keys(h), home.key_stride());
+      copy(s.values, home.values(h), home.value_stride());
       copy(s.positions, home.positions(h), 1);
       if (home.shape().angles) copy(s.angles, home.angles(h), 1);
       copy(s.kinds, home.kinds(h), 1);
@@ -237,7 +242,7 @@ template <KvStorage T> class Snapshots {
   }
 
   const CacheState<T>& state_;
-  Index units_;
+  Index key_units_, value_units_;
 };
 
 }}}  // namespace pith::v0::detail

@@ -29,11 +29,10 @@ template <KvStorage T, class See> class LookCache {
   using S = arithmetic_t<T>;
 
   LookCache(const AttentionShape& shape, Index tokens, See& see)
-      : shape_(shape), tokens_(tokens), units_(row_units<T>(shape.head_dim)), see_(see) {
-    const auto numbers =
-        static_cast<std::size_t>(checked_product("Session::look", checked_product("Session::look", shape.num_kv_heads, tokens), units_));
-    keys_.resize(numbers);
-    values_.resize(numbers);
+      : shape_(shape), tokens_(tokens), key_units_(key_units<T>(shape.head_dim)), value_units_(value_units<T>(shape.head_dim)), see_(see) {
+    const Index rows = checked_product("Session::look", shape.num_kv_heads, tokens);
+    keys_.resize(static_cast<std::size_t>(checked_product("Session::look", rows, key_units_)));
+    values_.resize(static_cast<std::size_t>(checked_product("Session::look", rows, value_units_)));
     positions_.resize(static_cast<std::size_t>(tokens));
     runs_.reserve(3 * static_cast<std::size_t>(shape.num_kv_heads));
     facts_.traits.watches = all_queries;
@@ -60,8 +59,8 @@ template <KvStorage T, class See> class LookCache {
     for (Index t = 0; t < k.rows(); ++t, ++size_) {
       positions_[static_cast<std::size_t>(size_)] = static_cast<Position>(next_position() + size_);
       for (Index h = 0; h < shape_.num_kv_heads; ++h) {
-        narrow<T>(&k.coeffRef(t, h * d), keys_.data() + at(h, size_), d);
-        narrow<T>(&v.coeffRef(t, h * d), values_.data() + at(h, size_), d);
+        narrow_key<T>(&k.coeffRef(t, h * d), keys_.data() + at(h, size_) * key_units_, d);
+        narrow_value<T>(&v.coeffRef(t, h * d), values_.data() + at(h, size_) * value_units_, d);
       }
     }
   }
@@ -92,17 +91,18 @@ template <KvStorage T, class See> class LookCache {
   }
 
  private:
-  Index at(Index head, Index row) const { return (head * tokens_ + row) * units_; }
+  Index at(Index head, Index row) const { return head * tokens_ + row; }
   KvRun<T> own(Index head) const {
-    return {.keys = keys_.data() + at(head, 0),
-            .values = values_.data() + at(head, 0),
+    return {.keys = keys_.data() + at(head, 0) * key_units_,
+            .values = values_.data() + at(head, 0) * value_units_,
             .rows = size_,
-            .stride = units_,
-            .positions = positions_.data()};
+            .stride = key_units_,
+            .positions = positions_.data(),
+            .value_stride = value_units_};
   }
 
   AttentionShape shape_;
-  Index tokens_, units_, size_ = 0;
+  Index tokens_, key_units_, value_units_, size_ = 0;
   See& see_;
   const KvCache<T>* cache_ = nullptr;
   PolicyFacts facts_;

@@ -50,7 +50,7 @@ template <KvStorage T> Matrix<arithmetic_t<T>> tile_logits(const LookTile<T>& ti
   using S = arithmetic_t<T>;
   const Index d = tile.attention.queries.cols(), n = static_cast<Index>(rows.size());
   Matrix<S> keys(n, d), out(tile.attention.queries.rows(), n);
-  for (Index j = 0; j < n; ++j) widen(run.keys + rows[static_cast<std::size_t>(j)] * run.stride, keys.data() + j * d, d);
+  for (Index j = 0; j < n; ++j) widen_key(key_of(run, rows[static_cast<std::size_t>(j)]), keys.data() + j * d, d);
   out.noalias() = tile.attention.queries * keys.transpose();
   out *= tile.scale;
   if (tile.softcap > 0) out = tile.softcap * (out.array() / tile.softcap).tanh();
@@ -97,7 +97,7 @@ void repeat_scores(const LookTile<T>& tile, const RepeatedChunk& chunk, const Ma
     const Index d = tile.attention.queries.cols();
     Vector<S> value(d);
     for (std::size_t j = 0; j < rows.size(); ++j) {
-      widen(tile.rows.values + rows[j] * tile.rows.stride, value.data(), d);
+      widen_value(value_of(tile.rows, rows[j]), value.data(), d);
       for (Index g = 0; g < group; ++g) {
         const S norm = (o_proj->middleCols((tile.attention.kv_head * group + g) * d, d) * value).norm();
         for (Index i = g; i < queries; i += group) of_rows(i, static_cast<Index>(j)) *= norm / tile.inputs.row(i / group).norm();

@@ -1,0 +1,88 @@
+// What storages of rows cost the shipped model, over held-out windows: a prompt of 192 bytes, then 64 measured ones.
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <span>
+#include <vector>
+
+#include <pith/io.hpp>
+#include <pith/pith.hpp>
+
+#include "../examples/support/held_out.hpp"
+#include "../examples/support/scenes.hpp"
+#include "support/catch.hpp"
+
+using namespace pith;
+
+namespace {
+
+const std::filesystem::path prose_folder = PITH_MODELS_DIR "/tiny-prose";
+
+std::size_t windows_measured() {
+  const char* const given = std::getenv("PITH_STORAGE_WINDOWS");
+  return given != nullptr ? std::strtoull(given, nullptr, 10) : 4;
+}
+
+struct Prose {
+  Decoder<float> decoder = load_decoder(prose_folder);
+  std::vector<Token> text = example::byte_tokens(prose_folder / "heldout.txt");
+  example::Windows windows{text, windows_measured()};
+  example::ShortRun dense = run<float>(0);
+
+  template <class T> example::ShortRun run(double skip_below) const {
+    auto session = decoder.start<T>(Dense{}, {.skip_below = skip_below});
+    return example::run_short(session, windows.all());
+  }
+  template <class T> example::Quality quality(const char* name, double skip_below = 0) const {
+    const example::ShortRun ours = run<T>(skip_below);
+    const example::Quality q = example::compare(ours, dense, windows.all());
+    std::printf("%-28s %8zu bytes  %.4f nats  %.2fe-4 from float rows\n", name, ours.bytes_held, q.nats, 1e4 * q.divergence);
+    return q;
+  }
+};
+
+}  // namespace
+
+// PITH_STORAGE_WINDOWS=64 measures the ceilings over all of the windows that bench/README.md reports.
+TEST_CASE("codes of keys and values cost the shipped model little", "[model]") {
+  const Prose prose;
+  const example::Quality exact = prose.quality<float>("float");
+  CHECK(exact.divergence == 0);
+  CHECK(prose.quality<bfloat16>("bfloat16").divergence < 1e-4);
+  CHECK(prose.quality<Q8>("Q8").divergence < 2e-4);
+  const example::Quality apart = prose.quality<Kv<Q8, Rotated<Q4>>>("Q8 keys, rotated Q4 values");
+  CHECK(apart.divergence < 4.0e-3);
+  CHECK(apart.divergence > 1e-4);
+  const example::Quality four = prose.quality<Rotated<Q4>>("rotated Q4");
+  CHECK(four.divergence < 1.4e-2);
+  CHECK(four.nats - exact.nats < 1.072 - 1.0566);
+  CHECK(prose.quality<Rotated<float>>("rotated float").divergence < 1e-6);
+  CHECK(prose.quality<Q8>("Q8, skipping .01", .01).divergence < 1e-3);
+}
+
+// PITH_STORAGE_SCENES=40 asks all 240 questions of the ceiling.
+TEST_CASE("codes of keys and values cost the shipped vision model few answers", "[model]") {
+  const std::filesystem::path folder = PITH_MODELS_DIR "/tiny-vlm";
+  const char* const given = std::getenv("PITH_STORAGE_SCENES");
+  const Decoder<float> decoder = load_decoder(folder);
+  const Linear<float> projector = load_linear(folder / "projector.safetensors");
+  const std::vector<example::Scene> scenes = example::load_scenes(folder, given != nullptr ? std::strtoull(given, nullptr, 10) : 3);
+  const auto ask = [&]<class T>(T, const char* name) {
+    example::Answers answers;
+    for (const example::Scene& scene : scenes) {
+      const Matrix<float> image = projector.forward(scene.patches);
+      const Index prompt = 1 + image.rows() + static_cast<Index>(scene.dialogue.front().question.size());
+      auto session = decoder.start<T>(Dense{}, {.max_prompt = prompt});
+      example::answer(session, decoder, scene, MediaRows<float>{.rows = image}, answers);
+    }
+    std::printf("%-28s %d of %d right\n", name, answers.all_right(), answers.asked[0] + answers.asked[1] + answers.asked[2]);
+    return answers;
+  };
+  const example::Answers exact = ask(float{}, "float"), apart = ask(Kv<Q8, Rotated<Q4>>{}, "Q8 keys, rotated Q4 values"),
+                         four = ask(Rotated<Q4>{}, "rotated Q4");
+  const int asked = exact.asked[0] + exact.asked[1] + exact.asked[2];
+  CHECK(4 * apart.all_right() >= 3 * asked);  // 180 of 240
+  CHECK(4 * four.all_right() >= 3 * asked);
+  CHECK(example::divergence(exact, apart) < 1e-3);
+  CHECK(example::divergence(exact, four) < 2e-3);
+}
