@@ -200,8 +200,8 @@ template <class T> void tower(benchmark::State& state, const Case& c) {
 
 const bool registered = [] {
   for (const Index threads : {1, 2})
-    for (const Case c : {Case{"clip-l-14-336", 1024, 4096, 16, 336, 14, 23, true, threads},
-                         Case{"siglip-b-16-384", 768, 3072, 12, 384, 16, 12, false, threads}}) {
+    for (const Case& c : {Case{"clip-l-14-336", 1024, 4096, 16, 336, 14, 23, true, threads},
+                          Case{"siglip-b-16-384", 768, 3072, 12, 384, 16, 12, false, threads}}) {
       add("tower_f32", tower<float>, c);
       add("tower_bf16", tower<bfloat16>, c);
     }

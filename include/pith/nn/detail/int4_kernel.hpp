@@ -211,7 +211,7 @@ template <class Few, class Many> struct Int4Product {
   void run_pass(const ConstMatrixRef<float>& x, const ConstVectorRef<float>& bias, MatrixRef<float> y, Workspace& ws) const {
     using Panels = Int4Panels<L>;
     const Workspace::Scope scope(ws);
-    const Index tokens = x.rows(), blocks = shape.groups(), most_rows = sum_rows<L>(tokens),
+    const Index tokens = x.rows(), blocks = shape.groups(), rows_of_sums = sum_rows<L>(tokens),
                 parts = shape.group / 8 * L::parts * Panels::row;
     const Index workers = double(tokens) * double(shape.in) * double(shape.out) < worth_waking ? 1 : ws.workers();
     const EncodedRows rows{ws.take<std::int16_t>(blocks * tokens * shape.group),
@@ -226,12 +226,12 @@ template <class Few, class Many> struct Int4Product {
       const Share own = share(tokens, i, encoders);
       for (Index t = own.begin; t < own.end; ++t) rows.template encode<L>(t, x.data() + t * x.outerStride());
     });
-    float* all_sums = ws.take<float>(workers * most_rows * panel_width);
+    float* all_sums = ws.take<float>(workers * rows_of_sums * panel_width);
     typename L::Part* all_parts = ws.take<typename L::Part>(workers * parts);
     const Panels panels{shape, records};
     ws.executor()(workers, [&](Index i) {
       const Share own = share(shape.panels(), i, workers);
-      float* sums = all_sums + i * most_rows * panel_width;
+      float* sums = all_sums + i * rows_of_sums * panel_width;
       if (tokens > Panels::most_streamed) {
         for (Index p = own.begin; p < own.end; ++p) {
           panels.block(p, rows, sums, all_parts + i * parts);
