@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -161,19 +162,23 @@ Int4Weight::Int4Weight(Index out, Index in, const Int4Groups& groups, const Rows
     check_shape("Int4Weight", "zeros", rows.zeros, groups.zeros ? n : 0, groups.zeros ? count : 0);
     for (Index g = 0; g < shape_.groups(); ++g, record += shape_.record_bytes()) {
       const Index begin = g * stored, end = (std::min)(in, begin + stored), from = begin / size;
-      detail::Int4Group to;
+      detail::Int4Scales to;
+      std::byte* const words = record + shape_.codes_at();
+      if (n < detail::panel_width) std::fill_n(words, shape_.record_bytes() - shape_.codes_at(), std::byte{0});
       for (Index o = 0; o < n; ++o) {
         const auto at = static_cast<std::size_t>(o);
         to.scales[at] = detail::bits_as<std::uint16_t>(T(rows.scales(o, from)));
         if (groups.zeros) to.zeros[at] = rows.zeros(o, from);
-        int most = 0;
-        for (Index k = begin; k < end; ++k) {
-          const std::uint8_t code = rows.codes(o, order_.empty() ? k : order_[static_cast<std::size_t>(k)]);
-          to.codes[static_cast<std::size_t>((k - begin) * detail::panel_width + o)] = code;
-          most |= code;
-        }
+        std::uint8_t codes[std::size_t(detail::largest_group)] = {}, most = 0;
+        const std::uint8_t* row = rows.codes.data() + o * rows.codes.outerStride();
+        for (Index k = begin; k < end; ++k) codes[k - begin] = row[order_.empty() ? k : order_[static_cast<std::size_t>(k)]];
+        for (const std::uint8_t code : codes) most |= code;
         if (most > 15 || to.zeros[at] > 16) [[unlikely]]
           raise<ShapeError>("pith::Int4Weight: row ", first + o, " holds a code or zero of more than four bits, expected 0 to 15");
+        for (Index b = 0; b < stored; b += 8) {
+          const std::uint32_t word = detail::int4_word(codes + b);
+          std::memcpy(words + (b / 8 * detail::panel_width + o) * Index(sizeof(word)), &word, sizeof(word));
+        }
       }
       to.write(shape_, record);
     }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -70,19 +71,40 @@ struct Int4Record {
   float weight(Index o, Index k) const { return (static_cast<float>(code(o, k)) - zero(o)) * scale(o); }
 };
 
-/// A group as it is written: codes [group][32].
-struct Int4Group {
+/// Eight codes of an output as a word of a record.
+inline std::uint32_t int4_word(const std::uint8_t* codes) {
+  if constexpr (std::endian::native == std::endian::little) {
+    std::uint64_t bytes;
+    std::memcpy(&bytes, codes, sizeof(bytes));
+    const std::uint32_t pairs = static_cast<std::uint32_t>(bytes) | static_cast<std::uint32_t>(bytes >> 32) << 4;
+    return (pairs & 0xff0000ff) | (pairs & 0xff00) << 8 | (pairs >> 8 & 0xff00);  // as nibble_shift() has it
+  } else {
+    std::uint32_t word = 0;
+    for (Index j = 0; j < 8; ++j) word |= std::uint32_t(codes[j]) << nibble_shift(j);
+    return word;
+  }
+}
+
+/// The scales and zeros of a group, as they are written.
+struct Int4Scales {
   std::array<std::uint16_t, std::size_t(panel_width)> scales{};
   std::array<std::uint8_t, std::size_t(panel_width)> zeros{};
-  std::array<std::uint8_t, std::size_t(panel_width* largest_group)> codes{};
 
   void write(const Int4Shape& shape, std::byte* record) const {
     std::memcpy(record, scales.data(), sizeof(scales));
-    if (shape.zeros) {
-      std::uint16_t wide[std::size_t(panel_width)];
-      for (std::size_t o = 0; o < std::size_t(panel_width); ++o) wide[o] = bits_as<std::uint16_t>(static_cast<half>(float(zeros[o])));
-      std::memcpy(record + 64, wide, sizeof(wide));
-    }
+    if (!shape.zeros) return;
+    std::uint16_t wide[std::size_t(panel_width)];
+    for (std::size_t o = 0; o < std::size_t(panel_width); ++o) wide[o] = bits_as<std::uint16_t>(static_cast<half>(float(zeros[o])));
+    std::memcpy(record + 64, wide, sizeof(wide));
+  }
+};
+
+/// A group as it is written: codes [group][32].
+struct Int4Group : Int4Scales {
+  std::array<std::uint8_t, std::size_t(panel_width* largest_group)> codes{};
+
+  void write(const Int4Shape& shape, std::byte* record) const {
+    Int4Scales::write(shape, record);
     std::byte* to = record + shape.codes_at();
     for (Index b = 0; b < shape.group; b += 8, to += panel_width * 4) {
       std::uint32_t words[std::size_t(panel_width)] = {};
