@@ -34,6 +34,7 @@ FOLDER is a Hugging Face folder of LLaVA, LLaVA-OneVision, SmolVLM, Idefics 3, G
 model and a picture that ship with pith are asked.
 
   --reduce NAME:ROWS   before the prompt: tome, prumerge, visionzip or divprune leaves so many rows of the picture         [all]
+  --fastv LAYERS:ROWS  in the prompt: behind so many layers, the rows that its last token looks at most                    [off]
   --cache NAME:ROWS    behind the prompt: text-prior or csp leaves so many rows of the prompt in each head                 [all]
   --merge NAME         what becomes of the cache's other rows: drop, averaged, pivotal, weighted, ...                      [drop]
   --tokens N           of the answer, at most                                                                              [64]
@@ -225,6 +226,7 @@ class Drawing {
 void look(example::CommandLine& line) {
   const Index cores = std::max<Index>(1, static_cast<Index>(std::thread::hardware_concurrency()));
   const Choice reduce = Choice::of("--reduce", line.option("--reduce")), cache = Choice::of("--cache", line.option("--cache"));
+  const std::optional<std::string> fastv = line.option("--fastv");
   const std::string merge = line.option("--merge", "drop"), svg = line.option("--picture", "look.svg");
   const std::optional<std::string> form = line.option("--prompt");
   const Index tokens = line.option<Index>("--tokens", 64, 1, 100'000), threads = line.option<Index>("--threads", cores, 1, cores);
@@ -234,6 +236,12 @@ void look(example::CommandLine& line) {
   if (!shipped && file.empty()) throw example::UsageError("no IMAGE beside the folder");
   std::string question = line.next("What is in this picture?");
   line.done();
+  PrefillPruning prune;
+  if (fastv) {
+    const std::vector<Index> numbers = example::numbers("a number of --fastv", *fastv, ':', 1, 1'000'000);
+    if (numbers.size() != 2) throw example::UsageError("--fastv is " + *fastv + ", expected LAYERS:ROWS");
+    prune = {.after = numbers[0], .keep = numbers[1]};
+  }
 
   std::vector<example::Scene> scenes;
   if (shipped) scenes = example::load_scenes(folder, 1);
@@ -267,7 +275,9 @@ void look(example::CommandLine& line) {
                                      {.max_prompt = n, .max_tokens = n + tokens, .max_generated = tokens, .max_draft = 0, .executor = pool},
                                      make_merge(merge));
   start = std::chrono::steady_clock::now();
-  const auto logits = session.prefill(prompt.embeddings, prompt.kinds, prompt.options());
+  PrefillOptions options = prompt.options();
+  options.prune = prune;
+  const auto logits = session.prefill(prompt.embeddings, prompt.kinds, options);
   const double prefill = since(start);
 
   std::vector<Token> stop = model.decoder.config().eos_token_id;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <functional>
 #include <limits>
 #include <numbers>
 #include <span>
@@ -22,15 +23,17 @@ template <class S> class PlainDecoder {
   explicit PlainDecoder(const pith::Decoder<S>& decoder, const pith::ModelAdapter<S>* adapter = nullptr, bool counted = false)
       : decoder_(decoder), adapter_(adapter), counted_(counted) {}
 
-  /// The logits of all tokens of a text, without a cache.
-  pith::Matrix<double> forward(std::span<const pith::Token> tokens) const {
+  /// The logits of all tokens of a text, without a cache. `left_out(layer, token)`: no token sees this one in this layer.
+  pith::Matrix<double> forward(
+      std::span<const pith::Token> tokens,
+      const std::function<bool(std::size_t, Index)>& left_out = [](std::size_t, Index) { return false; }) const {
     std::vector<std::vector<Seen>> seen(decoder_.weights().layers.size());
     pith::Matrix<double> logits(static_cast<Index>(tokens.size()), decoder_.vocab_size());
     for (std::size_t t = 0; t < tokens.size(); ++t)
       logits.row(static_cast<Index>(t)) =
           through(tokens[t], static_cast<Index>(t), static_cast<Index>(tokens.size()),
                   [&](std::size_t l, const pith::LayerSpec& spec, const Row& q, const Row& k, const Row& v) {
-                    seen[l].push_back({k, v, static_cast<Index>(t)});
+                    if (!left_out(l, static_cast<Index>(t))) seen[l].push_back({k, v, static_cast<Index>(t)});
                     return attended(spec, q, static_cast<Index>(t), seen[l]);
                   })
               .transpose();

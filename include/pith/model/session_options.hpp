@@ -113,6 +113,15 @@ class QueryCallback {
   Call<double> double_ = nullptr;
 };
 
+/// FastV: tokens of a prompt that later layers leave out. The others keep their positions; the caches of those layers hold no row of them.
+///
+/// Paper    arXiv:2403.06764
+struct PrefillPruning {
+  Index after = 0;  ///< layers that read all tokens, the published number is 2; 0: nothing is left out
+  Index keep = 0;   ///< tokens of `kind` that stay: those the last token attends to most in layer after - 1, over all heads
+  TokenKind kind = TokenKind::image;
+};
+
 /// Options of one prefill().
 struct PrefillOptions {
   bool more = false;                   ///< another piece of the same prompt follows: prompt-only policies evict after the last one
@@ -120,6 +129,7 @@ struct PrefillOptions {
   /// [tokens] the last token of this prompt that each one sees, itself or a later one: images that see each other (VisionPrompt::sight).
   /// Empty: itself.
   std::span<const Position> sight = {};
+  PrefillPruning prune = {};  ///< tokens that later layers leave out; not for pieces of a prompt, and not under an adapter
   /// Activated LoRA: the first of these tokens that the adapter changes, instead of the last occurrence of its invocation among them; -1:
   /// that occurrence; the number of tokens: none. For prompts in pieces and of embeddings.
   Index adapted_from = -1;

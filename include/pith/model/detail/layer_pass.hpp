@@ -23,9 +23,8 @@
 // One decoder layer over a KV cache: prefill, decode, evict.
 namespace pith { inline namespace v0 { namespace detail {
 
-inline constexpr Index prefill_tile =
-    64;  ///< tokens projected together: enough to reuse each weight in cache, few enough to stay in cache themselves
-
+/// Tokens projected together: enough to reuse each weight in cache, few enough to stay in cache themselves.
+inline constexpr Index prefill_tile = 64;
 struct NoProbe {
   template <class S> void operator()(Index, const ConstMatrixRef<S>&) const {}
 };
@@ -42,9 +41,10 @@ template <class S> struct LayerPass {
   /// `rope_length`: the length that dynamic rope scales by, the same for all tokens of the call. `marks`: passed to append(). The last
   /// layer computes only the last token and the queries that the policy observes; the other rows of hidden stay as they were.
   /// `sight`: for each of the last tokens, the last of them that it sees; empty: itself. `queries`: is shown the queries that are computed.
+  /// `places`: where each row stands behind the first token of the prompt, if some were left out; sight then counts in places as well.
   template <class Cache>
   void prefill(Cache& cache, MatrixRef<S> hidden, const AppendOptions& marks, Position rope_length, bool last_layer = false,
-               std::span<const Position> sight = {}, const QueryCallback* queries = nullptr) const {
+               std::span<const Position> sight = {}, const QueryCallback* queries = nullptr, std::span<const Position> places = {}) const {
     const Index n = hidden.rows();
     const Position start = cache.next_position(), angle = cache.query_position();
     for (Index t = 0; t < n; t += prefill_tile) {
@@ -54,11 +54,16 @@ template <class S> struct LayerPass {
       const MatrixRef<S> x = here.normed(hidden.middleRows(t, tile));
       const MatrixRef<S> k = here.project(Projection::k, x), v = here.project(Projection::v, x);
       here.norm_heads(NormPlace::k, k);
-      rope(beyond).rotate(k, positions(angle + t, tile), rope_length);
+      rope(beyond).rotate(k, positions_of(places, angle, t, tile), rope_length);
       const auto part = [&](auto all) {
         return all.empty() ? all : all.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(tile));
       };
-      cache.append(k, v, {.phase = Phase::prefill, .more = marks.more, .kinds = part(marks.kinds), .masses = part(marks.masses)});
+      cache.append(k, v,
+                   {.phase = Phase::prefill,
+                    .more = marks.more,
+                    .kinds = part(marks.kinds),
+                    .positions = places.empty() ? std::span<const Position>() : positions_of(places, start, t, tile),
+                    .masses = part(marks.masses)});
     }
     const Position gap = cache.gap();
     const Index watched = watched_queries(cache, n);
@@ -67,13 +72,21 @@ template <class S> struct LayerPass {
       const MatrixRef<S> rows = hidden.middleRows(t, tile);
       const Workspace::Scope scope(ws);
       const LayerPass here = from(t);
-      const MatrixRef<S> x = here.normed(rows), q = here.project(Projection::q, x);
+      const MatrixRef<S> x = here.normed(rows);
+      MatrixRef<S> q = here.project(Projection::q, x);
       if constexpr (requires { cache.see_inputs(x); }) cache.see_inputs(x);
       here.norm_heads(NormPlace::q, q);
-      const MatrixRef<S> out = ws.matrix<S>(tile, q.cols());
-      look(cache, rope(beyond), q, out, static_cast<Position>(start + t), angle + t, gap, rope_length,
-           (std::max)(Index(0), watched - (n - t - tile)), positions_seen(sight, start, n, t, tile));
-      if (queries != nullptr) (*queries)(LayerQueries<S>{layer, q, static_cast<Position>(start + t)});
+      MatrixRef<S> out = ws.matrix<S>(tile, q.cols());
+      const std::span<const Position> seen = positions_seen(sight, start, n, t, tile);
+      for (Index first = 0, count = 0; first < tile; first += count) {  // queries without a gap between them: all, if none was left out
+        const Index place = place_of(places, t + first);
+        for (count = 1; first + count < tile && place_of(places, t + first + count) == place + count;) ++count;
+        const MatrixRef<S> some = q.middleRows(first, count);
+        look(cache, rope(beyond), some, out.middleRows(first, count), static_cast<Position>(start + place), angle + place, gap, rope_length,
+             (std::max)(Index(0), watched - (n - t - first - count)),
+             seen.empty() ? seen : seen.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)));
+        if (queries != nullptr) (*queries)(LayerQueries<S>{layer, some, static_cast<Position>(start + place)});
+      }
       here.finish(rows, out);
     }
   }
@@ -180,10 +193,16 @@ template <class S> struct LayerPass {
           .forward(x.middleRows(t, tile), y.middleRows(t, tile), ws);
     }
   }
-  std::span<const Position> positions(Index first, Index n) const {
-    Position* p = ws.take<Position>(n);
-    for (Index i = 0; i < n; ++i) p[i] = static_cast<Position>(first + i);
-    return {p, static_cast<std::size_t>(n)};
+  std::span<const Position> positions(Index first, Index n) const { return positions_of({}, first, 0, n); }
+
+  static Index place_of(std::span<const Position> places, Index row) {
+    return places.empty() ? row : places[static_cast<std::size_t>(row)];
+  }
+  /// The positions of the rows of a tile of a prompt that begins at `start`.
+  std::span<const Position> positions_of(std::span<const Position> places, Index start, Index first, Index tile) const {
+    Position* p = ws.take<Position>(tile);
+    for (Index i = 0; i < tile; ++i) p[i] = static_cast<Position>(start + place_of(places, first + i));
+    return {p, static_cast<std::size_t>(tile)};
   }
 
   /// The newest position that each token of a tile sees: `sight` is of the last tokens of n, the first of which is at `start`.
