@@ -247,6 +247,18 @@ int adapted(const pith::Decoder<float>& llama, const char* one, const char* othe
 }
 // --- end
 
+// --- shown
+void ask_each(pith::Session<float>& session, std::span<const pith::ModelAdapter<float>> adapters) {  // the base has read the conversation
+  const pith::Position end = session.next_position();
+  for (const auto& adapter : adapters) {
+    session.use(&adapter);
+    session.prefill(adapter.parts().invocation);  // it begins here, at `end`: decode its answer …
+    session.crop(end);                            // … and return to the base's rows (Dense; elsewhere by clone() or restore())
+  }
+  session.use(nullptr);
+}
+// --- end
+
 namespace {
 
 std::vector<std::string> lines_of(const std::string& path) {

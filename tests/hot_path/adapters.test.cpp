@@ -1,14 +1,19 @@
 // Layers with adapters allocate nothing, counted at malloc.
+#include <span>
 #include <utility>
 #include <vector>
 
 #include <pith/core/executor.hpp>
+#include <pith/decode.hpp>
+#include <pith/model.hpp>
 #include <pith/nn/linear.hpp>
 #include <pith/peft.hpp>
 
 #include "support/alloc_counter.hpp"
 #include "support/catch.hpp"
 #include "support/random_matrix.hpp"
+#include "support/tiny_adapters.hpp"
+#include "support/tiny_model.hpp"
 
 using namespace pith;
 using pith_test::AllocationScope;
@@ -100,4 +105,44 @@ TEST_CASE("an adapter for each row, and a bottleneck, allocate nothing", "[hot_p
   const AllocationScope scope;
   block.forward(x, x, norm, out, ws);
   CHECK(scope.count() == 0);
+}
+
+TEST_CASE("sessions under adapters beyond LoRA, activated ones and a batch that speculates allocate nothing", "[hot_path]") {
+  if (!pith_test::counting_available()) return;
+  const Decoder<float> decoder = pith_test::random_decoder<float>(pith_test::tiny_config());
+  AdapterParts<float> parts = pith_test::random_adapter<float>(decoder, 3, 60).parts();
+  parts.invocation = {5, 6};
+  const ModelAdapter<float> other = pith_test::other_adapter<float>(decoder, 40), activated(decoder.adapter_target(), parts);
+  const std::vector<Token> prompt{1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4};
+  std::vector<Session<float>> sessions;
+  for (const ModelAdapter<float>* adapter : {&other, &activated, static_cast<const ModelAdapter<float>*>(nullptr)}) {
+    sessions.push_back(decoder.start());
+    sessions.back().use(adapter);
+  }
+  auto itself = decoder.start();
+  PromptLookup<float> first(decoder.vocab_size()), second(decoder.vocab_size());
+  SpeculativeBatch<float> batch;
+  const SpeculativeOptions options{.draft_tokens = 3};
+  batch.add(sessions[0], first, options);
+  batch.add(sessions[1], second, options);
+  batch.add(sessions[2], itself, options);
+  for (const ModelAdapter<float>* adapter : {&other, &activated, static_cast<const ModelAdapter<float>*>(nullptr)}) {
+    INFO((adapter == &other ? "other changes" : adapter == &activated ? "activated" : "the base"));
+    auto session = decoder.start();
+    session.use(adapter);
+    const AllocationScope alone;
+    session.prefill(prompt);
+    session.decode(prompt[0]);
+    session.decode(std::span(prompt).first(5));
+    CHECK(alone.count() == 0);
+  }
+  Index tokens = 0;
+  const AllocationScope reading;
+  for (Index i = 0; i < 3; ++i) batch.prefill(i, prompt);
+  CHECK(reading.count() == 0);
+  const AllocationScope scope;
+  while (batch.step([&](Index, Token) { return ++tokens < 60; })) {
+  }
+  CHECK(scope.count() == 0);
+  CHECK(sessions[1].adapter_start() == 4);
 }

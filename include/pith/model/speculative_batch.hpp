@@ -36,11 +36,11 @@ namespace pith { inline namespace v0 {
 ///   })) {}
 ///
 /// In each pass a conversation either verifies all its guesses, or feeds one token to its draft, if that is a session of any decoder;
-/// other drafts guess between the passes. So drafts that are the target itself under another adapter, or without one, cost rows of a pass
-/// and no pass of their own, as long as others verify.
+/// other drafts guess between the passes. So a draft that is the target itself under another adapter, or without one, costs rows of the
+/// passes in which others verify. Passes become fewer with drafts that are no sessions, cheaper with those of fewer bits.
 ///
 /// Cost     step(): one pass over the weights of each decoder that some conversation asks
-/// Heap     in add(); in prefill() and step() what the models need
+/// Heap     in add(); in prefill() and step() what the models need: sessions and PromptLookup nothing
 /// Throws   as SpeculativeDecoder: what one conversation throws, after all others took their step
 /// Law      each text is, bit for bit, that of a SpeculativeDecoder of its own with the same options and generator
 template <class S = float, KvStorage T = S, std::uniform_random_bit_generator Rng = std::mt19937_64> class SpeculativeBatch {
@@ -150,7 +150,7 @@ template <class S = float, KvStorage T = S, std::uniform_random_bit_generator Rn
     for (std::size_t done = 0; done < asked_.size();) {
       const detail::DecoderModel<S>& model = Pass::model_of(*asked_[done]->asks());
       const auto rest = asked_.begin() + static_cast<std::ptrdiff_t>(done);
-      const auto end = std::stable_partition(rest, asked_.end(), [&](const Member* m) { return &Pass::model_of(*m->asks()) == &model; });
+      const auto end = std::partition(rest, asked_.end(), [&](const Member* m) { return &Pass::model_of(*m->asks()) == &model; });
       fed_.clear(), chunks_.clear();
       Index tokens = 0;
       for (auto m = rest; m != end; ++m) {
@@ -158,6 +158,8 @@ template <class S = float, KvStorage T = S, std::uniform_random_bit_generator Rn
         chunks_.push_back((*m)->feed());
         tokens += static_cast<Index>(chunks_.back().size());
       }
+      if (const std::size_t needed = Pass::workspace_bytes(model, fed_, tokens, executor_.size()); needed > ws_.bytes())
+        ws_ = Workspace(needed, executor_);  // an adapter that came after add() needs more
       MatrixRef<S> logits(logits_.data() + row * logits_.cols(), tokens, model.config.vocab_size, logits_.cols());
 #if PITH_HAS_EXCEPTIONS
       try {

@@ -47,7 +47,8 @@ template <class S = float> struct BlockTurn {
   void apply(MatrixRef<S> x, Workspace& ws) const {
     const Index b = blocks.cols();
     if (b == 1 && place.empty()) {
-      x.array().rowwise() *= blocks.col(0).transpose().array();
+      for (Index t = 0; t < x.rows(); ++t)
+        for (Index i = 0; i < in(); ++i) x(t, i) *= blocks.data()[i];
       return;
     }
     const Workspace::Scope scope(ws);

@@ -111,10 +111,11 @@ template <class S = float> class ModelAdapter {
   /// Workspace that a pass over `tokens` rows needs beyond linear_adapter_workspace_bytes(); 0 for LoRA and its nearest relatives.
   std::size_t more_workspace_bytes(Index tokens, Index workers = 1) const {
     std::size_t most = 0;
-    if (!plain_)
-      for_each_overlay([&](const std::string&, const LinearAdapter<S>& overlay, Index, Index) {
-        most = (std::max)(most, overlay.more_workspace_bytes(tokens, workers));
-      });
+    if (plain_) return most;
+    const auto see = [&](const LinearAdapter<S>& overlay) { most = (std::max)(most, overlay.more_workspace_bytes(tokens, workers)); };
+    for (const LayerAdapter<S>& layer : parts_.layers)
+      for (const LinearAdapter<S>& overlay : layer.projections) see(overlay);
+    see(parts_.lm_head);
     return most;
   }
 
