@@ -181,7 +181,7 @@ template <class S = float> struct Vision {
   ImageRows<S> arranged(const ImageTiles& tiles, Matrix<S>& rows) const {
     if (recipe.tiles == TileRule::pinpoints && tiles.rows > 0)
       return detail::any_resolution_rows<S>(tiles, tower.config().grid(), spec.anyres_max, rows, newline);
-    ImageRows<S> out{.rows = std::move(rows)};
+    ImageRows<S> out{.rows = std::move(rows), .runs = {}};
     const Index each = rows_per_tile();
     if (recipe.tiles == TileRule::pinpoints) {  // one of several pictures: its rows and one newline
       out.rows.conservativeResize(each + 1, Eigen::NoChange);
