@@ -227,12 +227,19 @@ template <class T> class AttendTile {
   static constexpr Index fetch_lead = 8;
 
   void add_values(const KvRun<T>& run, Index row, Index count, Index block, Index begin, Index end) {
+    add_rows(
+        run, row, count, begin, end, [=, this](Index lane) { return weight(lane, block); }, m_.row_stride);
+  }
+
+  /// Adds rows to the sums of some lanes, whose weights are at weights_of(lane).
+  template <class Weights>
+  void add_rows(const KvRun<T>& run, Index row, Index count, Index begin, Index end, Weights&& weights_of, Index weight_stride) {
     const Index next = row + attention_block + fetch_lead;
     const Value* const ahead = next < run.rows ? value_at(run, next) : reinterpret_cast<const Value*>(next_);
     with_rows(values_, {value_at(run, row), value_stride(run), count, ahead}, end - begin, [&](auto rows) {
       for_query_groups(end - begin, [&](Index group, auto size) {
         const Index lane = begin + group;
-        kernel_of<ValueKernel, size()>(rows).run(weight(lane, block), m_.row_stride, rows, at(m_.sums) + lane * m_.padded, m_.padded);
+        kernel_of<ValueKernel, size()>(rows).run(weights_of(lane), weight_stride, rows, at(m_.sums) + lane * m_.padded, m_.padded);
         rows.ahead = nullptr;
       });
     });
@@ -278,6 +285,11 @@ template <class T> class AttendTile {
       std::uint32_t needed = rows_needed(block, seen);
       if (count < attention_block) needed &= (std::uint32_t(1) << count) - 1;
       reads_.rows += count;
+      if (std::popcount(needed) > attention_block / 2) {  // in place, as without skipping, behind what came before
+        add_all_gathered(gathered);
+        reads_.values += count;
+        return add_masked(run, row, count, block);
+      }
       reads_.values += std::popcount(needed);
       for (; needed != 0; needed &= needed - 1) {
         const int i = std::countr_zero(needed);
@@ -285,7 +297,7 @@ template <class T> class AttendTile {
         if (gathered.count == gathered.at.size()) add_gathered(gathered, attention_block);
       }
     });
-    while (gathered.count > 0) add_gathered(gathered, (std::min)(attention_block, static_cast<Index>(gathered.count)));
+    add_all_gathered(gathered);
     for (Index l = 0; l < lanes(); ++l) check_sums(l);
   }
 
@@ -320,6 +332,25 @@ template <class T> class AttendTile {
     std::uint32_t bits = 0;
     for (std::uint32_t i = 0; i < attention_block; ++i) bits |= std::uint32_t(needed[i] != S(0)) << i;
     return bits;
+  }
+
+  void add_all_gathered(Gathered& gathered) {
+    while (gathered.count > 0) add_gathered(gathered, (std::min)(attention_block, static_cast<Index>(gathered.count)));
+  }
+
+  /// Adds a whole block to the sums of all lanes; what a lane does not read has weight 0.
+  void add_masked(const KvRun<T>& run, Index row, Index count, Index block) {
+    const QueryRange seen = queries_that_see()[block];
+    for (Index l = seen.begin * group_; l < seen.end * group_; ++l) {
+      const typename V::Packet floor = V::broadcast(least()[l]);
+      for (Index i = 0; i < attention_block; i += V::width) {
+        const typename V::Packet e = V::load(weight(l, block) + i);
+        V::store(at(m_.mass) + l * attention_block + i, V::select(V::less(e, floor), V::zero(), e));
+      }
+    }
+    add_rows(
+        run, row, count, seen.begin * group_, seen.end * group_, [this](Index lane) { return at(m_.mass) + lane * attention_block; },
+        attention_block);
   }
 
   /// Adds the first `count` gathered rows to the sums of all lanes; their weights go where the masses were.

@@ -120,11 +120,20 @@ template <class T> struct RowLayout {
     return V::zero();  // never read in registers
 #endif
   }
+#if defined(EIGEN_VECTORIZE_AVX2) && defined(__F16C__)
+  /// Scale and minimum of a block: both are converted at once, then even and odd lanes are doubled.
   static std::pair<typename V::Packet, typename V::Packet> block_numbers(const T* block) {
-    half stored[2];
-    std::memcpy(stored, block, sizeof(stored));
-    return {V::broadcast(static_cast<float>(stored[0])), V::broadcast(static_cast<float>(stored[1]))};
+    int both;
+    std::memcpy(&both, block, sizeof(both));
+#if defined(EIGEN_VECTORIZE_AVX512)
+    const __m512 numbers = _mm512_cvtph_ps(_mm256_set1_epi32(both));
+    return {_mm512_moveldup_ps(numbers), _mm512_movehdup_ps(numbers)};
+#else
+    const __m256 numbers = _mm256_cvtph_ps(_mm_set1_epi32(both));
+    return {_mm256_moveldup_ps(numbers), _mm256_movehdup_ps(numbers)};
+#endif
   }
+#endif
 
   template <class F> void each_place(F&& f) const {
     if (std::is_same_v<T, bfloat16> && whole) {

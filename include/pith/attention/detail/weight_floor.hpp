@@ -31,9 +31,8 @@ template <class S> class FloorSearch {
   using Packet = typename V::Packet;
 
   template <class Blocks> static WeightFloor<S> run(S share, Index rows, Blocks&& each_block) {
-    std::array<S, tried> limits;
-    limits.fill(std::numeric_limits<S>::infinity());
-    const double all = sums(limits, each_block)[0], spare = static_cast<double>(share) * all * (1 - 0x1p-15);
+    const double all = sums<1>({std::numeric_limits<S>::infinity()}, each_block)[0],
+                 spare = static_cast<double>(share) * all * (1 - 0x1p-15);
     if (!(spare > 0)) return {};
     // The higher the number, the lower the floor: the rows below floor `low` sum to at most `spare`, those below `high` may not.
     Index high = -1, low = (std::min)(number(spare / static_cast<double>(rows)) + 1, lowest);
@@ -41,11 +40,12 @@ template <class S> class FloorSearch {
     for (Index from = std::clamp(number(spare) - 1, high, (std::max)(high, low - 2)); low - high > 1; from = high) {
       const Index step = (low - from + tried) / (tried + 1);
       std::array<Index, tried> numbers;
+      std::array<S, tried> limits;
       for (Index i = 0; i < tried; ++i) {
         numbers[std::size_t(i)] = (std::min)(from + step * (i + 1), low);
         limits[std::size_t(i)] = floor(numbers[std::size_t(i)]);
       }
-      const std::array<double, tried> sum = sums(limits, each_block);
+      const std::array<double, tried> sum = sums<tried>(limits, each_block);
       for (std::size_t i = sum.size(); i-- > 0;) {
         if (sum[i] <= spare) {
           low = numbers[i];
@@ -56,10 +56,7 @@ template <class S> class FloorSearch {
         }
       }
     }
-    if (skipped < 0) {
-      limits.fill(floor(low));
-      skipped = sums(limits, each_block)[0];
-    }
+    if (skipped < 0) skipped = sums<1>({floor(low)}, each_block)[0];
     if (skipped == 0) return {};
     return {floor(low), static_cast<S>(skipped)};
   }
@@ -73,9 +70,9 @@ template <class S> class FloorSearch {
   }
 
   /// Σ e over the weights below each limit.
-  template <class Blocks> static std::array<double, tried> sums(const std::array<S, tried>& limits, Blocks&& each_block) {
-    std::array<double, tried> total{};
-    Packet limit[std::size_t(tried)], sum[std::size_t(tried)];
+  template <Index N, class Blocks> static std::array<double, N> sums(const std::array<S, N>& limits, Blocks&& each_block) {
+    std::array<double, N> total{};
+    Packet limit[std::size_t(N)], sum[std::size_t(N)];
     for (std::size_t k = 0; k < limits.size(); ++k) limit[k] = V::broadcast(limits[k]), sum[k] = V::zero();
     const auto flush = [&] {
       for (std::size_t k = 0; k < limits.size(); ++k) total[k] += static_cast<double>(V::sum(sum[k])), sum[k] = V::zero();
@@ -87,7 +84,7 @@ template <class S> class FloorSearch {
       for (Index i = 0; i < attention_block; i += V::width) {
         const Packet e = V::load(block + i);
 #pragma GCC unroll 8
-        for (std::size_t k = 0; k < std::size_t(tried); ++k) sum[k] = V::add(sum[k], V::select(V::less(e, limit[k]), e, V::zero()));
+        for (std::size_t k = 0; k < std::size_t(N); ++k) sum[k] = V::add(sum[k], V::select(V::less(e, limit[k]), e, V::zero()));
       }
     });
     flush();
