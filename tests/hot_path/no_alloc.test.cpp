@@ -88,6 +88,9 @@ TEST_CASE("prefill, decode, checkpoint and crop allocate nothing", "[hot_path]")
       if (entry.name != "h2o-cache") {  // turns keys, which only unrounded rows survive
         run(decoder.start<bfloat16>(policy, options, merging.make()));
         run(decoder.start<Q8>(policy, options, merging.make()));
+        SessionOptions skipping = options;
+        skipping.skip_below = .1;
+        run(decoder.start<Kv<Q8, Rotated<Q4>>>(policy, skipping, merging.make()));
       }
     }
 }

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <pith/io.hpp>
@@ -58,6 +59,27 @@ TEST_CASE("codes of keys and values cost the shipped model little", "[model]") {
   CHECK(four.nats - exact.nats < 1.072 - 1.0566);
   CHECK(prose.quality<Rotated<float>>("rotated float").divergence < 1e-6);
   CHECK(prose.quality<Q8>("Q8, skipping .01", .01).divergence < 1e-3);
+}
+
+TEST_CASE("of the shipped model's values few need to be read", "[model]") {
+  const Prose prose;
+  double last = 1;
+  for (const auto& [share, most] : {std::pair{.001, .55}, std::pair{.01, .30}, std::pair{.1, .09}}) {  // for two query heads together
+    auto session = prose.decoder.start<Q8>(Dense{}, {.skip_below = share});
+    AttentionReads reads;
+    for (const std::span<const Token> window : prose.windows.all()) {
+      session.clear();
+      session.prefill(window.first(example::prompt_bytes + 1));
+      const AttentionReads before = session.reads();
+      for (Index i = 1; i < example::measured; ++i) session.decode(window[static_cast<std::size_t>(example::prompt_bytes + i)]);
+      reads.add({session.reads().rows - before.rows, session.reads().values - before.values});
+    }
+    const double read = static_cast<double>(reads.values) / static_cast<double>(reads.rows);
+    std::printf("values read at %.3f: %.3f\n", share, read);
+    CHECK(read < most);
+    CHECK(read < last);
+    last = read;
+  }
 }
 
 // PITH_STORAGE_SCENES=40 asks all 240 questions of the ceiling.
