@@ -103,8 +103,8 @@ TEST_CASE("codes of keys and values cost the shipped vision model few answers", 
   const example::Answers exact = ask(float{}, "float"), apart = ask(Kv<Q8, Rotated<Q4>>{}, "Q8 keys, rotated Q4 values"),
                          four = ask(Rotated<Q4>{}, "rotated Q4");
   const int asked = exact.asked[0] + exact.asked[1] + exact.asked[2];
-  CHECK(4 * apart.all_right() >= 3 * asked);  // 180 of 240
-  CHECK(4 * four.all_right() >= 3 * asked);
+  CHECK(apart.all_right() >= exact.all_right() - (asked + 59) / 60);  // 180 of 240, where float rows have 184
+  CHECK(four.all_right() >= exact.all_right() - (asked + 59) / 60);
   CHECK(example::divergence(exact, apart) < 1e-3);
   CHECK(example::divergence(exact, four) < 2e-3);
 }

@@ -285,7 +285,7 @@ template <class T> class AttendTile {
       std::uint32_t needed = rows_needed(block, seen);
       if (count < attention_block) needed &= (std::uint32_t(1) << count) - 1;
       reads_.rows += count;
-      if (std::popcount(needed) > attention_block / 2) {  // in place, as without skipping, behind what came before
+      if (std::popcount(needed) > attention_block - attention_block / 4) {  // in place, as without skipping, behind what came before
         add_all_gathered(gathered);
         reads_.values += count;
         return add_masked(run, row, count, block);

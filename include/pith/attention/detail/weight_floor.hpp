@@ -17,14 +17,14 @@ namespace pith { inline namespace v0 { namespace detail {
 /// Rows of weight below `least`, which sum to `skipped`, need not be read. As it stands: only rows of weight 0.
 template <class S> struct WeightFloor { S least = (std::numeric_limits<S>::min)(), skipped = 0; };
 
-/// The highest floor for which the weights below it sum to at most `share` of all. Floors are powers of 2^(1/4), so that a lower share
+/// The highest floor for which the weights below it sum to at most `share` of all. Floors are powers of 2^(1/16), so that a lower share
 /// never skips a row that a higher one reads.
 ///
 /// Weights are numbers e = exp(x - top) in blocks of attention_block; each_block(f) calls f(block, its number) in ascending order. Sums run
 /// in packets over 64 numbers of blocks at a time, then in double: they are off by less than 2^-16 of themselves. The comparison allows for
 /// that, so the bound holds for the weights as computed, and what is not seen changes no bit.
 ///
-/// Cost     three or four sweeps of the weights, eight compares and additions a packet
+/// Cost     four or five sweeps of the weights, eight compares and additions a packet
 template <class S> class FloorSearch {
  public:
   using V = Simd<S>;
@@ -62,11 +62,14 @@ template <class S> class FloorSearch {
   }
 
  private:
-  static constexpr Index tried = 8;                                                  ///< floors compared in one sweep
-  static constexpr Index lowest = -4 * Index(std::numeric_limits<S>::min_exponent);  ///< below it weights are 0
-  static S floor(Index number) { return static_cast<S>(std::exp2(-.25 * static_cast<double>(number))); }
+  static constexpr double per_octave = 16;
+  static constexpr Index tried = 8;                                                   ///< floors compared in one sweep
+  static constexpr Index lowest = -16 * Index(std::numeric_limits<S>::min_exponent);  ///< below it weights are 0
+  static S floor(Index number) { return static_cast<S>(std::exp2(-static_cast<double>(number) / per_octave)); }
   static Index number(double floor) {
-    return floor >= 1 ? 0 : floor <= std::exp2(-.25 * static_cast<double>(lowest)) ? lowest : static_cast<Index>(-4 * std::log2(floor));
+    return floor >= 1                                                      ? 0
+           : floor <= std::exp2(-static_cast<double>(lowest) / per_octave) ? lowest
+                                                                           : static_cast<Index>(-per_octave * std::log2(floor));
   }
 
   /// Σ e over the weights below each limit.
