@@ -192,7 +192,7 @@ TEST_CASE("programs that once failed", "[property]") {
                                                 {.verb = Verb::drop, .count = 3, .seed = back},
                                                 {.verb = Verb::restore}}) == "");
   }
-  SECTION("reindex() of heads that differ is refused before any key is turned") {
+  SECTION("drop() that would leave heads with unlike numbers of rows is refused before any key is turned") {
     c.policy = "random-cache";
     c.shape = {2, 2, 32};
     c.rope = std::make_shared<const Rope<float>>(RopeOptions{.head_dim = 32});

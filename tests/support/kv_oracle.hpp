@@ -121,9 +121,14 @@ class KvOracle : public KvBeliefs {
     now_.unevicted = now_.seen = now_.unobserved = 0;
   }
 
-  Refusal refuses_drop() const {
+  Refusal refuses_drop(Position first, Position last) const {
     const bool ring_at_cache = s_.facts.eviction == pith::Eviction::by_age && s_.facts.traits.positions == pith::RopePositions::cache;
-    return open_ || ring_at_cache ? Refusal::state : Refusal::none;
+    const auto gone = [&](const std::vector<Row>& rows) {
+      return std::count_if(rows.begin(), rows.end(), [=](const Row& row) { return row.position >= first && row.position < last; });
+    };
+    bool uneven = false;  // at cache positions heads must agree on how many rows they hold
+    for (const std::vector<Row>& rows : now_.held) uneven = uneven || (angles() && gone(rows) != gone(now_.held.front()));
+    return open_ || ring_at_cache || uneven ? Refusal::state : Refusal::none;
   }
   void drop(Position first, Position last, Index dropped) {
     Index left = 0, sinks = 0;

@@ -146,7 +146,7 @@ template <class T> class KvReplay {
         const auto first = static_cast<pith::Position>(Index(oracle_.next()) - 1 - Index(operation.seed % 24));
         const auto last = static_cast<pith::Position>(first + operation.count);
         Index dropped = 0;
-        if (call(oracle_.refuses_drop(), [&] { dropped = cache_.drop(first, last); })) oracle_.drop(first, last, dropped);
+        if (call(oracle_.refuses_drop(first, last), [&] { dropped = cache_.drop(first, last); })) oracle_.drop(first, last, dropped);
         break;
       }
       case Verb::clear:
