@@ -100,10 +100,15 @@ class KvBeliefs {
     Index stay = s_.facts.traits.keeps_newest ? newest(1) : 0;
     if (name == "scissorhands") stay = newest(std::max<Index>(1, s_.rows / 4));
     if (name == "snapkv" || name == "adakv" || name == "critical") stay = std::min(rows(h), std::max<Index>(1, s_.rows / 2));  // the window
+    if (name == "rkv") stay = std::min(rows(h), std::min<Index>(8, std::max<Index>(1, s_.rows / 2)));
     if (name == "csp") stay = s_.rows;                       // both lists, whatever is coming
     if (name == "chunkkv") stay = std::max<Index>(stay, 2);  // one whole chunk
-    if (name == "cur" || name == "expected" || name == "lagkv")
-      stay += count([&](const Row& row) { return row.position < std::min<Index>(4, s_.rows / 2); });
+    const Index sinks = std::min<Index>(4, s_.rows / 2);
+    const auto is_sink = [&](const Row& row) { return row.position < sinks; };
+    for (const char* one : {"cur", "expected", "lagkv", "leverage", "non-causal", "capkv"})
+      if (name == one) stay += count(is_sink);
+    if (name == "compactor")
+      stay = count([&](const Row& row) { return is_sink(row) || row.position >= now_.next - std::min<Index>(4, s_.rows - sinks); });
     if (name == "text-prior")
       stay = count([&](const Row& row) {
         return row.position >= now_.next - (s_.rows - s_.rows / 2) ||
