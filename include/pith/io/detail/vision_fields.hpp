@@ -78,10 +78,10 @@ inline void read_tower(const JsonFields& outer, const VlmFamily& family, VisionF
   };
   const Json* layers = outer.find(key);
   if (layers == nullptr) return add(family.feature);
-  constexpr Index far = 1 << 20;
-  if (!layers->is_array()) return add(outer.whole(key, *layers, -far, far));
+  constexpr Index deepest = 1 << 20;
+  if (!layers->is_array()) return add(outer.whole(key, *layers, -deepest, deepest));
   if (layers->empty() || layers->size() > 64) outer.refuse(key, "one hidden state, or a list of 1 to 64");
-  for (const Json& one : *layers) add(outer.whole(key, one, -far, far));
+  for (const Json& one : *layers) add(outer.whole(key, one, -deepest, deepest));
 }
 
 inline void read_projector(const JsonFields& outer, const VlmFamily& family, VisionFields& out) {
