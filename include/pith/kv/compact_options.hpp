@@ -38,8 +38,8 @@ struct CompactOptions {
   Pull pull = Pull::own;          ///< where values are pulled to
   Rows rows = Rows::relative;     ///< how the queries count in the masses
   Index sweeps = 100;             ///< the most sweeps of coordinate descent over the masses
-  Index chunk = 0;                ///< rows solved together: long prompts in chunks of so many positions; 0: all
-  Index pool = 1;                 ///< scores become the largest of so many neighbours, odd; 1: none
+  Index chunk = 0;                ///< rows solved together: long prompts in chunks of this many positions; 0: all
+  Index pool = 1;                 ///< scores become the largest of this many neighbours, odd; 1: none
   Position end = -1;              ///< rows from this position on stay as they are; -1: none
   Index pursuit_step = 1;         ///< pursuit: keys added at once
   Index pursuit_interval = 1;     ///< pursuit: additions between two solutions

@@ -29,7 +29,7 @@ struct RowBudget {
   };
   Index rows = 256;                 ///< rows a kv head keeps, on average where heads share
   Share share = Share::head;        ///< who shares them
-  double floor = 0;                 ///< share of `rows` that every head keeps, whatever the others need
+  double floor = 0;                 ///< share of `rows` that every head keeps in any case
   Index sinks = 4;                  ///< initial tokens that every head keeps, as part of its rows
   Index recent = 4;                 ///< newest tokens that every head keeps, as part of its rows
   std::vector<Index> of_head = {};  ///< [layers · kv heads] a budget for each head instead of `rows`; empty: equal

@@ -76,7 +76,7 @@ class Int4Weight {
   /// Throws   ShapeError if rows, codes, zeros or the order are not what they have to be
   template <class RowsAt> Int4Weight(Index out, Index in, const Int4Groups& groups, const RowsAt& rows_at, ExecutorRef executor = {});
 
-  /// Whether groups of so many inputs can be held (0 or less: one for all): a multiple of 8 up to 128, or what such a number divides.
+  /// Whether groups of this many inputs can be held (0 or less: one for all): a multiple of 8 up to 128, or what such a number divides.
   static bool holds(Index in, Index group) { return detail::stored_group(in, group) != 0; }
 
   Index in() const { return shape_.in; }

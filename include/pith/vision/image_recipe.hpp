@@ -57,7 +57,7 @@ struct ImageRecipe {
   bool pad_to_square = false;  ///< first: to a square, filled with `mean`
   bool resize = true;
   Index shortest_edge = 0;                ///< scales the shorter side to this; 0: to `size`
-  ImageSize size = {224, 224};            ///< scales to this, whatever the aspect; the size of a tile under every rule but `whole`
+  ImageSize size = {224, 224};            ///< scales to this and ignores the aspect; the size of a tile under every rule but `whole`
   ImageSize crop = {};                    ///< cut from the middle afterwards; no sides: nothing is cut
   Index longest_edge = 0;                 ///< first: scales the longer side to this, to an even size; 0: not
   std::vector<ImageSize> pinpoints = {};  ///< TileRule::pinpoints: the sizes to choose from

@@ -29,7 +29,7 @@ struct VlmSpec {
   std::string image_word = "<image>";  ///< its spelling
   ImageMarks marks = ImageMarks::none;
   ImageSight sight = ImageSight::causal;
-  bool drop_first = false;  ///< the first row of the tower is left out, whatever it is: CLIP's class token
+  bool drop_first = false;  ///< the first row of the tower is left out: CLIP's class token
   Index anyres_max = 9;     ///< LLaVA-OneVision: a grid of more than about this many tiles is scaled down
 };
 

@@ -86,7 +86,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
     dice.keep();
   }
 
-  // A step whose models are fed by somebody else, together with others: prepare(), choose_first() or open(guesses(most)); while that, or
+  // A step whose caller feeds the models, together with others: prepare(), choose_first() or open(guesses(most)); while that, or
   // sees(), says so, the draft reads draft_feed(); then close(), the target reads target_feed(), judge(). give_up() undoes it in between.
 
   /// Ends the last step, and checks that nobody moved the models.

@@ -60,7 +60,7 @@ class CodedWeight {
 /// most 9 bits, so it and its product with a scale of 16 bits are exact in float.
 class GroupCodes : public CodedWeight {
  public:
-  /// Codes as they lie in the panels: from 0, whatever the file's sign.
+  /// Codes as they lie in the panels: from 0, also where the file's have a sign.
   ///
   /// Shapes   to [n, in]
   virtual void codes(Index first, Index n, std::uint8_t* to) const = 0;

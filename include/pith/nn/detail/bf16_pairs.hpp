@@ -69,7 +69,7 @@ inline constexpr bool has_bf16_pairs = false;
 inline bool bf16_pairs_pay() { return false; }
 #endif
 
-/// Whether a product of so many tokens is best computed in pairs: where the weights are not what it waits for.
+/// Whether a product of this many tokens is best computed in pairs: where the weights are not what it waits for.
 inline bool in_bf16_pairs(Index tokens, Index in) { return tokens > TileShape<float>::tokens && in > 0 && in % 2 == 0 && bf16_pairs_pay(); }
 
 inline std::size_t bf16_workspace_bytes(Index tokens, Index in, Index workers) {

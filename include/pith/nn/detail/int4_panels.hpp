@@ -17,7 +17,7 @@
 
 namespace pith { inline namespace v0 { namespace detail {
 
-inline constexpr Index largest_group = 128;  // sums of so many codes and activations fit a 32-bit integer
+inline constexpr Index largest_group = 128;  // sums of this many codes and activations fit a 32-bit integer
 
 /// The inputs that share a stored scale where a file has one for each `group` (0 or less: for all): the largest multiple of 8 up to 128
 /// that divides it. 0: none does.
