@@ -162,6 +162,8 @@ class Layer {
     for (Index h = 0; h < shape.num_kv_heads; ++h)
       cache_.observe({.kv_head = h,
                       .weights = weights_[static_cast<std::size_t>(h)].leftCols(cache_.size(h)),
+                      .log_sum = log_sum_,
+                      .queries = queries_,
                       .first_query = static_cast<Position>(cache_.next_position() - 1)});
   }
 
@@ -199,6 +201,8 @@ class Layer {
   bool journal_;
   Cache cache_;
   std::vector<Matrix<float>> weights_;
+  Matrix<float> queries_ = random_matrix(shape.group(), shape.head_dim, 9);
+  Vector<float> log_sum_ = Vector<float>::Zero(shape.group());
   Matrix<float> k_;
   std::uint64_t seed_ = 10, seen_ = 0;
 };
