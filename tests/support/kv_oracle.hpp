@@ -25,8 +25,10 @@ class KvOracle : public KvBeliefs {
     return at == begins_.size() ? now_.next : begins_[at].first;
   }
 
+  /// Whether the cache is a window that is read at cache positions.
+  bool shifted() const { return s_.facts.eviction == pith::Eviction::by_age && s_.facts.traits.positions == pith::RopePositions::cache; }
   Refusal refuses_append(Index tokens, Index skipped, const pith::AppendOptions& how) const {
-    if (skipped > 0 && s_.facts.traits.positions == pith::RopePositions::cache) return Refusal::shape;
+    if (skipped > 0 && shifted()) return Refusal::shape;
     if (how.more && how.phase != pith::Phase::prefill) return Refusal::state;
     if (prompt_only() && how.phase == pith::Phase::prefill && open_) return Refusal::state;
     if (open_ && tokens > s_.options.max_draft + 1 - journaled_) return Refusal::state;
@@ -122,7 +124,7 @@ class KvOracle : public KvBeliefs {
   }
 
   Refusal refuses_drop(Position first, Position last) const {
-    const bool ring_at_cache = s_.facts.eviction == pith::Eviction::by_age && s_.facts.traits.positions == pith::RopePositions::cache;
+    const bool ring_at_cache = shifted();
     const auto gone = [&](const std::vector<Row>& rows) {
       return std::count_if(rows.begin(), rows.end(), [=](const Row& row) { return row.position >= first && row.position < last; });
     };
@@ -196,8 +198,7 @@ class KvOracle : public KvBeliefs {
   void check(const SeenCache& seen) const {
     demand(seen.next == now_.next && seen.angle == (angles() ? now_.angle : now_.next),
            "next_position() and query_position() follow the tokens");
-    const bool shifted = s_.facts.eviction == pith::Eviction::by_age && s_.facts.traits.positions == pith::RopePositions::cache;
-    demand(seen.gap == (shifted ? now_.next - static_cast<Position>(rows(0)) : 0), "gap() is what lies between sinks and window");
+    demand(seen.gap == (shifted() ? now_.next - static_cast<Position>(rows(0)) : 0), "gap() is what lies between sinks and window");
     for (Index h = 0; h < heads(); ++h) check_head(h, seen.heads[static_cast<std::size_t>(h)]);
   }
 
@@ -233,7 +234,7 @@ class KvOracle : public KvBeliefs {
   bool prefilled() const { return now_.last.phase == pith::Phase::prefill; }
   bool idle(Index coming) const { return now_.unevicted == 0 && (coming == 0 || prompt_only()); }
   std::vector<Begin>::const_iterator find(Position p) const {
-    return std::find_if(begins_.begin(), begins_.end(), [&](const Begin& begin) { return begin.first == p; });
+    return std::find_if(begins_.begin(), begins_.end(), [&](const Begin& begin) { return begin.first == p || begin.state.next == p; });
   }
   static bool holds(const SeenCache& seen, Index h, Position p) {
     const auto& positions = seen.heads[static_cast<std::size_t>(h)].positions;

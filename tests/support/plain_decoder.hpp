@@ -23,30 +23,41 @@ template <class S> class PlainDecoder {
   explicit PlainDecoder(const pith::Decoder<S>& decoder, const pith::ModelAdapter<S>* adapter = nullptr, bool counted = false)
       : decoder_(decoder), adapter_(adapter), counted_(counted) {}
 
-  /// The logits of all tokens of a text, without a cache. `left_out(layer, token)`: no token sees this one in this layer.
-  pith::Matrix<double> forward(
-      std::span<const pith::Token> tokens,
-      const std::function<bool(std::size_t, Index)>& left_out = [](std::size_t, Index) { return false; }) const {
+  /// Which tokens a layer leaves out, at which angles the others stand, and a model that the first tokens go through.
+  struct Reading {
+    std::function<bool(std::size_t, Index)> left_out = [](std::size_t, Index) { return false; };  ///< no token sees this one in this layer
+    std::function<Index(std::size_t, Index)> angle = [](std::size_t, Index token) { return token; };
+    const PlainDecoder* before = nullptr;
+    Index first_tokens = 0;
+  };
+
+  /// The logits of all tokens of a text, without a cache.
+  pith::Matrix<double> forward(std::span<const pith::Token> tokens, const Reading& reading = {}) const {
     std::vector<std::vector<Seen>> seen(decoder_.weights().layers.size());
     pith::Matrix<double> logits(static_cast<Index>(tokens.size()), decoder_.vocab_size());
-    for (std::size_t t = 0; t < tokens.size(); ++t)
-      logits.row(static_cast<Index>(t)) =
-          through(tokens[t], static_cast<Index>(t), static_cast<Index>(tokens.size()),
-                  [&](std::size_t l, const pith::LayerSpec& spec, const Row& q, const Row& k, const Row& v) {
-                    if (!left_out(l, static_cast<Index>(t))) seen[l].push_back({k, v, static_cast<Index>(t)});
-                    return attended(spec, q, static_cast<Index>(t), seen[l]);
-                  })
+    for (Index t = 0; t < logits.rows(); ++t) {
+      const PlainDecoder& model = t < reading.first_tokens ? *reading.before : *this;
+      const auto attend = [&](std::size_t l, const pith::LayerSpec& spec, const Row& q, const Row& k, const Row& v) {
+        if (!reading.left_out(l, t)) seen[l].push_back({k, v, t});
+        return attended(spec, q, t, seen[l]);
+      };
+      logits.row(t) =
+          model
+              .through(
+                  tokens[static_cast<std::size_t>(t)], [&](std::size_t l) { return reading.angle(l, t); }, logits.rows(), attend)
               .transpose();
+    }
     return logits;
   }
 
   /// One token over the caches of a snapshot at text positions.
   template <class Snapshot> Row next_logits(const Snapshot& before, pith::Token token) const {
     const Index position = before.layers[0].next;
-    return through(token, position, position + 1,
-                   [&](std::size_t l, const pith::LayerSpec& spec, const Row& q, const Row& k, const Row& v) {
-                     return attended_rows(spec, before.layers[l], position, q, k, v);
-                   });
+    return through(
+        token, [&](std::size_t) { return position; }, position + 1,
+        [&](std::size_t l, const pith::LayerSpec& spec, const Row& q, const Row& k, const Row& v) {
+          return attended_rows(spec, before.layers[l], position, q, k, v);
+        });
   }
 
   /// cos and sin of pair i at a position in a text of this length, times the attention factor, and the pair's features.
@@ -106,13 +117,14 @@ template <class S> class PlainDecoder {
     Index position;
   };
 
-  template <class Attend> Row through(pith::Token token, Index position, Index length, Attend&& attend) const {
+  template <class Position, class Attend> Row through(pith::Token token, Position&& position_in, Index length, Attend&& attend) const {
     const pith::DecoderConfig& c = decoder_.config();
     pith::Matrix<S> table(1, c.hidden_size);
     decoder_.weights().embed_tokens.copy_rows(token, table);
     Row x = c.input_scale * c.embedding_scale * table.row(0).transpose().template cast<double>();
     for (std::size_t l = 0; l < decoder_.weights().layers.size(); ++l) {
       const pith::LayerSpec spec = c.layer(static_cast<Index>(l));
+      const Index position = position_in(l);
       const auto norm = [&](bool present, pith::NormPlace place, const Row& in) {
         return present ? normed(in, norm_weight(l, place)) : in;
       };

@@ -149,7 +149,7 @@ template <KvStorage Storage = float> class KvCache {
 
   /// Restores the exact state before the token at position p was appended, and ends the journal; crop(next_position()) accepts all tokens.
   ///
-  /// Throws   StateError unless an append since the checkpoint began at p; Dense needs no checkpoint
+  /// Throws   StateError unless an append since the checkpoint began at p, or behind a gap that did; Dense needs no checkpoint
   void crop(Position p) { state_.crop(p); }
 
   /// Removes every token; allocated memory, policy and options stay.

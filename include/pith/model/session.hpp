@@ -232,8 +232,8 @@ class Session {
   template <class, KvStorage> friend class detail::TogetherPass;
   friend struct detail::SessionTables;
   Session(const Session&) = default;  // clone()
-  detail::LayerPass<S> pass(std::size_t layer) {
-    return {*model_, static_cast<Index>(layer), ws_, adapter_.runs(caches_[layer].next_position()), switch_.beyond()};
+  detail::LayerPass<S> pass(std::size_t layer, std::span<const Position> places = {}) {
+    return {*model_, static_cast<Index>(layer), ws_, adapter_.runs(caches_[layer].next_position(), places), switch_.beyond()};
   }
   Index tile() const { return (std::max)((std::min)(detail::prefill_tile, max_prompt_), max_chunk_); }  ///< most rows computed together
   void look_up(std::span<const Token> tokens, MatrixRef<S> out) const { detail::look_up(*model_, adapter_.get(), tokens, out); }

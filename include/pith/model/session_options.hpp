@@ -113,7 +113,9 @@ class QueryCallback {
   Call<double> double_ = nullptr;
 };
 
-/// FastV: tokens of a prompt that later layers leave out. The others keep their positions; the caches of those layers hold no row of them.
+/// FastV: tokens of a prompt that later layers leave out. The others keep their positions, but where a policy reads at cache positions they
+/// close up; the caches of those layers hold no row of them. Rows of an adapter's prompt stay. Of a prompt in pieces only the last one,
+/// which has the token that ranks, may be pruned.
 ///
 /// Paper    arXiv:2403.06764
 struct PrefillPruning {
@@ -129,7 +131,7 @@ struct PrefillOptions {
   /// [tokens] the last token of this prompt that each one sees, itself or a later one: images that see each other (VisionPrompt::sight).
   /// Empty: itself.
   std::span<const Position> sight = {};
-  PrefillPruning prune = {};  ///< tokens that later layers leave out; not for pieces of a prompt, and not under an adapter
+  PrefillPruning prune = {};  ///< tokens that later layers leave out; not for a piece that another one follows
   /// Activated LoRA: the first of these tokens that the adapter changes, instead of the last occurrence of its invocation among them; -1:
   /// that occurrence; the number of tokens: none. For prompts in pieces and of embeddings.
   Index adapted_from = -1;

@@ -123,7 +123,7 @@ struct CacheRules {
     Index at = next;
     for (const Position p : append.positions) {
       if (p < at) raise<ShapeError>("pith::KvCache::append: position ", p, " where ", at, " or more is expected: positions increase");
-      if (p != at && facts.traits.positions == RopePositions::cache)
+      if (p != at && by_age() && facts.traits.positions == RopePositions::cache)
         raise<ShapeError>("pith::KvCache::append: position ", p, " leaves a gap after ", at - 1, ": cache positions have none");
       at = Index(p) + 1;
     }

@@ -103,10 +103,10 @@ template <KvStorage T> class KvJournal {
   bool recording() const { return open_ && !appends_.empty(); }
   Index newest() const { return static_cast<Index>(appends_.size()) - 1; }
   const Append& append(Index i) const { return appends_[static_cast<std::size_t>(i)]; }
-  /// Index of the append that began at p, or -1.
+  /// Index of the append that began at p, or behind a gap that began there; -1: none.
   Index find(Position p) const {
     for (std::size_t i = 0; i < appends_.size(); ++i)
-      if (appends_[i].first == p) return static_cast<Index>(i);
+      if (appends_[i].first == p || appends_[i].before.next == p) return static_cast<Index>(i);
     return -1;
   }
 

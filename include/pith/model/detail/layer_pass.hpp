@@ -47,6 +47,7 @@ template <class S> struct LayerPass {
                std::span<const Position> sight = {}, const QueryCallback* queries = nullptr, std::span<const Position> places = {}) const {
     const Index n = hidden.rows();
     const Position start = cache.next_position(), angle = cache.query_position();
+    const std::span<const Position> angles = cache.reindexes() ? std::span<const Position>() : places;
     for (Index t = 0; t < n; t += prefill_tile) {
       const Index tile = (std::min)(prefill_tile, n - t);
       const Workspace::Scope scope(ws);
@@ -54,7 +55,7 @@ template <class S> struct LayerPass {
       const MatrixRef<S> x = here.normed(hidden.middleRows(t, tile));
       const MatrixRef<S> k = here.project(Projection::k, x), v = here.project(Projection::v, x);
       here.norm_heads(NormPlace::k, k);
-      rope(beyond).rotate(k, positions_of(places, angle, t, tile), rope_length);
+      rope(beyond).rotate(k, positions_of(angles, angle, t, tile), rope_length);
       const auto part = [&](auto all) {
         return all.empty() ? all : all.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(tile));
       };
@@ -65,7 +66,6 @@ template <class S> struct LayerPass {
                     .positions = places.empty() ? std::span<const Position>() : positions_of(places, start, t, tile),
                     .masses = part(marks.masses)});
     }
-    const Position gap = cache.gap();
     const Index watched = watched_queries(cache, n);
     for (Index t = last_layer ? n - (std::max)(Index(1), watched) : 0; t < n; t += prefill_tile) {
       const Index tile = (std::min)(prefill_tile, n - t);
@@ -82,8 +82,8 @@ template <class S> struct LayerPass {
         const Index place = place_of(places, t + first);
         for (count = 1; first + count < tile && place_of(places, t + first + count) == place + count;) ++count;
         const MatrixRef<S> some = q.middleRows(first, count);
-        look(cache, rope(beyond), some, out.middleRows(first, count), static_cast<Position>(start + place), angle + place, gap, rope_length,
-             (std::max)(Index(0), watched - (n - t - first - count)),
+        look(cache, rope(beyond), some, out.middleRows(first, count), static_cast<Position>(start + place),
+             angle + place_of(angles, t + first), cache.gap(), rope_length, (std::max)(Index(0), watched - (n - t - first - count)),
              seen.empty() ? seen : seen.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)));
         if (queries != nullptr) (*queries)(LayerQueries<S>{layer, some, static_cast<Position>(start + place)});
       }

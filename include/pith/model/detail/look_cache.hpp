@@ -52,6 +52,7 @@ template <KvStorage T, class See> class LookCache {
   Position next_position() const { return cache_->next_position(); }
   Position query_position() const { return cache_->query_position(); }
   Position gap() const { return cache_->gap(); }
+  bool reindexes() const { return false; }  // its rows have no gaps
   bool watching() const { return true; }
   const PolicyFacts& facts() const { return facts_; }
   void append(ConstMatrixRef<S> k, ConstMatrixRef<S> v, const AppendOptions&) {

@@ -21,7 +21,9 @@ namespace pith { inline namespace v0 { namespace detail {
 /// Heap     none without pruning; with it, a few numbers of each token and a row of queries
 template <class S> class PromptRows {
  public:
-  PromptRows(Index n, const AppendOptions& marks, const PrefillOptions& options) : count_(n), marks_(marks), options_(options) {}
+  /// `soft`: rows of an adapter's prompt before the tokens, among the n; they stay.
+  PromptRows(Index n, Index soft, const AppendOptions& marks, const PrefillOptions& options)
+      : count_(n), soft_(soft), marks_(marks), options_(options) {}
 
   Index count() const { return count_; }
   AppendOptions marks() const { return pruned() ? AppendOptions{.phase = marks_.phase, .kinds = kinds_, .masses = masses_} : marks_; }
@@ -53,7 +55,8 @@ template <class S> class PromptRows {
       if (row != t) hidden.row(row) = hidden.row(t);
       ++row;
       places_.push_back(static_cast<Position>(t));
-      seen_.push_back(options_.sight.empty() ? static_cast<Position>(t) : options_.sight[at]);
+      const bool own = options_.sight.empty() || t < soft_;
+      seen_.push_back(static_cast<Position>(own ? t : soft_ + options_.sight[static_cast<std::size_t>(t - soft_)]));
       if (!marks_.kinds.empty()) kinds_.push_back(marks_.kinds[at]);
       if (!marks_.masses.empty()) masses_.push_back(marks_.masses[at]);
     }
@@ -86,7 +89,7 @@ template <class S> class PromptRows {
   std::vector<std::int32_t> unattended(const Vector<S>& attention) const {
     std::vector<std::int32_t> tokens;
     std::vector<S> scores;
-    for (Index t = 0; t + 1 < count_; ++t) {
+    for (Index t = soft_; t + 1 < count_; ++t) {
       const TokenKind kind = marks_.kinds.empty() ? TokenKind::text : marks_.kinds[static_cast<std::size_t>(t)];
       if (kind != options_.prune.kind) continue;
       tokens.push_back(static_cast<std::int32_t>(t));
@@ -100,7 +103,7 @@ template <class S> class PromptRows {
     return out;
   }
 
-  Index count_;
+  Index count_, soft_;
   const AppendOptions& marks_;
   const PrefillOptions& options_;
   std::vector<Position> places_, seen_;

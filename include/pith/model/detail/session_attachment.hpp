@@ -34,12 +34,16 @@ template <class S> class SessionAttachment {
 
   const ModelAdapter<S>* get() const { return adapter_; }
   std::uint64_t fingerprint() const { return get() != nullptr ? get()->fingerprint() : 0; }
-  /// The adapters of rows from position `first` on: before an activated LoRA begins, they are the base's.
-  RowsByAdapter<S> runs(Position first) const {
+  /// The adapters of rows from position `first` on: before an activated LoRA begins, they are the base's. `places`: where each row stands
+  /// behind the first, if some were left out.
+  RowsByAdapter<S> runs(Position first, std::span<const Position> places = {}) const {
     const bool all = start_ <= first && begun();
     const std::size_t count = get() == nullptr || !(all || begun()) ? 0 : all ? 1 : 2;
     runs_[count == 2 ? 1 : 0] = {get()};
-    if (count == 2) runs_[0] = {nullptr, static_cast<Index>(start_ - first)};
+    if (count == 2) {
+      const Position behind = start_ - first;
+      runs_[0] = {nullptr, places.empty() ? Index(behind) : std::lower_bound(places.begin(), places.end(), behind) - places.begin()};
+    }
     return {std::span<const RowsOfAdapter<S>>(runs_).first(count)};
   }
   /// The adapter that changes the next token; nullptr: none, or an activated LoRA that has not begun.

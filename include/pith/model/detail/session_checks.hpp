@@ -52,20 +52,19 @@ inline void check_prompt(Index n, Index soft, Index max_prompt, std::span<const 
       raise<ShapeError>("pith::Session::prefill: token ", t, " sees up to token ", options.sight[t], ", expected ", t, " .. ", n - 1);
 }
 
-/// Refuses to leave out tokens of a prompt where later layers could not read the others: `adapted`: under an adapter.
+/// Refuses to leave out tokens of a prompt where later layers could not read the others.
 template <KvStorage T>
-void check_pruning(const PrefillPruning& prune, const DecoderConfig& config, std::span<const KvCache<T>> caches, bool more, bool adapted) {
+void check_pruning(const PrefillPruning& prune, const DecoderConfig& config, std::span<const KvCache<T>> caches, bool more) {
   if (prune.after == 0) return;
   if (prune.after < 1 || prune.after >= config.num_hidden_layers || prune.keep < 0)
     raise<ShapeError>("pith::Session::prefill: prune.after is ", prune.after, " and prune.keep ", prune.keep, ", expected 1 .. ",
                       config.num_hidden_layers - 1, " layers and 0 or more tokens");
   if (more) raise<UnsupportedError>("pith::Session::prefill: prune in a piece of a prompt: its last token comes later");
-  if (adapted)
-    raise<UnsupportedError>("pith::Session::prefill: prune under an adapter is not supported: use(nullptr), or reduce the picture before");
   for (Index l = prune.after; l < config.num_hidden_layers; ++l) {
-    if (caches[static_cast<std::size_t>(l)].facts().traits.positions == RopePositions::cache)
-      raise<UnsupportedError>("pith::Session::prefill: prune leaves gaps between positions, and the policy of layer ", l,
-                              " reads at cache positions, which have none");
+    const PolicyFacts& facts = caches[static_cast<std::size_t>(l)].facts();
+    if (facts.traits.positions == RopePositions::cache && facts.eviction == Eviction::by_age)
+      raise<UnsupportedError>("pith::Session::prefill: prune leaves gaps between positions, and the window of layer ", l,
+                              " reads at cache positions, which have none: give it RopePositions::text");
   }
 }
 

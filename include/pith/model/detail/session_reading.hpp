@@ -14,18 +14,20 @@ namespace pith { inline namespace v0 {
 template <class S, KvStorage T>
 requires std::same_as<arithmetic_t<T>, S>
 void Session<S, T>::read_prompt(Index n, const AppendOptions& marks, const PrefillOptions& options, bool with_logits) {
-  n += adapter_.lay_prompt(next_position(), hidden_);
+  const Index soft = adapter_.lay_prompt(next_position(), hidden_);
+  n += soft;
   detail::enter(*model_, hidden_.topRows(n));
   const Position length = static_cast<Position>(next_position() + n);
   undo_.begin_prompt(caches_, n, static_cast<bool>(options.progress));
   Attempt attempt(*this);
-  detail::PromptRows<S> rows(n, marks, options);
+  detail::PromptRows<S> rows(n, soft, marks, options);
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
     caches_[layer].reserve(rows.count(), detail::buffer_for(caches_[layer], marks, prompt_buffer_.get()));
     const QueryCallback queries = rows.callback(static_cast<Index>(layer), options);
     const Position start = caches_[layer].next_position();
-    pass(layer).prefill(caches_[layer], hidden_.topRows(rows.count()), rows.marks(), length, layer + 1 == caches_.size() && !queries,
-                        rows.sight(), queries ? &queries : nullptr, rows.places());
+    pass(layer, rows.places())
+        .prefill(caches_[layer], hidden_.topRows(rows.count()), rows.marks(), length, layer + 1 == caches_.size() && !queries, rows.sight(),
+                 queries ? &queries : nullptr, rows.places());
     if (rows.ranks(static_cast<Index>(layer))) rows.leave_out(caches_[layer], model_->layers[layer].spec, start, hidden_, ws_);
     pass(layer).evict(caches_[layer]);
     if (options.progress && !options.progress({static_cast<Index>(layer) + 1, static_cast<Index>(caches_.size())})) [[unlikely]]
@@ -53,7 +55,7 @@ requires std::same_as<arithmetic_t<T>, S> AppendOptions Session<S, T>::begin_pro
   const Index soft = adapter_.prompt_rows(next_position());
   detail::check_prompt(n, soft, max_prompt_, kinds, options);
   options.queries.template check<S>();
-  detail::check_pruning<T>(options.prune, model_->config, caches_, options.more, adapter() != nullptr);
+  detail::check_pruning<T>(options.prune, model_->config, caches_, options.more);
   AppendOptions marks{.phase = Phase::prefill, .more = options.more, .kinds = kinds, .masses = options.masses};
   adapter_.mark_prompt(next_position(), marks);
   check_ready(soft + n, marks);
