@@ -21,7 +21,9 @@ TEST_CASE("towers and projectors touch no heap", "[hot_path]") {
           last(c.tokens(), 24);
       Vector<float> received(c.tokens());
       Workspace ws(vision.workspace_bytes(executor.size()), executor);
+      TowerMerge<float> merge(c, merge_steps_to(c, 12));
       const pith_test::AllocationScope scope;
+      vision.tower.forward(planes, features, ws, merge);
       vision.tower.forward(planes, features, ws, {.attention_received = received, .key_mean = keys, .last_keys = last});
       if (vision.projector.block() == 1)
         vision.projector.forward_each(features.bottomRows(rows.rows()), rows, ws);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <set>
 #include <string>
@@ -29,7 +30,7 @@ Reduced reduced(const Vision<float>& vision, const Image& picture, ImageReductio
   Reduced out;
   out.tiles = vision.prepare(picture, pictures);
   Workspace ws(vision.workspace_bytes());
-  const ImageFeatures<float> seen = vision.look(out.tiles, ws, taps_for(reduction));
+  const ImageFeatures<float> seen = vision.look(out.tiles, ws, taps_for(reduction, vision, out.tiles, options));
   out.all = vision.project(out.tiles, seen, ws);
   out.rows = reduce_image(vision, out.tiles, seen, reduction, options, ws);
   return out;
@@ -73,8 +74,14 @@ TEST_CASE("reductions leave as many rows as they are told, under every model", "
     for (const ImageReductionEntry& entry : image_reductions())
       for (const Index keep : {1, 5, 9, 1000}) {
         INFO(kind << ", " << entry.name << ", " << keep);
-        if (entry.reduction == ImageReduction::prumerge && std::string(kind) != "llava") {
+        const bool prumerge = entry.reduction == ImageReduction::prumerge || entry.reduction == ImageReduction::prumerge_plus;
+        const bool in_tower = entry.reduction == ImageReduction::tome_tower, blocks = vision.projector.block() > 1;
+        if ((prumerge && std::string(kind) != "llava") || (in_tower && (blocks || std::string(kind) == "onevision"))) {
           CHECK_THROWS_AS(reduced(vision, picture, entry.reduction, {.keep = keep}), UnsupportedError);
+          continue;
+        }
+        if (in_tower && keep < (std::string(kind) == "llava" ? 9 : 5)) {
+          CHECK_THROWS_WITH(reduced(vision, picture, entry.reduction, {.keep = keep}), contains("each of which merges half"));
           continue;
         }
         const Reduced r = reduced(vision, picture, entry.reduction, {.keep = keep, .masses = true});
@@ -88,9 +95,9 @@ TEST_CASE("reductions leave as many rows as they are told, under every model", "
         for (std::size_t t = 0; t < r.all.lines.size(); ++t)
           if (r.all.lines[t] >= 0 && r.rows.row_of[static_cast<std::size_t>(r.all.newlines[static_cast<std::size_t>(r.all.lines[t])])] >= 0)
             lines.insert(r.all.lines[t]);
-        const bool of_rest = entry.reduction == ImageReduction::prumerge && keep == 1;  // one row and one of the rest
+        const bool of_rest = prumerge && keep == 1;  // one row and one of the rest
         CHECK(r.rows.rows.rows() == (of_rest ? 2 : keep) + static_cast<Index>(lines.size()));
-        if (entry.reduction == ImageReduction::tome) {
+        if (entry.reduction == ImageReduction::tome || in_tower) {
           CHECK(std::abs(r.rows.masses.sum() - static_cast<float>(before + static_cast<Index>(lines.size()))) < 1e-3f);
           CHECK(r.rows.masses.minCoeff() >= 1.f);
         }
@@ -135,6 +142,74 @@ TEST_CASE("ToMe's rows are means of what they stand for", "[vision]") {
   CHECK(whole > 0);
 }
 
+TEST_CASE("tokens merged inside the tower: rows of means, each token knows its own", "[vision]") {
+  const Vision<float> vision = tiny_vision<float>("llava");
+  const Reduced r = reduced(vision, tiny_picture(40, 60), ImageReduction::tome_tower, {.keep = 12, .masses = true});
+  CHECK(r.rows.rows.rows() == 12);
+  REQUIRE(r.rows.row_of.size() == 36);
+  Vector<float> counts = Vector<float>::Zero(12);
+  for (std::size_t t = 0; t < 36; ++t) {
+    counts[r.rows.row_of[t]] += 1;
+    CHECK((r.rows.rows.row(r.rows.row_of[t]) - r.all.rows.row(static_cast<Index>(t))).cwiseAbs().maxCoeff() < 1e-6f);  // unmerged before
+  }
+  CHECK(counts == r.rows.masses);
+  // Where rows are made of blocks, the tower alone works on fewer: each patch has the features of its row.
+  const Vision<float> gemma = tiny_vision<float>("gemma3");
+  const ImageTiles tiles = gemma.prepare(tiny_picture(20, 20));
+  Workspace ws(gemma.workspace_bytes());
+  const ImageFeatures<float> seen = gemma.look(tiles, ws, {.merge = {6, 6, 6}});
+  std::set<std::int32_t> rows(seen.merged_into.begin(), seen.merged_into.end());
+  CHECK(rows.size() == 18);
+  for (Index t = 1; t < 36; ++t)
+    for (Index other = 0; other < t; ++other)
+      if (seen.merged_into[static_cast<std::size_t>(t)] == seen.merged_into[static_cast<std::size_t>(other)])
+        CHECK(seen.features.row(t) == seen.features.row(other));
+  CHECK(gemma.project(tiles, seen, ws).rows.rows() == 4);
+  CHECK(gemma.project(tiles, gemma.look(tiles, ws, {.merge = {0, 0, 0}}), ws).rows == gemma.project(tiles, gemma.look(tiles, ws), ws).rows);
+  CHECK_THROWS_WITH(gemma.look(tiles, ws, {.scores = true, .merge = {6}}), contains("taps of a tower that merges tokens"));
+}
+
+TEST_CASE("PruMerge+ adds rows at equal distances", "[vision]") {
+  const Vision<float> vision = tiny_vision<float>("llava");
+  const ImageTiles tiles = vision.prepare(tiny_picture(30, 30));
+  Workspace ws(vision.workspace_bytes());
+  const ImageFeatures<float> seen = vision.look(tiles, ws, taps_for(ImageReduction::prumerge_plus));
+  const Matrix<double> query = seen.last_class_query.row(0).cast<double>(), keys = seen.last_keys.cast<double>(),
+                       features = seen.features.bottomRows(36).cast<double>();
+  Matrix<double> weights = (query * keys.transpose() / std::sqrt(24.)).array().exp();
+  weights /= weights.sum();
+  std::vector<Index> order(36);
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](Index a, Index b) { return weights(0, a + 1) > weights(0, b + 1); });
+  // 16 rows, one of them the rest's: the largest k of the best that leaves room for every ⌊⌊36/k⌋/3⌋-th patch, and as many more as fit.
+  std::vector<Index> rows;
+  const auto fill = [&](Index best, Index distance) {
+    rows.assign(order.begin(), order.begin() + best);
+    for (Index patch = 0; patch < 36; patch += distance)
+      if (std::find(order.begin(), order.begin() + best, patch) == order.begin() + best) rows.push_back(patch);
+    return rows.size() <= 15;
+  };
+  Index k = 12;
+  while (!fill(k, 36 / k / 3)) --k;
+  const Index distance = 36 / k / 3;
+  while (rows.size() < 15) fill(++k, distance);
+  CHECK(distance > 1);
+  const ImageRows<float> ours = reduce_image(vision, tiles, seen, ImageReduction::prumerge_plus, {.keep = 16, .neighbours = 0}, ws);
+  REQUIRE(rows.size() == 15);
+  REQUIRE(ours.rows.rows() == 16);
+  Matrix<double> expected(16, 24);
+  expected.row(15).setZero();
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    expected.row(static_cast<Index>(r)) = features.row(rows[r]);
+    CHECK(ours.row_of[static_cast<std::size_t>(rows[r])] == static_cast<std::int32_t>(r));
+  }
+  for (Index patch = 0; patch < 36; ++patch)
+    if (std::find(rows.begin(), rows.end(), patch) == rows.end()) expected.row(15) += weights(0, patch + 1) * features.row(patch);
+  Matrix<float> projected(16, 10);
+  vision.projector.forward_each(expected.cast<float>().eval(), projected, ws);
+  CHECK((projected - ours.rows).cwiseAbs().maxCoeff() < 1e-5f);
+}
+
 TEST_CASE("reductions refuse features without what they choose by", "[vision]") {
   const Vision<float> vision = tiny_vision<float>("llava");
   const ImageTiles tiles = vision.prepare(tiny_picture(30, 30));
@@ -144,7 +219,8 @@ TEST_CASE("reductions refuse features without what they choose by", "[vision]") 
     CHECK_THROWS_WITH(reduce_image(vision, tiles, plain, r, {.keep = 4}, ws), contains("look() with taps_for(reduction)"));
   CHECK(reduce_image(vision, tiles, plain, ImageReduction::tome, {.keep = 4, .by_rows = true}, ws).rows.rows() == 4);
   CHECK_THROWS_AS(reduce_image(vision, tiles, plain, ImageReduction::divprune, {.keep = 0}, ws), ShapeError);
-  CHECK_THROWS_WITH(image_reduction("magic"), contains("no reduction 'magic': all, tome, prumerge, visionzip, divprune"));
+  CHECK_THROWS_WITH(image_reduction("magic"),
+                    contains("no reduction 'magic': all, tome, tome-tower, prumerge, prumerge+, visionzip, divprune"));
   CHECK(image_reduction("tome") == ImageReduction::tome);
 }
 

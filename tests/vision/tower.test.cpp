@@ -1,5 +1,7 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -27,6 +29,8 @@ struct PlainTower {
   };
   std::vector<Wide> states;
   std::vector<Layer> layers;
+  std::vector<Index> row_of;   ///< of each token, after what was merged
+  std::vector<double> masses;  ///< of each row
 
   template <class S> static Wide linear(const AnyLinear<S>& l, const Wide& x) {
     Matrix<S> w(l.out(), l.in());
@@ -45,7 +49,51 @@ struct PlainTower {
     return y;
   }
 
-  template <class S> PlainTower(const VisionTower<S>& tower, const Matrix<float>& planes, Index height = 0, Index width = 0) {
+  /// ToMe between attention and feed-forward: the r even rows (the class token aside) most similar to an odd one join it.
+  void merge(Wide& x, const Wide& keys, Index r, bool class_token, Index heads) {
+    const Index n = x.rows(), d = keys.cols() / heads;
+    Wide metric = Wide::Zero(n, d);
+    for (Index h = 0; h < heads; ++h) metric += keys.middleCols(h * d, d) / double(heads);
+    struct Pair {
+      double cosine;
+      Index even, odd;
+    };
+    std::vector<Pair> pairs;
+    for (Index a = class_token ? 2 : 0; a < n; a += 2) {
+      Pair best{-2, a, -1};
+      for (Index b = 1; b < n; b += 2)
+        if (const double c = metric.row(a).dot(metric.row(b)) / metric.row(a).norm() / metric.row(b).norm(); c > best.cosine)
+          best.cosine = c, best.odd = b;
+      pairs.push_back(best);
+    }
+    std::sort(pairs.begin(), pairs.end(), [](const Pair& a, const Pair& b) { return a.cosine > b.cosine; });
+    std::vector<Index> joins(static_cast<std::size_t>(n), -1), place(static_cast<std::size_t>(n), -1);
+    for (Index i = 0; i < std::min<Index>(r, (n - (class_token ? 1 : 0)) / 2); ++i)
+      joins[static_cast<std::size_t>(pairs[static_cast<std::size_t>(i)].even)] = pairs[static_cast<std::size_t>(i)].odd;
+    Wide sums(n, x.cols());
+    std::vector<double> after;
+    Index rows = 0;
+    for (Index t = 0; t < n; ++t)
+      if (joins[static_cast<std::size_t>(t)] < 0) {
+        place[static_cast<std::size_t>(t)] = rows;
+        sums.row(rows++) = masses[static_cast<std::size_t>(t)] * x.row(t);
+        after.push_back(masses[static_cast<std::size_t>(t)]);
+      }
+    for (Index t = 0; t < n; ++t)
+      if (const Index to = joins[static_cast<std::size_t>(t)]; to >= 0) {
+        const Index row = place[static_cast<std::size_t>(t)] = place[static_cast<std::size_t>(to)];
+        sums.row(row) += masses[static_cast<std::size_t>(t)] * x.row(t);
+        after[static_cast<std::size_t>(row)] += masses[static_cast<std::size_t>(t)];
+      }
+    x = sums.topRows(rows);
+    for (Index row = 0; row < rows; ++row) x.row(row) /= after[static_cast<std::size_t>(row)];
+    masses = after;
+    for (Index& row : row_of) row = place[static_cast<std::size_t>(row)];
+  }
+
+  template <class S>
+  PlainTower(const VisionTower<S>& tower, const Matrix<float>& planes, Index height = 0, Index width = 0,
+             const std::vector<Index>& steps = {}, bool proportional = true) {
     const VisionConfig& c = tower.config();
     const VisionWeights<S>& w = tower.weights();
     const Index g = c.grid(), p = c.patch_size, before = c.class_token ? 1 : 0;
@@ -64,6 +112,9 @@ struct PlainTower {
     }
     if (c.pre_norm) x = norm(w.pre_norm, x);
     states.push_back(x);
+    row_of.resize(static_cast<std::size_t>(x.rows()));
+    std::iota(row_of.begin(), row_of.end(), 0);
+    masses.assign(row_of.size(), 1);
     const Index d = c.head_dim();
     for (const VisionLayer<S>& layer : w.layers) {
       const Wide a = norm(layer.norm1, x);
@@ -73,13 +124,16 @@ struct PlainTower {
       for (Index h = 0; h < c.num_attention_heads; ++h) {
         Wide weights = seen.q.middleCols(h * d, d) * seen.k.middleCols(h * d, d).transpose() / std::sqrt(double(d));
         for (Index t = 0; t < x.rows(); ++t) {
-          for (Index other = 0; other < x.rows(); ++other) weights(t, other) = padding(other - before) ? 0 : std::exp(weights(t, other));
+          for (Index other = 0; other < x.rows(); ++other)
+            weights(t, other) = (height > 0 && padding(other - before) ? 0 : std::exp(weights(t, other))) *
+                                (proportional ? masses[static_cast<std::size_t>(other)] : 1);
           weights.row(t) /= weights.row(t).sum();
         }
         out.middleCols(h * d, d) = weights * v.middleCols(h * d, d);
         seen.attention.push_back(weights);
       }
       x += linear(layer.out, out);
+      if (layers.size() <= steps.size()) merge(x, seen.k, steps[layers.size() - 1], c.class_token, c.num_attention_heads);
       Wide hidden = linear(layer.fc1, norm(layer.norm2, x));
       for (Index i = 0; i < hidden.size(); ++i) {
         double& z = hidden.data()[i];
@@ -156,6 +210,61 @@ TEST_CASE("a tower gives attention, keys and the last layer's query beside its f
     CHECK(off(expected.layers[2].k, keys.cast<double>()) < 5e-5);  // of the last layer, whether it is run or not
     CHECK(off(expected.layers[2].q.row(0), query.cast<double>().transpose()) < 5e-5);
   }
+}
+
+TEST_CASE("ToMe inside a tower equals plain loops in double, and its map knows every token", "[vision]") {
+  const Matrix<float> planes = tile_of(5);
+  ThreadPool pool(3);
+  for (const bool clip : {false, true})
+    for (const bool proportional : {true, false})
+      for (const std::vector<Index>& steps : {std::vector<Index>{5, 9, 4}, {0, 100}, {7}, {}}) {
+        const VisionTower<float> tower = tiny_tower<float>(clip, {3}, !clip);
+        const Index tokens = tower.config().tokens();
+        const PlainTower expected(tower, planes, 0, 0, steps, proportional);
+        TowerMerge<float> merge(tower.config(), steps, proportional);
+        Workspace ws(tower.workspace_bytes(3), pool);
+        Matrix<float> out = Matrix<float>::Constant(tokens, 24, 7.f);
+        tower.forward(planes, out, ws, merge, [&](Index state, const ConstMatrixRef<float>& hidden) {
+          const Wide& plain = expected.states[static_cast<std::size_t>(state)];
+          REQUIRE(hidden.rows() == plain.rows());
+          CHECK(off(plain, hidden.cast<double>()) < 5e-5);
+        });
+        CHECK(ws.used() == 0);
+        const Index rows = merge.rows();
+        REQUIRE(rows == expected.states[3].rows());
+        const Wide last = clip ? expected.states[3] : PlainTower::norm(tower.weights().post_norm, expected.states[3]);
+        CHECK(off(last, out.topRows(rows).cast<double>()) < 5e-5);
+        CHECK((out.bottomRows(tokens - rows).array() == 7.f).all());
+        CHECK(std::equal(merge.row_of().begin(), merge.row_of().end(), expected.row_of.begin(), expected.row_of.end()));
+        for (Index r = 0; r < rows; ++r) CHECK(merge.masses()[r] == static_cast<float>(expected.masses[static_cast<std::size_t>(r)]));
+        CHECK(merge.masses().sum() == static_cast<float>(tokens));
+        if (clip) CHECK((merge.row_of()[0] == 0 && merge.masses()[0] == 1.f));
+        Matrix<float> again(tokens, 24);
+        Workspace one(tower.workspace_bytes());
+        tower.forward(planes, again, one, merge);
+        CHECK(again.topRows(rows) == out.topRows(rows));
+        if (steps.empty()) CHECK(again == tower.forward(planes));
+      }
+}
+
+TEST_CASE("steps of ToMe in a tower: even, more in early layers where half is too little, and refused", "[vision]") {
+  const VisionTower<float> clip = tiny_tower<float>(true, {2}, false), siglip = tiny_tower<float>(false, {3}, false);
+  CHECK(merge_steps_to(siglip.config(), 9) == std::vector<Index>{9, 9, 9});
+  CHECK(merge_steps_to(siglip.config(), 5) == std::vector<Index>{16, 10, 5});  // 36, 20, 10, 5
+  CHECK(merge_steps_to(clip.config(), 9) == std::vector<Index>{18, 9});
+  CHECK(merge_steps_to(clip.config(), 36) == std::vector<Index>{0, 0});
+  CHECK_THROWS_WITH(merge_steps_to(clip.config(), 8), contains("2 layers, each of which merges half of its tokens at most, leave 9 of 36"));
+  CHECK_THROWS_AS(merge_steps_to(clip.config(), -3), ShapeError);
+  CHECK_THROWS_WITH(TowerMerge<float>(clip.config(), {1, 2, 3}), contains("3 steps, but 2 layers run"));
+  CHECK_THROWS_WITH(TowerMerge<float>(clip.config(), {-1}), contains("a step of -1 tokens"));
+  VisionConfig two = clip.config();
+  two.features = {1, 2};
+  CHECK_THROWS_WITH(TowerMerge<float>(two, {1}), contains("2 features side by side"));
+  TowerMerge<float> merge(clip.config(), {1});
+  Workspace ws(siglip.workspace_bytes());
+  Matrix<float> out(36, 24);
+  CHECK_THROWS_WITH(siglip.forward(tile_of(1), out, ws, merge),
+                    contains("made for 37 tokens of a tower with a class token, this one has 36"));
 }
 
 TEST_CASE("padding of a tile is not attended to", "[vision]") {

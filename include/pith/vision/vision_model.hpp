@@ -19,25 +19,28 @@
 #include <pith/vision/image_rows.hpp>
 #include <pith/vision/projector.hpp>
 #include <pith/vision/tower.hpp>
+#include <pith/vision/tower_merge.hpp>
 #include <pith/vision/vlm_spec.hpp>
 
 namespace pith { inline namespace v0 {
 
 /// What a tower gives for the tiles of one picture; taps are empty unless they were asked for. Rows of tile t begin at t*tokens.
 template <class S = float> struct ImageFeatures {
-  Matrix<S> features;            ///< [tiles*tokens, feature_size]
-  Matrix<S> class_attention;     ///< [tiles*heads, tokens]
-  Vector<S> attention_received;  ///< [tiles*tokens]
-  Matrix<S> key_mean;            ///< [tiles*tokens, head_dim]
-  Matrix<S> last_class_query;    ///< [tiles, hidden_size]
-  Matrix<S> last_keys;           ///< [tiles*tokens, hidden_size]
+  Matrix<S> features;                     ///< [tiles*tokens, feature_size]
+  Matrix<S> class_attention;              ///< [tiles*heads, tokens]
+  Vector<S> attention_received;           ///< [tiles*tokens]
+  Matrix<S> key_mean;                     ///< [tiles*tokens, head_dim]
+  Matrix<S> last_class_query;             ///< [tiles, hidden_size]
+  Matrix<S> last_keys;                    ///< [tiles*tokens, hidden_size]
+  std::vector<std::int32_t> merged_into;  ///< [tiles*tokens] the row of its tile that each token was merged into; empty: none was
   Index tiles = 0;
 };
 
 /// Which taps of the tower Vision::look() is asked for.
 struct TapOptions {
-  bool scores = false;  ///< attention received, the class token's attention if there is one, and keys
-  bool last = false;    ///< the class token's query and all keys of the last layer
+  bool scores = false;            ///< attention received, the class token's attention if there is one, and keys
+  bool last = false;              ///< the class token's query and all keys of the last layer
+  std::vector<Index> merge = {};  ///< ToMe inside the tower: tokens merged in each layer (TowerMerge); goes with no tap
 };
 
 /// A vision tower with its recipe and projector: pictures to rows of a decoder's prompt.
@@ -85,19 +88,32 @@ template <class S = float> struct Vision {
     return (std::max)(tower.workspace_bytes(workers), projector.workspace_bytes(tower.config().grid() + 1, workers));
   }
 
-  /// Runs the tower over the tiles of a picture.
+  /// Runs the tower over the tiles of a picture. Tokens that are merged inside it have the features of their row, so that rows made of
+  /// blocks of patches still find all of them.
   ///
-  /// Heap     what it returns
-  /// Throws   ShapeError for tiles of another size
+  /// Heap     what it returns; a TowerMerge and a tile's rows where tokens are merged
+  /// Throws   ShapeError for tiles of another size, and where TowerMerge does
   ImageFeatures<S> look(const ImageTiles& tiles, Workspace& ws, const TapOptions& options = {}) const {
     const VisionConfig& c = tower.config();
     const Index n = c.tokens(), count = tiles.count(), heads = c.num_attention_heads;
     if (tiles.tile != ImageSize{c.image_size, c.image_size} || count < 1)
       raise<ShapeError>("pith::Vision::look: ", count, " tiles of ", tiles.tile.height, " x ", tiles.tile.width,
                         " pixels, expected some of ", c.image_size, " x ", c.image_size);
+    if (!options.merge.empty() && (options.scores || options.last))
+      raise<ShapeError>("pith::Vision::look: taps of a tower that merges tokens: their rows are fewer in each layer");
     ImageFeatures<S> out;
     out.tiles = count;
     out.features.resize(count * n, c.feature_size());
+    if (!options.merge.empty()) {
+      TowerMerge<S> merge(c, options.merge);
+      Matrix<S> rows(n, c.feature_size());
+      for (Index t = 0; t < count; ++t) {
+        tower.forward(tiles.planes(t), rows, ws, merge);
+        for (Index i = 0; i < n; ++i) out.features.row(t * n + i) = rows.row(merge.row_of()[static_cast<std::size_t>(i)]);
+        out.merged_into.insert(out.merged_into.end(), merge.row_of().begin(), merge.row_of().end());
+      }
+      return out;
+    }
     if (options.scores) {
       out.attention_received.resize(count * n);
       out.key_mean.resize(count * n, c.head_dim());

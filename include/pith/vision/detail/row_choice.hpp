@@ -19,6 +19,7 @@
 #include <pith/merge/tome.hpp>
 #include <pith/merge/top_rows.hpp>
 #include <pith/merge/visionzip.hpp>
+#include <pith/vision/detail/spatial_rows.hpp>
 #include <pith/vision/image_rows.hpp>
 #include <pith/vision/vision_model.hpp>
 
@@ -65,10 +66,51 @@ template <class S> struct RowChoice {
     return out;
   }
 
-  ImageRows<S> prumerge(Index keep, Index neighbours) const {
+  /// Throws   UnsupportedError where merging inside the tower leaves no fewer rows
+  static void check_in_tower(const Vision<S>& vision) {
+    if (!patches_have_rows(vision))
+      raise<UnsupportedError>("pith::reduce_image: tome-tower needs a row for each patch, which ", vision.spec.model_type,
+                              " has not: use tome, visionzip or divprune; TapOptions::merge saves the tower's time");
+  }
+  /// The rows that the tower left of each tile.
+  ImageRows<S> merged_in_tower(bool masses) const {
+    check_in_tower(vision);
+    if (seen.merged_into.empty()) return vision.project(tiles, seen, ws);
+    const Index first = vision.spec.drop_first ? 1 : 0, n = vision.tower.config().tokens();
+    if (static_cast<Index>(seen.merged_into.size()) != seen.tiles * n)
+      raise<ShapeError>("pith::reduce_image: merged_into of ", seen.merged_into.size(), " tokens, expected ", seen.tiles * n);
+    ImageRows<S> out{.rows = Matrix<S>(), .runs = {}};
+    Matrix<S> rows(seen.tiles * n, seen.features.cols());
+    Vector<S> counts = Vector<S>::Zero(rows.rows());
+    Index row = 0;
+    std::vector<std::int32_t> number(static_cast<std::size_t>(n));
+    for (Index t = 0; t < seen.tiles; ++t) {
+      const std::int32_t* const into = seen.merged_into.data() + t * n;
+      std::fill(number.begin(), number.end(), -1);
+      for (Index i = first; i < n; ++i) number[static_cast<std::size_t>(into[i])] = 0;  // without a token that is dropped
+      std::int32_t rows_of_tile = 0;
+      for (std::int32_t& one : number)
+        if (one == 0) one = rows_of_tile++;
+      for (Index i = first; i < n; ++i) {
+        const std::int32_t to = number[static_cast<std::size_t>(into[i])];
+        rows.row(row + to) = seen.features.row(t * n + i);
+        counts[row + to] += 1;
+        out.row_of.push_back(to);
+      }
+      out.runs.push_back({n - first, rows_of_tile});
+      row += rows_of_tile;
+    }
+    out.rows = projected(Matrix<S>(rows.topRows(row))).rows;
+    if (masses) out.masses = counts.head(row);
+    return out;
+  }
+
+  /// `plus`: as many by attention as leave room for those at equal distances.
+  ImageRows<S> prumerge(Index keep, Index neighbours, bool plus) const {
     if (!vision.tower.config().class_token || !before_projector() || seen.tiles != 1)
-      raise<UnsupportedError>("pith::reduce_image: prumerge needs a tower with a class token and a row for each patch, which ",
-                              vision.spec.model_type, " has not: use visionzip, tome or divprune");
+      raise<UnsupportedError>("pith::reduce_image: ", plus ? "prumerge+" : "prumerge",
+                              " needs a tower with a class token and a row for each patch, which ", vision.spec.model_type,
+                              " has not: use visionzip, tome or divprune");
     need(seen.last_keys.rows(), "keys of the last layer");
     const VisionConfig& c = vision.tower.config();
     const Index patches = c.patches(), features = c.feature_size();
@@ -81,6 +123,7 @@ template <class S> struct RowChoice {
     class_attention<S>(ConstVectorRef<S>(seen.last_class_query.data(), c.hidden_size), seen.last_keys, VectorRef<S>(attention), own);
     std::vector<std::int32_t> best(static_cast<std::size_t>(kept));
     top_rows<S>(ConstVectorRef<S>(attention), best, own);
+    if (plus) best = with_spatial_rows(best, patches);
     Matrix<S> rows(kept + 1, features);
     const ConstMatrixRef<S> all(seen.features), keys(seen.last_keys);
     pith::prumerge<S>({all.bottomRows(patches), keys.bottomRows(patches), attention}, best, neighbours, rows, own);
@@ -133,8 +176,9 @@ template <class S> struct RowChoice {
   }
 
  private:
+  static bool patches_have_rows(const Vision<S>& v) { return v.projector.block() == 1 && v.recipe.tiles != TileRule::pinpoints; }
   /// Whether reductions work on features, one for each image token.
-  bool before_projector() const { return vision.projector.block() == 1 && vision.recipe.tiles != TileRule::pinpoints; }
+  bool before_projector() const { return patches_have_rows(vision); }
 
   static void need(Index rows, const char* what) {
     if (rows == 0) raise<ShapeError>("pith::reduce_image: the features come without ", what, ": look() with taps_for(reduction)");
