@@ -9,6 +9,13 @@
 // tile_seconds  the whole tower's time for a tile: the layers measured, times the layers it runs
 // rel_err       of the features against double; too much is not reported
 // taps          attention received and keys of the last layer besides, what reductions choose by: seconds against those of the plain tower
+//
+// first_token: a picture and 64 tokens of text through a whole tower, a projector and a whole decoder, whose layers are copies of two and
+// of one, with a quarter of the image tokens left, in turns with all of them. 1.1b: 16 layers of 2048, 135m: 30 layers of 576.
+//
+// times_all      seconds to the first token with all image tokens / with those left
+// all_seconds    to the first token with all image tokens
+// tower_seconds, prefill_seconds, tower_share   of the reduced prompt: the tower, the decoder, and the tower's share of all seconds
 #include <benchmark/benchmark.h>
 
 #include <cmath>
@@ -19,8 +26,10 @@
 #include <vector>
 
 #include <pith/core.hpp>
+#include <pith/model.hpp>
 #include <pith/vision.hpp>
 
+#include "support/decoder_arguments.hpp"
 #include "support/measure.hpp"
 #include "support/register.hpp"
 
@@ -29,7 +38,7 @@ using namespace pith_bench;
 
 namespace {
 
-constexpr Index layers_measured = 2;
+constexpr Index layers_measured = 2, text_tokens = 64;
 
 struct Case {
   const char* shape;
@@ -40,26 +49,38 @@ struct Case {
   std::string text() const { return std::string("/") + shape + "/threads:" + std::to_string(threads); }
 };
 
+/// A picture's way to the first token of an answer.
+struct FirstToken {
+  Case tower;
+  const char* decoder;  ///< "1.1b", "135m" or "small"
+  const char* method;   ///< a reduction, "all" or "fastv"
+  std::string text() const { return std::string("/") + tower.shape + "+" + decoder + "/" + method; }
+};
+
 template <class T> AnyLinear<float> random_linear(Index in, Index out, std::uint64_t seed) {
   const Matrix<float> weight = random_matrix(out, in, seed) / std::sqrt(static_cast<float>(in));
   const Matrix<T> stored = weight.unaryExpr([](float x) { return static_cast<T>(x); });
   return AnyLinear<float>(PackedLinear<float, T>(ConstMatrixRef<T>(stored), Vector<float>(random_matrix(out, 1, seed + 1).col(0) * .1f)));
 }
 
-template <class T> VisionTower<float> random_tower(const Case& c) {
-  VisionConfig config{
-      .hidden_size = c.hidden, .intermediate_size = c.ffn, .num_hidden_layers = layers_measured, .num_attention_heads = c.heads};
+/// A tower of so many layers, copies of the first two.
+template <class T> VisionTower<float> random_tower(const Case& c, Index layers = layers_measured) {
+  VisionConfig config{.hidden_size = c.hidden, .intermediate_size = c.ffn, .num_hidden_layers = layers, .num_attention_heads = c.heads};
   config.image_size = c.image, config.patch_size = c.patch;
   config.activation = c.clip ? VisionActivation::quick_gelu : VisionActivation::gelu_tanh;
   config.class_token = config.pre_norm = c.clip;
-  config.features = {layers_measured};
+  config.features = {layers};
   const LayerNorm<float> norm(Vector<float>::Ones(c.hidden), {}, 1e-5f);
   VisionWeights<float> w;
   w.patch = random_linear<T>(config.patch_values(), c.hidden, 1);
   if (c.clip) w.class_token = Vector<float>::Ones(c.hidden);
   w.positions = random_matrix(config.tokens(), c.hidden, 2);
   if (c.clip) w.pre_norm = norm;
-  for (Index l = 0; l < layers_measured; ++l) {
+  for (Index l = 0; l < layers; ++l) {
+    if (l >= layers_measured) {
+      w.layers.push_back(w.layers[static_cast<std::size_t>(l % layers_measured)]);
+      continue;
+    }
     auto seed = static_cast<std::uint64_t>(100 * l + 3);
     const auto linear = [&](Index in, Index out) { return random_linear<T>(in, out, seed += 2); };
     VisionLayer<float>& layer = w.layers.emplace_back(VisionLayer<float>{norm, norm, {}, {}, {}, {}, {}, {}});
@@ -198,7 +219,134 @@ template <class T> void tower(benchmark::State& state, const Case& c) {
   state.counters["rel_err"] = error;
 }
 
+/// A vision-language model of random weights.
+struct Model {
+  Vision<float> vision;
+  Decoder<float> decoder;
+
+  explicit Model(const FirstToken& c) : vision(seen(c)), decoder(told(c)) {}
+
+  static DecoderConfig shape(const FirstToken& c) {
+    if (std::string(c.decoder) != "small") return decoder_shape(c.decoder);
+    DecoderConfig config = decoder_shape("135m");
+    config.vocab_size = 300, config.hidden_size = 128, config.intermediate_size = 256, config.num_hidden_layers = 3;
+    config.num_attention_heads = 6, config.num_key_value_heads = 2, config.head_dim = 32;
+    return config;
+  }
+  static Vision<float> seen(const FirstToken& c) {
+    Vision<float> out;
+    const Index hidden = shape(c).hidden_size;
+    out.tower = random_tower<bfloat16>(c.tower, c.tower.layers_run);
+    out.projector = Projector<float>::Kind(
+        MlpProjector<float>{random_linear<bfloat16>(c.tower.hidden, hidden, 11), random_linear<bfloat16>(hidden, hidden, 13)});
+    out.recipe.size = {c.tower.image, c.tower.image};
+    out.spec.model_type = "llava";
+    out.spec.image_token = 1 << 20;
+    out.spec.drop_first = c.tower.clip;
+    out.check();
+    return out;
+  }
+  static Decoder<float> told(const FirstToken& c) {
+    DecoderConfig config = shape(c);
+    config.tie_word_embeddings = false;
+    const AttentionShape heads = config.attention();
+    const Index d = config.hidden_size, q = heads.num_heads * heads.head_dim, kv = heads.num_kv_heads * heads.head_dim;
+    DecoderWeights<float> w;
+    w.embed_tokens = Embedding<float>(random_matrix(config.vocab_size, d, 21));
+    w.norm = Vector<float>::Ones(d);
+    w.lm_head = random_linear_without_bias(d, config.vocab_size, 23);
+    LayerWeights<float> layer;
+    layer.pre_attention_norm = layer.pre_mlp_norm = Vector<float>::Ones(d);
+    layer.q_proj = random_linear_without_bias(d, q, 25), layer.k_proj = random_linear_without_bias(d, kv, 27);
+    layer.v_proj = random_linear_without_bias(d, kv, 29), layer.o_proj = random_linear_without_bias(q, d, 31);
+    layer.gate_proj = random_linear_without_bias(d, config.intermediate_size, 33);
+    layer.up_proj = random_linear_without_bias(d, config.intermediate_size, 35);
+    layer.down_proj = random_linear_without_bias(config.intermediate_size, d, 37);
+    w.layers.assign(static_cast<std::size_t>(config.num_hidden_layers), layer);
+    return {config, std::move(w)};
+  }
+  static AnyLinear<float> random_linear_without_bias(Index in, Index out, std::uint64_t seed) {
+    const Matrix<float> weight = random_matrix(out, in, seed) / std::sqrt(static_cast<float>(in));
+    const Matrix<bfloat16> stored = weight.unaryExpr([](float x) { return static_cast<bfloat16>(x); });
+    return AnyLinear<float>(PackedLinear<float, bfloat16>(ConstMatrixRef<bfloat16>(stored)));
+  }
+  /// The model of this case: one at a time is held.
+  static const Model& of(const FirstToken& c) {
+    static std::string name;
+    static std::unique_ptr<Model> model;
+    const std::string wanted = std::string(c.tower.shape) + c.decoder;
+    if (name != wanted) model.reset(), model = std::make_unique<Model>(c), name = wanted;
+    return *model;
+  }
+};
+
+struct Times {
+  double tower = 0, prefill = 0, all = 0;
+  Index rows = 0, last_rows = 0;  ///< of the picture in the prompt, and of all in the last layer
+  bool finite = false;
+};
+
+/// Reads a picture and text to the logits of the first token.
+Times read_picture(const Model& model, const Image& picture, const std::string& method, Index keep, ExecutorRef executor) {
+  const bool fastv = method == "fastv";
+  const ImageReduction reduction = image_reduction(fastv ? "all" : method);
+  const ReduceOptions options{.keep = keep};
+  const Vision<float>& vision = model.vision;
+  Workspace ws(vision.workspace_bytes(executor.size()), executor);
+  std::vector<Token> tokens(static_cast<std::size_t>(vision.rows_per_tile()), vision.spec.image_token);
+  for (Index t = 0; t < text_tokens; ++t) tokens.push_back(static_cast<Token>(t * 4));
+  auto session = model.decoder.start(Dense{}, {.max_prompt = static_cast<Index>(tokens.size()), .max_draft = 0, .executor = executor});
+  Times out;
+  out.all = seconds_of([&] {
+    const ImageTiles tiles = vision.prepare(picture);
+    ImageFeatures<float> seen;
+    out.tower = seconds_of([&] { seen = vision.look(tiles, ws, taps_for(reduction, vision, tiles, options)); });
+    const std::vector<ImageRows<float>> rows{reduce_image(vision, tiles, seen, reduction, options, ws)};
+    out.rows = rows.front().rows.rows();
+    const VisionPrompt<float> prompt = vision_prompt<float>(vision.spec, model.decoder.weights().embed_tokens, tokens, rows);
+    PrefillOptions prefill = prompt.options();
+    if (fastv) prefill.prune = {.after = 2, .keep = keep};
+    out.prefill = seconds_of([&] { out.finite = session.prefill(prompt.embeddings, prompt.kinds, prefill).allFinite(); });
+  });
+  out.last_rows = session.caches().back().size(0);
+  return out;
+}
+
+void first_token(benchmark::State& state, const FirstToken& c) {
+  const Model& model = Model::of(c);
+  ThreadPool pool(c.tower.threads);
+  const Index patches = model.vision.rows_per_tile(), keep = patches / 4;
+  Image picture{{}, 480, 640};
+  std::uint32_t noise = 1;
+  for (Index i = 0; i < 3 * picture.height * picture.width; ++i) {
+    noise = noise * 1664525 + 1013904223;
+    picture.pixels.push_back(static_cast<std::uint8_t>((i / 3 % picture.width) / 4 + (noise >> 26)));
+  }
+  Samples ratios, firsts, all_firsts, towers, prefills, shares;
+  for (auto _ : state) {
+    const Times all = read_picture(model, picture, "all", keep, pool), few = read_picture(model, picture, c.method, keep, pool);
+    const Index left = std::string(c.method) == "all" ? patches : keep;
+    if (!all.finite || !few.finite || few.last_rows != left + text_tokens || all.rows != patches) return state.SkipWithError("wrong rows");
+    state.SetIterationTime(few.all);
+    ratios.add(all.all / few.all), firsts.add(few.all), all_firsts.add(all.all);
+    towers.add(few.tower), prefills.add(few.prefill), shares.add(few.tower / few.all);
+  }
+  state.counters["times_all"] = ratios.median();
+  state.counters["all_seconds"] = all_firsts.median();
+  state.counters["tower_seconds"] = towers.median();
+  state.counters["prefill_seconds"] = prefills.median();
+  state.counters["tower_share"] = shares.median();
+}
+
 const bool registered = [] {
+  const Case clip_l{"clip-l-14-336", 1024, 4096, 16, 336, 14, 23, true, 1}, siglip{"siglip-b-16-384", 768, 3072, 12, 384, 16, 12, false, 1},
+      small{"small-clip", 96, 160, 4, 70, 14, 3, true, 1};
+  for (const char* method : {"all", "visionzip", "prumerge", "prumerge+", "divprune", "tome", "tome-tower", "fastv"}) {
+    const bool of_class = std::string(method).starts_with("prumerge");
+    add("first_token", first_token, FirstToken{small, "small", method});
+    if (!of_class) add("first_token", first_token, FirstToken{siglip, "135m", method})->Iterations(1);
+    add("first_token", first_token, FirstToken{clip_l, "1.1b", method})->Iterations(1);
+  }
   for (const Index threads : {1, 2})
     for (const Case& c : {Case{"clip-l-14-336", 1024, 4096, 16, 336, 14, 23, true, threads},
                           Case{"siglip-b-16-384", 768, 3072, 12, 384, 16, 12, false, threads}}) {
