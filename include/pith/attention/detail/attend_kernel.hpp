@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
 
 #include <pith/attention/detail/row_layout.hpp>
@@ -29,10 +30,23 @@ template <class T> struct Rows {
   const T* ahead;
 };
 
-/// Rows that lie anywhere; whoever gathers them prefetches them.
-template <class T> struct GatheredRows {
-  const T* const* at;
-  Index count;
+/// Rows picked from a run by their numbers; while one is read, one further down the list is prefetched.
+template <class T> struct PickedRows {
+  const T* first;  ///< row 0
+  Index stride, count;
+  const std::uint32_t* which;  ///< [count and further]
+  Index listed;                ///< numbers in the list from which on: at least count
+
+  static constexpr Index lead = 48;  ///< rows prefetched before their turn
+  const T* row(Index i) const { return first + Index(which[i]) * stride; }
+  /// Prefetches what column `column` on of the row `lead` behind row i holds, `units` units.
+  void fetch_behind(Index i, Index column, Index units) const {
+    if (i + lead >= listed) return;
+    const T* const at = row(i + lead) + column;
+    constexpr Index line = Index(64 / sizeof(T));
+    for (Index u = 0; u + line / 4 < units; u += line) fetch(at + u);
+    fetch(at + units - 1);
+  }
 };
 
 /// score[q, r] = Σ_i query[q, i] row[r, i] for Q queries: one multiply-add chain per lane, i ascending, then the lanes by halves.
@@ -182,7 +196,7 @@ template <class T, int Q> struct ValueKernel {
   static void run(const S* weight, Index weight_stride, const Rows<T>& rows, S* sum, Index padded) {
     run_strips<strip>(weight, weight_stride, rows, 0, sum, padded);
   }
-  static void run(const S* weight, Index weight_stride, const GatheredRows<T>& rows, S* sum, Index padded) {
+  static void run(const S* weight, Index weight_stride, const PickedRows<T>& rows, S* sum, Index padded) {
     run_strips<strip>(weight, weight_stride, rows, 0, sum, padded);
   }
 
@@ -203,8 +217,12 @@ template <class T, int Q> struct ValueKernel {
 #pragma GCC unroll 16
       for (int i = 0; i < N; ++i) sum[j][i] = V::load(to + j * padded + i * V::width);
     }
-    if constexpr (std::is_same_v<R, GatheredRows<T>>) {
-      for (Index r = 0; r < rows.count; ++r) add_row<N>(weight + r, weight_stride, rows.at[r] + RowLayout<T>::unit(column), sum);
+    if constexpr (std::is_same_v<R, PickedRows<T>>) {
+      constexpr Index units = RowLayout<T>::unit(Index(N) * V::width);
+      for (Index r = 0; r < rows.count; ++r) {
+        rows.fetch_behind(r, RowLayout<T>::unit(column), units);
+        add_row<N>(weight + r, weight_stride, rows.row(r) + RowLayout<T>::unit(column), sum);
+      }
     } else {
       const T* row = rows.first + RowLayout<T>::unit(column);
       constexpr Index fetched = RowLayout<T>::unit(Index(N) * V::width);

@@ -18,7 +18,8 @@ inline constexpr Index attention_tile = 16;  ///< most queries attended together
 /// The scratch memory of a worker while it attends a tile: offsets into one slice of S.
 template <class S> struct TileMemory {
   Index lanes, head_dim, padded, row_stride, blocks;  ///< lanes: queries times group; padded: head_dim in whole packets
-  Index queries, sink_queries, shown, sums, mass, largest, top, total, inverse, log_sum, stage, columns, weights, queries_that_see, size;
+  Index queries, sink_queries, shown, sums, mass, largest, top, total, inverse, log_sum, stage, columns, weights, queries_that_see, picked,
+      floors, inverse_of_read, size;
 
   TileMemory(const AttentionShape& shape, Index rows, Index tokens) {
     const auto product = [](Index a, Index b) { return checked_product("attend", a, b); };
@@ -51,6 +52,9 @@ template <class S> struct TileMemory {
     columns = take(lanes < ColumnScores<S>::worth_turning ? 0 : product(attention_block, padded));
     weights = take(product(lanes, row_stride));
     queries_that_see = take(blocks);
+    picked = take(product(blocks, attention_block));
+    floors = take(lanes);
+    inverse_of_read = take(lanes);
     checked_product("attend", size, Index(sizeof(S)));
   }
 

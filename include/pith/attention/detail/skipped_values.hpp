@@ -1,0 +1,144 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include <pith/attention/detail/tile_rows.hpp>
+#include <pith/attention/detail/weight_floor.hpp>
+
+// Reading some rows of a tile and not others.
+
+namespace pith { inline namespace v0 { namespace detail {
+
+/// Leaves the values of the lightest rows of every lane unread: scores become weights, then values are summed where some lane needs them.
+/// Elsewhere a lane counts them as weight 0, so its bits depend on its own weights alone.
+template <class T> class SkippedValues {
+ public:
+  using Tile = TileRows<T>;
+  using S = typename Tile::S;
+  using V = typename Tile::V;
+  using Value = typename Tile::Value;
+
+  explicit SkippedValues(Tile& tile) : tile_(tile) {}
+
+  void run() {
+    weigh();
+    for (Index l = 0; l < tile_.lanes(); ++l) {
+      const WeightFloor<S> floor = FloorSearch<S>::run(tile_.numbers_.skip_below, tile_.weight(l, 0), tile_.all_blocks());
+      tile_.floors()[l] = floor.least;
+      tile_.add_masses(l);
+      if (floor.skipped > S(0)) tile_.at(tile_.m_.inverse_of_read)[l] = S(1) / (tile_.at(tile_.m_.total)[l] - floor.skipped);
+    }
+    read();
+  }
+
+  /// Sums the values of all rows that are not below the floor of some lane.
+  void read() {
+    pick();
+    if (picked_ > tile_.reads_.rows - tile_.reads_.rows / 8) {
+      read_blocks();
+    } else {
+      Index first = 0, place = 0;
+      for (std::size_t r = 0; r < tile_.runs_.size(); ++r) {
+        read_picked(tile_.runs_[r], tile_.picked() + first, ends_[r] - first, place);
+        place += Tile::blocks_of(tile_.runs_[r]) * attention_block;
+        first = ends_[r];
+      }
+      tile_.reads_.values += picked_;
+    }
+    for (Index l = 0; l < tile_.lanes(); ++l) tile_.check_sums(l);
+  }
+
+ private:
+  void weigh() {
+    tile_.for_blocks([this](const KvRun<T>&, Index, Index, Index block) {
+      const QueryRange seen = tile_.queries_that_see()[block];
+      for (Index l = 0; l < tile_.lanes(); ++l) {
+        if (l >= seen.begin * tile_.group_ && l < seen.end * tile_.group_) {
+          tile_.weigh(l, block);
+        } else {
+          std::fill_n(tile_.weight(l, block), attention_block, S(0));
+        }
+      }
+    });
+  }
+
+  /// Lists the rows that some lane reads, run by run.
+  void pick() {
+    Index count = 0;
+    std::size_t r = 0;
+    tile_.for_blocks([&](const KvRun<T>& run, Index row, Index rows, Index block) {
+      for (; &run != &tile_.runs_[r]; ++r) ends_[r] = count;
+      const QueryRange seen = tile_.queries_that_see()[block];
+      if (seen.begin == seen.end) return;
+      tile_.reads_.rows += rows;
+      std::uint32_t bits = 0;
+      for (Index l = seen.begin * tile_.group_; l < seen.end * tile_.group_; ++l)
+        bits |= rows_at_least(tile_.weight(l, block), tile_.floors()[l]);
+      if (rows < attention_block) bits &= (std::uint32_t(1) << rows) - 1;
+      count += list_rows(bits, static_cast<std::uint32_t>(row), tile_.picked() + count);
+    });
+    for (; r < tile_.runs_.size(); ++r) ends_[r] = count;
+    picked_ = count;
+  }
+
+  /// In place, block by block: what a lane does not read has weight 0.
+  void read_blocks() {
+    tile_.for_seen_blocks([this](const KvRun<T>& run, Index row, Index count, Index block, const QueryRange& seen) {
+      const Index begin = seen.begin * tile_.group_, end = seen.end * tile_.group_;
+      for (Index l = begin; l < end; ++l) mask(tile_.weight(l, block), l);
+      tile_.reads_.values += count;
+      tile_.add_rows(
+          run, row, count, begin, end, [this](Index lane) { return masked(lane); }, attention_block);
+    });
+  }
+
+  /// The listed rows of a run whose weights begin at `place`.
+  void read_picked(const KvRun<T>& run, const std::uint32_t* rows, Index listed, Index place) {
+    const Index lanes = tile_.lanes();
+    for (Index done = 0; done < listed; done += attention_block) {
+      const Index count = (std::min)(attention_block, listed - done);
+      const std::uint32_t* const which = rows + done;
+      for (Index l = 0; l < lanes; ++l) {
+        const S* const weights = tile_.weight(l, 0) + place;
+        for (Index i = 0; i < count; ++i) masked(l)[i] = weights[which[i]];
+        mask(masked(l), l);
+      }
+      const auto add = [&](const auto& picked) {
+        for_query_groups(lanes, [&](Index lane, auto size) {
+          Tile::template kernel_of<ValueKernel, size()>(picked).run(masked(lane), attention_block, picked,
+                                                                    tile_.at(tile_.m_.sums) + lane * tile_.m_.padded, tile_.m_.padded);
+        });
+      };
+      if (RowLayout<Value>::in_registers && tile_.values_.whole) {
+        if constexpr (RowLayout<Value>::in_registers)
+          add(PickedRows<Value>{Tile::value_at(run, 0), Tile::value_stride(run), count, which, listed - done});
+      } else {
+        S* const stage = tile_.at(tile_.m_.stage);
+        for (Index i = 0; i < count; ++i) tile_.values_.stage(Tile::value_at(run, which[i]), 0, 1, stage + i * tile_.m_.padded);
+        add(Rows<S>{stage, tile_.m_.padded, count, nullptr});
+      }
+    }
+  }
+
+  /// Weights of some rows as a lane reads them, where the masses were.
+  S* masked(Index lane) const { return tile_.at(tile_.m_.mass) + lane * attention_block; }
+
+  /// Writes a block of weights to masked(), 0 where they are below the floor.
+  void mask(const S* weights, Index lane) {
+    const typename V::Packet floor = V::broadcast(tile_.floors()[lane]);
+    for (Index i = 0; i < attention_block; i += V::width) {
+      const typename V::Packet e = V::load(weights + i);
+      V::store(masked(lane) + i, V::select(V::less(e, floor), V::zero(), e));
+    }
+  }
+
+  Tile& tile_;
+  std::array<Index, 3> ends_{};  ///< numbers listed when each run ends
+  Index picked_ = 0;
+};
+
+}}}  // namespace pith::v0::detail
