@@ -6,7 +6,8 @@
 // pp<n>     a prompt of n tokens; of_peak: share of the multiply-adds that the same threads can do, measured in between
 // tg@<n>    tokens decoded after n others. Their rows are put into the caches as random numbers, not computed: how many are attended,
 //           scored and evicted does not depend on them
-// lora<r>   the same as tg@0 with LoRA of rank r on every projection: over is what it adds to the time, bytes to MB/token, both in percent.
+// lora<r>   (-bf16: with A and B in bfloat16) the same as tg@0 with LoRA of rank r on every projection: over is what it adds to the time,
+// bytes to MB/token, both in percent.
 //           Its B is 0, which costs as much as any other: every logit has to be the plain model's, bit for bit
 // MB/token  weights of all projections and the head, once, and the cached rows that a token attends to
 // of_read   time in which the same threads read as many bytes as a token moves, over a token's time, measured in between: 1 is the limit
@@ -124,14 +125,17 @@ struct Reference {
 };
 
 /// LoRA of this rank on every projection of a decoder, with B = 0.
-ModelAdapter<float> lora_of(const Decoder<float>& decoder, Index rank) {
+ModelAdapter<float> lora_of(const Decoder<float>& decoder, Index rank, const std::string& factors) {
   const AdapterTarget target = decoder.adapter_target();
   AdapterParts<float> parts{.layers = std::vector<LayerAdapter<float>>(static_cast<std::size_t>(target.num_layers))};
   for (LayerAdapter<float>& layer : parts.layers)
     for (std::size_t p = 0; p < num_projections; ++p) {
       const Index in = target.in(Projection(p)), out = target.out(Projection(p));
-      layer.projections[p].terms.push_back(LowRankTerm<float>::of(
-          LoraAdapter<float>(random_matrix(rank, in, p + 1), Matrix<float>(Matrix<float>::Zero(out, rank)), {.alpha = double(rank)})));
+      const LoraAdapter<float> lora(random_matrix(rank, in, p + 1), Matrix<float>(Matrix<float>::Zero(out, rank)), {.alpha = double(rank)});
+      if (factors == "bf16")
+        layer.projections[p].narrow_terms.push_back(LowRankTerm<float, bfloat16>::of(lora));
+      else
+        layer.projections[p].terms.push_back(LowRankTerm<float>::of(lora));
     }
   return {target, std::move(parts)};
 }
@@ -187,7 +191,8 @@ class Bench {
             const Case c{rows, policy, pool, error};
             if (a_.prompt > 0) prefill<T>(c);
             for (const Index context : policy.bounded() ? a_.bounded_contexts : a_.contexts) decode<T>(c, context);
-            for (const Index rank : a_.ranks) decode_adapted<T>(c, rank);
+            for (const Index rank : a_.ranks)
+              for (const std::string& factors : a_.factors) decode_adapted<T>(c, rank, factors);
           });
       }
     decoder_.reset();
@@ -330,11 +335,11 @@ class Bench {
     finish(std::move(row));
   }
 
-  template <KvStorage T> void decode_adapted(const Case& c, Index rank) {
+  template <KvStorage T> void decode_adapted(const Case& c, Index rank, const std::string& factors) {
     const Index chunk = std::max<Index>(1, a_.tokens / 8), rounds = a_.tokens / chunk;
     const std::vector<Token> tokens = random_tokens(1 + rounds * chunk, decoder_->vocab_size());
     const Index coming = static_cast<Index>(tokens.size());
-    const ModelAdapter<float> adapter = lora_of(*decoder_, rank);
+    const ModelAdapter<float> adapter = lora_of(*decoder_, rank, factors);
     const SessionOptions options{.max_prompt = 1, .max_tokens = coming, .max_generated = coming, .max_draft = 0, .executor = c.executor};
     auto plain = decoder_->start<T>(policies_of(*decoder_, c.policy), options);
     auto adapted = decoder_->start<T>(policies_of(*decoder_, c.policy), options);
@@ -359,7 +364,7 @@ class Bench {
       over.add(100 * (with / without - 1));
     }
     const double seconds = times.median(), bytes = weight_bytes_ + attended_bytes(plain), added = static_cast<double>(adapter.bytes());
-    ReportRow row = row_of(c, "lora" + std::to_string(rank), seconds);
+    ReportRow row = row_of(c, "lora" + std::to_string(rank) + (factors == "bf16" ? "-bf16" : ""), seconds);
     row.cells.insert(row.cells.end(), {{"tokens/s", Number{1 / seconds, 2}},
                                        {"ms/token", Number{seconds * 1e3, 2}},
                                        {"MB/token", Number{(bytes + added) / mega, 1}},

@@ -35,7 +35,7 @@ struct PolicyChoice {
 struct DecoderArguments {
   std::string model = "135m";
   pith::DecoderConfig config;
-  std::vector<std::string> weights{"f32", "bf16"}, rows{"f32"};
+  std::vector<std::string> weights{"f32", "bf16"}, rows{"f32"}, factors{"f32"};
   std::vector<PolicyChoice> policies;
   std::vector<pith::Index> contexts{0, 1024, 4096, 16384}, bounded_contexts{1024, 16384, 100000}, threads, ranks;
   pith::Index tokens = 32, prompt = 512;
@@ -58,6 +58,7 @@ constexpr std::string_view decoder_usage = R"(A whole decoder of any Llama shape
   --bounded-context=N,... the same for policies with a budget                                  [1024,16384,100000]
   --threads=N,...                                                                              [1, and 2 where there are]
   --lora=RANK,...         decoding with LoRA on every projection, in turns with none           [not measured]
+  --factors=f32,bf16      as LoRA keeps A and B                                                [f32]
   --tokens=N              decoded in each case                                                 [32]
   --prompt=N              tokens of the prompt; 0: none is measured                            [512]
   --folder=DIR            a checkpoint to measure as it is, or where to write the random one for a while
@@ -190,6 +191,10 @@ inline DecoderArguments parse_decoder_arguments(int argc, char** argv, const std
       {"bounded-context", [&](const FlagValue& v) { a.bounded_contexts = v.numbers(0); }},
       {"threads", [&](const FlagValue& v) { a.threads = v.numbers(1); }},
       {"lora", [&](const FlagValue& v) { a.ranks = v.numbers(1); }},
+      {"factors",
+       [&](const FlagValue& v) {
+         a.factors = v.some_of({"f32", "bf16"});
+       }},
       {"tokens", [&](const FlagValue& v) { a.tokens = v.number(1); }},
       {"prompt", [&](const FlagValue& v) { a.prompt = v.number(0); }},
       {"folder", [&](const FlagValue& v) { a.folder = v.text(); }},

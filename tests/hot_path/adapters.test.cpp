@@ -107,12 +107,13 @@ TEST_CASE("an adapter for each row, and a bottleneck, allocate nothing", "[hot_p
   CHECK(scope.count() == 0);
 }
 
-TEST_CASE("sessions under adapters beyond LoRA, activated ones and a batch that speculates allocate nothing", "[hot_path]") {
+TEST_CASE("sessions under adapters beyond LoRA, activated ones in bfloat16 and a batch that speculates allocate nothing", "[hot_path]") {
   if (!pith_test::counting_available()) return;
   const Decoder<float> decoder = pith_test::random_decoder<float>(pith_test::tiny_config());
   AdapterParts<float> parts = pith_test::random_adapter<float>(decoder, 3, 60).parts();
   parts.invocation = {5, 6};
-  const ModelAdapter<float> other = pith_test::other_adapter<float>(decoder, 40), activated(decoder.adapter_target(), parts);
+  const ModelAdapter<float> other = pith_test::other_adapter<float>(decoder, 40),
+                            activated = pith_test::narrowed<false>(ModelAdapter<float>(decoder.adapter_target(), parts));
   const std::vector<Token> prompt{1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4};
   std::vector<Session<float>> sessions;
   for (const ModelAdapter<float>* adapter : {&other, &activated, static_cast<const ModelAdapter<float>*>(nullptr)}) {
@@ -127,7 +128,7 @@ TEST_CASE("sessions under adapters beyond LoRA, activated ones and a batch that 
   batch.add(sessions[1], second, options);
   batch.add(sessions[2], itself, options);
   for (const ModelAdapter<float>* adapter : {&other, &activated, static_cast<const ModelAdapter<float>*>(nullptr)}) {
-    INFO((adapter == &other ? "other changes" : adapter == &activated ? "activated" : "the base"));
+    INFO((adapter == &other ? "other changes" : adapter == &activated ? "activated, in bfloat16" : "the base"));
     auto session = decoder.start();
     session.use(adapter);
     const AllocationScope alone;

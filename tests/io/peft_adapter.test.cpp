@@ -83,6 +83,81 @@ TEST_CASE("load_adapter: the bits of both layouts, and within rounding of merged
   CHECK_FALSE(pith_test::near(logits, logits_of(decoder), 1e-4 * expected.cwiseAbs().maxCoeff()));
 }
 
+TEST_CASE("load_adapter: factors in bfloat16 stay so, and others are rounded where asked", "[io]") {
+  const Decoder<float> decoder = tiny_decoder({});
+  TinyAdapter adapter;
+  const auto loaded = [&](FactorType factors) {
+    const TempFolder folder;
+    adapter.write(folder);
+    return load_adapter(folder.path(), decoder, {.factors = factors});
+  };
+  const auto narrow = [](const ModelAdapter<float>& a) {
+    const LinearAdapter<float>& q = *a.projection(0, Projection::q);
+    REQUIRE(q.terms.size() + q.narrow_terms.size() == 1);
+    return q.terms.empty();
+  };
+  const auto answer_of = [](const Decoder<float>& base, const ModelAdapter<float>* used = nullptr) {
+    auto session = base.start();
+    session.use(used);
+    return Matrix<float>(session.prefill(bound_ids));
+  };
+  SECTION("LoRA") {}
+  SECTION("DoRA and rsLoRA") {
+    adapter.config["use_dora"] = adapter.config["use_rslora"] = true;
+    for (const std::string layer : {"model.layers.0.", "model.layers.1."}) {
+      adapter.put(TinyAdapter::name(layer + "self_attn.q_proj", "lora_magnitude_vector"), 8, -1);
+      adapter.put(TinyAdapter::name(layer + "mlp.up_proj", "lora_magnitude_vector"), 6, -1);
+    }
+  }
+  SECTION("the head, activated") {
+    adapter.config["alora_invocation_tokens"] = {4, 0};
+    adapter.config["task_type"] = "CAUSAL_LM";
+    adapter.config["target_modules"].push_back("lm_head");
+    adapter.lora("lm_head", 5, 2, 8);
+  }
+  // Numbers of TinyAdapter are exact in bfloat16, so that nothing but the type changes.
+  const ModelAdapter<float> wide = loaded(FactorType::as_stored), rounded = loaded(FactorType::bf16);
+  CHECK_FALSE(narrow(wide));
+  CHECK(narrow(rounded));
+  for (const auto& tensor : adapter.tensors)
+    if (tensor.first.find(".lora_A") != std::string::npos || tensor.first.find(".lora_B") != std::string::npos)
+      adapter.dtypes[tensor.first] = DType::bf16;
+  const ModelAdapter<float> stored = loaded(FactorType::as_stored), widened = loaded(FactorType::wide);
+  CHECK(narrow(stored));
+  CHECK_FALSE(narrow(widened));
+  CHECK(stored.bytes() < wide.bytes());
+  for (const ModelAdapter<float>* other : {&rounded, &stored, &widened}) {
+    CHECK(other->fingerprint() == wide.fingerprint());
+    CHECK(same_bits(answer_of(decoder, other), answer_of(decoder, &wide)));
+  }
+  CHECK_FALSE(same_bits(answer_of(decoder, &stored), answer_of(decoder)));
+  adapter.dtypes.erase(TinyAdapter::name(bound_q, "lora_B.weight"));  // one of two is wider: both stay as they are
+  CHECK_FALSE(narrow(loaded(FactorType::as_stored)));
+
+  adapter.dtypes.clear();
+  adapter.tensors.at(TinyAdapter::name(bound_q, "lora_A.weight"))(1, 3) = 1.00390625f;  // in the middle: to even
+  CHECK(float(loaded(FactorType::bf16).projection(0, Projection::q)->narrow_terms[0].a_rows(1, 3)) == 1.f);
+  adapter.tensors.at(TinyAdapter::name(bound_q, "lora_A.weight"))(1, 3) = 3.4e38f;
+  CHECK_NOTHROW(loaded(FactorType::as_stored));
+  CHECK_THROWS_AS(loaded(FactorType::bf16), FormatError);
+  CHECK_THROWS_WITH(loaded(FactorType::bf16), contains("lora_A.weight': value 11 does not fit bfloat16"));
+}
+
+TEST_CASE("load_adapter: bfloat16 is for factors", "[io]") {
+  TinyAdapter adapter;
+  adapter.tensors.clear();
+  adapter.config = nlohmann::ordered_json::parse(R"({"peft_type":"IA3","target_modules":["q_proj"]})");
+  for (const std::string layer : {"model.layers.0.", "model.layers.1."})
+    adapter.put(TinyAdapter::name(layer + "self_attn.q_proj", "ia3_l"), 8, 1);
+  const Decoder<float> decoder = tiny_decoder({});
+  const TempFolder folder;
+  adapter.write(folder);
+  CHECK_NOTHROW(load_adapter(folder.path(), decoder));
+  CHECK_THROWS_AS(load_adapter(folder.path(), decoder, {.factors = FactorType::bf16}), UnsupportedError);
+  CHECK_THROWS_WITH(load_adapter(folder.path(), decoder, {.factors = FactorType::bf16}),
+                    contains("is no LoRA or AdaLoRA, whose factors alone are kept in bfloat16"));
+}
+
 TEST_CASE("load_adapter: replaced modules and biases are those of another checkpoint", "[io]") {
   TinyCheckpoint tiny;
   TinyAdapter adapter;

@@ -61,6 +61,8 @@ struct TinyAdapter {
         add(float{}, pith::DType::f32);
       else if (dtype->second == pith::DType::f16)
         add(pith::half{}, pith::DType::f16);
+      else if (dtype->second == pith::DType::bf16)
+        add(pith::bfloat16{}, pith::DType::bf16);
       else if (dtype->second == pith::DType::f64)
         add(double{}, pith::DType::f64);
       else if (dtype->second == pith::DType::i8)

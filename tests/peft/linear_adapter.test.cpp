@@ -105,6 +105,57 @@ TEST_CASE("overlay: components in blocks are the chain of one call, bit for bit"
   }
 }
 
+TEMPLATE_TEST_CASE("overlay: factors in bfloat16 add what plain loops over them do, and the bits of the same numbers", "[peft]", float,
+                   double) {
+  using S = TestType;
+  const Index in = 37, out = 45;
+  const Linear<S> base(random_matrix<S>(out, in, 1), overlay_vector<S>(out, 2));
+  const AnyLinear<S> any(base);
+  for (const Index rank : {1, 13, 150}) {
+    LowRankTerm<S> exact = overlay_term<S>(out, rank, in, 10);
+    exact.gains[0] = rank == 1 ? S(1) : S(0);
+    const auto narrow = LowRankTerm<S, bfloat16>::of(exact);
+    const LowRankTerm<S> rounded{narrow.a_rows.template cast<S>(), narrow.b_rows.template cast<S>(), narrow.gains};
+    REQUIRE_FALSE(same_bits(rounded.a_rows, exact.a_rows));
+    LinearAdapter<S> o{.narrow_terms = {narrow}}, wide{.terms = {rounded}};
+    CHECK_FALSE(o.empty());
+    o.out_scale = wide.out_scale = overlay_vector<S>(out, 30);
+    o.bias = wide.bias = overlay_vector<S>(out, 31);
+    for (const Index tokens : {1, 2, 5, 70}) {
+      INFO(rank << " components, " << tokens << " tokens");
+      const Matrix<S> x = random_matrix<S>(tokens, in, 3), y = overlaid(any, &o, x);
+      Eigen::MatrixXd expected(tokens, out);
+      for (Index t = 0; t < tokens; ++t)
+        for (Index c = 0; c < out; ++c) {
+          double sum = double(base.bias()[c]);
+          for (Index k = 0; k < in; ++k) sum += double(x(t, k)) * double(base.weight()(c, k));
+          for (Index r = 0; r < rank; ++r) {
+            double through = 0;
+            for (Index k = 0; k < in; ++k) through += double(x(t, k)) * double(float(narrow.a_rows(r, k)));
+            sum += through * double(narrow.gains[r]) * double(float(narrow.b_rows(r, c)));
+          }
+          expected(t, c) = double(o.out_scale[c]) * sum + double(o.bias[c]);
+        }
+      CHECK(near(y, expected, overlay_bound(in, wide), 3));
+      CHECK(same_bits(y, overlaid(any, &wide, x)));
+      ThreadPool pool(2);
+      CHECK(same_bits(y, overlaid(any, &o, x, pool)));
+      for (Index t = 0; t < tokens; ++t) CHECK(same_bits(Matrix<S>(y.row(t)), overlaid(any, &o, Matrix<S>(x.row(t)))));
+    }
+    const Vector<S> magnitude = overlay_vector<S>(out, 6);
+    CHECK(same_bits(Matrix<S>(dora_scale(base, narrow, ConstVectorRef<S>(magnitude))),
+                    Matrix<S>(dora_scale(base, rounded, ConstVectorRef<S>(magnitude)))));
+    Matrix<double> merged = Matrix<double>::Zero(out, in), merged_wide = merged;
+    o.change_weight(0, merged);
+    wide.change_weight(0, merged_wide);
+    CHECK(same_bits(merged, merged_wide));
+    CHECK(merged.cwiseAbs().maxCoeff() > 0);
+    CHECK(wide.bytes() - o.bytes() == static_cast<std::size_t>(rank * (in + out)) * (sizeof(S) - 2));
+    o.narrow_terms[0].b_rows.resize(rank, out - 1);
+    CHECK_THROWS_WITH(o.check("here", out, in), contains("here: up of a term is"));
+  }
+}
+
 TEST_CASE("overlay: of an adapter's numbers it does what the adapter's own layer does", "[peft]") {
   const Index in = 24, out = 33;
   const Linear<float> base(random_matrix<float>(out, in, 1), overlay_vector<float>(out, 2));

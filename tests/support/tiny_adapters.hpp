@@ -74,4 +74,25 @@ template <class S> pith::ModelAdapter<S> other_adapter(const pith::Decoder<S>& d
   return {t, std::move(parts)};
 }
 
+/// An adapter with the factors of its terms in bfloat16, or (Wide) with those widened again: the same numbers in both types.
+template <bool Wide, class S> pith::ModelAdapter<S> narrowed(const pith::ModelAdapter<S>& adapter) {
+  using namespace pith;
+  AdapterParts<S> parts = adapter.parts();
+  const auto narrow = [](LinearAdapter<S>& overlay) {
+    for (LowRankTerm<S>& term : overlay.terms) {
+      auto rounded = LowRankTerm<S, bfloat16>::of(term);
+      if (Wide)
+        term = {rounded.a_rows.template cast<S>(), rounded.b_rows.template cast<S>(), term.gains};
+      else
+        overlay.narrow_terms.push_back(std::move(rounded));
+    }
+    if (!Wide) overlay.terms.clear();
+  };
+  for (auto& layer : parts.layers)
+    for (LinearAdapter<S>& overlay : layer.projections) narrow(overlay);
+  narrow(parts.lm_head);
+  parts.embed_tokens = {};
+  return {adapter.target(), std::move(parts)};
+}
+
 }  // namespace pith_test

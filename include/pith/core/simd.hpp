@@ -100,10 +100,11 @@ template <class S> struct Simd {
   static S largest(Packet a) { return Eigen::internal::predux_max(a); }
   static S first(Packet a) { return Eigen::internal::pfirst(a); }
 
-  /// Loads the first n numbers at p and fills the other lanes with `fill`, so that tails run through the same code as whole packets.
-  static Packet load_part(const S* p, Index n, S fill) {
+  /// Loads the first n numbers at p, widened, and fills the other lanes with `fill`, so that tails run through the same code as whole
+  /// packets.
+  template <class T> static Packet load_part(const T* p, Index n, S fill) {
     S lanes[std::size_t(width)];
-    for (Index i = 0; i < width; ++i) lanes[i] = i < n ? p[i] : fill;
+    for (Index i = 0; i < width; ++i) lanes[i] = i < n ? S(widen(p[i])) : fill;
     return load(lanes);
   }
   static void store_part(S* p, Index n, Packet a) {

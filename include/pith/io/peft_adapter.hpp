@@ -21,11 +21,17 @@
 // Loads PEFT adapter folders for a decoder.
 namespace pith { inline namespace v0 {
 
+/// How load_adapter() keeps what it reads.
+struct AdapterOptions {
+  FactorType factors = FactorType::as_stored;
+};
+
 /// The change that a module of a PEFT folder makes to one projection.
 ///
 /// Cost     a copy of the module's numbers; for DoRA, HRA, RandLoRA and MiSS's "bat" one pass over the base weight
 /// Throws   FormatError if the two do not match; UnsupportedError if base values are needed that it does not expose
-template <class S> LinearAdapter<S> make_overlay(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base);
+template <class S>
+LinearAdapter<S> make_overlay(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base, AdapterOptions options = {});
 
 /// Loads a PEFT folder for a decoder: any kind that read_peft_config() knows, but prefixes. Modules are named as in the base's own folder:
 /// where that keeps several projections in one tensor, a module changes all of them.
@@ -36,12 +42,17 @@ template <class S> LinearAdapter<S> make_overlay(const PeftFolder& folder, std::
 /// Every change in the folder must have a place in the decoder, and everything the config asks for must be in the folder. If PEFT also
 /// saved the base's table or head, equal numbers change nothing; different ones under an adapter (base_layer.weight) replace the base's.
 ///
-/// Cost     a copy of the adapter's numbers, widened; for DoRA and HRA one pass over the weights it adapts, for RandLoRA and MiSS's "bat" a
-///          copy of them
-/// Throws   what PeftFolder throws; FormatError naming the module if folder and decoder do not match
-template <class S> ModelAdapter<S> load_adapter(const PeftFolder& folder, const Decoder<S>& decoder);
-template <class S> ModelAdapter<S> load_adapter(const std::filesystem::path& folder, const Decoder<S>& decoder) {
-  return load_adapter(PeftFolder(folder), decoder);
+/// LoRA's factors stay in bfloat16 where the folder has them so: half the memory, the same bits. {.factors = FactorType::bf16} rounds
+/// others to it. All other numbers, and LoRA on a table, are widened.
+///
+/// Cost     a copy of the adapter's numbers; for DoRA and HRA one pass over the weights it adapts, for RandLoRA and MiSS's "bat" a copy of
+///          them
+/// Throws   what PeftFolder throws; FormatError naming the module if folder and decoder do not match, or the tensor if a factor does not
+///          fit bfloat16; UnsupportedError for FactorType::bf16 and a kind that has no factors
+template <class S> ModelAdapter<S> load_adapter(const PeftFolder& folder, const Decoder<S>& decoder, AdapterOptions options = {});
+template <class S>
+ModelAdapter<S> load_adapter(const std::filesystem::path& folder, const Decoder<S>& decoder, AdapterOptions options = {}) {
+  return load_adapter(PeftFolder(folder), decoder, options);
 }
 
 /// Loads a prefix-tuning folder: keys and values that a session starts with, {.prefix = load_prefix(…)}. Every token sees them, and
@@ -53,15 +64,18 @@ template <KvStorage T = float> KvPrefix load_prefix(const std::filesystem::path&
   return load_prefix<T>(PeftFolder(folder), decoder);
 }
 
-template <class S> LinearAdapter<S> make_overlay(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base) {
+template <class S>
+LinearAdapter<S> make_overlay(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base, AdapterOptions options) {
+  detail::check_factors(folder, options.factors);
   if (folder.has_kind(module)) return detail::kind_overlay<S>(folder, module, {.base = base, .module_out = base.out()});
-  PeftModule<S> tensors = folder.load<S>(module);
+  PeftModule<S> tensors = folder.load<S>(module, options.factors);
   detail::check_module<S>(folder, module, tensors, base.out(), base.in(), detail::bias_under(tensors, base));
   return detail::overlay_of(std::move(tensors), base);
 }
 
-template <class S> ModelAdapter<S> load_adapter(const PeftFolder& folder, const Decoder<S>& decoder) {
-  return ModelAdapter<S>(decoder.adapter_target(), detail::AdapterBinder<S>(folder, decoder).bind());
+template <class S> ModelAdapter<S> load_adapter(const PeftFolder& folder, const Decoder<S>& decoder, AdapterOptions options) {
+  detail::check_factors(folder, options.factors);
+  return ModelAdapter<S>(decoder.adapter_target(), detail::AdapterBinder<S>(folder, decoder, options.factors).bind());
 }
 
 template <KvStorage T> KvPrefix load_prefix(const PeftFolder& folder, const Decoder<arithmetic_t<T>>& decoder) {

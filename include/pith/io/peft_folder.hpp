@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <iterator>
 #include <map>
@@ -27,20 +28,32 @@
 // Opens and checks an adapter folder as PEFT saves it.
 namespace pith { inline namespace v0 {
 
+/// How A and B of LoRA and AdaLoRA are kept on projections and the head. Products are the same bits either way: bfloat16 is widened in
+/// registers.
+enum class FactorType : std::uint8_t {
+  as_stored,  ///< in bfloat16 where the folder has both so, else in the decoder's scalar
+  wide,       ///< in the decoder's scalar
+  bf16,       ///< in bfloat16, rounded to nearest where the folder has them wider: half of what they cost to read, 8 bits of precision
+};
+
 /// One module of a PEFT folder: y = x Wᵀ + ((x downᵀ) ∘ gain) upᵀ, and its other trained parts.
 template <class S = float> struct PeftModule {
-  Matrix<S> down = {};       ///< [rank, in] A; no rows: no low-rank part
-  Matrix<S> up = {};         ///< [out, rank] B
-  Vector<S> gain = {};       ///< [rank] scale, times AdaLoRA's λ
-  Vector<S> up_bias = {};    ///< [out] scale·β, or empty
-  Vector<S> magnitude = {};  ///< [out] DoRA's m, or empty
-  Matrix<S> weight = {};     ///< [out, in] replaces the base's, or empty; a norm's is [features, 1]
-  Vector<S> bias = {};       ///< [out] replaces the base's, or empty
+  Matrix<S> down = {};                                ///< [rank, in] A; no rows: no low-rank part
+  Matrix<S> up = {};                                  ///< [out, rank] B
+  Matrix<bfloat16> narrow_down = {}, narrow_up = {};  ///< A and B in bfloat16, in place of down and up, or empty
+  Vector<S> gain = {};                                ///< [rank] scale, times AdaLoRA's λ
+  Vector<S> up_bias = {};                             ///< [out] scale·β, or empty
+  Vector<S> magnitude = {};                           ///< [out] DoRA's m, or empty
+  Matrix<S> weight = {};                              ///< [out, in] replaces the base's, or empty; a norm's is [features, 1]
+  Vector<S> bias = {};                                ///< [out] replaces the base's, or empty
   /// [out, in] the base's own table or head, saved by PEFT because it was adapted or resized, or empty. Not a delta: if it differs from
   /// the base's, it replaces it.
   Matrix<S> base_weight = {};
   bool unnamed = false;  ///< base_weight is saved as a whole weight that nothing in the config asks for: only the base's own numbers fit
   Matrix<S> token_rows = {};  ///< rows that replace those of PeftFolder::token_ids(), or empty
+
+  Index in() const { return (std::max)(down.cols(), narrow_down.cols()); }  ///< of the low-rank part; 0: there is none
+  Index out() const { return (std::max)(up.rows(), narrow_up.rows()); }
 };
 
 /// A PEFT folder (adapter_config.json and adapter_model.safetensors), opened and checked as far as possible without its base.
@@ -78,16 +91,23 @@ class PeftFolder {
   bool contains(std::string_view module) const { return modules_.find(module) != modules_.end(); }
 
   /// Throws   FormatError if there is no such module, or its scale does not fit in S
-  template <class S = float> PeftModule<S> load(std::string_view name) const {
+  template <class S = float> PeftModule<S> load(std::string_view name, FactorType factors = FactorType::wide) const {
     const auto found = modules_.find(name);
     if (found == modules_.end()) refuse(detail::text("changes no module ", detail::in_quotes(name)));
     const Module& module = found->second;
     PeftModule<S> out;
     if (module[down]) {
-      out.down = file_.load_matrix<S>(module[down]->name);
-      out.up = file_.load_matrix<S>(module[up]->name);
-      const S scale = this->scale<S>(name, module.alpha, out.down.rows());
-      out.gain = Vector<S>::Constant(out.down.rows(), scale);
+      const bool stored = module[down]->dtype == DType::bf16 && module[up]->dtype == DType::bf16;
+      if (factors == FactorType::bf16 || (factors == FactorType::as_stored && stored)) {
+        out.narrow_down = detail::load_bf16(file_, *module[down]);
+        out.narrow_up = detail::load_bf16(file_, *module[up]);
+      } else {
+        out.down = file_.load_matrix<S>(module[down]->name);
+        out.up = file_.load_matrix<S>(module[up]->name);
+      }
+      const Index rank = module[down]->shape[0];
+      const S scale = this->scale<S>(name, module.alpha, rank);
+      out.gain = Vector<S>::Constant(rank, scale);
       if (module[lambda]) out.gain.array() *= file_.load_values<S>(module[lambda]->name).array();
       if (module[up_bias]) out.up_bias = scale * file_.load_values<S>(module[up_bias]->name);
       if (module[magnitude]) out.magnitude = file_.load_values<S>(module[magnitude]->name);

@@ -23,11 +23,11 @@ namespace pith { inline namespace v0 {
 /// Shapes   returns [out]
 /// Cost     2·rank·in·out flops, in double; 64 rows of the weight are held at the same time
 /// Throws   ShapeError if the adapter does not fit
-template <DenseLinear L, LowRankAdapter A>
+template <DenseLinear L, LowRankFactors A>
 requires std::same_as<typename L::Scalar, typename A::Scalar> Vector<typename L::Scalar> dora_norm(const L& layer, const A& adapter) {
   using S = typename L::Scalar;
-  check_shape("dora_norm", "down", ConstMatrixRef<S>(adapter.down_rows()), any_extent, layer.in());
-  check_shape("dora_norm", "up", ConstMatrixRef<S>(adapter.up_rows()), any_extent, layer.out());
+  check_shape("dora_norm", "down", ConstMatrixRef<factor_t<A>>(adapter.down_rows()), any_extent, layer.in());
+  check_shape("dora_norm", "up", ConstMatrixRef<factor_t<A>>(adapter.up_rows()), any_extent, layer.out());
   Vector<S> norm(layer.out());
   Matrix<double> rows((std::min)(layer.out(), detail::merged_at_once), layer.in());
   for (Index r = 0; r < layer.out(); r += detail::merged_at_once) {

@@ -15,18 +15,35 @@
 
 namespace pith { inline namespace v0 {
 
-/// A low-rank adapter: ΔW = B diag(gain) A, in rank components; component r is row r of A and of Bᵀ.
+namespace detail {
+template <class A> struct FactorOf { using type = typename A::Scalar; };
+template <class A>
+requires requires { typename A::Factor; }
+struct FactorOf<A> {
+  using type = typename A::Factor;
+};
+}  // namespace detail
+
+/// The type that an adapter's A and B are stored as: A::Factor, or its Scalar where it names none.
+template <class A> using factor_t = typename detail::FactorOf<A>::type;
+
+/// ΔW = B diag(gain) A in rank components; component r is row r of A and of Bᵀ. The factors may be narrower than the scalar.
+template <class A>
+concept LowRankFactors = requires(const A a) {
+  typename A::Scalar;
+  { a.rank() } -> std::convertible_to<Index>;
+  { a.down_rows() } -> std::convertible_to<ConstMatrixRef<factor_t<A>>>;    // A  [rank, in]
+  { a.up_rows() } -> std::convertible_to<ConstMatrixRef<factor_t<A>>>;      // Bᵀ [rank, out]
+  { a.gain() } -> std::convertible_to<ConstVectorRef<typename A::Scalar>>;  // [rank], scale folded in
+};
+
+/// A low-rank adapter: factors of the scalar itself, which can be trained, written and stacked.
 ///
 /// Optional members: bias(), [out] or empty, is added to y, scale included; changes() counts accesses for writing, and tells DoraLinear
 /// that its norms are stale.
 template <class A>
-concept LowRankAdapter = requires(const A a) {
-  typename A::Scalar;
-  { a.rank() } -> std::convertible_to<Index>;
-  { a.down_rows() } -> std::convertible_to<ConstMatrixRef<typename A::Scalar>>;  // A  [rank, in]
-  { a.up_rows() } -> std::convertible_to<ConstMatrixRef<typename A::Scalar>>;    // Bᵀ [rank, out]
-  { a.gain() } -> std::convertible_to<ConstVectorRef<typename A::Scalar>>;       // [rank], scale folded in
-};
+concept LowRankAdapter = LowRankFactors<A> && std::same_as < factor_t<A>,
+typename A::Scalar > ;
 
 /// y += (x Aᵀ) diag(gain) Bᵀ, computed from the left: the product B A is never formed.
 ///
@@ -41,8 +58,9 @@ template <class S>
 void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> down, std::type_identity_t<ConstMatrixRef<S>> up,
                   std::type_identity_t<ConstVectorRef<S>> gain, std::type_identity_t<MatrixRef<S>> y, Workspace& ws);
 
-/// Overload that takes an adapter and also adds its bias.
-template <LowRankAdapter A>
+/// Overload that takes an adapter and also adds its bias. Factors in bfloat16 are widened in registers, which changes no bit: y is what the
+/// same numbers in the scalar's type give.
+template <LowRankFactors A>
 void add_low_rank(ConstMatrixRef<typename A::Scalar> x, const A& adapter, MatrixRef<typename A::Scalar> y, Workspace& ws);
 
 /// Bytes of workspace that add_low_rank() needs at most; monotone in tokens and rank.
@@ -57,20 +75,29 @@ namespace detail {
 inline constexpr Index few_tokens = 3;  // up to this many tokens read B in place; for more, its panels are copied to L1
 
 /// The components with a gain other than 0, by their rows in A and Bᵀ.
-template <class S> struct Components {
-  const S* down;
-  const S* up;
+template <class T> struct Components {
+  const T* down;
+  const T* up;
   Index down_stride, up_stride, in, out;
   const Index* row;  // [count] ascending
   Index count;
-  const S* a(Index i) const { return down + row[i] * down_stride; }
-  const S* b(Index i) const { return up + row[i] * up_stride; }
+  const T* a(Index i) const { return down + row[i] * down_stride; }
+  const T* b(Index i) const { return up + row[i] * up_stride; }
 };
+
+/// Simd<S>::load(), one number after the other where S has no instruction for a T.
+template <class S, class T> typename Simd<S>::Packet load_widened(const T* p) {
+  if constexpr (requires { Simd<S>::load(p); }) {
+    return Simd<S>::load(p);
+  } else {
+    return Simd<S>::load_each(p);
+  }
+}
 
 /// Dot products of Tokens rows of x with Rows rows of A. Each has its own accumulator, whose lanes run along `in`, so that no bit depends
 /// on the shape of the tile.
-template <class S, int Tokens, int Rows>
-void dot_tile(const S* x, Index x_stride, const S* const (&a)[std::size_t(Rows)], Index in, S (&sums)[std::size_t(Tokens * Rows)]) {
+template <int Tokens, int Rows, class S, class T>
+void dot_tile(const S* x, Index x_stride, const T* const (&a)[std::size_t(Rows)], Index in, S (&sums)[std::size_t(Tokens * Rows)]) {
   using V = Simd<S>;
   typename V::Packet sum[std::size_t(Tokens * Rows)];
   for (auto& s : sum) s = V::zero();
@@ -81,7 +108,7 @@ void dot_tile(const S* x, Index x_stride, const S* const (&a)[std::size_t(Rows)]
     for (int t = 0; t < Tokens; ++t) xs[t] = V::load(x + t * x_stride + k);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
-      const typename V::Packet ar = V::load(a[r] + k);
+      const typename V::Packet ar = load_widened<S>(a[r] + k);
 #pragma GCC unroll 16
       for (int t = 0; t < Tokens; ++t) sum[t * Rows + r] = V::madd(xs[t], ar, sum[t * Rows + r]);
     }
@@ -96,33 +123,33 @@ void dot_tile(const S* x, Index x_stride, const S* const (&a)[std::size_t(Rows)]
 }
 
 /// t = (x Aᵀ) diag(gain) for components [rows.begin, rows.end) and `tokens` rows of x, at most Most in one tile.
-template <class S, int Most = TileShape<S>::budget / 4>
-void dots(const S* x, Index x_stride, Index tokens, const Components<S>& c, Share rows, const S* gain, S* t, Index t_stride) {
+template <int Most, class S, class T>
+void dots(const S* x, Index x_stride, Index tokens, const Components<T>& c, Share rows, const S* gain, S* t, Index t_stride) {
   if constexpr (Most > 1) {
-    if (tokens < Most) return dots<S, Most - 1>(x, x_stride, tokens, c, rows, gain, t, t_stride);
+    if (tokens < Most) return dots<Most - 1>(x, x_stride, tokens, c, rows, gain, t, t_stride);
   }
   constexpr int together = Most == 1 ? 8 : 4;
   for (Index r = rows.begin; r < rows.end; r += together) {
-    const S* a[std::size_t(together)];
+    const T* a[std::size_t(together)];
     for (int i = 0; i < together; ++i) a[i] = c.a((std::min)(r + i, rows.end - 1));  // rows past the end repeat the last row
     S sums[std::size_t(Most * together)];
-    dot_tile<S, Most, together>(x, x_stride, a, c.in, sums);
+    dot_tile<Most, together>(x, x_stride, a, c.in, sums);
     for (Index i = 0; i < (std::min<Index>)(together, rows.end - r); ++i)
       for (int token = 0; token < Most; ++token) t[token * t_stride + r + i] = gain[c.row[r + i]] * sums[token * together + i];
   }
 }
 
 /// y[columns] += Σ tᵢ bᵢ over Rows components, in ascending order.
-template <class S, int Rows> void add_rows(const S* t, const Components<S>& c, Index first, Share columns, S* y) {
+template <int Rows, class S, class T> void add_rows(const S* t, const Components<T>& c, Index first, Share columns, S* y) {
   using V = Simd<S>;
-  const S* b[std::size_t(Rows)];
+  const T* b[std::size_t(Rows)];
   typename V::Packet weight[std::size_t(Rows)];
   for (int i = 0; i < Rows; ++i) b[i] = c.b(first + i), weight[i] = V::broadcast(t[first + i]);
   Index k = columns.begin;
   for (; k + V::width <= columns.end; k += V::width) {
     typename V::Packet sum = V::load(y + k);
 #pragma GCC unroll 8
-    for (int i = 0; i < Rows; ++i) sum = V::madd(V::load(b[i] + k), weight[i], sum);
+    for (int i = 0; i < Rows; ++i) sum = V::madd(load_widened<S>(b[i] + k), weight[i], sum);
     V::store(y + k, sum);
   }
   if (const Index rest = columns.end - k; rest > 0) {
@@ -133,19 +160,20 @@ template <class S, int Rows> void add_rows(const S* t, const Components<S>& c, I
 }
 
 /// y += t Bᵀ for one row of y, which stays in L1 while Bᵀ streams by.
-template <class S> void add_streamed(const S* t, const Components<S>& c, Share columns, S* y) {
+template <class S, class T> void add_streamed(const S* t, const Components<T>& c, Share columns, S* y) {
   Index i = 0;
-  for (; i + 8 <= c.count; i += 8) add_rows<S, 8>(t, c, i, columns, y);
-  for (; i + 4 <= c.count; i += 4) add_rows<S, 4>(t, c, i, columns, y);
-  for (; i < c.count; ++i) add_rows<S, 1>(t, c, i, columns, y);
+  for (; i + 8 <= c.count; i += 8) add_rows<8>(t, c, i, columns, y);
+  for (; i + 4 <= c.count; i += 4) add_rows<4>(t, c, i, columns, y);
+  for (; i < c.count; ++i) add_rows<1>(t, c, i, columns, y);
 }
 
 /// y += t Bᵀ for all rows of t, in panels of Bᵀ that are copied to `panel`: the chains of matmul(), starting from y.
-template <class S> void add_panels(const S* t, Index t_stride, const Components<S>& c, Share panels, const Product<S>& o, S* panel) {
+template <class S, class T>
+void add_panels(const S* t, Index t_stride, const Components<T>& c, Share panels, const Product<S>& o, S* panel) {
   for (Index p = panels.begin; p < panels.end; ++p) {
     const Index column = p * panel_width, columns = (std::min)(panel_width, o.out - column);
     for (Index i = 0; i < c.count; ++i) {
-      std::copy_n(c.b(i) + column, columns, panel + i * panel_width);
+      std::transform(c.b(i) + column, c.b(i) + column + columns, panel + i * panel_width, [](T v) { return S(widen(v)); });
       std::fill_n(panel + i * panel_width + columns, panel_width - columns, S(0));
     }
     panel_rows(o, p, 0, o.tokens, t, t_stride, panel, c.count, false, panel, 0);
@@ -153,7 +181,8 @@ template <class S> void add_panels(const S* t, Index t_stride, const Components<
 }
 
 /// The update of at most token_block rows of y.
-template <class S> void low_rank_block(const Product<S>& o, const Components<S>& c, const S* gain, S* t, S* panel, ExecutorRef executor) {
+template <class S, class T>
+void low_rank_block(const Product<S>& o, const Components<T>& c, const S* gain, S* t, S* panel, ExecutorRef executor) {
   const auto workers = [&](Index width) {
     return double(o.tokens) * double(c.count) * double(width) < worth_waking ? Index{1} : executor.size();
   };
@@ -164,7 +193,8 @@ template <class S> void low_rank_block(const Product<S>& o, const Components<S>&
     const Share tokens = split_rows ? Share{0, o.tokens} : share(o.tokens, i, by_dots);
     constexpr Index most = TileShape<S>::budget / 4;
     for (Index token = tokens.begin; token < tokens.end && rows.begin < rows.end; token += most)
-      dots(o.x + token * o.x_stride, o.x_stride, (std::min)(most, tokens.end - token), c, rows, gain, t + token * c.count, c.count);
+      dots<int(most)>(o.x + token * o.x_stride, o.x_stride, (std::min)(most, tokens.end - token), c, rows, gain, t + token * c.count,
+                      c.count);
   });
   const Index by_panels = workers(o.out), panels = (o.out + panel_width - 1) / panel_width;
   executor(by_panels, [&](Index i) {
@@ -178,10 +208,10 @@ template <class S> void low_rank_block(const Product<S>& o, const Components<S>&
 /// add_low_rank() after the checks.
 ///
 /// Shapes   t [min(tokens, token_block) · rank] · row [rank] · panel [workers · rank · 32], or nullptr for few tokens
-template <class S>
-void add_components(ConstMatrixRef<S> x, ConstMatrixRef<S> down, ConstMatrixRef<S> up, ConstVectorRef<S> gain, MatrixRef<S> y, S* t,
+template <class S, class T>
+void add_components(ConstMatrixRef<S> x, ConstMatrixRef<T> down, ConstMatrixRef<T> up, ConstVectorRef<S> gain, MatrixRef<S> y, S* t,
                     Index* row, S* panel, ExecutorRef executor) {
-  Components<S> c{down.data(), up.data(), down.outerStride(), up.outerStride(), x.cols(), y.cols(), row, 0};
+  Components<T> c{down.data(), up.data(), down.outerStride(), up.outerStride(), x.cols(), y.cols(), row, 0};
   for (Index r = 0; r < down.rows(); ++r)
     if (gain[r] != S(0)) row[c.count++] = r;
   if (c.count == 0) return;
@@ -193,11 +223,9 @@ void add_components(ConstMatrixRef<S> x, ConstMatrixRef<S> down, ConstMatrixRef<
   }
 }
 
-}  // namespace detail
-
-template <class S>
-void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> down, std::type_identity_t<ConstMatrixRef<S>> up,
-                  std::type_identity_t<ConstVectorRef<S>> gain, std::type_identity_t<MatrixRef<S>> y, Workspace& ws) {
+/// add_low_rank() for factors of any type.
+template <class S, class T>
+void add_factors(ConstMatrixRef<S> x, ConstMatrixRef<T> down, ConstMatrixRef<T> up, ConstVectorRef<S> gain, MatrixRef<S> y, Workspace& ws) {
   const Index tokens = x.rows(), rank = down.rows();
   check_shape("add_low_rank", "x", x, any_extent, down.cols());
   check_shape("add_low_rank", "up", up, rank, any_extent);
@@ -205,23 +233,32 @@ void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> d
   check_shape("add_low_rank", "y", y, tokens, up.cols());
   if (tokens == 0 || rank == 0 || y.cols() == 0) return;
   const Workspace::Scope scope(ws);
-  S* t = ws.take<S>((std::min)(tokens, detail::token_block) * rank);
+  S* t = ws.take<S>((std::min)(tokens, token_block) * rank);
   Index* rows = ws.take<Index>(rank);
-  S* panel = tokens > detail::few_tokens ? ws.take<S>(ws.workers() * rank * detail::panel_width) : nullptr;
-  detail::add_components<S>(x, down, up, gain, y, t, rows, panel, ws.executor());
+  S* panel = tokens > few_tokens ? ws.take<S>(ws.workers() * rank * panel_width) : nullptr;
+  add_components<S, T>(x, down, up, gain, y, t, rows, panel, ws.executor());
 }
 
-template <LowRankAdapter A>
+}  // namespace detail
+
+template <class S>
+void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> down, std::type_identity_t<ConstMatrixRef<S>> up,
+                  std::type_identity_t<ConstVectorRef<S>> gain, std::type_identity_t<MatrixRef<S>> y, Workspace& ws) {
+  detail::add_factors<S, S>(x, down, up, gain, y, ws);
+}
+
+template <LowRankFactors A>
 void add_low_rank(ConstMatrixRef<typename A::Scalar> x, const A& adapter, MatrixRef<typename A::Scalar> y, Workspace& ws) {
   using S = typename A::Scalar;
-  const ConstMatrixRef<S> down = adapter.down_rows();
+  using T = factor_t<A>;
+  const ConstMatrixRef<T> down = adapter.down_rows();
   if constexpr (requires { adapter.bias(); }) {
     const ConstVectorRef<S> bias = adapter.bias();
     detail::check_bias("add_low_rank", y.cols(), bias.size());
-    add_low_rank<S>(x, down, adapter.up_rows(), adapter.gain(), y, ws);
+    detail::add_factors<S, T>(x, down, adapter.up_rows(), adapter.gain(), y, ws);
     if (bias.size() > 0) y.rowwise() += bias.transpose();
   } else {
-    add_low_rank<S>(x, down, adapter.up_rows(), adapter.gain(), y, ws);
+    detail::add_factors<S, T>(x, down, adapter.up_rows(), adapter.gain(), y, ws);
   }
 }
 

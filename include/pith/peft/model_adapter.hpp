@@ -105,7 +105,8 @@ template <class S = float> class ModelAdapter {
 
   const AdapterTarget& target() const { return target_; }
   const AdapterParts<S>& parts() const { return parts_; }
-  /// A hash of all numbers, never 0. It tells apart cached rows of different adapters, or of another scale of the same adapter.
+  /// A hash of all numbers, never 0. It tells apart cached rows of different adapters, or of another scale of the same adapter. The type
+  /// that factors are stored as does not count.
   std::uint64_t fingerprint() const { return fingerprint_; }
   std::size_t bytes() const;
   /// Workspace that a pass over `tokens` rows needs beyond linear_adapter_workspace_bytes(); 0 for LoRA and its nearest relatives.
@@ -173,8 +174,12 @@ template <class S = float> class ModelAdapter {
     detail::Fingerprint f;
     const auto numbers = [&](const auto& m) { detail::hash_numbers(f, m); };
     for_each_overlay([&](const std::string&, const LinearAdapter<S>& overlay, Index out, Index in) {
-      f.number(overlay.terms.size());
-      for (const LowRankTerm<S>& term : overlay.terms) numbers(term.a_rows), numbers(term.b_rows), numbers(term.gains);
+      f.number(overlay.terms.size() + overlay.narrow_terms.size());
+      overlay.for_each_term([&](const auto& term) {  // the same numbers are the same adapter in any type
+        detail::hash_widened<S>(f, term.a_rows);
+        detail::hash_widened<S>(f, term.b_rows);
+        numbers(term.gains);
+      });
       for (const BlockTurn<S>& turn : overlay.turns) {
         numbers(turn.blocks);
         for (const Index place : turn.place) f.number(place);

@@ -145,8 +145,8 @@ void add_multi_lora(std::type_identity_t<ConstMatrixRef<S>> x, std::span<const L
       const LowRankView<S>& adapter = adapters[static_cast<std::size_t>(a)];
       const Index* row = groups.row + first;
       const auto add = [&](ConstMatrixRef<S> from, MatrixRef<S> to) {
-        detail::add_components<S>(from, adapter.down_rows(), adapter.up_rows(), adapter.gain(), to, ts + worker * t_size,
-                                  picked + worker * rank, panels + worker * panel_size, serial);
+        detail::add_components<S, S>(from, adapter.down_rows(), adapter.up_rows(), adapter.gain(), to, ts + worker * t_size,
+                                     picked + worker * rank, panels + worker * panel_size, serial);
         if (adapter.bias().size() > 0) to.rowwise() += adapter.bias().transpose();
       };
       if (row[rows - 1] - row[0] == rows - 1) {

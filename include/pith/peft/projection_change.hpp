@@ -5,6 +5,7 @@
 #include <span>
 
 #include <pith/core/fingerprint.hpp>
+#include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 
@@ -38,6 +39,16 @@ template <class M> void hash_numbers(Fingerprint& f, const M& m) {
   f.number(m.rows());
   f.number(m.cols());
   f.bytes(std::as_bytes(std::span(m.data(), static_cast<std::size_t>(m.size()))));
+}
+
+/// The hash of a matrix whose numbers are widened to S.
+template <class S, class T> void hash_widened(Fingerprint& f, const Matrix<T>& m) {
+  f.number(m.rows());
+  f.number(m.cols());
+  for (Index i = 0; i < m.size(); ++i) {
+    const S wide = S(widen(m.data()[i]));
+    f.bytes(std::as_bytes(std::span(&wide, 1)));
+  }
 }
 
 }  // namespace detail

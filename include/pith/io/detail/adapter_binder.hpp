@@ -42,8 +42,8 @@ inline const DecoderPlace& place_in(const PeftFolder& folder) {
 /// Assigns every module of a folder to its place in a decoder, and checks that every place named by the config has a module.
 template <class S> class AdapterBinder {
  public:
-  AdapterBinder(const PeftFolder& folder, const Decoder<S>& decoder)
-      : folder_(folder), decoder_(decoder), steps_(folder.steps_left()), place_(place_in(folder)) {}
+  AdapterBinder(const PeftFolder& folder, const Decoder<S>& decoder, FactorType factors)
+      : folder_(folder), decoder_(decoder), factors_(factors), steps_(folder.steps_left()), place_(place_in(folder)) {}
 
   AdapterParts<S> bind() {
     const PeftConfig& config = folder_.config();
@@ -84,8 +84,8 @@ template <class S> class AdapterBinder {
     const PeftConfig& config = folder_.config();
     const bool there = found(module), wanted = config.targets.said && config.targets.match(module, steps_);
     const bool bias_wanted = config.bias == PeftBias::all || (config.bias == PeftBias::lora_only && wanted);
-    PeftModule<S> tensors = there ? folder_.load<S>(module) : PeftModule<S>();
-    if (wanted && tensors.up.rows() == 0 && !folder_.has_kind(module))
+    PeftModule<S> tensors = there ? folder_.load<S>(module, factors_) : PeftModule<S>();
+    if (wanted && tensors.out() == 0 && !folder_.has_kind(module))
       folder_.refuse(text("holds no ", config.kind != nullptr ? std::string(config.kind->endings()[0]) : std::string("lora_A"),
                           " of module ", in_quotes(module), ", which its target_modules name"));
     if (folder_.adapts_table(module))
@@ -254,6 +254,7 @@ template <class S> class AdapterBinder {
 
   const PeftFolder& folder_;
   const Decoder<S>& decoder_;
+  FactorType factors_;
   AdapterParts<S> parts_;
   std::set<std::string> bound_;
   KindShared<S> shared_;

@@ -15,12 +15,26 @@
 #include <pith/core/types.hpp>
 #include <pith/io/detail/peft_kind.hpp>
 #include <pith/io/detail/peft_names.hpp>
+#include <pith/io/detail/tensor_values.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/peft_config.hpp>
 #include <pith/io/safetensors.hpp>
 
 // The modules of a PEFT folder, checked against its config as far as that goes without the base.
 namespace pith { inline namespace v0 { namespace detail {
+
+/// A tensor in bfloat16: as stored, or rounded to nearest from float.
+///
+/// Throws   FormatError if a number becomes infinite
+inline Matrix<bfloat16> load_bf16(const Safetensors& file, const TensorInfo& tensor) {
+  if (tensor.dtype == DType::bf16) return file.load_matrix<bfloat16>(tensor.name);
+  Matrix<bfloat16> rounded = file.load_matrix<float>(tensor.name).template cast<bfloat16>();
+  const Index bad = first_non_finite<float>(DType::bf16, reinterpret_cast<const std::byte*>(rounded.data()), rounded.size());
+  if (bad >= 0)
+    raise<FormatError>("pith: ", in_quotes(file.name()), ": tensor ", in_quotes(tensor.name), ": value ", bad,
+                       " does not fit bfloat16: load it with FactorType::as_stored");
+  return rounded;
+}
 
 /// The tensors of one module.
 struct PeftTensors {

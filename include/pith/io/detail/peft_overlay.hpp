@@ -53,6 +53,14 @@ void check_saved_along(const PeftFolder& folder, std::string_view module, const 
                                            : std::string()));
 }
 
+/// Throws   UnsupportedError where factors are to be rounded that the folder does not have
+inline void check_factors(const PeftFolder& folder, FactorType factors) {
+  const PeftType type = folder.config().type;
+  if (factors != FactorType::bf16 || type == PeftType::lora || type == PeftType::adalora) return;
+  raise<UnsupportedError>("pith: ", in_quotes(folder.folder().string()),
+                          " is no LoRA or AdaLoRA, whose factors alone are kept in bfloat16: load it with FactorType::as_stored");
+}
+
 /// Refuses a module of a folder that does not fit a base of this shape; `bias`: features of its bias.
 template <class S>
 void check_module(const PeftFolder& folder, std::string_view module, const PeftModule<S>& tensors, Index out, Index in, Index bias) {
@@ -69,7 +77,7 @@ void check_module(const PeftFolder& folder, std::string_view module, const PeftM
     if (tensors.bias.size() != bias) folder.refuse(text("holds no bias of module ", in_quotes(module), ", which the decoder has"));
   }
   if (tensors.base_weight.size() > 0) check_saved_along<S>(folder, module, tensors.base_weight, out, in);
-  if (tensors.up.rows() > 0) check("adapts", tensors.up.rows(), tensors.down.cols());
+  if (tensors.out() > 0) check("adapts", tensors.out(), tensors.in());
 }
 
 /// The change that a module of a folder's kind makes to a projection.
@@ -99,10 +107,12 @@ template <class S> Index bias_under(const PeftModule<S>& tensors, const AnyLinea
 
 /// What a module changes in some of its outputs, of which one of several projections is made.
 template <class S> PeftModule<S> rows_of(const PeftModule<S>& whole, Index first, Index rows) {
-  const auto matrix = [&](const Matrix<S>& m) { return m.rows() == 0 ? Matrix<S>() : Matrix<S>(m.middleRows(first, rows)); };
+  const auto matrix = [&]<class T>(const Matrix<T>& m) { return m.rows() == 0 ? Matrix<T>() : Matrix<T>(m.middleRows(first, rows)); };
   const auto vector = [&](const Vector<S>& v) { return v.size() == 0 ? Vector<S>() : Vector<S>(v.segment(first, rows)); };
   return {.down = whole.down,
           .up = matrix(whole.up),
+          .narrow_down = whole.narrow_down,
+          .narrow_up = matrix(whole.narrow_up),
           .gain = whole.gain,
           .up_bias = vector(whole.up_bias),
           .magnitude = vector(whole.magnitude),
@@ -124,7 +134,10 @@ template <class S> LinearAdapter<S> overlay_of(PeftModule<S> tensors, const AnyL
     out.replacement = AnyLinear<S>(PackedLinear<S, S>(ConstMatrixRef<S>(tensors.base_weight), old_bias));
   const AnyLinear<S>& under = out.replacement.empty() ? base : out.replacement;
   if (tensors.down.rows() > 0) out.terms.push_back({std::move(tensors.down), tensors.up.transpose(), std::move(tensors.gain)});
-  if (tensors.magnitude.size() > 0) out.out_scale = dora_scale(under, out.terms.front(), ConstVectorRef<S>(tensors.magnitude));
+  if (tensors.narrow_down.rows() > 0)
+    out.narrow_terms.push_back({std::move(tensors.narrow_down), tensors.narrow_up.transpose(), std::move(tensors.gain)});
+  if (tensors.magnitude.size() > 0)
+    out.for_each_term([&](const auto& term) { out.out_scale = dora_scale(under, term, ConstVectorRef<S>(tensors.magnitude)); });
   if (old_bias.size() > 0) {
     out.bias = tensors.bias.size() > 0 ? tensors.bias : old_bias;
     if (out.out_scale.size() > 0)

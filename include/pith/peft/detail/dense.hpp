@@ -30,14 +30,14 @@ template <DenseLinear L> void wide_rows(const L& layer, Index first_row, MatrixR
 }
 
 /// rows += rows first_row … of ΔW = B diag(gain) A
-template <LowRankAdapter A> void add_delta_rows(const A& adapter, Index first_row, MatrixRef<double> rows) {
+template <LowRankFactors A> void add_delta_rows(const A& adapter, Index first_row, MatrixRef<double> rows) {
   using S = typename A::Scalar;
-  const ConstMatrixRef<S> down = adapter.down_rows(), up = adapter.up_rows();
+  const ConstMatrixRef<factor_t<A>> down = adapter.down_rows(), up = adapter.up_rows();
   const ConstVectorRef<S> gain = adapter.gain();
   for (Index r = 0; r < down.rows(); ++r) {
     if (gain[r] == S(0)) continue;
     for (Index i = 0; i < rows.rows(); ++i)
-      rows.row(i) += double(gain[r]) * double(up(r, first_row + i)) * down.row(r).template cast<double>();
+      rows.row(i) += double(gain[r]) * double(widen(up(r, first_row + i))) * down.row(r).template cast<double>();
   }
 }
 
