@@ -177,6 +177,164 @@ TEST_CASE("family folders: a dense Granite 4 is the Granite of the same numbers"
   CHECK_THROWS_AS(loaded(granite4), UnsupportedError);
 }
 
+TEST_CASE("family folders: adapters of every kind on projections in one tensor change its rows", "[io]") {
+  TinyCheckpoint llama;
+  for (const std::string& layer : {layer_0, layer_1})
+    for (const auto& [name, out] : {std::pair<std::string, Index>{"q", 8}, {"k", 4}, {"v", 4}})
+      llama.put(layer + "self_attn." + name + "_proj.bias", out, 1);
+  const TinyCheckpoint base = fused(llama);
+  const Decoder<float> decoder = decoder_of(base);
+  const Matrix<float> plain = logits_under(decoder);
+  const auto folder_of = [](const std::string& config) {
+    TinyAdapter adapter;
+    adapter.tensors.clear();
+    adapter.config = nlohmann::ordered_json::parse(config);
+    adapter.config["target_modules"] = {"qkv_proj", "gate_up_proj"};
+    return adapter;
+  };
+  using Number = std::function<double(Index, Index)>;
+  /// change(put, W, b) puts the tensors of one module and changes the module's weight and bias; put(part, rows, cols) returns numbers
+  /// within ±1/2. A bias of no numbers: the module has none.
+  const auto check = [&](TinyAdapter adapter, const auto& change) {
+    INFO(adapter.config.dump());
+    TinyCheckpoint changed = base;
+    for (const std::string& layer : {layer_0, layer_1})
+      for (const std::string name : {"self_attn.qkv_proj", "mlp.gate_up_proj"}) {
+        const auto put = [&](const char* part, Index rows, Index cols) {
+          return Matrix<float>(adapter.tensors[TinyAdapter::name(layer + name, part)] =
+                                   adapter.put(TinyAdapter::name(layer + name, part), rows, cols) / 4);
+        };
+        Matrix<double> w = changed.tensors.at(layer + name + ".weight").cast<double>(), b;
+        const bool biased = name == "self_attn.qkv_proj";
+        if (biased) b = changed.tensors.at(layer + name + ".bias").cast<double>();
+        const auto shape = [&](const char* part, std::vector<Index> of) { adapter.shapes[TinyAdapter::name(layer + name, part)] = of; };
+        change(put, shape, w, b);
+        changed.tensors.at(layer + name + ".weight") = w.cast<float>();
+        if (biased) changed.tensors.at(layer + name + ".bias") = b.cast<float>();
+      }
+    const ModelAdapter<float> adapted = bound(adapter, decoder);
+    const Matrix<float> expected = decoder_of(changed).forward(family_ids), found = logits_under(decoder, &adapted);
+    const double size = expected.cwiseAbs().maxCoeff();
+    CHECK(pith_test::near(found, expected, 1e-4 * size));
+    CHECK_FALSE(pith_test::near(plain, expected, 1e-3 * size));
+  };
+  const auto add = [](Matrix<double>& w, const Number& delta) {
+    for (Index o = 0; o < w.rows(); ++o)
+      for (Index i = 0; i < w.cols(); ++i) w(o, i) += delta(o, i);
+  };
+  /// Pairs of columns turned by the Cayley transform of [[0, q], [-q, 0]].
+  const auto turn = [](Matrix<double>& w, Index pair, double q) {
+    const double n = 1 + q * q, c = (1 - q * q) / n, d = 2 * q / n;
+    for (Index o = 0; o < w.rows(); ++o) {
+      const double x = w(o, 2 * pair), y = w(o, 2 * pair + 1);
+      w(o, 2 * pair) = c * x - d * y;
+      w(o, 2 * pair + 1) = d * x + c * y;
+    }
+  };
+
+  check(folder_of(R"({"peft_type":"IA3","feedforward_modules":["gate_up_proj"]})"), [](auto put, auto, auto& w, auto& b) {
+    const bool outputs = b.size() > 0;
+    const Matrix<float> l = outputs ? put("ia3_l", w.rows(), 1) : put("ia3_l", 1, w.cols());
+    for (Index o = 0; o < w.rows(); ++o)
+      for (Index i = 0; i < w.cols(); ++i) w(o, i) *= double(outputs ? l(o, 0) : l(0, i));
+    for (Index o = 0; o < b.size(); ++o) b(o, 0) *= double(l(o, 0));
+  });
+  TinyAdapter vera = folder_of(R"({"peft_type":"VERA","r":2})");
+  const Matrix<float> vera_a = vera.put("base_model.vera_A", 2, 8), vera_b = vera.put("base_model.vera_B", 16, 2);
+  check(vera, [&](auto put, auto, auto& w, auto&) {
+    const Matrix<float> b = put("vera_lambda_b", w.rows(), -1), d = put("vera_lambda_d", 2, -1);
+    add(w, [&](Index o, Index i) {
+      double sum = 0;
+      for (Index k = 0; k < 2; ++k) sum += double(b(o, 0)) * double(vera_b(o, k)) * double(d(k, 0)) * double(vera_a(k, i));
+      return sum;
+    });
+  });
+  check(folder_of(R"({"peft_type":"LOHA","r":2,"alpha":3})"), [&](auto put, auto, auto& w, auto&) {
+    const Matrix<float> a1 = put("hada_w1_a", w.rows(), 2), b1 = put("hada_w1_b", 2, 8), a2 = put("hada_w2_a", w.rows(), 2),
+                        b2 = put("hada_w2_b", 2, 8);
+    add(w, [&](Index o, Index i) {
+      double one = 0, two = 0;
+      for (Index k = 0; k < 2; ++k) one += double(a1(o, k)) * double(b1(k, i)), two += double(a2(o, k)) * double(b2(k, i));
+      return 1.5 * one * two;
+    });
+  });
+  check(folder_of(R"({"peft_type":"LOKR","r":2,"alpha":3})"), [&](auto put, auto, auto& w, auto&) {  // blocks of 4 rows: k has one
+    const Matrix<float> w1 = put("lokr_w1", w.rows() / 4, 2), w2 = put("lokr_w2", 4, 4);
+    add(w, [&](Index o, Index i) { return 1.5 * double(w1(o / 4, i / 4)) * double(w2(o % 4, i % 4)); });
+  });
+  check(folder_of(R"({"peft_type":"LOKR","r":2,"alpha":3,"decompose_both":true})"), [&](auto put, auto, auto& w, auto&) {
+    const Matrix<float> a = put("lokr_w1_a", 2, 2), b = put("lokr_w1_b", 2, 2), w2 = put("lokr_w2", w.rows() / 2, 4);  // over the borders
+    add(w, [&](Index o, Index i) {
+      const Index c = o / (w.rows() / 2), d = i / 4;
+      const double w1 = double(a(c, 0)) * double(b(0, d)) + double(a(c, 1)) * double(b(1, d));
+      return 1.5 * w1 * double(w2(o % (w.rows() / 2), i % 4));
+    });
+  });
+  check(folder_of(R"({"peft_type":"OFT","peft_version":"0.18.1","oft_block_size":2,"use_cayley_neumann":false})"),
+        [&](auto put, auto, auto& w, auto&) {
+          const Matrix<float> q = put("oft_R.weight", 4, 1);
+          for (Index pair = 0; pair < 4; ++pair) turn(w, pair, double(q(pair, 0)));
+        });
+  check(folder_of(R"({"peft_type":"BOFT","boft_block_size":2,"boft_block_num":0})"), [&](auto put, auto shape, auto& w, auto&) {
+    const Matrix<float> r = put("boft_R", 4, 4), s = put("boft_s", w.rows(), 1);
+    shape("boft_R", {1, 4, 2, 2});
+    for (Index pair = 0; pair < 4; ++pair) turn(w, pair, (double(r(pair, 1)) - double(r(pair, 2))) / 2);
+    for (Index o = 0; o < w.rows(); ++o) w.row(o) *= double(s(o, 0));
+  });
+  check(folder_of(R"({"peft_type":"HRA","r":2})"), [](auto put, auto, auto& w, auto&) {
+    const Matrix<float> u = put("hra_u", 8, 2);
+    for (Index k = 0; k < 2; ++k) {
+      double length = 0;
+      for (Index i = 0; i < 8; ++i) length += double(u(i, k)) * double(u(i, k));
+      for (Index o = 0; o < w.rows(); ++o) {
+        double along = 0;
+        for (Index i = 0; i < 8; ++i) along += w(o, i) * double(u(i, k));
+        for (Index i = 0; i < 8; ++i) w(o, i) -= 2 * along * double(u(i, k)) / length;
+      }
+    }
+  });
+  check(folder_of(R"({"peft_type":"MISS","r":3})"), [&](auto put, auto, auto& w, auto&) {
+    const Matrix<float> d = put("miss_block", 3, w.rows());
+    add(w, [&](Index o, Index i) { return double(d(i % 3, o)); });
+  });
+  check(folder_of(R"({"peft_type":"MISS","r":3,"mini_r":4,"init_weights":"mini"})"), [&](auto put, auto, auto& w, auto&) {
+    const Matrix<float> d = put("miss_block", 3, 4);
+    add(w, [&](Index o, Index i) { return double(d(i % 3, o % 4)); });
+  });
+  check(folder_of(R"({"peft_type":"MISS","r":2,"init_weights":"bat"})"), [&](auto put, auto shape, auto& w, auto&) {
+    const Matrix<float> d = put("miss_block", w.rows() / 2, 4);
+    shape("miss_block", {w.rows() / 2, 2, 2});
+    const Matrix<double> old = w;
+    add(w, [&](Index o, Index i) {
+      double sum = double(d(o / 2, o % 2 * 2 + i % 2));
+      for (Index k = 0; k < 2; ++k) sum += old(o, i / 2 * 2 + k) * double(d(o / 2, k * 2 + i % 2));
+      return sum;
+    });
+  });
+  TinyAdapter random = folder_of(R"({"peft_type":"RANDLORA","r":2,"randlora_alpha":3})");
+  const Matrix<float> a = random.put("base_model.randlora_A", 2, 8), b = random.put("base_model.randlora_B", 16, 8);
+  random.shapes = {{"base_model.randlora_A", {2, 1, 8}}, {"base_model.randlora_B", {16, 4, 2}}};
+  check(random, [&](auto put, auto, auto& w, auto&) {
+    const Matrix<float> lambda = put("randlora_lambda", 2, 4), gamma = put("randlora_gamma", 4, 8);
+    add(w, [&](Index o, Index i) {
+      double sum = 0;
+      for (Index k = 0; k < 2; ++k)
+        for (Index n = 0; n < 4; ++n) sum += double(b(o, k * 4 + n)) * double(lambda(k, n)) * double(a(k, i)) * double(gamma(n, i));
+      return 1.5 * sum;
+    });
+  });
+
+  TinyAdapter straddling = folder_of(R"({"peft_type":"MISS","r":8,"init_weights":"bat"})");  // k has 4 outputs
+  straddling.config["target_modules"] = {"qkv_proj"};
+  for (const std::string& layer : {layer_0, layer_1}) {
+    const std::string name = TinyAdapter::name(layer + "self_attn.qkv_proj", "miss_block");
+    straddling.put(name, 16, 8);
+    straddling.shapes[name] = {2, 8, 8};
+  }
+  CHECK_THROWS_AS(bound(straddling, decoder), FormatError);
+  CHECK_THROWS_WITH(bound(straddling, decoder), contains("has blocks of 8, which do not fill the decoder's [4, 8]"));
+}
+
 TEST_CASE("family folders: projections in one tensor are those of their rows, in every layout", "[io]") {
   TinyCheckpoint plain;
   for (const std::string& layer : {layer_0, layer_1}) {

@@ -21,7 +21,8 @@ struct TinyAdapter {
   nlohmann::ordered_json config = nlohmann::ordered_json::parse(
       R"({"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":["q_proj","up_proj"],"lora_dropout":0.05,"bias":"none"})");
   std::map<std::string, pith::Matrix<float>> tensors;
-  std::map<std::string, pith::DType> dtypes;  ///< F32 where not said; I8 writes zeros
+  std::map<std::string, std::vector<pith::Index>> shapes;  ///< of tensors that are no matrices, where not said by put()
+  std::map<std::string, pith::DType> dtypes;               ///< F32 where not said; I8 writes zeros
 
   TinyAdapter() {
     for (const std::string layer : {"model.layers.0.", "model.layers.1."}) {
@@ -51,8 +52,10 @@ struct TinyAdapter {
       const auto& tensor = entry.first;
       const auto& m = entry.second;
       const auto dtype = dtypes.find(tensor);
-      const std::vector<pith::Index> shape =
-          vectors_.at(tensor) ? std::vector<pith::Index>{m.rows()} : std::vector<pith::Index>{m.rows(), m.cols()};
+      const auto said = shapes.find(tensor);
+      const std::vector<pith::Index> shape = said != shapes.end()  ? said->second
+                                             : vectors_.at(tensor) ? std::vector<pith::Index>{m.rows()}
+                                                                   : std::vector<pith::Index>{m.rows(), m.cols()};
       const auto add = [&]<class T>(T, pith::DType type) {
         const pith::Matrix<T> values = m.template cast<T>();
         writer.add(tensor, type, shape, std::as_bytes(std::span(values.data(), static_cast<std::size_t>(values.size()))));
