@@ -13,6 +13,7 @@
 #include "io/temp_folder.hpp"
 #include "support/catch.hpp"
 #include "support/random_matrix.hpp"
+#include "support/tiny_adapters.hpp"
 #include "support/tiny_model.hpp"
 
 using namespace pith;
@@ -68,6 +69,53 @@ TEMPLATE_TEST_CASE("under every policy a loaded session goes on as the saved one
     if (!saved.caches()[0].facts().traits.prompt_only)
       REQUIRE(same_bits(loaded.prefill(talk.all.subspan(57, 20)), saved.prefill(talk.all.subspan(57, 20))));
   }
+}
+
+TEST_CASE("a session that an activated LoRA began in goes on from a file, and knows where it began", "[io]") {
+  const Talk talk;
+  const SessionPath file;
+  AdapterParts<float> parts = pith_test::random_adapter<float>(talk.decoder, 3, 70).parts();
+  parts.invocation = {48, 49};
+  const ModelAdapter<float> exact(talk.decoder.adapter_target(), parts), other = pith_test::narrowed<false>(exact),
+                                                                         same = pith_test::narrowed<true>(exact);
+  const auto started = [&](const ModelAdapter<float>* adapter) {
+    auto session = talk.decoder.start(Dense{}, {.max_prompt = 40});
+    session.use(adapter);
+    return session;
+  };
+  auto saved = started(nullptr);
+  saved.prefill(talk.all.first(30));  // the base's rows
+  saved.use(&other);
+  saved.prefill(std::vector<Token>{3, 48, 49, 4});
+  REQUIRE(saved.adapter_start() == 31);
+  for (std::size_t t = 30; t < 40; ++t) saved.decode(talk.tokens[t]);
+  save_session(saved, file.path);
+
+  auto loaded = started(&other), in_float = started(&same), base = started(nullptr), wrong = started(&exact);
+  for (auto* session : {&loaded, &in_float}) {   // the type that factors are stored as does not count
+    session->prefill(talk.all.subspan(50, 20));  // forgotten
+    load_session(*session, file.path);
+    CHECK(session->adapter_start() == 31);
+    CHECK(same_bits(session->logits(), saved.logits()));
+  }
+  const auto snapshot = saved.snapshot();
+  auto restored = started(&other);
+  restored.restore(snapshot);
+  for (std::size_t t = 40; t < 60; ++t) {
+    const Matrix<float> next = saved.decode(talk.tokens[t]);
+    for (auto* session : {&loaded, &in_float, &restored}) REQUIRE(same_bits(Matrix<float>(session->decode(talk.tokens[t])), next));
+  }
+  for (auto* session : {&base, &wrong}) {
+    CHECK_THROWS_AS(load_session(*session, file.path), FormatError);
+    CHECK(session->next_position() == 0);
+    CHECK(session->adapter_start() == -1);
+  }
+  // Back to where it began, the rows are the base's.
+  loaded.crop(31);
+  loaded.use(nullptr);
+  base.prefill(talk.all.first(30));
+  base.decode(3);
+  CHECK(same_bits(loaded.decode(5), base.decode(5)));
 }
 
 TEST_CASE("a prompt read in pieces can be saved between them", "[io]") {

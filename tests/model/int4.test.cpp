@@ -1,9 +1,12 @@
 #include <cmath>
 #include <filesystem>
+#include <random>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <pith/core/executor.hpp>
+#include <pith/decode.hpp>
 #include <pith/io/checkpoint.hpp>
 #include <pith/kv.hpp>
 #include <pith/model/session.hpp>
@@ -14,6 +17,7 @@
 #include "../examples/support/model_text.hpp"
 #include "laws/token_model_laws.hpp"
 #include "support/catch.hpp"
+#include "support/tiny_adapters.hpp"
 
 using namespace pith;
 
@@ -72,6 +76,59 @@ TEST_CASE("int4 weights take a third of bfloat16 and cost the shipped model litt
   INFO("nats a byte: " << divergence);
   CHECK(divergence < 3e-2);
   CHECK(divergence > 1e-3);
+}
+
+TEST_CASE("fewer bits of the same weights draft for a decoder, with and without an adapter: its own text, mostly guessed", "[model]") {
+  const Decoder<float> exact = load_decoder(int4_folder), bytes = load_decoder(int4_folder, {.weights = WeightsLayout::int8}),
+                       nibbles = load_decoder(int4_folder, {.weights = WeightsLayout::int4});
+  // The same numbers over each: small enough to leave a text.
+  const auto adapter_over = [](const Decoder<float>& decoder) {
+    AdapterParts<float> parts = pith_test::random_adapter<float>(decoder, 4, 7).parts();
+    const auto shrink = [](LinearAdapter<float>& overlay) { overlay.terms[0].gains *= 0.01f; };
+    for (auto& layer : parts.layers)
+      for (LinearAdapter<float>& overlay : layer.projections) shrink(overlay);
+    shrink(parts.lm_head);
+    return ModelAdapter<float>(decoder.adapter_target(), std::move(parts));
+  };
+  const ModelAdapter<float> over_exact = adapter_over(exact), over_bytes = adapter_over(bytes), over_nibbles = adapter_over(nibbles);
+  const std::vector<Token> prompt = int4_text(100);
+  constexpr Index most = 80;
+  const auto started = [](const Decoder<float>& decoder, const ModelAdapter<float>* adapter) {
+    auto session = decoder.start(Dense{}, {.max_tokens = 256});
+    session.use(adapter);
+    return session;
+  };
+  std::vector<Session<float>> targets, drafts;
+  std::vector<std::vector<Token>> alone, found(4), together(4);
+  std::mt19937_64 rng(1);
+  for (std::size_t i = 0; i < 4; ++i) {
+    const bool adapted = i % 2 == 1, four = i >= 2;
+    auto one = started(exact, adapted ? &over_exact : nullptr), target = started(exact, adapted ? &over_exact : nullptr);
+    const auto draft_of = [&] { return started(four ? nibbles : bytes, !adapted ? nullptr : four ? &over_nibbles : &over_bytes); };
+    alone.push_back(generate(one, prompt, {.max_tokens = most, .sampler = {.temperature = 0}}, rng));
+    auto draft = draft_of();
+    SpeculativeDecoder speculative(target, draft, {.draft_tokens = 4, .sampler = {.temperature = 0}});
+    speculative.prefill(prompt);
+    generate(speculative, {.max_tokens = most}, rng, [&](Token token) { found[i].push_back(token); });
+    CHECK(found[i] == alone[i]);
+    INFO((four ? 4 : 8) << " bits, accepted " << speculative.stats().acceptance_rate());
+    CHECK(speculative.stats().acceptance_rate() > (four ? 0.6 : 0.9));
+    targets.push_back(started(exact, adapted ? &over_exact : nullptr));
+    drafts.push_back(draft_of());
+  }
+  CHECK(alone[0] != alone[1]);
+  SpeculativeBatch<float> batch;
+  for (std::size_t i = 0; i < 4; ++i) {
+    batch.add(targets[i], drafts[i], {.draft_tokens = Index(2 + i), .sampler = {.temperature = 0}});
+    batch.prefill(Index(i), prompt);
+  }
+  while (batch.step([&](Index i, Token token) {
+    auto& text = together[static_cast<std::size_t>(i)];
+    text.push_back(token);
+    return Index(text.size()) < most;
+  })) {
+  }
+  CHECK(together == alone);
 }
 
 TEST_CASE("double decoders refuse int4 weights", "[model]") {
