@@ -336,8 +336,7 @@ class Bench {
   }
 
   template <KvStorage T> void decode_adapted(const Case& c, Index rank, const std::string& factors) {
-    const Index chunk = std::max<Index>(1, a_.tokens / 8), rounds = a_.tokens / chunk;
-    const std::vector<Token> tokens = random_tokens(1 + rounds * chunk, decoder_->vocab_size());
+    const std::vector<Token> tokens = random_tokens(1 + a_.tokens, decoder_->vocab_size());
     const Index coming = static_cast<Index>(tokens.size());
     const ModelAdapter<float> adapter = lora_of(*decoder_, rank, factors);
     const SessionOptions options{.max_prompt = 1, .max_tokens = coming, .max_generated = coming, .max_draft = 0, .executor = c.executor};
@@ -347,20 +346,14 @@ class Bench {
     PeakMemory::begin();
     Samples times, over;
     bool adapted_first = false;
-    for (Index first = 0; first < coming;
-         first += first == 0 ? 1 : chunk, adapted_first = !adapted_first) {  // the first token touches every buffer once
-      const Index n = first == 0 ? 1 : chunk;
-      const auto seconds_of_chunk = [&](auto& session) {
-        return seconds_of([&] {
-          for (Index t = 0; t < n; ++t) session.decode(tokens[static_cast<std::size_t>(first + t)]);
-        });
-      };
-      double without = adapted_first ? 0 : seconds_of_chunk(plain);
-      const double with = seconds_of_chunk(adapted);
-      if (adapted_first) without = seconds_of_chunk(plain);
+    for (std::size_t t = 0; t < tokens.size(); ++t, adapted_first = !adapted_first) {
+      const auto seconds_of_token = [&](auto& session) { return seconds_of([&] { session.decode(tokens[t]); }); };
+      double without = adapted_first ? 0 : seconds_of_token(plain);
+      const double with = seconds_of_token(adapted);
+      if (adapted_first) without = seconds_of_token(plain);
       if (plain.logits() != adapted.logits()) throw std::runtime_error("wrong result: an adapter with B = 0 changes logits");
-      if (first == 0) continue;
-      times.add(with / static_cast<double>(n));
+      if (t == 0) continue;  // it touches every buffer once
+      times.add(with);
       over.add(100 * (with / without - 1));
     }
     const double seconds = times.median(), bytes = weight_bytes_ + attended_bytes(plain), added = static_cast<double>(adapter.bytes());
