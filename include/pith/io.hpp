@@ -9,10 +9,11 @@
 #include <pith/io/image_recipe_json.hpp>   // reads preprocessor_config.json
 #include <pith/io/limits.hpp>              // limits on file sizes
 #include <pith/io/linear_file.hpp>         // loads one linear layer
+#include <pith/io/load.hpp>                // options of loading, what it returns, and its functions declared
 #include <pith/io/peft_adapter.hpp>        // load_adapter(folder, decoder), load_prefix(folder, decoder)
 #include <pith/io/peft_config.hpp>         // reads adapter_config.json
 #include <pith/io/peft_folder.hpp>         // reads an adapter folder
-#include <pith/io/peft_type.hpp>           // the kinds of adapter folder
+#include <pith/io/peft_type.hpp>           // the kinds of adapter folder, how factors are kept
 #include <pith/io/peft_writer.hpp>         // writes LoRA folders for PEFT
 #include <pith/io/safetensors.hpp>         // reads a safetensors file
 #include <pith/io/safetensors_writer.hpp>  // writes a safetensors file

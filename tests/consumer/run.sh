@@ -53,6 +53,15 @@ grep -q 'inc/one' "$work/placed/data/cmake/pith/pith-targets.cmake" || fail 'nam
 say 'named folders' ok
 
 configure_and_run find_package -DCMAKE_PREFIX_PATH="$work/elsewhere" -DPITH_EXPECTED="${version%.*}" -G "Unix Makefiles"
+if grep -qw avx2 /proc/cpuinfo 2>/dev/null; then
+  # shellcheck disable=SC2046
+  if "$cxx" -std=c++20 -DUSES_PREBUILT -I "$work/elsewhere/include" $(pkg-config --cflags eigen3) "$here/main.cpp" \
+    "$work/find_package/libpith_prebuilt_native.a" -pthread -o "$work/mixed" >"$work/log" 2>&1; then
+    fail prebuilt "links sources that are compiled for other instructions"
+  fi
+  grep -q 'the_same_instructions' "$work/log" || { cat "$work/log"; fail prebuilt "does not say what is wrong"; }
+  say 'prebuilt, mixed' 'refused by the linker'
+fi
 configure_and_run fetch_content -DPITH_SOURCE="$source" -G "Unix Makefiles"
 configure_and_run add_subdirectory -DPITH_SOURCE="$source" -G "Unix Makefiles"
 configure_and_run exported -DPITH_SOURCE="$source" -G "Unix Makefiles"

@@ -29,7 +29,10 @@ program() {  # name, budget in seconds, file
   read -r seconds memory < <(cost "$3")
   printf '   %-36s %5s s (budget %s s), %s MB\n' "$1" "$seconds" "$2" "$memory"
 }
+sed -e 's,<pith/io.hpp>,<pith/prebuilt.hpp>,' -e '/<pith\/pith.hpp>/d' -e '/<pith\/text.hpp>/d' "$work/readme.cpp" >"$work/prebuilt.cpp"
 program "README.md's program" 8 "$work/readme.cpp"
+program '- with pith/prebuilt.hpp' 8 "$work/prebuilt.cpp"
+program 'pith/prebuilt.cpp, once' 60 "$source/include/pith/prebuilt.cpp"
 program examples/your_own_policy.cpp 8 "$source/examples/your_own_policy.cpp"
 program examples/your_own_loop.cpp 3 "$source/examples/your_own_loop.cpp"
 

@@ -1,6 +1,7 @@
 #pragma once
 
-#include "../../examples/support/instances.hpp"
+#include <pith/io.hpp>
+#include <pith/prebuilt.hpp>
 
 // What many tests use besides, compiled once with the tests' PITH_ASSERT.
 namespace pith {

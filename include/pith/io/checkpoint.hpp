@@ -23,42 +23,15 @@
 #include <pith/io/detail/system_error.hpp>
 #include <pith/io/detail/weight_reader.hpp>
 #include <pith/io/generation_config.hpp>
+#include <pith/io/load.hpp>
 #include <pith/io/stored_module.hpp>
 #include <pith/model/config.hpp>
 #include <pith/model/decoder.hpp>
 #include <pith/model/weights.hpp>
 #include <pith/nn/bf16.hpp>
 
-// Loads an unconverted Hugging Face folder.
+// Loads an unconverted Hugging Face folder. LoadOptions and what a load returns: io/load.hpp.
 namespace pith { inline namespace v0 {
-
-/// Progress of a load, reported before each tensor and once at the end.
-struct LoadProgress {
-  Index tensors_done = 0, tensors_total = 0;
-  std::size_t bytes_done = 0, bytes_total = 0;
-  std::string_view tensor = {};  ///< the next tensor; empty at the end
-};
-
-struct LoadOptions {
-  WeightsLayout weights = WeightsLayout::packed;
-  Compute compute = Compute::exact;       ///< bf16: packed bfloat16 projections round what they multiply (Bf16Linear); float decoders only
-  std::string config = "config.json";     ///< the configuration's file name inside the folder
-  std::optional<bool> check_finite = {};  ///< refuse NaN and infinite weights; unset: yes, but not if mapped, which reads no data
-  std::function<bool(const LoadProgress&)> progress = {};  ///< returns false to cancel
-  ExecutorRef executor =
-      {};  ///< its workers check, round and pack; they also touch the memory first. The weights' bits do not depend on it
-};
-
-/// A loaded checkpoint: config and weights, from which a Decoder is made.
-template <class S = float> struct Checkpoint {
-  DecoderConfig config;
-  DecoderWeights<S> weights;
-  /// Contents of the folder that the model does not use, sorted, each worth a warning: tensors by name, anything else as
-  /// "file: what, and why".
-  std::vector<std::string> ignored;
-  /// How the folder stores each projection and the head, in order of use.
-  std::vector<StoredModule> modules;
-};
 
 namespace detail {
 
@@ -100,7 +73,7 @@ template <class Check> void check_config_file(const std::filesystem::path& path,
 /// Heap     packed: the weights in their own width, a tied table once as rows and once as panels; int8: one byte per weight; int4: 4.5
 ///          bits; codes that are widened: four bytes per weight
 /// Throws   FormatError naming file, tensor, expected and found; UnsupportedError for unsupported features; Cancelled
-template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::path& folder, const LoadOptions& options = {}) {
+template <class S> Checkpoint<S> load_checkpoint(const std::filesystem::path& folder, const LoadOptions& options) {
   Checkpoint<S> out;
   if constexpr (!std::is_same_v<S, float>)
     if (const std::string_view rounding = detail::rounding_name(options.weights); !rounding.empty())
@@ -146,7 +119,7 @@ template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::
 }
 
 /// load_checkpoint(), as a Decoder.
-template <class S = float> Decoder<S> load_decoder(const std::filesystem::path& folder, const LoadOptions& options = {}) {
+template <class S> Decoder<S> load_decoder(const std::filesystem::path& folder, const LoadOptions& options) {
   Checkpoint<S> checkpoint = load_checkpoint<S>(folder, options);
   return Decoder<S>(std::move(checkpoint.config), std::move(checkpoint.weights));
 }

@@ -4,6 +4,7 @@
 #include <string>
 
 #include <pith/core/check.hpp>
+#include <pith/io/load.hpp>
 #include <pith/io/safetensors.hpp>
 #include <pith/nn/linear.hpp>
 
@@ -12,7 +13,7 @@ namespace pith { inline namespace v0 {
 /// Loads one linear layer, such as a projector, from a safetensors file: `weight` [out, in] and, if present, `bias` [out].
 ///
 /// Throws   FormatError naming file and tensor if the weight is missing or shapes do not match
-template <class S = float> Linear<S> load_linear(const std::filesystem::path& path, const std::string& prefix = "") {
+template <class S> Linear<S> load_linear(const std::filesystem::path& path, const std::string& prefix) {
   const Safetensors file = Safetensors::map(path);
   const auto refuse = [&](const std::string& name, const std::string& why) {
     raise<FormatError>("pith::load_linear: ", detail::in_quotes(file.name()), ": tensor ", detail::in_quotes(name), " ", why);

@@ -9,6 +9,7 @@
 #include <pith/io/detail/adapter_binder.hpp>
 #include <pith/io/detail/peft_overlay.hpp>
 #include <pith/io/detail/text.hpp>
+#include <pith/io/load.hpp>
 #include <pith/io/peft_config.hpp>
 #include <pith/io/peft_folder.hpp>
 #include <pith/kv/prefix.hpp>
@@ -20,11 +21,6 @@
 
 // Loads PEFT adapter folders for a decoder.
 namespace pith { inline namespace v0 {
-
-/// How load_adapter() keeps what it reads.
-struct AdapterOptions {
-  FactorType factors = FactorType::as_stored;
-};
 
 /// The change that a module of a PEFT folder makes to one projection.
 ///
@@ -50,8 +46,7 @@ LinearAdapter<S> make_overlay(const PeftFolder& folder, std::string_view module,
 /// Throws   what PeftFolder throws; FormatError naming the module if folder and decoder do not match, or the tensor if a factor does not
 ///          fit bfloat16; UnsupportedError for FactorType::bf16 and a kind that has no factors
 template <class S> ModelAdapter<S> load_adapter(const PeftFolder& folder, const Decoder<S>& decoder, AdapterOptions options = {});
-template <class S>
-ModelAdapter<S> load_adapter(const std::filesystem::path& folder, const Decoder<S>& decoder, AdapterOptions options = {}) {
+template <class S> ModelAdapter<S> load_adapter(const std::filesystem::path& folder, const Decoder<S>& decoder, AdapterOptions options) {
   return load_adapter(PeftFolder(folder), decoder, options);
 }
 
@@ -60,7 +55,7 @@ ModelAdapter<S> load_adapter(const std::filesystem::path& folder, const Decoder<
 ///
 /// Throws   as load_adapter()
 template <KvStorage T = float> KvPrefix load_prefix(const PeftFolder& folder, const Decoder<arithmetic_t<T>>& decoder);
-template <KvStorage T = float> KvPrefix load_prefix(const std::filesystem::path& folder, const Decoder<arithmetic_t<T>>& decoder) {
+template <KvStorage T> KvPrefix load_prefix(const std::filesystem::path& folder, const Decoder<arithmetic_t<T>>& decoder) {
   return load_prefix<T>(PeftFolder(folder), decoder);
 }
 

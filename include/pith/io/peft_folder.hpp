@@ -23,18 +23,11 @@
 #include <pith/io/detail/tensor_values.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/peft_config.hpp>
+#include <pith/io/peft_type.hpp>
 #include <pith/io/safetensors.hpp>
 
 // Opens and checks an adapter folder as PEFT saves it.
 namespace pith { inline namespace v0 {
-
-/// How A and B of LoRA and AdaLoRA are kept on projections and the head. Products are the same bits either way: bfloat16 is widened in
-/// registers.
-enum class FactorType : std::uint8_t {
-  as_stored,  ///< in bfloat16 where the folder has both so, else in the decoder's scalar
-  wide,       ///< in the decoder's scalar
-  bf16,       ///< in bfloat16, rounded to nearest where the folder has them wider: half of what they cost to read, 8 bits of precision
-};
 
 /// One module of a PEFT folder: y = x Wᵀ + ((x downᵀ) ∘ gain) upᵀ, and its other trained parts.
 template <class S = float> struct PeftModule {

@@ -21,19 +21,11 @@
 #include <pith/io/detail/vision_plan.hpp>
 #include <pith/io/detail/vision_reader.hpp>
 #include <pith/io/image_recipe_json.hpp>
+#include <pith/io/load.hpp>
 #include <pith/vision/vision_model.hpp>
 
 // Loads the vision half of an unconverted Hugging Face folder, beside load_decoder().
 namespace pith { inline namespace v0 {
-
-/// Options of load_vision().
-struct VisionLoadOptions {
-  WeightsLayout weights = WeightsLayout::packed;
-  std::string config = "config.json";  ///< the configuration's file name inside the folder
-  std::string recipe = {};             ///< the processor's; empty: preprocessor_config.json, else processor_config.json
-  bool check_finite = true;            ///< refuse NaN and infinite weights
-  ExecutorRef executor = serial;       ///< its workers check, round and pack weights
-};
 
 namespace detail {
 
@@ -56,7 +48,7 @@ inline std::filesystem::path recipe_in(const std::filesystem::path& folder, cons
 ///
 /// Cost     one pass over the weights when packed or int8
 /// Throws   FormatError naming file, tensor or key, expected and found; UnsupportedError for other towers and models, by name
-template <class S = float> Vision<S> load_vision(const std::filesystem::path& folder, const VisionLoadOptions& options = {}) {
+template <class S> Vision<S> load_vision(const std::filesystem::path& folder, const VisionLoadOptions& options) {
   if constexpr (!std::is_same_v<S, float>)
     if (const std::string_view rounded = detail::rounding_name(options.weights); !rounded.empty())
       raise<UnsupportedError>("pith::load_vision: ", rounded,

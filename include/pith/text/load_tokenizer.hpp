@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include <pith/text/detail/tokenizer_folder.hpp>
+#include <pith/text/load.hpp>
 #include <pith/text/tokenizer.hpp>
 
 namespace pith { inline namespace v0 {
@@ -15,6 +16,6 @@ namespace pith { inline namespace v0 {
 ///
 /// Heap     twice the tables; the file is not held as a JSON tree
 /// Throws   FormatError naming file, place, found and expected; UnsupportedError naming the unsupported feature
-inline Tokenizer load_tokenizer(const std::filesystem::path& folder) { return Tokenizer(detail::read_tokenizer_folder(folder)); }
+template <class> Tokenizer load_tokenizer(const std::filesystem::path& folder) { return Tokenizer(detail::read_tokenizer_folder(folder)); }
 
 }}  // namespace pith::v0
