@@ -98,7 +98,26 @@ void add_configs(Seeds seeds) {
        R"({"model_type":"mistral3","text_config":{"num_hidden_layers":1},"quantization_config":{"quant_method":"fp8","fmt":"e4m3",)"
        R"("activation_scheme":"static","weight_block_size":null,"ignored_layers":["lm_head"]}})",
        R"({"model_type":"qwen2","num_hidden_layers":1,"quantization_config":{"quant_method":"bitsandbytes","load_in_4bit":true,)"
-       R"("bnb_4bit_quant_type":"nf4","llm_int8_skip_modules":null}})"})
+       R"("bnb_4bit_quant_type":"nf4","llm_int8_skip_modules":null}})",
+       R"({"model_type":"llava","image_token_index":77,"vision_feature_layer":[-2,1],"vision_feature_select_strategy":"full",)"
+       R"("projector_hidden_act":"gelu","multimodal_projector_bias":false,"vision_config":{"model_type":"clip_vision_model","hidden_size":8,)"
+       R"("intermediate_size":12,"num_hidden_layers":2,"num_attention_heads":2,"image_size":12,"patch_size":3,"layer_norm_eps":1e-5}})"
+       "\n=== preprocessor_config.json\n"
+       R"({"image_processor_type":"CLIPImageProcessor","size":{"shortest_edge":12},"crop_size":{"height":12,"width":12},"resample":3,)"
+       R"("do_center_crop":true,"image_mean":[0.5,0.4,0.3],"image_std":[0.2,0.3,0.4],"rescale_factor":0.004,"do_pad":false})",
+       R"({"model_type":"llava_onevision","vision_aspect_ratio":"anyres_max_4","vision_config":{"image_size":12,"patch_size":4}})"
+       "\n=== preprocessor_config.json\n"
+       R"({"image_processor_type":"LlavaOnevisionImageProcessorFast","size":{"height":12,"width":12},"image_grid_pinpoints":[[12,12],[12,24]]})",
+       R"({"model_type":"smolvlm","scale_factor":2,"image_token_id":9,"vision_config":{"image_size":16,"patch_size":4,"hidden_act":"gelu"}})"
+       "\n=== preprocessor_config.json\n"
+       R"({"image_processor_type":"SmolVLMImageProcessor","size":{"longest_edge":32},"max_image_size":{"longest_edge":16},"resample":1})",
+       R"({"model_type":"gemma3","mm_tokens_per_image":4,"text_config":{"num_hidden_layers":1},"vision_config":{"image_size":16,"patch_size":4}})"
+       "\n=== preprocessor_config.json\n"
+       R"({"image_processor":{"image_processor_type":"Gemma3ImageProcessor","size":{"height":16,"width":16},"do_pan_and_scan":true,)"
+       R"("pan_and_scan_min_crop_size":2,"pan_and_scan_max_num_crops":3,"pan_and_scan_min_ratio_to_activate":1.1}})",
+       R"({"model_type":"paligemma","vision_config":{"num_hidden_layers":1,"image_size":16,"patch_size":4,"num_channels":3}})"
+       "\n=== preprocessor_config.json\n"
+       R"({"image_processor_type":"SiglipImageProcessor","size":16,"do_rescale":false,"do_normalize":false,"resample":2})"})
     seeds.add(text);
 }
 
