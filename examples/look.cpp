@@ -33,7 +33,8 @@ constexpr const char* usage = R"(look [FOLDER IMAGE [QUESTION]] [OPTIONS]
 FOLDER is a Hugging Face folder of LLaVA, LLaVA-OneVision, SmolVLM, Idefics 3, Gemma 3 or PaliGemma, IMAGE a PNG, JPEG or PPM. Without them the
 model and a picture that ship with pith are asked.
 
-  --reduce NAME:ROWS   before the prompt: tome, prumerge, visionzip or divprune leaves so many rows of the picture         [all]
+  --reduce NAME:ROWS   before the prompt: tome, tome-tower (inside the tower), prumerge, prumerge+, visionzip or divprune
+                       leaves so many rows of the picture                                                                  [all]
   --fastv LAYERS:ROWS  in the prompt: behind so many layers, the rows that its last token looks at most                    [off]
   --cache NAME:ROWS    behind the prompt: text-prior or csp leaves so many rows of the prompt in each head                 [all]
   --merge NAME         what becomes of the cache's other rows: drop, averaged, pivotal, weighted, ...                      [drop]
@@ -260,11 +261,12 @@ void look(example::CommandLine& line) {
   const double preparing = since(start);
   start = std::chrono::steady_clock::now();
   Workspace ws(vision.workspace_bytes(threads), pool);
-  const ImageFeatures<float> seen = vision.look(tiles, ws, towerless ? TapOptions{} : taps_for(reduction));
+  const ReduceOptions reduced{.keep = std::max<Index>(1, reduce.rows), .by_rows = towerless};
+  if (towerless && reduction == ImageReduction::tome_tower) throw example::UsageError("tome-tower needs a tower, and this model has none");
+  const ImageFeatures<float> seen = vision.look(tiles, ws, towerless ? TapOptions{} : taps_for(reduction, vision, tiles, reduced));
   const double tower = since(start);
   start = std::chrono::steady_clock::now();
-  const std::vector<ImageRows<float>> images{
-      reduce_image(vision, tiles, seen, reduction, {.keep = std::max<Index>(1, reduce.rows), .by_rows = towerless}, ws)};
+  const std::vector<ImageRows<float>> images{reduce_image(vision, tiles, seen, reduction, reduced, ws)};
   const double reducing = since(start);
   const ImageRows<float>& rows = images.front();
 
