@@ -235,14 +235,18 @@ template <pith::KvStorage T> void call_twins(Reader& in) {
 
 void run_cache(Bytes bytes) {
   Reader in(bytes);
-  switch (in.below(4)) {
+  switch (in.below(6)) {
     case 0:
     case 1:
       return replay(in);
     case 2:
       return call_twins<float>(in);
-    default:
+    case 3:
       return call_twins<pith::Q8>(in);
+    case 4:
+      return call_twins<pith::Kv<pith::Q8, pith::Rotated<pith::Q4>>>(in);
+    default:
+      return call_twins<pith::Rotated<pith::Q4>>(in);
   }
 }
 
