@@ -9,4 +9,5 @@
 #include <pith/attention/reads.hpp>         // how many rows attend() read
 #include <pith/attention/rope.hpp>          // rotary position embeddings
 #include <pith/attention/rope_options.hpp>  // their kinds, and their scaling for long texts
+#include <pith/attention/scout.hpp>         // 8-bit copies of keys that bound their logits
 #include <pith/attention/shape.hpp>         // heads, kv heads, head_dim

@@ -1,15 +1,19 @@
-// Replays what <golden>/kv_reading holds of rotated 4-bit rows: rows, bytes and attention by two derivations of their own.
+// Replays what <golden>/kv_reading holds of rotated 4-bit rows and of certified reading: rows, bytes and attention by two derivations of
+// their own.
 //
 // A case that nobody replays fails, and so does a tensor that nobody reads.
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <filesystem>
+#include <numeric>
 #include <string>
 #include <vector>
 
 #include <pith/attention/attend.hpp>
 #include <pith/attention/detail/stored_rows.hpp>
+#include <pith/attention/scout.hpp>
 
 #include "golden/support/golden_file.hpp"
 #include "support/catch.hpp"
@@ -75,20 +79,93 @@ void rotated_rows(Golden& golden) {
         "out_exact_k");
 }
 
+std::vector<double> certified_row(Golden& golden, const std::string& name, std::initializer_list<Index> at) {
+  const Tensor tensor = golden.get(name);
+  if (tensor.ids.empty()) return {tensor.row(at).begin(), tensor.row(at).end()};
+  return {tensor.id_row(at).begin(), tensor.id_row(at).end()};
+}
+
+/// Bounds from scout codes, and attention that reads what they cannot exclude. The file's rule is the greedy one; floors of 2^(1/16) and
+/// a denominator from below read a few rows more.
+void certified_rows(Golden& golden) {
+  const Matrix<float> k = rows_of_reading(golden.get("k")), v = rows_of_reading(golden.get("v")), q = rows_of_reading(golden.get("q"));
+  const Index n = k.rows(), d = k.cols(), queries = q.rows(), bytes = scout_row_bytes(d);
+  const std::vector<double> mass = certified_row(golden, "log_mass", {}), theirs = certified_row(golden, "residual_norm", {});
+  const std::vector<float> masses(mass.begin(), mass.end());
+  std::vector<std::byte> scouts(static_cast<std::size_t>(n * bytes));
+  std::vector<float> decoded(static_cast<std::size_t>(d));
+  Matrix<double> mid(queries, n), margin(1, n);
+  for (Index r = 0; r < n; ++r) {
+    std::byte* const row = scouts.data() + r * bytes;
+    scout_encode(k.row(r).data(), d, row);
+    const std::vector<double> codes = certified_row(golden, "codes", {r});
+    const std::vector<double> scale = certified_row(golden, "scale", {r});
+    q8_decode(row, d, decoded.data());
+    for (Index i = 0; i < d; ++i)
+      CHECK(static_cast<double>(decoded[std::size_t(i)]) == codes[std::size_t(i)] * scale[std::size_t(i / q8_block)]);
+    half stored;
+    std::memcpy(&stored, row + q8_row_bytes(d), sizeof(half));
+    margin(0, r) = static_cast<double>(static_cast<float>(stored));
+    CHECK(margin(0, r) >= theirs[std::size_t(r)]);
+    CHECK(margin(0, r) <= 1.004 * theirs[std::size_t(r)] + 0x1p-16 * k.row(r).cast<double>().norm());  // and what sums in float lose
+    for (Index t = 0; t < queries; ++t) {
+      mid(t, r) = mass[std::size_t(r)];
+      for (Index i = 0; i < d; ++i)
+        mid(t, r) += static_cast<double>(q(t, i)) * static_cast<double>(decoded[std::size_t(i)]) / std::sqrt(static_cast<double>(d));
+    }
+  }
+  const std::vector<KvRun<float>> runs{
+      {.keys = k.data(), .values = v.data(), .rows = n, .stride = d, .log_mass = masses.data(), .scouts = scouts.data()}};
+  const double largest = v.cast<double>().rowwise().norm().maxCoeff();
+  for (Index t = 0; t < queries; ++t) {
+    const std::vector<double> their_mid = certified_row(golden, "mid", {t}), delta = certified_row(golden, "delta", {t}),
+                              logit = certified_row(golden, "logit", {t});
+    const double norm = q.row(t).cast<double>().norm() / std::sqrt(static_cast<double>(d));
+    for (Index r = 0; r < n; ++r) {
+      CHECK(std::abs(mid(t, r) - their_mid[std::size_t(r)]) <= 1e-5);
+      CHECK(std::abs(mid(t, r) - logit[std::size_t(r)]) <= norm * margin(0, r));
+      CHECK(norm * margin(0, r) >= delta[std::size_t(r)] - 1e-5);
+    }
+  }
+  const auto attended = [&](Index t, double share, AttentionReads* reads) {
+    Workspace ws(attend_workspace_bytes<float>({1, 1, d}, n, 1, 1));
+    Matrix<float> out(1, d);
+    attend(q.row(t), KvView<float>{{1, 1, d}, static_cast<Position>(n), runs}, out, ws, {},
+           {.first_query = 0, .skip_below = static_cast<float>(share), .reads = reads});
+    return out;
+  };
+  for (Index t = 0; t < queries; ++t) {
+    CHECK(distance(attended(t, 0, nullptr).row(0), certified_row(golden, "out", {t})) <= 1e-5);
+    for (const std::string eps : {"0.3", "0.1", "0.01"}) {
+      const std::vector<double> read = certified_row(golden, "read_" + eps, {t});
+      const double greedy = std::accumulate(read.begin(), read.end(), 0.0), share = std::stod(eps);
+      AttentionReads reads;
+      const Matrix<float> out = attended(t, share, &reads);
+      CHECK(static_cast<double>(reads.keys) >= greedy * .8 - 1);
+      CHECK(static_cast<double>(reads.keys) <= greedy * 1.3 + 2);
+      CHECK(distance(out.row(0), certified_row(golden, "out_" + eps, {t})) <= 4 * share * largest);
+      CHECK(distance(out.row(0), certified_row(golden, "out", {t})) <= 2 * share * largest);
+    }
+  }
+}
+
 }  // namespace
 
-TEST_CASE("golden.kv_reading: rotated rows in four bits", "[golden]") {
+TEST_CASE("golden.kv_reading: rotated rows in four bits, certified rows", "[golden]") {
   int replayed_rows = 0;
   REQUIRE(fs::is_directory(golden_folder("kv_reading")));
   for (const auto& entry : fs::directory_iterator(golden_folder("kv_reading"))) {
     if (entry.path().extension() == ".md") continue;
     INFO(entry.path().string());
     Golden golden(entry.path());
-    if (golden.word("case") != "rotated q4_1 rows") {
+    if (golden.word("case") == "rotated q4_1 rows") {
+      rotated_rows(golden);
+    } else if (golden.word("case") == "certified rows, q8_0 codes, residual norm rounded up to half") {
+      certified_rows(golden);
+    } else {
       FAIL_CHECK("nobody replays the case " << golden.word("case"));
       continue;
     }
-    rotated_rows(golden);
     golden.done();
     ++replayed_rows;
   }

@@ -92,7 +92,7 @@ template <class T> class KvReplay {
 
   explicit KvReplay(const KvCase& c)
       : rope_(c.rope),
-        cache_(c.shape, policy_of(c), c.options, pith::make_merge<float>(c.merge)),
+        cache_(c.shape, policy_of(c), scouting(c.options), pith::make_merge<float>(c.merge)),
         oracle_({c.policy, c.rows, c.shape, c.options, cache_.policy().facts(c.shape), cache_.capacity(), as_stored<T>, rope_.get(),
                  pith::make_merge<double>(c.merge)}),
         seen_(snapshot_of(cache_)) {}
@@ -162,6 +162,25 @@ template <class T> class KvReplay {
         break;
     }
     oracle_.check(seen_);
+    check_scouts();
+  }
+
+  /// Number types get scout codes, which must be those of the keys wherever these came from.
+  static pith::KvCacheOptions scouting(pith::KvCacheOptions options) {
+    options.scout_keys = std::is_same_v<T, float>;
+    return options;
+  }
+  void check_scouts() const {
+    if constexpr (std::is_same_v<T, float>) {
+      const Index dim = cache_.shape().head_dim;
+      std::vector<std::byte> codes(static_cast<std::size_t>(pith::scout_row_bytes(dim)));
+      const pith::KvView<T> view = cache_.view();
+      for (const pith::KvRun<T>& run : view.runs)
+        for (Index r = 0; run.scouts != nullptr && r < run.rows; ++r) {
+          pith::scout_encode(run.keys + r * run.stride, dim, codes.data());
+          demand(std::equal(codes.begin(), codes.end(), run.scouts + r * pith::scout_row_bytes(dim)), "scout codes move with their rows");
+        }
+    }
   }
 
   void append(const KvOperation& operation) {

@@ -33,9 +33,10 @@ template <class S> struct AttendOptions {
   Index observe_last = -1;         ///< number of last queries shown to the observer; -1: all
   /// [tokens] the newest position that each query sees, at least its own; empty: its own. Image tokens may see each other this way.
   std::span<const Position> sight = {};
-  /// Values of the rows whose weights sum to at most this share of a query's softmax are not read; 0: all are. See attend().
+  /// Rows whose weights sum to at most this share of a query's softmax are not read: their values, and with KvRun::scouts their keys. 0:
+  /// all are. See attend().
   S skip_below = 0;
-  AttentionReads* reads = nullptr;  ///< is told how many rows there were and how many values were read; nullptr: nobody asks
+  AttentionReads* reads = nullptr;  ///< is told how many rows there were and how many were read; nullptr: nobody asks
 };
 
 /// Attention weights of the queries of one tile in one kv head: valid until the observer returns.
@@ -145,7 +146,12 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
 ///
 /// where out_U is the average of the values of U by their weights: out = (1 - w_U) out_S + w_U out_U. Keys are read, so weights are exact
 /// and no other error enters but that of summing in another order. It saves time where weights spread and rows are many: thousands, with
-/// logits of deviation 3 or more. Observers are shown the weights of all rows, as without it.
+/// logits of deviation 4 or more where heads of a group look at different rows. Observers are shown the weights of all rows, as without it.
+///
+/// Runs with scout codes (KvRun::scouts) leave keys unread as well. Codes bound every score, lo_r <= x_r <= hi_r (scout_encode()), and U is
+/// the largest set of lightest hi with Σ_U e^hi <= ε (n + Σ e^lo), which has w_U <= ε, since n + Σ exp(x) is at least n + Σ e^lo: the same
+/// bound of the output holds. Scores of S are computed from their keys. Rounding: bounds are widened by what sums in float lose, the
+/// comparison is stricter by 2^-12, more than exponentials and their sums are off. Observers are shown 0 for U.
 ///
 /// Shapes   q [tokens, num_heads*head_dim] (already rotated) · view rows [size(h), head_dim] per kv head
 ///          out [tokens, num_heads*head_dim]

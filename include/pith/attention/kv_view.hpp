@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <span>
 
 #include <pith/attention/kv_storage.hpp>
@@ -20,6 +21,8 @@ template <class T> struct KvRun {
   const float* log_mass = nullptr;      ///< [rows] added to the logit; nullptr: all 0; -inf hides a row
   Index sinks = 0;                      ///< number of first rows that AttendOptions::q_sinks reads
   Index value_stride = 0;               ///< units of T from one row of values to the next; 0: stride
+  /// [rows] scout codes of the keys, scout_row_bytes(head_dim) each; nullptr: none. Of number types with float arithmetic alone.
+  const std::byte* scouts = nullptr;
 
   Index steps_of_values() const { return value_stride == 0 ? stride : value_stride; }
 };

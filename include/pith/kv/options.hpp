@@ -19,6 +19,7 @@ struct KvCacheOptions {
   bool keep_masses = false;       ///< a merged row counts as all its tokens: attention adds the logarithm of their number to its logit
   ExecutorRef executor = serial;  ///< threads for merging; must outlive the cache
   double skip_below = 0;          ///< sessions and attend(q, cache) pass it on to attention: AttendOptions::skip_below
+  bool scout_keys = false;        ///< under skip_below, decoding reads only keys that 8-bit copies beside them cannot exclude; see attend()
   KvPrefix prefix = {};           ///< rows before the first token, shared with other caches
   Index layer = 0;                ///< index of this cache's layer in the prefix
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include <pith/attention/kv_view.hpp>
+#include <pith/attention/scout.hpp>
 #include <pith/core/check.hpp>
 #include <pith/core/fingerprint.hpp>
 #include <pith/core/types.hpp>
@@ -26,6 +28,7 @@ template <KvStorage T> struct KvPrefixLayer {
   std::vector<T> keys, values;       ///< [rows of all heads][head_dim], codes in bytes
   std::vector<Position> positions;   ///< [rows of all heads]; empty: visible to every query (a learned prefix)
   std::vector<float> log_mass = {};  ///< [rows of all heads] added to each row's logit; empty: all 0
+  bool scouts = false;               ///< scout codes of the keys are kept beside them, for caches with scout_keys
 };
 
 /// Keys and values that stand before every conversation: a system prompt that was read once (Session::freeze()), or a learned prefix. A
@@ -69,6 +72,7 @@ class KvPrefix {
   /// The rows of one head as a run for attention; call check<T>() first.
   template <KvStorage T> KvRun<T> run(Index layer, Index kv_head) const {
     const KvPrefixLayer<T>& rows = layers<T>()[static_cast<std::size_t>(layer)];
+    const std::vector<std::byte>& scouts = static_cast<const Typed<T>&>(*data_).scouts[static_cast<std::size_t>(layer)];
     Index first = 0;
     for (Index h = 0; h < kv_head; ++h) first += rows.sizes[static_cast<std::size_t>(h)];
     const Index stride = detail::key_units<T>(data_->shape.head_dim), value_stride = detail::value_units<T>(data_->shape.head_dim);
@@ -78,7 +82,8 @@ class KvPrefix {
             .stride = stride,
             .positions = rows.positions.empty() ? nullptr : rows.positions.data() + first,
             .log_mass = rows.log_mass.empty() ? nullptr : rows.log_mass.data() + first,
-            .value_stride = value_stride};
+            .value_stride = value_stride,
+            .scouts = scouts.empty() ? nullptr : scouts.data() + first * scout_row_bytes(data_->shape.head_dim)};
   }
 
  private:
@@ -112,9 +117,27 @@ class KvPrefix {
         take_in(layer.values);
         take_in(layer.positions);
         take_in(layer.log_mass);
+        scouts.push_back(scouts_of(layer));
+        this->bytes += scouts.back().size();
         this->learned = this->learned && layer.positions.empty();
       }
       this->fingerprint = f.value();
+    }
+
+    std::vector<std::byte> scouts_of(const KvPrefixLayer<T>& layer) const {
+      using Key = typename detail::KvParts<T>::Key;
+      std::vector<std::byte> codes;
+      if constexpr (PlainStorage<detail::coded_t<Key>> && std::same_as<arithmetic_t<T>, float>) {
+        if (!layer.scouts) return codes;
+        const Index dim = this->shape.head_dim, units = detail::key_units<T>(dim), width = scout_row_bytes(dim);
+        const Index count = static_cast<Index>(layer.keys.size()) / units;
+        codes.resize(static_cast<std::size_t>(count * width));
+        for (Index r = 0; r < count; ++r)
+          scout_encode(reinterpret_cast<const detail::coded_t<Key>*>(layer.keys.data() + r * units), dim, codes.data() + r * width);
+      } else if (layer.scouts) {
+        raise<UnsupportedError>("pith::KvPrefix: scouts of keys that are stored as codes or doubles");
+      }
+      return codes;
     }
 
     void check_layer(const KvPrefixLayer<T>& layer) {
@@ -143,6 +166,7 @@ class KvPrefix {
     }
 
     std::vector<KvPrefixLayer<T>> layers;
+    std::vector<std::vector<std::byte>> scouts;  ///< [layers], empty where there are none
   };
 
   template <KvStorage T> const std::vector<KvPrefixLayer<T>>& layers() const { return static_cast<const Typed<T>&>(*data_).layers; }
@@ -164,6 +188,7 @@ template <KvStorage T> KvPrefixLayer<T> frozen(const KvView<T>& view) {
       if (run.rows > 0 && run.positions == nullptr)
         raise<StateError>("pith::KvCache: rows behind a learned prefix cannot be frozen: it has no positions");
       layer.sizes.back() += run.rows;
+      layer.scouts = layer.scouts || run.scouts != nullptr;
       layer.positions.insert(layer.positions.end(), run.positions, run.positions + run.rows);
       if (masses && run.log_mass != nullptr) {
         layer.log_mass.insert(layer.log_mass.end(), run.log_mass, run.log_mass + run.rows);

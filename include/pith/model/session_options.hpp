@@ -29,6 +29,7 @@ struct SessionOptions {
   Index text_length = 0;          ///< longrope models: the longest text the session will read, if its first prompt does not show it
   bool keep_masses = false;       ///< merged rows count as several tokens in attention (KvCacheOptions::keep_masses)
   double skip_below = 0;          ///< values whose weights sum to at most this share of a softmax are not read (AttendOptions); 0: all are
+  bool scout_keys = false;        ///< keys are not read either where 8-bit copies exclude them (KvCacheOptions::scout_keys)
   KvPrefix prefix = {};           ///< rows every layer starts with: freeze() of a session, or a learned prefix
   ExecutorRef executor = serial;  ///< threads to use; must outlive the session
 

@@ -76,6 +76,21 @@ template <class T, int Q> struct ScoreKernel {
       store(sum, score + r, score_stride, (std::min<Index>)(rows_together, rows.count - r));
     }
   }
+  static void run(const S* query, Index padded, const PickedRows<T>& rows, S* score, Index score_stride) {
+    for (Index r = 0; r < rows.count; r += rows_together) {
+      const T* row[std::size_t(rows_together)];
+      for (int i = 0; i < rows_together; ++i) {
+        const Index j = (std::min)(r + i, rows.count - 1);
+        row[i] = rows.row(j);
+        rows.fetch_behind(j, 0, RowLayout<T>::unit(padded));
+      }
+      Packet sum[std::size_t(sums)];
+#pragma GCC unroll 16
+      for (int i = 0; i < sums; ++i) sum[i] = V::zero();
+      add_in_order(query, padded, {rows.first, rows.stride, rows.count, nullptr}, row, sum);
+      store(sum, score + r, score_stride, (std::min<Index>)(rows_together, rows.count - r));
+    }
+  }
 
  private:
   /// Whether rows are read one after the other.

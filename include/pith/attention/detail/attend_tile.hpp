@@ -5,6 +5,7 @@
 #include <span>
 #include <type_traits>
 
+#include <pith/attention/detail/scouted_keys.hpp>
 #include <pith/attention/detail/skipped_values.hpp>
 #include <pith/attention/detail/tile_rows.hpp>
 #include <pith/attention/kv_view.hpp>
@@ -45,11 +46,12 @@ template <class T> class AttendTile : TileRows<T> {
   void run(const T* next) {
     this->next_ = next;
     this->reads_ = {};
-    this->score_all();
+    const bool scouts = score();
     for (Index l = 0; l < lanes(); ++l) this->settle_top(l);
     std::fill_n(at(m_.sums), lanes() * m_.padded, S(0));
     std::fill_n(at(m_.mass), lanes() * attention_block, S(0));
     std::fill_n(this->floors(), lanes(), WeightFloor<S>().least);
+    if (scouts) return SkippedValues<T>(*this).run_scouted();
     if (numbers_.skip_below > 0) return SkippedValues<T>(*this).run();
     this->for_seen_blocks([this](const KvRun<T>& run, Index row, Index count, Index block, const QueryRange& seen) {
       this->reads_.rows += count;
@@ -105,6 +107,17 @@ template <class T> class AttendTile : TileRows<T> {
   }
 
  private:
+  /// Returns whether scout codes chose what to score.
+  bool score() {
+    if constexpr (ScoutedKeys<T>::possible)
+      if (ScoutedKeys<T>::wanted(*this)) {
+        ScoutedKeys<T>(*this).score();
+        return true;
+      }
+    this->score_all();
+    return false;
+  }
+
   void scale_queries(const S* q, Index stride, S* to) const {
     const S scale = numbers_.scale > 0 ? numbers_.scale : S(1) / std::sqrt(static_cast<S>(m_.head_dim));
     for (Index l = 0; l < lanes(); ++l) {

@@ -1,11 +1,9 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
-#include <bit>
-#include <cstddef>
 #include <cstdint>
 
+#include <pith/attention/detail/picked_rows.hpp>
 #include <pith/attention/detail/tile_rows.hpp>
 #include <pith/attention/detail/weight_floor.hpp>
 
@@ -35,54 +33,35 @@ template <class T> class SkippedValues {
     read();
   }
 
+  /// The same for scores of -inf where a lane does not read (ScoutedKeys).
+  void run_scouted() {
+    weigh();
+    for (Index l = 0; l < tile_.lanes(); ++l) tile_.add_masses(l);
+    read();
+  }
+
   /// Sums the values of all rows that are not below the floor of some lane.
   void read() {
-    pick();
-    if (picked_ > tile_.reads_.rows - tile_.reads_.rows / 8) {
+    const RowPicks<T> picks(tile_);
+    tile_.reads_.rows += picks.of();
+    if (picks.most()) {
       read_blocks();
     } else {
       Index first = 0, place = 0;
-      for (std::size_t r = 0; r < tile_.runs_.size(); ++r) {
-        read_picked(tile_.runs_[r], tile_.picked() + first, ends_[r] - first, place);
-        place += Tile::blocks_of(tile_.runs_[r]) * attention_block;
-        first = ends_[r];
+      for (const KvRun<T>& run : tile_.runs_) {
+        read_picked(run, tile_.picked() + first, picks.end_of(run) - first, place);
+        place += Tile::blocks_of(run) * attention_block;
+        first = picks.end_of(run);
       }
-      tile_.reads_.values += picked_;
+      tile_.reads_.values += picks.count();
     }
     for (Index l = 0; l < tile_.lanes(); ++l) tile_.check_sums(l);
   }
 
  private:
   void weigh() {
-    tile_.for_blocks([this](const KvRun<T>&, Index, Index, Index block) {
-      const QueryRange seen = tile_.queries_that_see()[block];
-      for (Index l = 0; l < tile_.lanes(); ++l) {
-        if (l >= seen.begin * tile_.group_ && l < seen.end * tile_.group_) {
-          tile_.weigh(l, block);
-        } else {
-          std::fill_n(tile_.weight(l, block), attention_block, S(0));
-        }
-      }
-    });
-  }
-
-  /// Lists the rows that some lane reads, run by run.
-  void pick() {
-    Index count = 0;
-    std::size_t r = 0;
-    tile_.for_blocks([&](const KvRun<T>& run, Index row, Index rows, Index block) {
-      for (; &run != &tile_.runs_[r]; ++r) ends_[r] = count;
-      const QueryRange seen = tile_.queries_that_see()[block];
-      if (seen.begin == seen.end) return;
-      tile_.reads_.rows += rows;
-      std::uint32_t bits = 0;
-      for (Index l = seen.begin * tile_.group_; l < seen.end * tile_.group_; ++l)
-        bits |= rows_at_least(tile_.weight(l, block), tile_.floors()[l]);
-      if (rows < attention_block) bits &= (std::uint32_t(1) << rows) - 1;
-      count += list_rows(bits, static_cast<std::uint32_t>(row), tile_.picked() + count);
-    });
-    for (; r < tile_.runs_.size(); ++r) ends_[r] = count;
-    picked_ = count;
+    tile_.for_blocks(
+        [this](const KvRun<T>&, Index, Index, Index block) { tile_.for_lanes(block, [&](Index l) { tile_.weigh(l, block); }); });
   }
 
   /// In place, block by block: what a lane does not read has weight 0.
@@ -137,8 +116,6 @@ template <class T> class SkippedValues {
   }
 
   Tile& tile_;
-  std::array<Index, 3> ends_{};  ///< numbers listed when each run ends
-  Index picked_ = 0;
 };
 
 }}}  // namespace pith::v0::detail

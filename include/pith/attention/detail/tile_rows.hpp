@@ -53,6 +53,7 @@ template <class T> struct TileRows {
 
   static const Key* key_at(const KvRun<T>& run, Index r) { return reinterpret_cast<const Key*>(key_of(run, r)); }
   static const Value* value_at(const KvRun<T>& run, Index r) { return reinterpret_cast<const Value*>(value_of(run, r)); }
+  static Index key_stride(const KvRun<T>& run) { return run.stride * Index(sizeof(T)) / Index(sizeof(Key)); }
   static Index value_stride(const KvRun<T>& run) { return run.steps_of_values() * Index(sizeof(T)) / Index(sizeof(Value)); }
 
   Index all_blocks() const {
@@ -76,14 +77,33 @@ template <class T> struct TileRows {
     });
   }
 
-  /// Scores of every row, for the lanes that see it.
-  void score_all() {
-    start_scores();
+  /// Calls f(lane) for the lanes that see a block, and makes the weights of the others 0.
+  template <class F> void for_lanes(Index block, F&& f) const {
+    const QueryRange seen = queries_that_see()[block];
+    for (Index l = 0; l < lanes(); ++l) {
+      if (l >= seen.begin * group_ && l < seen.end * group_) {
+        f(l);
+      } else {
+        std::fill_n(weight(l, block), attention_block, S(0));
+      }
+    }
+  }
+
+  /// Calls f(run, row, count, block, visible rows, queries that see) for the blocks that some query sees, and notes which ones see others.
+  template <class F> void for_visible_blocks(F&& f) {
     for_blocks([&](const KvRun<T>& run, Index row, Index count, Index block) {
       const VisibleRows<T> visible(run, row, count, first_, sight_, limits_);
       const QueryRange seen = visible.queries_that_see(tokens_);
       queries_that_see()[block] = seen;
-      if (seen.begin == seen.end) return;
+      if (seen.begin != seen.end) f(run, row, count, block, visible, seen);
+    });
+  }
+
+  /// Scores of every row, for the lanes that see it.
+  void score_all() {
+    start_scores();
+    for_visible_blocks([&](const KvRun<T>& run, Index row, Index count, Index block, const auto& visible, const QueryRange& seen) {
+      reads_.keys += count;
       score(run, row, count, block, seen.begin * group_, seen.end * group_);
       if (numbers_.softcap > 0) cap_scores(count, block, seen.begin * group_, seen.end * group_);
       finish_scores(run, row, count, block, visible, seen);
@@ -132,21 +152,19 @@ template <class T> struct TileRows {
     const Index next = row + attention_block;
     const Key* const ahead = next < run.rows ? key_at(run, next) : reinterpret_cast<const Key*>(run.values);
     const bool whole = first == 0 && (last == attention_block || row + last == run.rows);
-    with_rows(keys_, {key_at(run, row + first), run.stride * Index(sizeof(T)) / Index(sizeof(Key)), last - first, ahead}, end - begin,
-              [&](auto rows) {
-                if constexpr (std::is_same_v<decltype(rows), Rows<S>>)
-                  if (whole && end - begin >= ColumnScores<S>::worth_turning) {
-                    ColumnScores<S>::turn(rows, m_.padded, at(m_.columns));
-                    return ColumnScores<S>::score(queries + begin * m_.padded, m_.padded, end - begin, at(m_.columns), weight(begin, block),
-                                                  m_.row_stride);
-                  }
-                for_query_groups(end - begin, [&](Index group, auto size) {
-                  const Index lane = begin + group;
-                  kernel_of<ScoreKernel, size()>(rows).run(queries + lane * m_.padded, m_.padded, rows, weight(lane, block) + first,
-                                                           m_.row_stride);
-                  rows.ahead = nullptr;
-                });
-              });
+    with_rows(keys_, {key_at(run, row + first), key_stride(run), last - first, ahead}, end - begin, [&](auto rows) {
+      if constexpr (std::is_same_v<decltype(rows), Rows<S>>)
+        if (whole && end - begin >= ColumnScores<S>::worth_turning) {
+          ColumnScores<S>::turn(rows, m_.padded, at(m_.columns));
+          return ColumnScores<S>::score(queries + begin * m_.padded, m_.padded, end - begin, at(m_.columns), weight(begin, block),
+                                        m_.row_stride);
+        }
+      for_query_groups(end - begin, [&](Index group, auto size) {
+        const Index lane = begin + group;
+        kernel_of<ScoreKernel, size()>(rows).run(queries + lane * m_.padded, m_.padded, rows, weight(lane, block) + first, m_.row_stride);
+        rows.ahead = nullptr;
+      });
+    });
   }
 
   /// Rows beyond a block by which values are prefetched earlier: strips fetch the last of them late although they are needed soon.

@@ -35,7 +35,8 @@ template <KvStorage T> class CacheRows : public Progress {
               .widened = (r.facts.traits.reads_rows || r.facts.admits || r.merge.merges) && !std::is_same_v<T, S>,
               .masses = r.masses(),
               .log_masses = r.options.keep_masses,
-              .merges = r.merge.merges}),
+              .merges = r.merge.merges,
+              .scouts = checked_scouts(r.options.scout_keys)}),
         merging(rules, home.most_rows()),
         heads_(static_cast<std::size_t>(r.shape.num_kv_heads), {.cursor = r.facts.initial}),
         sizes_after_(heads_.size()),
@@ -165,7 +166,7 @@ template <KvStorage T> class CacheRows : public Progress {
   /// Updates the runs after rows, sizes or positions have changed.
   void refresh() {
     const Index sinks = gap() > 0 ? initial() : -1;
-    for (Index h = 0; h < heads(); ++h) runs_.set(h, slab(), size(h), sinks);
+    for (Index h = 0; h < heads(); ++h) runs_.set(h, slab(), size(h), sinks, home.shape().scouts && decoding);
   }
 
   CacheRules rules;
@@ -173,10 +174,17 @@ template <KvStorage T> class CacheRows : public Progress {
   KvJournal<T> journal;
   Matrix<S> memory;  ///< [heads, memory] numbers that a policy keeps for each head
   MergeState<T> merging;
+  bool decoding = true;  ///< the newest tokens were decoded: a prompt reads all keys
 
  protected:
   void check_fits(Index tokens, const KvSlab<T>& where) const {
     if (!fits(tokens, where)) rules.raise_full(largest_size(), where.shape().rows, tokens);
+  }
+
+  static bool checked_scouts(bool wanted) {
+    if (wanted && !(std::is_same_v<S, float> && PlainStorage<coded_t<typename KvParts<T>::Key>>))
+      raise<UnsupportedError>("pith::KvCacheOptions: scout_keys for keys that are stored as codes or doubles: leave it off");
+    return wanted;
   }
 
   /// Throws   CapacityError if the rows of head h do not fit at home: in its own share, or behind the heads before it

@@ -26,7 +26,7 @@ template <KvStorage T> class CacheState : public CacheRows<T> {
   using Rows::fits, Rows::largest_size, Rows::check_append, Rows::check_reserve, Rows::refresh;
   using Rows::heads, Rows::head, Rows::size, Rows::slab, Rows::stats, Rows::initial, Rows::leaving, Rows::in_prompt_buffer;
   using Rows::next, Rows::next_rope_position, Rows::unevicted, Rows::lost_initial, Rows::last;
-  using Rows::rules, Rows::home, Rows::journal, Rows::memory, Rows::merging;
+  using Rows::rules, Rows::home, Rows::journal, Rows::memory, Rows::merging, Rows::decoding;
 
   explicit CacheState(const CacheRules& r) : Rows(r), heads_before_prompt_(heads_), memory_before_prompt_(memory) {}
 
@@ -71,6 +71,7 @@ template <KvStorage T> class CacheState : public CacheRows<T> {
     next = position(tokens - 1) + 1;
     next_rope_position = rules.angles() ? static_cast<Position>(next_rope_position + tokens) : next;
     unevicted += tokens;
+    decoding = options.phase == Phase::decode;
     if (!rules.never_evicts()) last = {.phase = options.phase, .more = options.more};
     refresh();
   }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <span>
 #include <vector>
 
@@ -19,15 +20,21 @@ template <KvStorage T> class HeadRuns {
         runs_(static_cast<std::size_t>(heads_ * (rules.options.prefix ? 2 : 1))) {
     const KvPrefix& prefix = rules.options.prefix;
     prefix.template check<T>(rules.shape, rules.options.layer);
-    for (Index h = 0; prefix && h < heads_; ++h) run(h, false) = prefix.template run<T>(rules.options.layer, h);
+    for (Index h = 0; prefix && h < heads_; ++h) {
+      run(h, false) = prefix.template run<T>(rules.options.layer, h);
+      prefix_scouts_.push_back(run(h, false).scouts);
+    }
   }
 
   std::span<const KvRun<T>> all() const { return runs_; }
 
   /// Points a head's own run at its first `rows` rows in `slab`. The sinks' queries read the first `sinks` rows and the whole prefix; -1:
-  /// there are no such queries.
-  void set(Index h, const KvSlab<T>& slab, Index rows, Index sinks) {
-    if (prefixed()) run(h, false).sinks = sinks >= 0 ? run(h, false).rows : 0;
+  /// there are no such queries. `scouts`: keys are read where their scout codes cannot exclude them.
+  void set(Index h, const KvSlab<T>& slab, Index rows, Index sinks, bool scouts) {
+    if (prefixed()) {
+      run(h, false).sinks = sinks >= 0 ? run(h, false).rows : 0;
+      run(h, false).scouts = scouts ? prefix_scouts_[static_cast<std::size_t>(h)] : nullptr;
+    }
     run(h, true) = {.keys = slab.keys(h),
                     .values = slab.values(h),
                     .rows = rows,
@@ -35,7 +42,8 @@ template <KvStorage T> class HeadRuns {
                     .positions = slab.positions(h),
                     .log_mass = counts_ ? slab.log_masses(h) : nullptr,
                     .sinks = std::clamp(sinks, Index(0), rows),
-                    .value_stride = slab.value_stride()};
+                    .value_stride = slab.value_stride(),
+                    .scouts = scouts ? slab.scouts(h) : nullptr};
   }
 
  private:
@@ -45,6 +53,7 @@ template <KvStorage T> class HeadRuns {
   Index heads_;
   bool counts_;  ///< a row counts as all the tokens it stands for
   std::vector<KvRun<T>> runs_;
+  std::vector<const std::byte*> prefix_scouts_;  ///< [heads] of a prefix's rows
 };
 
 }}}  // namespace pith::v0::detail

@@ -109,6 +109,7 @@ template <KvStorage T> struct LayerMerge {
         narrow_key<T>(k + c * d, slab.key(h, c), d);
         narrow_value<T>(v + c * d, slab.value(h, c), d);
       }
+      slab.scout(h, c, 1);
     }
   }
 

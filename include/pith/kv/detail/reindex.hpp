@@ -41,7 +41,11 @@ std::span<const Position> angle_gaps(const KvSlab<S>& slab, Index head, Index ro
 /// Cost     a rotation of each key behind the first gap
 template <class S> void turn_rows(KvSlab<S>& slab, Index head, std::span<const Position> deltas, const Rope<S>& rope) {
   rope.rotate_by(MatrixRef<S>(slab.keys(head), static_cast<Index>(deltas.size()), slab.shape().head_dim), deltas);
-  for (std::size_t r = 0; r < deltas.size(); ++r) slab.angles(head)[r] += deltas[r];
+  for (std::size_t r = 0; r < deltas.size(); ++r) {
+    if (deltas[r] == 0) continue;
+    slab.angles(head)[r] += deltas[r];
+    slab.scout(head, static_cast<Index>(r), 1);
+  }
 }
 
 }}}  // namespace pith::v0::detail

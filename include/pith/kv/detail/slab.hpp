@@ -13,6 +13,7 @@
 
 #include <pith/attention/detail/stored_rows.hpp>
 #include <pith/attention/kv_view.hpp>
+#include <pith/attention/scout.hpp>
 #include <pith/core/bulk.hpp>
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
@@ -41,6 +42,7 @@ struct SlabShape {
   bool masses = false;      ///< the number of tokens that each row stands for
   bool log_masses = false;  ///< … and its logarithm, for attention
   bool merges = false;      ///< memory for the match of each evicted row
+  bool scouts = false;      ///< scout codes of the keys
 };
 
 /// The rows of every kv head of one layer with their keys, values, positions and stats, in one allocation. Heads follow one another, each
@@ -79,6 +81,7 @@ template <KvStorage T> class KvSlab {
     log_masses_ = part(static_cast<float*>(nullptr), shape.log_masses ? all : 0);
     matches_ = part(static_cast<std::int32_t*>(nullptr), shape.merges ? all : 0);
     cosines_ = part(static_cast<S*>(nullptr), shape.merges ? all : 0);
+    scouts_ = part(static_cast<std::byte*>(nullptr), shape.scouts ? checked_product("KvCache", all, scout_row_bytes(shape.head_dim)) : 0);
     bytes_ = offset;
     memory_ = allocate_bulk(bytes_);
     starts_.resize(static_cast<std::size_t>(shape.heads + 1));
@@ -157,6 +160,19 @@ template <KvStorage T> class KvSlab {
     }
   }
 
+  /// Scout codes of a head's keys; nullptr if the slab has none.
+  std::byte* scouts(Index head) const {
+    return shape_.scouts ? at<std::byte>(scouts_) + start(head) * scout_row_bytes(shape_.head_dim) : nullptr;
+  }
+  /// Writes the scout codes of rows whose keys have changed.
+  void scout(Index head, Index first, Index count) {
+    using Key = typename KvParts<T>::Key;
+    if constexpr (std::is_same_v<S, float> && PlainStorage<coded_t<Key>>)
+      for (Index r = first; shape_.scouts && r < first + count; ++r)
+        scout_encode(reinterpret_cast<const coded_t<Key>*>(key(head, r)), shape_.head_dim,
+                     scouts(head) + r * scout_row_bytes(shape_.head_dim));
+  }
+
   /// Stores a row given in the arithmetic type, rounded once.
   void write_row(Index head, Index row, const S* k, const S* v, Position position, Position angle, TokenKind kind, S mass) {
     narrow_key<T>(k, key(head, row), shape_.head_dim);
@@ -165,6 +181,7 @@ template <KvStorage T> class KvSlab {
     if (shape_.angles) angles(head)[row] = angle;
     kinds(head)[row] = kind;
     set_mass(head, row, mass);
+    scout(head, row, 1);
   }
 
   /// Copies one row with its position, kind, stats and mass from another slab or another place in this one. Either slab may lack parts that
@@ -180,6 +197,12 @@ template <KvStorage T> class KvSlab {
     const S* const theirs = from.stats(head, from_row, 1).data();
     for (Index s = 0; s < (std::min)(shape_.stats, from.shape_.stats); ++s) ours[s * stats_stride()] = theirs[s * from.stats_stride()];
     set_mass(head, to, from.shape_.masses ? from.masses(head)[from_row] : S(1));
+    if (shape_.scouts && from.shape_.scouts) {
+      const Index n = scout_row_bytes(shape_.head_dim);
+      std::memcpy(scouts(head) + to * n, from.scouts(head) + from_row * n, static_cast<std::size_t>(n));
+    } else {
+      scout(head, to, 1);
+    }
   }
 
   void swap_rows(Index head, Index a, Index b) {
@@ -191,6 +214,10 @@ template <KvStorage T> class KvSlab {
     S* const of_a = stats(head, a, 1).data();
     S* const of_b = stats(head, b, 1).data();
     for (Index s = 0; s < shape_.stats; ++s) std::swap(of_a[s * stats_stride()], of_b[s * stats_stride()]);
+    if (shape_.scouts) {
+      const Index n = scout_row_bytes(shape_.head_dim);
+      std::swap_ranges(scouts(head) + a * n, scouts(head) + (a + 1) * n, scouts(head) + b * n);
+    }
     if (shape_.masses) {
       const S mass = masses(head)[a];
       set_mass(head, a, masses(head)[b]);
@@ -210,7 +237,7 @@ template <KvStorage T> class KvSlab {
   SlabShape shape_;
   Index key_units_ = 0, value_units_ = 0;
   std::size_t keys_ = 0, values_ = 0, positions_ = 0, angles_ = 0, kinds_ = 0, stats_ = 0, scores_ = 0, scratch_ = 0, candidates_ = 0,
-              victims_ = 0, widened_ = 0, masses_ = 0, log_masses_ = 0, matches_ = 0, cosines_ = 0, bytes_ = 0;
+              victims_ = 0, widened_ = 0, masses_ = 0, log_masses_ = 0, matches_ = 0, cosines_ = 0, scouts_ = 0, bytes_ = 0;
   Bulk memory_;
   std::vector<Index> starts_;  ///< [heads + 1] first row of each head
 };

@@ -141,6 +141,7 @@ template <KvStorage T> class Snapshots {
       if (state.rules.facts.traits.ragged) home.put_head(h, head.size);
       const auto copy = [&](const auto& from, auto* to, Index width) { std::copy_n(from.data() + first * width, head.size * width, to); };
       copy(s.keys, home.keys(h), home.key_stride());
+      home.scout(h, 0, head.size);
       copy(s.values, home.values(h), home.value_stride());
       copy(s.positions, home.positions(h), 1);
       if (home.shape().angles) copy(s.angles, home.angles(h), 1);

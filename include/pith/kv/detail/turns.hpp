@@ -120,6 +120,7 @@ template <class S> class TurnJournal {
         angle += by;
       }
       slab.angles(head)[row] = angle;
+      slab.scout(head, row, 1);
     }
   }
 

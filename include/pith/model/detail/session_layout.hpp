@@ -47,6 +47,7 @@ template <class S, KvStorage T> struct SessionLayout {
                                          .keep_masses = options.keep_masses,
                                          .executor = options.executor,
                                          .skip_below = options.skip_below,
+                                         .scout_keys = options.scout_keys,
                                          .prefix = options.prefix,
                                          .layer = static_cast<Index>(layer)},
                           merge);

@@ -1,0 +1,286 @@
+// Scout codes: margins, bounds on keys made to break them, what attention reads, and that nothing else changes.
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <pith/attention/attend.hpp>
+#include <pith/attention/scout.hpp>
+#include <pith/core/executor.hpp>
+
+#include "support/attention_rows.hpp"
+#include "support/catch.hpp"
+#include "support/near.hpp"
+#include "support/random_matrix.hpp"
+
+using namespace pith;
+using pith_test::AttentionRows;
+using pith_test::in_order;
+using pith_test::same_bits;
+
+namespace {
+
+/// The codes of a key in double, and its margin.
+struct Scout {
+  std::vector<float> key;
+  double margin;
+};
+template <class T> Scout scout_of(const T* key, Index n) {
+  std::vector<std::byte> bytes(static_cast<std::size_t>(scout_row_bytes(n)));
+  scout_encode(key, n, bytes.data());
+  Scout s{std::vector<float>(static_cast<std::size_t>(n)), 0};
+  q8_decode(bytes.data(), n, s.key.data());
+  half margin;
+  std::memcpy(&margin, bytes.data() + q8_row_bytes(n), sizeof(half));
+  s.margin = static_cast<double>(static_cast<float>(margin));
+  return s;
+}
+
+/// Scout codes for all runs of a view; they live as long as this.
+template <class T> struct Scouted {
+  Scouted(std::vector<KvRun<T>>& runs, Index dim) : codes(runs.size()) {
+    for (std::size_t r = 0; r < runs.size(); ++r) {
+      codes[r].resize(static_cast<std::size_t>(runs[r].rows * scout_row_bytes(dim)) + 1);
+      for (Index i = 0; i < runs[r].rows; ++i)
+        scout_encode(runs[r].keys + i * runs[r].stride, dim, codes[r].data() + i * scout_row_bytes(dim));
+      runs[r].scouts = codes[r].data();
+    }
+  }
+  std::vector<std::vector<std::byte>> codes;
+};
+
+template <class T> struct Attended {
+  Matrix<arithmetic_t<T>> out;
+  AttentionReads reads;
+  double unread = 0;  ///< the largest sum of weights that the observer was shown as 0, by weights of `dense`
+  std::vector<Matrix<float>> weights;
+};
+
+template <class T>
+Attended<T> attended(const KvView<T>& view, const Matrix<float>& q, AttendOptions<float> options, double share, Index workers = 1) {
+  Index rows = 0;
+  for (const KvRun<T>& run : view.runs) rows += run.rows;
+  ThreadPool pool(workers);
+  Workspace ws(attend_workspace_bytes<float>(view.shape, rows, workers, q.rows()), pool);
+  Attended<T> result;
+  result.weights.resize(static_cast<std::size_t>(view.shape.num_kv_heads), Matrix<float>(0, view.runs.back().rows));
+  result.out.setConstant(q.rows(), q.cols(), 99.f);
+  options.skip_below = static_cast<float>(share);
+  options.reads = &result.reads;
+  attend(
+      q, view, result.out, ws,
+      [&](const AttentionTile<float>& tile) {
+        Matrix<float>& all = result.weights[std::size_t(tile.kv_head)];
+        const Index before = all.rows();
+        all.conservativeResize(before + tile.weights.rows(), Eigen::NoChange);
+        all.bottomRows(tile.weights.rows()) = tile.weights;
+      },
+      options);
+  return result;
+}
+
+/// Keys that strain bounds: name and what it does to n rows of d numbers.
+struct Strain {
+  std::string name;
+  std::function<void(Matrix<float>&)> spoil;
+};
+std::vector<Strain> strains() {
+  return {{"random", [](Matrix<float>&) {}},
+          {"huge norms", [](Matrix<float>& k) { k *= 1e4f; }},
+          {"tiny", [](Matrix<float>& k) { k *= 1e-6f; }},
+          {"denormal", [](Matrix<float>& k) { k *= 1e-39f; }},
+          {"one outlier channel", [](Matrix<float>& k) { k.col(3) *= 200.f; }},
+          {"all equal", [](Matrix<float>& k) { k = k.row(0).replicate(k.rows(), 1).eval(); }},
+          {"long ties", [](Matrix<float>& k) { k = k.unaryExpr([](float x) { return x > 0 ? 1.f : -1.f; }).eval(); }},
+          {"zeros", [](Matrix<float>& k) { k.setZero(); }}};
+}
+
+}  // namespace
+
+TEST_CASE("margins of scout codes cover every query", "[attend][scouts]") {
+  for (const Strain& strain : strains())
+    for (const Index dim : {16, 33, 64, 128}) {
+      Matrix<float> k = pith_test::random_matrix<float>(60, dim, 7);
+      strain.spoil(k);
+      CAPTURE(strain.name, dim);
+      for (Index r = 0; r < k.rows(); ++r) {
+        const Scout s = scout_of(k.row(r).data(), dim);
+        double residual = 0, norm = 0;
+        Vector<double> off(dim);
+        for (Index i = 0; i < dim; ++i) {
+          off[i] = static_cast<double>(k(r, i)) - static_cast<double>(s.key[std::size_t(i)]);
+          residual += off[i] * off[i];
+          norm += static_cast<double>(k(r, i)) * static_cast<double>(k(r, i));
+        }
+        residual = std::sqrt(residual);
+        CHECK(s.margin >= residual + 2 * static_cast<double>(dim) * 0x1p-24 * std::sqrt(norm));
+        CHECK(s.margin <= 1.01 * (residual + 4 * static_cast<double>(dim) * 0x1p-24 * std::sqrt(norm)) + 1e-7);
+        // The worst query lies along what the codes lose. Both sums in float, as attention forms them.
+        if (residual == 0) continue;
+        const Vector<float> q = (off / residual).cast<float>();
+        float of_key = 0, of_code = 0;
+        for (Index i = 0; i < dim; ++i) of_key += q[i] * k(r, i), of_code += q[i] * s.key[std::size_t(i)];
+        CHECK(std::abs(static_cast<double>(of_key) - static_cast<double>(of_code)) <= q.cast<double>().norm() * s.margin + 2e-38);
+      }
+    }
+  Matrix<float> k = pith_test::random_matrix<float>(1, 64, 1);
+  k(0, 40) = std::numeric_limits<float>::infinity();
+  CHECK(std::isnan(scout_of(k.data(), 64).key[40]));
+}
+
+TEMPLATE_TEST_CASE("scouted attention is off by at most twice the share", "[attend][scouts]", float, bfloat16) {
+  const AttentionShape shape{4, 2, GENERATE(20, 32, 64)};
+  const Index tokens = GENERATE(1, 3);
+  const double sharpness = GENERATE(1e-3, 1., 4., 1e3);
+  CAPTURE(shape.head_dim, tokens, sharpness);
+  AttentionRows<TestType> rows(shape, 8);
+  rows.add_run(40, {}, true);
+  rows.add_run(400, in_order(400), true);
+  const Matrix<float> q = static_cast<float>(sharpness) * rows.queries(tokens);
+  const Scouted<TestType> codes(rows.runs(), shape.head_dim);
+  const KvView<TestType> view = rows.view(400);
+  const auto first = static_cast<Position>(400 - tokens);
+  double largest = 0;
+  for (const KvRun<TestType>& run : rows.runs())
+    for (Index r = 0; r < run.rows; ++r)
+      largest = std::max(largest, pith_test::widened<double>(
+                                      Matrix<TestType>(Eigen::Map<const Matrix<TestType>>(run.values + r * run.stride, 1, shape.head_dim)))
+                                      .norm());
+  for (const AttendOptions<float>& options :
+       {AttendOptions<float>{.first_query = first}, AttendOptions<float>{.first_query = first, .n = 3},
+        AttendOptions<float>{.first_query = first, .softcap = 5}, AttendOptions<float>{.first_query = first, .window = 100}}) {
+    const auto exact = rows.expected(q, first, options);
+    const auto dense = attended(view, q, options, 0);
+    CHECK(dense.reads.keys == dense.reads.rows);
+    Index read = dense.reads.keys;
+    for (const double share : {1e-4, .01, .1, .5}) {
+      CAPTURE(share, options.n, options.softcap, options.window);
+      const auto some = attended(view, q, options, share);
+      CHECK(some.reads.rows == dense.reads.rows);
+      CHECK(some.reads.keys <= read);  // what a lower share skips, a higher one skips
+      CHECK(some.reads.values <= some.reads.keys);
+      read = some.reads.keys;
+      for (Index t = 0; t < tokens; ++t)
+        for (Index h = 0; h < shape.num_heads; ++h) {
+          const auto part = [&](const auto& m) { return m.row(t).segment(h * shape.head_dim, shape.head_dim).template cast<double>(); };
+          CHECK((part(some.out) - part(exact.out)).norm() <= 2 * share * largest + part(exact.bound).norm());
+        }
+      for (std::size_t h = 0; h < some.weights.size(); ++h)
+        for (Index l = 0; l < some.weights[h].rows(); ++l) {
+          double unread = 0;  // by the weights of attention in double
+          for (Index r = 0; r < some.weights[h].cols(); ++r)
+            if (some.weights[h](l, r) == 0) unread += exact.weights[h](l, r);
+          CHECK(unread <= share * (1 + 1e-5));
+        }
+      CHECK(same_bits(attended(view, q, options, share, 2).out, some.out));
+      for (Index t = 0; t < tokens; ++t) {  // alone, a query reads what it reads in company
+        AttendOptions<float> one = options;
+        one.first_query = static_cast<Position>(first + t);
+        CHECK(same_bits(attended(view, Matrix<float>(q.row(t)), one, share).out, Matrix<float>(some.out.row(t))));
+      }
+    }
+    if (sharpness == 4.) CHECK(read < dense.reads.keys / 2);
+  }
+}
+
+TEST_CASE("keys made to break bounds do not", "[attend][scouts]") {
+  const AttentionShape shape{2, 1, 64};
+  const Index n = 300;
+  for (const Strain& strain : strains()) {
+    Matrix<float> k = pith_test::random_matrix<float>(n, 64, 3);
+    strain.spoil(k);
+    const Matrix<float> v = pith_test::random_matrix<float>(n, 64, 4);
+    std::vector<KvRun<float>> runs{{k.data(), v.data(), n, 64}};
+    const Scouted<float> codes(runs, 64);
+    const KvView<float> view{shape, Position(n), runs};
+    for (const double size : {.1, 1., 20.}) {
+      // One query at random, one along what the codes of a key lose.
+      Matrix<float> q = static_cast<float>(size) * pith_test::random_matrix<float>(1, 128, 5);
+      const Scout s = scout_of(k.row(70).data(), 64);
+      for (Index i = 0; i < 64; ++i) q(0, 64 + i) = static_cast<float>(1e3 * size) * (k(70, i) - s.key[std::size_t(i)]);
+      for (const double share : {.001, .05, .5}) {
+        CAPTURE(strain.name, size, share);
+        const auto some = attended(view, q, {}, share);
+        for (Index h = 0; h < 2; ++h) {
+          const Vector<double> logits = k.cast<double>() * q.row(0).segment(h * 64, 64).transpose().cast<double>() / 8;
+          Vector<double> w = (logits.array() - logits.maxCoeff()).exp().matrix();
+          w /= w.sum();
+          double unread = 0;
+          for (Index r = 0; r < n; ++r)
+            if (some.weights[0](h, r) == 0) unread += w[r];
+          CHECK(unread <= share * (1 + 1e-4));
+          const double rounding = 1e-5 + 1e-6 * logits.cwiseAbs().maxCoeff();  // of logits in float
+          const double error = (some.out.row(0).segment(h * 64, 64).cast<double>() - w.transpose() * v.cast<double>()).norm();
+          CHECK(error <= (2 * share + 4 * rounding) * v.cast<double>().rowwise().norm().maxCoeff());
+        }
+        if (strain.name == "all equal" || strain.name == "zeros") CHECK(some.reads.keys >= Index((1 - share) * n) - 1);
+      }
+    }
+  }
+}
+
+TEST_CASE("keys and values that scout codes exclude are not touched", "[attend][scouts]") {
+  const AttentionShape shape{4, 2, GENERATE(32, 40)};
+  AttentionRows<float> rows(shape, 5);
+  rows.add_run(300, in_order(300));
+  const Scouted<float> codes(rows.runs(), shape.head_dim);
+  const Matrix<float> q = 4 * rows.queries(1);
+  const auto some = attended(rows.view(300), q, {}, .02);
+  CHECK(some.reads.keys < 300);
+  CHECK(some.reads.values <= some.reads.keys);
+  Index found_keys = 0, found_values = 0;
+  for (KvRun<float>& run : rows.runs())
+    for (Index r = 0; r < run.rows; ++r) {
+      const auto spoiled = [&](const float* row) {
+        float& number = const_cast<float*>(row)[r * run.stride];
+        const float before = std::exchange(number, std::numeric_limits<float>::quiet_NaN());
+        const bool seen = !attended(rows.view(300), q, {}, .02).out.allFinite();
+        number = before;
+        return seen;
+      };
+      found_keys += spoiled(run.keys);
+      found_values += spoiled(run.values);
+    }
+  CHECK(found_keys == some.reads.keys);
+  CHECK(found_values == some.reads.values);
+}
+
+TEST_CASE("where scout codes cannot exclude a row, attention is dense bit for bit", "[attend][scouts]") {
+  const AttentionShape shape{2, 1, 32};
+  AttentionRows<float> rows(shape, 3);
+  rows.add_run(90, in_order(90));
+  const Matrix<float> q = .01f * rows.queries(2);  // all weights about 1/90
+  const auto dense = attended(rows.view(90), q, {}, 0);
+  SECTION("flat") {
+    const Scouted<float> codes(rows.runs(), 32);
+    CHECK(same_bits(attended(rows.view(90), q, {}, .005).out, dense.out));
+  }
+  SECTION("a key that 8 bits cannot hold") {
+    const_cast<float*>(rows.runs()[0].keys)[50 * rows.runs()[0].stride] = 1e9f;
+    const auto wild = attended(rows.view(90), q, {}, 0);
+    const Scouted<float> codes(rows.runs(), 32);
+    CHECK(same_bits(attended(rows.view(90), q, {}, .3).out, wild.out));
+  }
+  SECTION("off, codes are not looked at") {
+    std::vector<std::byte> nonsense(static_cast<std::size_t>(90 * scout_row_bytes(32)), std::byte{0xFF});
+    for (KvRun<float>& run : rows.runs()) run.scouts = nonsense.data();
+    CHECK(same_bits(attended(rows.view(90), q, {}, 0).out, dense.out));
+  }
+}
+
+TEST_CASE("sinks' queries read their rows whatever codes say", "[attend][scouts]") {
+  const AttentionShape shape{2, 2, 32};
+  AttentionRows<float> rows(shape, 11);
+  rows.add_run(200, in_order(200), false, 4);
+  const Matrix<float> q = 3 * rows.queries(1), turned = 3 * rows.queries(1);
+  const AttendOptions<float> options{.q_sinks = turned, .gap = 7};
+  const auto exact = rows.expected(q, 199, options);
+  const Scouted<float> codes(rows.runs(), 32);
+  const auto some = attended(rows.view(200), q, options, .01);
+  CHECK((some.out.cast<double>() - exact.out).norm() <= 2 * .01 * 2 * 12);
+  CHECK(some.reads.keys < 300);
+}
