@@ -4,17 +4,21 @@
 // step/accepted:a   greedy text by drafts that know it and are wrong in 1 - a of all places: what speculation gains at best at that
 //                   acceptance, its draft being free; faster: against the same text token by token, in the same run
 // step/lookup       prompt lookup, which guesses by itself
+// step/int8, /int4  the decoder's own projections rounded to 8 or 4 bits as the draft; accepted: of its guesses
 // same              1: the text is the target's own; anything else is not reported
 #include <benchmark/benchmark.h>
 
 #include <random>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <pith/decode.hpp>
 #include <pith/kv.hpp>
 #include <pith/model.hpp>
+#include <pith/nn/int4.hpp>
+#include <pith/nn/int8.hpp>
 
 #include "support/cold.hpp"
 #include "support/measure.hpp"
@@ -108,6 +112,28 @@ template <class MakeDraft> void step(benchmark::State& state, Index draft_tokens
   state.counters["same"] = 1;
 }
 
+/// The decoder with its projections and head in fewer bits.
+template <class Narrow> const Decoder<float>& rounded_decoder() {
+  static const Decoder<float> one = [] {
+    DecoderWeights<float> weights = decoder().weights();
+    const auto round = [](AnyLinear<float>& linear) {
+      Matrix<float> rows(linear.out(), linear.in());
+      linear.copy_weight(0, rows);
+      linear = AnyLinear<float>(Narrow(ConstMatrixRef<float>(rows)));
+    };
+    for (LayerWeights<float>& layer : weights.layers)
+      for (AnyLinear<float>* linear :
+           {&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj, &layer.gate_proj, &layer.up_proj, &layer.down_proj})
+        round(*linear);
+    round(weights.lm_head);
+    return Decoder<float>(decoder().config(), std::move(weights));
+  }();
+  return one;
+}
+template <class Narrow> void step_rounded(benchmark::State& state) {
+  step(state, 4, [] { return rounded_decoder<Narrow>().start(HeavyHitter{.heavy = 32, .recent = 32}, {.max_prompt = prompt_tokens}); });
+}
+
 struct Verify {
   Index tokens;
   std::string text() const { return "/tokens:" + std::to_string(tokens); }
@@ -133,6 +159,10 @@ const bool registered = [] {
         c);
   add(
       "step/lookup", [](benchmark::State& state, const Lookup&) { step(state, 4, [] { return PromptLookup(2048); }); }, Lookup{});
+  add(
+      "step/int8", [](benchmark::State& state, const Lookup&) { step_rounded<Int8Linear>(state); }, Lookup{});
+  add(
+      "step/int4", [](benchmark::State& state, const Lookup&) { step_rounded<Int4Linear>(state); }, Lookup{});
   return true;
 }();
 
