@@ -5,7 +5,9 @@
 // of_peak   share of the multiply-adds this core can do (prompts), measured between the same iterations
 // watching  what showing the weights to an observer that sums their columns adds, in percent; both measured in turn, the median of the
 //           ratios
-// read      share of the values read where rows of negligible weight are skipped (`skip`: eps .01), at logits of deviation 1 and 3
+// keys, values   share of the keys and values read where rows of negligible weight are skipped (`skip`, in thousandths), at logits of
+//           deviation 1, 3 and 4; `scouts`: keys are excluded by 8-bit codes beside them
+// MB        megabytes that a step reads: keys, values, codes
 // rel_err   against attention in double over the stored numbers; a wrong result is not reported
 #include <benchmark/benchmark.h>
 
@@ -32,20 +34,23 @@ namespace {
 struct Case {
   AttentionShape shape;
   Index rows, tokens;
-  double deviation = 1, skip_below = 0;                                        ///< of the logits; AttendOptions::skip_below
+  double deviation = 1, skip_below = 0;  ///< of the logits; AttendOptions::skip_below
+  bool scouts = false;
   Index values() const { return shape.num_kv_heads * rows * shape.head_dim; }  // of K, and of V
   std::size_t f32_bytes() const { return 2 * static_cast<std::size_t>(values()) * sizeof(float); }
   std::string text() const {
     return "/tokens:" + std::to_string(tokens) + "/rows:" + std::to_string(rows) + "/dim:" + std::to_string(shape.head_dim) +
            "/heads:" + std::to_string(shape.num_heads) + "/group:" + std::to_string(shape.group()) +
-           (deviation == 1 ? "" : "/deviation:" + std::to_string(int(deviation))) + (skip_below == 0 ? "" : "/skip");
+           (deviation == 1 ? "" : "/deviation:" + std::to_string(int(deviation))) +
+           (skip_below == 0 ? "" : "/skip:" + std::to_string(int(1000 * skip_below + .5))) + (scouts ? "/scouts" : "");
   }
 };
 
 /// One layer's K and V, [kv head][row][feature].
 template <class T> struct Layer {
   Layer(const Case& c, const Matrix<float>& k, const Matrix<float>& v)
-      : memory(Workspace::bytes_for<T>(k.rows() * key(c)) + Workspace::bytes_for<T>(k.rows() * value(c))),
+      : memory(Workspace::bytes_for<T>(k.rows() * key(c)) + Workspace::bytes_for<T>(k.rows() * value(c)) +
+               Workspace::bytes_for<std::byte>(k.rows() * scout(c))),
         positions(static_cast<std::size_t>(c.rows)) {
     std::iota(positions.begin(), positions.end(), Position{0});
     T* const keys = memory.take<T>(k.rows() * key(c));
@@ -54,15 +59,20 @@ template <class T> struct Layer {
       detail::narrow_key<T>(k.row(r).data(), keys + r * key(c), c.shape.head_dim);
       detail::narrow_value<T>(v.row(r).data(), values + r * value(c), c.shape.head_dim);
     }
+    std::byte* const scouts = memory.take<std::byte>(k.rows() * scout(c));
+    if constexpr (PlainStorage<T>)
+      for (Index r = 0; c.scouts && r < k.rows(); ++r) scout_encode(keys + r * key(c), c.shape.head_dim, scouts + r * scout(c));
     for (Index h = 0; h < c.shape.num_kv_heads; ++h)
       runs.push_back({.keys = keys + h * c.rows * key(c),
                       .values = values + h * c.rows * value(c),
                       .rows = c.rows,
                       .stride = key(c),
                       .positions = positions.data(),
-                      .value_stride = value(c)});
+                      .value_stride = value(c),
+                      .scouts = c.scouts ? scouts + h * c.rows * scout(c) : nullptr});
   }
   static Index key(const Case& c) { return detail::key_units<T>(c.shape.head_dim); }
+  static Index scout(const Case& c) { return c.scouts ? scout_row_bytes(c.shape.head_dim) : 0; }
   static Index value(const Case& c) { return detail::value_units<T>(c.shape.head_dim); }
   Workspace memory;
   std::vector<Position> positions;
@@ -105,7 +115,7 @@ template <class T, class Run, class Watched> void measure(benchmark::State& stat
   Matrix<float> out(c.tokens, q.cols());
   run(q, layers[0], out);
   const double error = rel_err(out.bottomRows(1), reference(c, q, layers[0]));
-  if (!(error < (c.skip_below > 0 ? .1 : 1e-5))) return state.SkipWithError("wrong result");
+  if (!(error < (c.skip_below > 0 ? .1 + 5 * c.skip_below : 1e-5))) return state.SkipWithError("wrong result");
   const Matrix<float> expected = out;
 
   ColdRead read(c.f32_bytes());
@@ -151,7 +161,17 @@ template <class T> void ours(benchmark::State& state, const Case& c) {
             q, view(layer), out, ws,
             [&](const AttentionTile<float>& tile) { add_rows<float>(tile.weights, sums.middleRows(tile.kv_head, 1)); }, options);
       });
-  if (c.skip_below > 0) state.counters["read"] = static_cast<double>(reads.values) / static_cast<double>(reads.rows);
+  const double rows = static_cast<double>(reads.rows), keys = static_cast<double>(reads.keys) / rows,
+               values = static_cast<double>(reads.values) / rows;
+  if (c.skip_below > 0) {
+    state.counters["keys"] = keys;
+    state.counters["values"] = values;
+  }
+  if (c.tokens == 1)
+    state.counters["MB"] = 1e-6 * static_cast<double>(c.shape.num_kv_heads * c.rows) *
+                           (static_cast<double>(sizeof(T)) *
+                                (keys * static_cast<double>(Layer<T>::key(c)) + values * static_cast<double>(Layer<T>::value(c))) +
+                            static_cast<double>(Layer<T>::scout(c)));
 }
 
 /// Softmax of the rows of p, each over the rows its query may see.
@@ -229,15 +249,20 @@ const bool registered = [] {
   decode({32, 8, 128}, 4096);
   decode({32, 32, 128}, 1024);
   for (const Index rows : {4096, 16384, 65536})
-    for (const double deviation : {1., 3.}) {
+    for (const double deviation : {1., 3., 4.}) {
       const Case all{{16, 8, 64}, rows, 1, deviation};
       if (deviation == 1) {
-        add("attend_bf16", ours<bfloat16>, all);
         add("attend_q8_q4", ours<Kv<Q8, Rotated<Q4>>>, all);
         add("attend_q4", ours<Rotated<Q4>>, all);
       }
+      add("attend_f32", ours<float>, all);
+      add("attend_bf16", ours<bfloat16>, all);
       add("attend_q8", ours<Q8>, all);
-      add("attend_q8", ours<Q8>, Case{all.shape, rows, 1, deviation, .01});
+      for (const double share : {.001, .01, .1}) {
+        add("attend_q8", ours<Q8>, Case{all.shape, rows, 1, deviation, share});
+        add("attend_f32", ours<float>, Case{all.shape, rows, 1, deviation, share, true});
+        add("attend_bf16", ours<bfloat16>, Case{all.shape, rows, 1, deviation, share, true});
+      }
     }
   const Case prompt{{32, 8, 64}, 1024, 512};
   add("attend_f32", ours<float>, prompt);
