@@ -91,6 +91,8 @@ TEST_CASE("prefill, decode, checkpoint and crop allocate nothing", "[hot_path]")
         SessionOptions skipping = options;
         skipping.skip_below = .1;
         run(decoder.start<Kv<Q8, Rotated<Q4>>>(policy, skipping, merging.make()));
+        skipping.scout_keys = true;
+        run(decoder.start<bfloat16>(policy, skipping, merging.make()));
       }
     }
 }
