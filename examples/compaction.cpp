@@ -54,7 +54,6 @@ void measure(example::CommandLine& line) {
   const auto folder = example::model_folder(line);
   const std::size_t count = line.next<std::size_t>("WINDOWS", 32, 1, 100'000);
   line.done();
-  ThreadPool pool;
   const Decoder<float> decoder = load_decoder(folder);
   const std::vector<Token> text = example::held_out(folder, decoder.vocab_size(), example::window_bytes);
   const example::Windows windows(text, count);
@@ -62,8 +61,7 @@ void measure(example::CommandLine& line) {
                                .max_tokens = example::window_bytes + 1,
                                .max_generated = example::measured,
                                .max_draft = 0,
-                               .keep_masses = true,
-                               .executor = pool};
+                               .keep_masses = true};
   auto session = decoder.start(Dense{}, options);
   const example::ShortRun dense = example::run_short(session, windows.all());
   std::printf("%zu windows of %td bytes, %td measured: divergence from the full cache by rows kept of %td a head\n\n  %-22s",
@@ -83,7 +81,6 @@ void measure(example::CommandLine& line) {
         CompactOptions how = variant.options;
         how.budget.rows = budgets[b];
         how.budget.sinks = 2;
-        how.executor = pool;
         session.restore(state);
         replace(session, compact(session, queries, how));
         runs[b].thoughts.push_back(example::log_probabilities(session.logits().row(0)));

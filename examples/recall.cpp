@@ -92,11 +92,9 @@ void recall(example::CommandLine& line) {
   const std::filesystem::path folder = line.next(PITH_MODELS_DIR "/tiny-recall");
   const std::size_t count = line.next<std::size_t>("DOCUMENTS", 32, 1, 100'000);
   line.done();
-  ThreadPool pool;
   const Decoder<float> decoder = load_decoder(folder);
   const Documents documents = example::recall_documents(folder / file, count);
-  const SessionOptions options{
-      .max_prompt = 512, .max_tokens = 600, .max_generated = 128, .max_draft = 8, .keep_masses = true, .executor = pool};
+  const SessionOptions options{.max_prompt = 512, .max_tokens = 600, .max_generated = 128, .max_draft = 8, .keep_masses = true};
   const std::vector<Index> budgets{12, 24, 32, 64, 128};
   std::ofstream csv;
   if (!csv_file.empty()) csv.open(csv_file);
