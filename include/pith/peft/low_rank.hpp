@@ -42,8 +42,10 @@ concept LowRankFactors = requires(const A a) {
 /// Optional members: bias(), [out] or empty, is added to y, scale included; changes() counts accesses for writing, and tells DoraLinear
 /// that its norms are stale.
 template <class A>
-concept LowRankAdapter = LowRankFactors<A> && std::same_as < factor_t<A>,
-typename A::Scalar > ;
+concept LowRankAdapter = LowRankFactors<A> && requires(const A a) {
+  { a.down_rows() } -> std::convertible_to<ConstMatrixRef<typename A::Scalar>>;
+  { a.up_rows() } -> std::convertible_to<ConstMatrixRef<typename A::Scalar>>;
+};
 
 /// y += (x Aᵀ) diag(gain) Bᵀ, computed from the left: the product B A is never formed.
 ///
