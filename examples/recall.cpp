@@ -112,8 +112,8 @@ void recall(example::CommandLine& line) {
   print("dense", std::vector<Cell>(budgets.size(), whole), csv, budgets);
   std::vector<Cell> by_model;
   for (const Method& method :
-       {Method{"repeat, heads alone"}, Method{"repeat, layers share", Share::layer}, Method{"repeat, model shares", Share::model},
-        Method{"matching, own queries", Share::model, Method::By::own}, Method{"matching, repeat", Share::model, Method::By::matched}}) {
+       {Method{"repeat: heads alone"}, Method{"repeat: layers share", Share::layer}, Method{"repeat: model shares", Share::model},
+        Method{"matching: own queries", Share::model, Method::By::own}, Method{"matching: repeat", Share::model, Method::By::matched}}) {
     std::vector<Cell> cells(budgets.size());
     for (std::size_t b = 0; b < budgets.size(); ++b)
       for (const auto& document : documents)

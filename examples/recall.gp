@@ -12,6 +12,6 @@ set xrange [11:140]
 set yrange [0:1]
 set grid ytics lc rgb '#dddddd'
 set key outside right
-series = "dense 'repeat, model shares' 'repeat, heads alone' 'matching, repeat' cur expected keydiff adakv snapkv h2o sinks random"
-label(name) = name eq 'repeat, model shares' ? 'KVzip, model budget' : name eq 'repeat, heads alone' ? 'KVzip, head budgets' : name
-plot for [i = 1:words(series)] data using (strcol(1) eq word(series, i) ? $2 : NaN):3 with linespoints lw 2 pt 7 ps .6 title label(word(series, i))
+series = "dense 'repeat: model shares' 'repeat: heads alone' 'matching: repeat' cur expected keydiff adakv snapkv h2o sinks random"
+label(name) = name eq 'repeat: model shares' ? 'KVzip, model budget' : name eq 'repeat: heads alone' ? 'KVzip, head budgets' : name eq 'matching: repeat' ? 'compaction, model budget' : name
+plot for [i = 1:words(series)] data using (strcol(1) eq word(series, i) ? $2 : NaN):3 with linespoints lt ((i - 1) % 7 + 1) dt 1 + 2 * (i > 7) lw 2 pt (i > 7 ? 6 : 7) ps .6 title label(word(series, i))
