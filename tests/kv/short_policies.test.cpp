@@ -1,5 +1,7 @@
 // Wrappers of a few lines: a budget for each head, a threshold, a share of the text, a prompt kept whole; and what they refuse.
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -141,4 +143,26 @@ TEST_CASE("policies that turn keys back refuse what they cannot", "[kv]") {
   refused(short_shape, RKv{.keep = 4}, "window is 8, expected 1 .. 4");
   refused(short_shape, RKv{.keep = 20, .rows_per_eviction = 14}, "rows_per_eviction is 14, expected 1 .. 13");
   refused(short_shape, Compactor<float>{.leverage = {.rope = rope}, .blend = -1}, "blend is -1");
+}
+
+TEST_CASE("Compactor's sinks and newest rows are told by position, so none takes the place of one that is gone", "[kv]") {
+  const auto rope = std::make_shared<const Rope<float>>(RopeOptions{.head_dim = 8});
+  const std::vector<Position> positions{0, 1, 5, 6, 7, 9, 11};  // of text 0 .. 11, some dropped before
+  const Index n = static_cast<Index>(positions.size());
+  const std::vector<TokenKind> kinds(positions.size(), TokenKind::text);
+  const Matrix<float> keys = pith_test::random_matrix<float>(n, 8, 1), values = pith_test::random_matrix<float>(n, 8, 2),
+                      queries = pith_test::random_matrix<float>(16, n, 3);
+  std::vector<float> scratch(positions.size());
+  const KvRows<float> rows{.kv_head = 0,
+                           .shape = short_shape,
+                           .next = 12,
+                           .positions = positions,
+                           .kinds = kinds,
+                           .stats = queries,
+                           .keys = keys,
+                           .values = values,
+                           .scratch = scratch.data()};
+  Vector<float> score(n);
+  Compactor<float>{.leverage = {.rope = rope, .keep = 16, .sinks = 4}, .recent = 4}.score(rows, score);
+  for (std::size_t r = 0; r < positions.size(); ++r) CHECK(std::isinf(score[Index(r)]) == (positions[r] < 4 || positions[r] >= 8));
 }

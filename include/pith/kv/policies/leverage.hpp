@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -175,7 +176,9 @@ template <class S = float> struct Compactor {
   Index stats(const AttentionShape& shape) const { return attention.stats(shape); }
   void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const { attention.observe(seen, rows, stats); }
   void score(const KvRows<S>& rows, VectorRef<S> out) const {
-    const Index n = rows.size(), first = (std::min)(leverage.sinks, n), end = (std::max)(first, n - recent);
+    Index first = 0, end = rows.size();
+    while (first < end && rows.positions[static_cast<std::size_t>(first)] - rows.first < leverage.sinks) ++first;
+    while (end > first && rows.positions[static_cast<std::size_t>(end - 1)] >= rows.next - recent) --end;
     out.setConstant(std::numeric_limits<S>::infinity());
     if (end - first < 2) {
       out.segment(first, end - first).setZero();
