@@ -26,6 +26,7 @@
 #include "golden/support/kv_rows.hpp"
 #include "golden/support/model_trace.hpp"
 #include "golden/support/parity.hpp"
+#include "golden/support/replay_folder.hpp"
 #include "support/catch.hpp"
 
 using namespace pith;
@@ -749,44 +750,24 @@ void chat(Golden& trace) {
 }  // namespace
 
 TEST_CASE("golden.kv: every trace of published cache code", "[golden]") {
-  const std::map<std::string, void (*)(Golden&)> cases{{"adakv_budgets", adakv_budgets},
-                                                       {"csp_select", csp_select},
-                                                       {"h2o_masked_simulation", h2o_masked_simulation},
-                                                       {"h2o_real_drop", h2o_real_drop},
-                                                       {"h2o_real_drop_gqa", h2o_real_drop},
-                                                       {"key_rerotation", key_rerotation},
-                                                       {"kv_quant", kv_quant},
-                                                       {"kvpress_scorers", kvpress_scorers},
-                                                       {"lookm_text_prior", lookm_text_prior},
-                                                       {"n_softmax", n_softmax},
-                                                       {"pyramid_budgets", pyramid_budgets},
-                                                       {"scissorhands_variant", scissorhands_variant},
-                                                       {"snapkv_select", snapkv_select},
-                                                       {"streaming_llm_attention", streaming_llm_attention},
-                                                       {"streaming_llm_cache_trace", streaming_llm_cache_trace},
-                                                       {"tova", tova},
-                                                       {"values-only merging of the best share", values_only_share}};
-  int replayed = 0;
-  REQUIRE(fs::is_directory(golden_folder("kv")));
-  for (const auto& entry : fs::directory_iterator(golden_folder("kv"))) {
-    if (entry.is_regular_file() && entry.path().extension() == ".md") continue;
-    INFO(entry.path().string());
-    if (!entry.is_regular_file() || entry.path().extension() != ".safetensors") {
-      FAIL_CHECK("nobody tests it");
-      continue;
-    }
-    Golden golden(entry.path());
-    const auto replay_case = cases.find(golden.word("case"));
-    if (replay_case == cases.end()) {
-      FAIL_CHECK("nobody replays the case " << golden.word("case"));
-      continue;
-    }
-    replay_case->second(golden);
-    golden.done();
-    ++replayed;
-  }
-  CHECK(replayed > 0);
-  std::printf("golden.kv: %d files replayed\n", replayed);
+  const Replays cases{{"adakv_budgets", adakv_budgets},
+                      {"csp_select", csp_select},
+                      {"h2o_masked_simulation", h2o_masked_simulation},
+                      {"h2o_real_drop", h2o_real_drop},
+                      {"h2o_real_drop_gqa", h2o_real_drop},
+                      {"key_rerotation", key_rerotation},
+                      {"kv_quant", kv_quant},
+                      {"kvpress_scorers", kvpress_scorers},
+                      {"lookm_text_prior", lookm_text_prior},
+                      {"n_softmax", n_softmax},
+                      {"pyramid_budgets", pyramid_budgets},
+                      {"scissorhands_variant", scissorhands_variant},
+                      {"snapkv_select", snapkv_select},
+                      {"streaming_llm_attention", streaming_llm_attention},
+                      {"streaming_llm_cache_trace", streaming_llm_cache_trace},
+                      {"tova", tova},
+                      {"values-only merging of the best share", values_only_share}};
+  replay_folder("kv", "case", cases);
 }
 
 TEST_CASE("golden.kv: every trace of a whole model at cache positions", "[golden]") {

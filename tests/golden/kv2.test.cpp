@@ -3,10 +3,7 @@
 // What a file is, its metadata says as `case`. A case that nobody replays fails, and so does a tensor that nobody reads.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <filesystem>
 #include <limits>
-#include <map>
 #include <memory>
 #include <numeric>
 #include <set>
@@ -20,11 +17,11 @@
 
 #include "golden/support/golden_file.hpp"
 #include "golden/support/kv_rows.hpp"
+#include "golden/support/replay_folder.hpp"
 #include "support/catch.hpp"
 
 using namespace pith;
 using namespace pith_test;
-namespace fs = std::filesystem;
 
 namespace {
 
@@ -552,36 +549,16 @@ void threshold(Golden& golden) {
 }  // namespace
 
 TEST_CASE("golden.kv2: every file of compaction, proxy passes and eviction rules", "[golden]") {
-  const std::map<std::string, void (*)(Golden&)> cases{{"attention matching", attention_matching},
-                                                       {"kvzip", kvzip},
-                                                       {"kvzip+", kvzip},
-                                                       {"finch", finch},
-                                                       {"R-KV", rkv},
-                                                       {"leverage, non-causal, compactor, capkv; simlayerkv in the header", short_scorers},
-                                                       {"DMS: below a threshold once out of the window", threshold},
-                                                       {"largest remainders", head_budget_rounding},
-                                                       {"values-only merging of the best share", values_only_share}};
-  int replayed = 0;
-  REQUIRE(fs::is_directory(golden_folder("kv2")));
-  for (const auto& entry : fs::directory_iterator(golden_folder("kv2"))) {
-    if (entry.is_regular_file() && entry.path().extension() == ".md") continue;
-    INFO(entry.path().string());
-    if (!entry.is_regular_file() || entry.path().extension() != ".safetensors") {
-      FAIL_CHECK("nobody tests it");
-      continue;
-    }
-    Golden golden(entry.path());
-    if (const std::string word = golden.word("case"); word == "rotated q4_1 rows" || word.substr(0, 14) == "certified rows")
-      continue;  // of another test
-    const auto replay_case = cases.find(golden.word("case"));
-    if (replay_case == cases.end()) {
-      FAIL_CHECK("nobody replays the case " << golden.word("case"));
-      continue;
-    }
-    replay_case->second(golden);
-    golden.done();
-    ++replayed;
-  }
-  CHECK(replayed > 0);
-  std::printf("golden.kv2: %d files replayed\n", replayed);
+  const Replays cases{{"attention matching", attention_matching},
+                      {"kvzip", kvzip},
+                      {"kvzip+", kvzip},
+                      {"finch", finch},
+                      {"R-KV", rkv},
+                      {"leverage, non-causal, compactor, capkv; simlayerkv in the header", short_scorers},
+                      {"DMS: below a threshold once out of the window", threshold},
+                      {"largest remainders", head_budget_rounding},
+                      {"values-only merging of the best share", values_only_share},
+                      {"rotated q4_1 rows", nullptr},  // golden.kv_reading
+                      {"certified rows, q8_0 codes, residual norm rounded up to half", nullptr}};
+  replay_folder("kv2", "case", cases);
 }

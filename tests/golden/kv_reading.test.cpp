@@ -1,12 +1,11 @@
-// Replays what <golden>/kv_reading holds of rotated 4-bit rows and of certified reading: rows, bytes and attention by two derivations of
-// their own.
+// Replays what <golden>/kv2 holds of rotated 4-bit rows and of certified reading: rows, bytes and attention by two derivations of their
+// own.
 //
-// A case that nobody replays fails, and so does a tensor that nobody reads.
+// What a file is, its metadata says as `case`; golden.kv2 replays the others. A tensor that nobody reads fails.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
-#include <filesystem>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -16,11 +15,11 @@
 #include <pith/attention/scout.hpp>
 
 #include "golden/support/golden_file.hpp"
+#include "golden/support/replay_folder.hpp"
 #include "support/catch.hpp"
 
 using namespace pith;
 using namespace pith_test;
-namespace fs = std::filesystem;
 
 namespace {
 
@@ -152,22 +151,7 @@ void certified_rows(Golden& golden) {
 }  // namespace
 
 TEST_CASE("golden.kv_reading: rotated rows in four bits, certified rows", "[golden]") {
-  int replayed_rows = 0;
-  REQUIRE(fs::is_directory(golden_folder("kv_reading")));
-  for (const auto& entry : fs::directory_iterator(golden_folder("kv_reading"))) {
-    if (entry.path().extension() == ".md") continue;
-    INFO(entry.path().string());
-    Golden golden(entry.path());
-    if (golden.word("case") == "rotated q4_1 rows") {
-      rotated_rows(golden);
-    } else if (golden.word("case") == "certified rows, q8_0 codes, residual norm rounded up to half") {
-      certified_rows(golden);
-    } else {
-      FAIL_CHECK("nobody replays the case " << golden.word("case"));
-      continue;
-    }
-    golden.done();
-    ++replayed_rows;
-  }
-  CHECK(replayed_rows > 0);
+  replay_folder("kv2", "case",
+                {{"rotated q4_1 rows", rotated_rows}, {"certified rows, q8_0 codes, residual norm rounded up to half", certified_rows}},
+                true);
 }

@@ -9,7 +9,6 @@
 #include <filesystem>
 #include <initializer_list>
 #include <limits>
-#include <map>
 #include <memory>
 #include <numeric>
 #include <span>
@@ -24,6 +23,7 @@
 
 #include "golden/support/golden_file.hpp"
 #include "golden/support/merging_cache.hpp"
+#include "golden/support/replay_folder.hpp"
 #include "golden/support/vlm_trace.hpp"
 #include "support/catch.hpp"
 
@@ -771,37 +771,17 @@ void visual_token_reduction(Golden& golden) {
 }  // namespace
 
 TEST_CASE("golden.merge: every file of published merging code", "[golden]") {
-  const std::map<std::string, void (*)(Golden&)> kinds{{"cam_value_merge", cam_value_merge},
-                                                       {"csp_select", csp_select},
-                                                       {"d2o_merge", d2o_merge},
-                                                       {"lookm_attention_layer_text_prior_pivot", lookm_attention_layer},
-                                                       {"lookm_merge", lookm_merge},
-                                                       {"lookm_text_prior_merge", lookm_text_prior_merge},
-                                                       {"normalised_weighted_merge", normalised_weighted_merge},
-                                                       {"tome", tome},
-                                                       {"value_only_merge", value_only_merge},
-                                                       {"visual_token_reduction", visual_token_reduction}};
-  int replayed = 0;
-  REQUIRE(fs::is_directory(golden_folder("merge")));
-  for (const auto& entry : fs::directory_iterator(golden_folder("merge"))) {
-    if (entry.is_regular_file() && entry.path().extension() == ".md") continue;
-    INFO(entry.path().string());
-    if (!entry.is_regular_file() || entry.path().extension() != ".safetensors") {
-      FAIL_CHECK("nobody tests it");
-      continue;
-    }
-    Golden golden(entry.path());
-    const auto replay_kind = kinds.find(golden.word("kind"));
-    if (replay_kind == kinds.end()) {
-      FAIL_CHECK("nobody replays the kind " << golden.word("kind"));
-      continue;
-    }
-    replay_kind->second(golden);
-    golden.done();
-    ++replayed;
-  }
-  CHECK(replayed > 0);
-  std::printf("golden.merge: %d files replayed\n", replayed);
+  const Replays kinds{{"cam_value_merge", cam_value_merge},
+                      {"csp_select", csp_select},
+                      {"d2o_merge", d2o_merge},
+                      {"lookm_attention_layer_text_prior_pivot", lookm_attention_layer},
+                      {"lookm_merge", lookm_merge},
+                      {"lookm_text_prior_merge", lookm_text_prior_merge},
+                      {"normalised_weighted_merge", normalised_weighted_merge},
+                      {"tome", tome},
+                      {"value_only_merge", value_only_merge},
+                      {"visual_token_reduction", visual_token_reduction}};
+  replay_folder("merge", "kind", kinds);
 }
 
 TEST_CASE("golden.merge: every trace of a model whose prompt has images", "[golden]") {
