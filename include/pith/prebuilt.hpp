@@ -1,6 +1,8 @@
 #pragma once
 
+#include <filesystem>
 #include <span>
+#include <string>
 
 #include <pith/io/detail/prebuilt_for.hpp>
 #include <pith/io/load.hpp>
@@ -26,5 +28,17 @@ extern template class Session<float, float>;
 extern template class KvCache<float>;
 extern template class VisionTower<float>;
 extern template std::span<const PolicyEntry<float>> policy_catalogue<float>();
+
+extern template Checkpoint<float> load_checkpoint<float>(const std::filesystem::path&, const LoadOptions&);
+extern template Decoder<float> load_decoder<float>(const std::filesystem::path&, const LoadOptions&);
+extern template Vision<float> load_vision<float>(const std::filesystem::path&, const VisionLoadOptions&);
+extern template Linear<float> load_linear<float>(const std::filesystem::path&, const std::string&);
+extern template ModelAdapter<float> load_adapter<float>(const std::filesystem::path&, const Decoder<float>&, AdapterOptions);
+extern template KvPrefix load_prefix<float>(const std::filesystem::path&, const Decoder<float>&);
+extern template void save_session<float, float>(const Session<float>&, const std::filesystem::path&);
+extern template void load_session<float, float>(Session<float>&, const std::filesystem::path&);
+#if __has_include(<utf8proc.h>)
+extern template Tokenizer load_tokenizer<>(const std::filesystem::path&);
+#endif
 
 }}  // namespace pith::v0
