@@ -3,7 +3,9 @@
 #include <limits>
 #include <vector>
 
+#include <pith/merge/averaged.hpp>
 #include <pith/merge/token_map.hpp>
+#include <pith/merge/weighted.hpp>
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
