@@ -69,6 +69,7 @@ struct VisionLoadOptions {
   ExecutorRef executor = serial;       ///< its workers check, round and pack weights
 };
 
+// Described where they are defined: checkpoint.hpp, vision.hpp, linear_file.hpp, peft_adapter.hpp, session_file.hpp.
 template <class S = float> Checkpoint<S> load_checkpoint(const std::filesystem::path& folder, const LoadOptions& options = {});
 template <class S = float> Decoder<S> load_decoder(const std::filesystem::path& folder, const LoadOptions& options = {});
 template <class S = float> Vision<S> load_vision(const std::filesystem::path& folder, const VisionLoadOptions& options = {});

@@ -101,13 +101,12 @@ TapOptions taps_for(ImageReduction reduction, const Vision<S>& vision, const Ima
 ///
 /// Rows are in the order of their patches, but for prumerge (by falling attention) and visionzip before the projector (the class token,
 /// dominant rows, contextual rows), as published. A newline of LLaVA-OneVision stays while a row of its line does. tome_tower gives the
-/// rows that the tower left, whatever `keep` says.
+/// rows that the tower left and does not read `keep`.
 ///
 /// Cost     that of the projector for the rows left (for all rows where the reduction works behind it), and of the method
 /// Heap     the rows, numbers of each row and workspaces
 /// Throws   ShapeError if the features lack the taps of taps_for(reduction), UnsupportedError for prumerge and prumerge_plus without a
-/// class
-///          token, and for both and tome_tower before a projector of blocks or tiles of any resolution
+///          class token, and for both and tome_tower before a projector of blocks or tiles of any resolution
 /// Paper    ToMe: arXiv:2210.09461; LLaVA-PruMerge: arXiv:2403.15388; VisionZip: arXiv:2412.04467; DivPrune: arXiv:2503.02175
 template <class S>
 ImageRows<S> reduce_image(const Vision<S>& vision, const ImageTiles& tiles, const ImageFeatures<S>& seen, ImageReduction reduction,

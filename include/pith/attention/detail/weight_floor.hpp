@@ -54,7 +54,7 @@ template <class S> class FloorSearch {
  private:
   static constexpr double per_octave = 16;
   static constexpr Index tried = 8;                                                   ///< floors compared in one sweep
-  static constexpr Index sample = 16;                                                 ///< one block of so many is looked at first
+  static constexpr Index sample = 16;                                                 ///< every 16th block is looked at first
   static constexpr Index lowest = -16 * Index(std::numeric_limits<S>::min_exponent);  ///< below it weights are 0
   static S floor(Index number) {
     if (number < 0) return static_cast<S>(std::exp2(-static_cast<double>(number) / per_octave));
