@@ -1,5 +1,4 @@
 #pragma once
-// ToMe inside an image tower: its layers merge tokens, and later layers work on fewer.
 
 #include <algorithm>
 #include <cstddef>
@@ -16,6 +15,8 @@
 #include <pith/merge/token_map.hpp>
 #include <pith/merge/tome.hpp>
 #include <pith/vision/tower_config.hpp>
+
+// ToMe inside an image tower: its layers merge tokens, and later layers work on fewer.
 
 namespace pith { inline namespace v0 {
 
@@ -73,8 +74,8 @@ template <class S = float> class TowerMerge {
   }
   /// Merges step(layer) rows of x.
   ///
-  /// Shapes   keys [rows, heads*dim] · metric [rows, dim] and merged [rows, features]: memory · x [rows, features], its first rows() are
-  /// left Heap     none, given ws of workspace_bytes()
+  /// Shapes   keys [rows, heads*dim] · metric [rows, dim] and merged [rows, features]: memory · x [rows, features], rows() of it are left
+  /// Heap     none, given ws of workspace_bytes()
   void merge(Index layer, const MatrixRef<S>& keys, MatrixRef<S> metric, MatrixRef<S> merged, MatrixRef<S> x, Workspace& ws) {
     if (clipped_r(rows_, {.r = step(layer), .protect = protect_}) == 0) return;
     mean_over_heads<S>(keys, metric);
