@@ -1,11 +1,12 @@
 #pragma once
-// What a tower gives besides its features, and the part of a tile that it looks at.
 
 #include <cstddef>
 #include <vector>
 
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
+
+// What a tower gives besides its features, and the part of a tile that it looks at.
 
 namespace pith { inline namespace v0 {
 
