@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include <pith/core/integer_lanes.hpp>
+#include <pith/core/processor.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/nn/detail/activation_blocks.hpp>
@@ -28,6 +29,7 @@ template <class L, int Tokens> struct Int4Tile {
   static void run(const Int4Record& record, const Codes& codes, int first, const std::int16_t* x, Index x_stride, const BlockFacts* facts,
                   float* sums) {
     const Int4Shape& shape = record.shape;
+    if (first == 0) __builtin_prefetch(record.data);  // in order of address: the scales lie before the codes
     typename L::Sum sum[std::size_t(Tokens)][std::size_t(registers)];
 #pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
@@ -111,13 +113,15 @@ template <class L> struct UnpackedCodes {
 
 /// The sums of panels for some tokens, in tiles of L: each group in turn.
 template <class L> struct Int4Panels {
-  static constexpr Index together = 4;  // panels that few tokens read side by side: the hardware prefetches more streams
+  static constexpr Index most_together = 4;  // panels that few tokens read side by side: the hardware prefetches more streams
   static constexpr Index most_streamed = 2 * L::tile_tokens;  // tokens, beyond which unpacking once is cheaper than twice
   static constexpr int row = int(panel_width) / L::width;
 
   const Int4Shape& shape;
   const std::byte* records;
 
+  bool alone() const { return std::size_t(shape.record_bytes()) > processor.long_record; }
+  Index together() const { return alone() ? 1 : most_together; }
   Int4Record record(Index p, Index g) const { return {shape, records + (p * shape.groups() + g) * shape.record_bytes()}; }
 
   /// Straight from the records: few tokens.
@@ -126,9 +130,10 @@ template <class L> struct Int4Panels {
   void stream(Share panels, const EncodedRows& rows, float* sums) const {
     std::fill_n(sums, (panels.end - panels.begin) * rows.tokens * panel_width, 0.f);
     const Index panel_bytes = shape.groups() * shape.record_bytes(), others = (panels.end - panels.begin - 1) * panel_bytes;
+    const Index distance = alone() ? 4 * fetched_ahead : fetched_ahead;
     for (Index g = 0; g < shape.groups(); ++g) {
       // Behind the end of a panel follow those that are read beside it, and then the next of its stream.
-      const Index ahead = fetched_ahead + (g * shape.record_bytes() + fetched_ahead < panel_bytes ? 0 : others);
+      const Index ahead = distance + (g * shape.record_bytes() + distance < panel_bytes ? 0 : others);
       for (Index p = panels.begin; p < panels.end; ++p) {
         const Int4Record from = record(p, g);
         const PackedCodes<L> codes{from.words(), reinterpret_cast<const char*>(from.words()) + ahead};
@@ -198,7 +203,7 @@ template <class Few, class Many> struct Int4Product {
  private:
   template <class L> static Index sum_rows(Index tokens) {
     using Panels = Int4Panels<L>;
-    return tokens <= Panels::most_streamed ? Panels::together * tokens : tokens;
+    return tokens <= Panels::most_streamed ? Panels::most_together * tokens : tokens;
   }
   template <class L> static std::size_t pass_bytes(const Int4Shape& shape, Index tokens, Index workers) {
     const Index rows = (std::max)(tokens, sum_rows<L>((std::min)(tokens, Int4Panels<L>::most_streamed)));  // monotone
@@ -238,8 +243,8 @@ template <class Few, class Many> struct Int4Product {
           write(p, sums, bias, y);
         }
       } else {
-        for (Index p = own.begin; p < own.end; p += Panels::together) {
-          const Share some{p, (std::min)(p + Panels::together, own.end)};
+        for (Index p = own.begin; p < own.end; p += panels.together()) {
+          const Share some{p, (std::min)(p + panels.together(), own.end)};
           panels.stream(some, rows, sums);
           for (Index q = some.begin; q < some.end; ++q) write(q, sums + (q - p) * tokens * panel_width, bias, y);
         }
