@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <pith/core/check.hpp>
+#include <pith/core/processor.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/nn/detail/panel_kernel.hpp>
@@ -58,6 +59,13 @@ template <class S> struct Product {
         tokens(x_.rows()),
         in(x_.cols()),
         out(y_.cols()) {}
+  /// The same product of some of the tokens.
+  Product part(Share rows) const {
+    Product of_rows = *this;
+    of_rows.x += rows.begin * x_stride, of_rows.y += rows.begin * y_stride, of_rows.tokens = rows.end - rows.begin;
+    return of_rows;
+  }
+
   const S* x;
   const S* bias;  // nullptr: none
   S* y;
@@ -107,7 +115,14 @@ void panel_rows(const Product<S>& o, Index p, Index begin, Index end, const S* x
   }
 }
 
-/// Multiplies one register tile of tokens by the panels as they are stored.
+inline constexpr Index tile_of_several = 10;  // tokens: rows of x that L1 holds beside a stream of weights, whatever lies between them
+
+/// Whether any number of tokens is multiplied by panels of T as they are stored, instead of by blocks that are widened first.
+template <class T>
+inline constexpr bool streams_any = processor.narrow_streamed && sizeof(T) < sizeof(arithmetic_t<T>) &&
+                                    (TileShape<arithmetic_t<T>>::tokens > tile_of_several);
+
+/// Multiplies tokens by the panels as they are stored: one register tile, or several, which find the panel in L2 after the first.
 ///
 /// A single token takes several panels together: more chains hide their latency, and the hardware prefetches more streams, each within its
 /// page. Bytes take longer to widen than to read, so that two panels are enough.
@@ -125,7 +140,14 @@ template <class Source, class S> void product_streamed(const Product<S>& o, cons
                                      in * panel_width);
     }
   }
-  for (; p < panels.end; ++p) panel_rows(o, p, 0, o.tokens, o.x, o.x_stride, w.panel(p), in, true, ahead(), Source::row_bytes);
+  const Index tiles = o.tokens <= TileShape<S>::tokens ? 1 : (o.tokens + tile_of_several - 1) / tile_of_several;
+  for (; p < panels.end; ++p) {
+    for (Index i = 0; i < tiles; ++i) {
+      const Share rows = share(o.tokens, i, tiles);
+      panel_rows(o, p, rows.begin, rows.end, o.x + rows.begin * o.x_stride, o.x_stride, w.panel(p), in, true, ahead(),
+                 i == 0 ? Source::row_bytes : 0);
+    }
+  }
 }
 
 /// Multiplies any number of tokens by blocks of weights, which stay in L1 while the tokens pass.
@@ -173,9 +195,10 @@ template <class Source, class S> void product(const Product<S>& o, const Source&
   }
   const Index workers = double(tokens) * double(in) * double(out) < worth_waking ? 1 : ws.workers();
   if constexpr (Source::direct) {
-    if (tokens <= TileShape<S>::tokens) {
+    if (tokens <= TileShape<S>::tokens || streams_any<typename Source::Stored>) {
       ws.executor()(workers, [&](Index i) {
-        product_streamed(o, w, share(panels, i, workers));
+        const Index passes = (tokens + token_block - 1) / token_block;
+        for (Index pass = 0; pass < passes; ++pass) product_streamed(o.part(share(tokens, pass, passes)), w, share(panels, i, workers));
         finish(o, w, share(panels, i, workers));
       });
       return;
