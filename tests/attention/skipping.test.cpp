@@ -158,7 +158,7 @@ TEST_CASE("8-bit rows: a row that is skipped is not touched", "[attend][skip]") 
   const Index n = 300, units = q8_row_bytes(shape.head_dim);
   const Matrix<float> k = pith_test::random_matrix<float>(2 * n, shape.head_dim, 1);
   const Matrix<float> v = pith_test::random_matrix<float>(2 * n, shape.head_dim, 2);
-  const Matrix<float> q = 14 * pith_test::random_matrix<float>(1, 4 * shape.head_dim, 3);
+  const Matrix<float> q = 30 * pith_test::random_matrix<float>(1, 4 * shape.head_dim, 3);
   std::vector<Q8> keys(static_cast<std::size_t>(2 * n * units)), values(keys.size());
   for (Index r = 0; r < 2 * n; ++r) {
     q8_encode(k.row(r).data(), shape.head_dim, &keys[std::size_t(r * units)].byte);
@@ -178,6 +178,23 @@ TEST_CASE("8-bit rows: a row that is skipped is not touched", "[attend][skip]") 
     values = before;
   }
   CHECK(found == some.reads.values);
+}
+
+TEST_CASE("of flat queries every value is read, whoever is with them", "[attend][skip]") {
+  const AttentionShape shape{2, 1, 16};
+  AttentionRows<bfloat16> rows(shape, 21);
+  rows.add_run(2600, in_order(2600), true);
+  const KvView<bfloat16> view = rows.view(2600);
+  Matrix<float> q = rows.queries(2);
+  q.row(1) *= 6;
+  const AttendOptions<float> first{.first_query = 2598};
+  const auto dense = skipping(view, q, first, 0), both = skipping(view, q, first, .1);
+  const auto flat = skipping(view, Matrix<float>(q.row(0)), first, .1), sharp = skipping(view, Matrix<float>(q.row(1)), {}, .1);
+  CHECK(same_bits(flat.out, dense.out.row(0).eval()));
+  CHECK(flat.reads.needed == flat.reads.rows);
+  CHECK(sharp.reads.values < sharp.reads.rows / 8);
+  CHECK(same_bits(both.out.row(0).eval(), flat.out));
+  CHECK(same_bits(both.out.row(1).eval(), sharp.out));
 }
 
 TEST_CASE("shares that are no share are refused", "[attend][skip]") {

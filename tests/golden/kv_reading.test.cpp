@@ -140,8 +140,8 @@ void certified_rows(Golden& golden) {
       const double greedy = std::accumulate(read.begin(), read.end(), 0.0), share = std::stod(eps);
       AttentionReads reads;
       const Matrix<float> out = attended(t, share, &reads);
-      CHECK(static_cast<double>(reads.keys) >= greedy * .8 - 1);
-      CHECK(static_cast<double>(reads.keys) <= greedy * 1.3 + 2);
+      CHECK(static_cast<double>(reads.needed) >= greedy * .8 - 1);
+      CHECK(static_cast<double>(reads.needed) <= greedy * 1.3 + 2);
       CHECK(distance(out.row(0), certified_row(golden, "out_" + eps, {t})) <= 4 * share * largest);
       CHECK(distance(out.row(0), certified_row(golden, "out", {t})) <= 2 * share * largest);
     }

@@ -443,3 +443,31 @@ TEST_CASE("caches move, and clear() starts over", "[kv]") {
   for (int i = 0; i < 9; ++i) CHECK(b.step(moved, 1) == c.step(twin, 1));
   CHECK(same_state(moved, twin));
 }
+
+TEST_CASE("undone tokens leave no trace in what a cache with scout codes reads next", "[kv]") {
+  KvCache<float> cache({2, 1, 16}, {}, {.max_chunk = 2300, .max_draft = 4, .max_tokens = 2310, .skip_below = .1, .scout_keys = true});
+  const Matrix<float> k = random_matrix<float>(2310, 16, 1), v = random_matrix<float>(2310, 16, 2), q = random_matrix<float>(1, 32, 3);
+  cache.append(k.topRows(2300), v.topRows(2300));
+  const auto attended = [&](float sharpness, bool spread) {
+    const AttentionReads before = cache.reads();
+    const Matrix<float> out = attend(Matrix<float>(sharpness * q), cache);
+    CHECK((cache.reads().keys - before.keys < cache.reads().rows - before.rows) == spread);
+    return out;
+  };
+  cache.append(k.row(2300), v.row(2300));
+  const Matrix<float> flat = attended(1, false), sharp = attended(10, true);
+  cache.checkpoint();
+  cache.append(k.middleRows(2301, 3), v.middleRows(2301, 3));
+  attended(10, true);
+  attended(1, false);
+  cache.crop(2301);
+  CHECK(attended(10, true) == sharp);
+  CHECK(attended(1, false) == flat);
+  const KvCache<float> copy = cache.clone();
+  CHECK(copy.view().runs[0].scouts != nullptr);
+}
+
+TEMPLATE_TEST_CASE("scout codes of keys that are codes themselves are refused", "[kv]", Q8, Rotated<Q4>, (Kv<Q8, Rotated<Q4>>), double) {
+  CHECK_THROWS_WITH(KvCache<TestType>(small, {}, {.scout_keys = true}), contains("scout_keys"));
+  CHECK_NOTHROW(KvCache<TestType>(small, {}, {.skip_below = .1}));
+}

@@ -11,11 +11,13 @@ struct AttentionReads {
   Index rows = 0;    ///< rows that some query of a tile could see
   Index values = 0;  ///< rows of them whose values were read
   Index keys = 0;    ///< rows of them whose keys were read: all, if no scout codes exclude some
+  Index needed = 0;  ///< rows of them that had to be read; the others may have been, where reading all in order is faster
 
   void add(const AttentionReads& more) {
     std::atomic_ref(rows).fetch_add(more.rows, std::memory_order_relaxed);
     std::atomic_ref(values).fetch_add(more.values, std::memory_order_relaxed);
     std::atomic_ref(keys).fetch_add(more.keys, std::memory_order_relaxed);
+    std::atomic_ref(needed).fetch_add(more.needed, std::memory_order_relaxed);
   }
 };
 

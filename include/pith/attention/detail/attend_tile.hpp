@@ -46,19 +46,23 @@ template <class T> class AttendTile : TileRows<T> {
   void run(const T* next) {
     this->next_ = next;
     this->reads_ = {};
-    const bool scouts = score();
-    for (Index l = 0; l < lanes(); ++l) this->settle_top(l);
-    std::fill_n(at(m_.sums), lanes() * m_.padded, S(0));
-    std::fill_n(at(m_.mass), lanes() * attention_block, S(0));
-    std::fill_n(this->floors(), lanes(), WeightFloor<S>().least);
-    if (scouts) return SkippedValues<T>(*this).run_scouted();
-    if (numbers_.skip_below > 0) return SkippedValues<T>(*this).run();
+    bool skips = numbers_.skip_below > 0, scored = false;
+    if constexpr (ScoutedKeys<T>::possible)
+      if (ScoutedKeys<T>::wanted(*this)) {
+        if (ScoutedKeys<T>(*this).run()) return;
+        skips = false;
+        scored = true;
+      }
+    if (!scored) this->score_all();
+    this->start_weights();
+    if (skips) return SkippedValues<T>(*this).run();
     this->for_seen_blocks([this](const KvRun<T>& run, Index row, Index count, Index block, const QueryRange& seen) {
       this->reads_.rows += count;
       this->reads_.values += count;
       for (Index l = seen.begin * group_; l < seen.end * group_; ++l) this->weigh(l, block);
       this->add_values(run, row, count, block, seen.begin * group_, seen.end * group_);
     });
+    if (this->reads_.needed == 0) this->reads_.needed = this->reads_.values;
     for (Index l = 0; l < lanes(); ++l) {
       this->add_masses(l);
       this->check_sums(l);
@@ -107,17 +111,6 @@ template <class T> class AttendTile : TileRows<T> {
   }
 
  private:
-  /// Returns whether scout codes chose what to score.
-  bool score() {
-    if constexpr (ScoutedKeys<T>::possible)
-      if (ScoutedKeys<T>::wanted(*this)) {
-        ScoutedKeys<T>(*this).score();
-        return true;
-      }
-    this->score_all();
-    return false;
-  }
-
   void scale_queries(const S* q, Index stride, S* to) const {
     const S scale = numbers_.scale > 0 ? numbers_.scale : S(1) / std::sqrt(static_cast<S>(m_.head_dim));
     for (Index l = 0; l < lanes(); ++l) {

@@ -12,6 +12,7 @@
 #include <pith/attention/detail/stored_rows.hpp>
 #include <pith/attention/detail/tile_memory.hpp>
 #include <pith/attention/detail/visible_rows.hpp>
+#include <pith/attention/detail/weight_floor.hpp>
 #include <pith/attention/kv_view.hpp>
 #include <pith/attention/reads.hpp>
 #include <pith/core/simd.hpp>
@@ -24,6 +25,10 @@ namespace pith { inline namespace v0 { namespace detail {
 
 /// How scores become weights: see AttendOptions.
 template <class S> struct ScoreNumbers { S n = 0, scale = 0, softcap = 0, skip_below = 0; };
+
+struct EveryBlock {
+  bool operator()(Index) const { return true; }
+};
 
 /// The rows that a tile of queries reads in one kv head, and its scratch. A lane is one query of one head of the group.
 template <class T> struct TileRows {
@@ -48,6 +53,7 @@ template <class T> struct TileRows {
   S* at(Index offset) const { return scratch_ + offset; }
   S* weight(Index lane, Index block) const { return at(m_.weights) + lane * m_.row_stride + block * attention_block; }
   S* floors() const { return at(m_.floors); }                                                ///< the least weight that each lane reads
+  S& spare(Index lane) const { return at(m_.log_sum)[lane]; }                                ///< what the weights of unread rows may sum to
   std::uint32_t* picked() const { return reinterpret_cast<std::uint32_t*>(at(m_.picked)); }  ///< room for the numbers of all rows
   QueryRange* queries_that_see() const { return reinterpret_cast<QueryRange*>(at(m_.queries_that_see)); }
 
@@ -90,8 +96,10 @@ template <class T> struct TileRows {
   }
 
   /// Calls f(run, row, count, block, visible rows, queries that see) for the blocks that some query sees, and notes which ones see others.
-  template <class F> void for_visible_blocks(F&& f) {
+  /// wanted(block): only these.
+  template <class F, class Wanted = EveryBlock> void for_visible_blocks(F&& f, Wanted&& wanted = {}) {
     for_blocks([&](const KvRun<T>& run, Index row, Index count, Index block) {
+      if (!wanted(block)) return;
       const VisibleRows<T> visible(run, row, count, first_, sight_, limits_);
       const QueryRange seen = visible.queries_that_see(tokens_);
       queries_that_see()[block] = seen;
@@ -189,6 +197,16 @@ template <class T> struct TileRows {
     });
   }
 
+  /// Adds the values of all rows, which have their weights.
+  void add_all_values() {
+    for_seen_blocks([this](const KvRun<T>& run, Index row, Index count, Index block, const QueryRange& seen) {
+      reads_.rows += count;
+      reads_.values += count;
+      add_values(run, row, count, block, seen.begin * group_, seen.end * group_);
+    });
+    reads_.needed = reads_.values;
+  }
+
   template <template <class, int> class Kernel, int Q, template <class> class R, class U> static Kernel<U, Q> kernel_of(const R<U>&) {
     return {};
   }
@@ -207,6 +225,14 @@ template <class T> struct TileRows {
     S top = V::largest(V::load(at(m_.largest) + lane * V::width));
     if (numbers_.n > 0) top = (std::max)(top, S(0));
     at(m_.top)[lane] = top == -std::numeric_limits<S>::infinity() ? S(0) : top;
+  }
+
+  /// Between scores and weights.
+  void start_weights() {
+    for (Index l = 0; l < lanes(); ++l) settle_top(l);
+    std::fill_n(at(m_.sums), lanes() * m_.padded, S(0));
+    std::fill_n(at(m_.mass), lanes() * attention_block, S(0));
+    std::fill_n(floors(), lanes(), WeightFloor<S>().least);
   }
 
   void weigh(Index lane, Index block) {

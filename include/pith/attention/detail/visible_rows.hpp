@@ -59,6 +59,15 @@ template <class T> class VisibleRows {
     return true;
   }
 
+  /// A bit for each row that a query sees.
+  std::uint32_t seen(Index query) const {
+    std::uint32_t rows = count_ < attention_block ? (std::uint32_t(1) << count_) - 1 : ~std::uint32_t(0);
+    bool hidden_rows[attention_block];
+    if (hidden(query, hidden_rows))
+      for (Index i = 0; i < count_; ++i) rows &= ~(std::uint32_t(hidden_rows[i]) << i);
+    return rows;
+  }
+
  private:
   Index newest_seen(Index query) const { return sight_ == nullptr ? Index(first_) + query : Index(sight_[query]); }
   bool nothing(Index query) const {

@@ -20,41 +20,44 @@ namespace pith { inline namespace v0 { namespace detail {
 /// Rows of weight below `least`, which sum to `skipped`, need not be read. As it stands: only rows of weight 0.
 template <class S> struct WeightFloor { S least = (std::numeric_limits<S>::min)(), skipped = 0; };
 
-/// The highest floor for which the weights below it sum to at most `share` of all. Floors are powers of 2^(1/16), so that a lower share
-/// never skips a row that a higher one reads.
+/// Searches for the highest floor for which the weights below it sum to at most a given number. Floors are powers of 2^(1/16), so that a
+/// lower number never skips a row that a higher one reads.
 ///
 /// Weights are numbers e = exp(x - top), attention_block of them a block. Sums run in packets over 64 numbers of blocks at a time, then in
-/// double: they are off by less than 2^-16 of themselves. The comparison allows for that, so the bound holds for the weights as computed,
-/// and zeros between them change no bit. Sums grow with floors also as rounded, so the answer is the same wherever the search begins: it
-/// begins where every sixteenth block has it.
+/// double: they are off by less than 2^-16 of themselves. Sums grow with floors also as rounded, so the answer is the same wherever the
+/// search begins: it begins where every sixteenth block has it.
 ///
-/// Cost     two or three sweeps of the weights, eight compares and additions a packet in all but the first
+/// Cost     two or three sweeps of the weights, eight compares and additions a packet
 template <class S> class FloorSearch {
  public:
   using V = Simd<S>;
   using Packet = typename V::Packet;
+  static constexpr Index sample = 16;  ///< one block in so many is looked at first
+  static bool sampled(Index block) { return block % sample == sample / 2; }
 
-  static WeightFloor<S> run(S share, const S* weights, Index blocks) {
-    const double all = sums<1>({std::numeric_limits<S>::infinity()}, weights, blocks, 1)[0];
-    return below(static_cast<double>(share) * all * (1 - 0x1p-15), weights, blocks);
-  }
+  /// Σ e
+  static double total(const S* weights, Index blocks) { return sums<1>({std::numeric_limits<S>::infinity()}, weights, blocks, 1)[0]; }
 
   /// The highest floor for which the weights below it sum to at most `spare`, as computed.
   static WeightFloor<S> below(double spare, const S* weights, Index blocks) {
     if (!(spare > 0)) return {};
-    const Bracket all = bracket(spare, blocks);
-    Index from = -1;
-    if (blocks >= 4 * sample) from = search(spare / static_cast<double>(sample), weights, blocks, sample, all, -1).low;
-    const Bracket found = search(spare, weights, blocks, 1, all, from);
-    const double skipped = found.skipped < 0 ? sums<1>({floor(found.low)}, weights, blocks, 1)[0] : found.skipped;
-    if (skipped == 0) return {};
-    return {floor(found.low), static_cast<S>(skipped)};
+    const Index from = blocks < 4 * sample ? -1 : search(spare / double(sample), weights, blocks, sample, bracket(spare, blocks), -1).low;
+    return search_all(spare, weights, blocks, 1, from);
+  }
+  /// below() where in_sample() found `guess` for a sixteenth of `spare`.
+  static WeightFloor<S> below(double spare, const S* weights, Index blocks, S guess) {
+    if (!(spare > 0)) return {};
+    return search_all(spare, weights, blocks, 1, number(static_cast<double>(guess)));
+  }
+  /// The same of the sampled blocks alone.
+  static WeightFloor<S> in_sample(double spare, const S* weights, Index blocks) {
+    if (!(spare > 0)) return {};
+    return search_all(spare, weights, blocks, sample, -1);
   }
 
  private:
   static constexpr double per_octave = 16;
   static constexpr Index tried = 8;                                                   ///< floors compared in one sweep
-  static constexpr Index sample = 16;                                                 ///< every 16th block is looked at first
   static constexpr Index lowest = -16 * Index(std::numeric_limits<S>::min_exponent);  ///< below it weights are 0
   static S floor(Index number) {
     if (number < 0) return static_cast<S>(std::exp2(-static_cast<double>(number) / per_octave));
@@ -87,6 +90,14 @@ template <class S> class FloorSearch {
     Index high, low;
     double skipped = -1;  ///< Σ below floor `low`, if known
   };
+
+  /// Over every step-th block.
+  static WeightFloor<S> search_all(double spare, const S* weights, Index blocks, Index step, Index guess) {
+    const Bracket found = search(spare, weights, blocks, step, bracket(spare, blocks), guess);
+    const double skipped = found.skipped < 0 ? sums<1>({floor(found.low)}, weights, blocks, step)[0] : found.skipped;
+    if (skipped == 0) return {};
+    return {floor(found.low), static_cast<S>(skipped)};
+  }
 
   static Bracket bracket(double spare, Index blocks) {
     return {-1, (std::min)(number(spare / static_cast<double>(blocks * attention_block)) + 1, lowest)};
@@ -134,7 +145,7 @@ template <class S> class FloorSearch {
     for (std::size_t k = 0; k < limits.size(); ++k) limit[k] = V::broadcast(limits[k]);
     for (Index first = 0; first < blocks; first += 64) {
       for (std::size_t k = 0; k < limits.size(); ++k) sum[k] = V::zero();
-      for (Index block = first; block < (std::min)(first + 64, blocks); block += step)
+      for (Index block = first + step / 2; block < (std::min)(first + 64, blocks); block += step)
         for (Index i = block * attention_block; i < (block + 1) * attention_block; i += V::width) {
           const Packet e = V::load(weights + i);
 #pragma GCC unroll 8
