@@ -1,7 +1,10 @@
 // Sessions that share the rows of a prompt read once.
+#include <algorithm>
+#include <cstddef>
 #include <memory>
 #include <vector>
 
+#include <pith/attention/scout.hpp>
 #include <pith/kv.hpp>
 #include <pith/model.hpp>
 
@@ -154,4 +157,37 @@ TEST_CASE("a prefix that does not fit is refused, with what was expected", "[mod
   CHECK_THROWS_WITH(KvCache(AttentionShape{2, 2, 8}, Dense{}, {.prefix = good}), contains("1 kv heads of 8, the cache has 2 of 8"));
   using Half = KvCache<half>;
   CHECK_THROWS_WITH(Half(shape, Dense{}, {.prefix = good}), contains("stored as another type"));
+}
+
+TEST_CASE("sessions share the scout codes of a frozen prompt", "[model]") {
+  const SystemPrompt prompt;
+  const auto start = [&](const KvPrefix& prefix, bool scouts, double share) {
+    return prompt.decoder.start(Dense{},
+                                {.max_prompt = one_block, .max_tokens = 90, .skip_below = share, .scout_keys = scouts, .prefix = prefix});
+  };
+  auto first = start({}, true, .2);
+  first.prefill(prompt.system);
+  const KvPrefix prefix = first.freeze();
+  const AttentionShape shape = first.caches()[0].shape();
+  std::vector<std::byte> codes(static_cast<std::size_t>(scout_row_bytes(shape.head_dim)));
+  for (Index h = 0; h < shape.num_kv_heads; ++h) {
+    const KvRun<float> run = prefix.run<float>(1, h);
+    REQUIRE(run.rows == one_block);
+    for (Index r = 0; r < run.rows; ++r) {
+      scout_encode(run.keys + r * run.stride, shape.head_dim, codes.data());
+      CHECK(std::equal(codes.begin(), codes.end(), run.scouts + r * scout_row_bytes(shape.head_dim)));
+    }
+  }
+  auto one = start(prefix, true, .2), other = start(prefix, true, .2), dense = start(prefix, true, 0), without = start(prefix, false, 0);
+  for (std::size_t at = 0; at < 20; ++at) {
+    one.decode(prompt.turn[at]);
+    other.decode(prompt.turn[at]);
+    first.decode(prompt.turn[at]);
+    REQUIRE(same_bits(one.logits(), other.logits()));
+    REQUIRE(same_bits(one.logits(), first.logits()));  // the prompt is a whole block
+    REQUIRE(same_bits(dense.decode(prompt.turn[at]), without.decode(prompt.turn[at])));
+  }
+  CHECK(one.reads().needed < one.reads().rows);
+  CHECK(one.reads().needed == other.reads().needed);
+  CHECK(dense.reads().needed == dense.reads().rows);
 }

@@ -187,7 +187,9 @@ template <KvStorage Storage = float> class KvCache {
     if (state_.in_prompt_buffer() || state_.unevicted > 0) state_.rules.raise_mid_prompt("freeze()");
     if (gap() > 0 || query_position() != next_position())
       raise<StateError>("pith::KvCache: freeze() with tokens nearer than in the text: use RopePositions::text for what is to be a prefix");
-    return detail::frozen(view());
+    KvPrefixLayer<Storage> layer = detail::frozen(view());
+    layer.scouts = state_.rules.options.scout_keys;
+    return layer;
   }
 
   /// [size(kv_head), head_dim] in storage order, contiguous, not a copy; valid until the next verb.

@@ -188,7 +188,6 @@ template <KvStorage T> KvPrefixLayer<T> frozen(const KvView<T>& view) {
       if (run.rows > 0 && run.positions == nullptr)
         raise<StateError>("pith::KvCache: rows behind a learned prefix cannot be frozen: it has no positions");
       layer.sizes.back() += run.rows;
-      layer.scouts = layer.scouts || run.scouts != nullptr;
       layer.positions.insert(layer.positions.end(), run.positions, run.positions + run.rows);
       if (masses && run.log_mass != nullptr) {
         layer.log_mass.insert(layer.log_mass.end(), run.log_mass, run.log_mass + run.rows);

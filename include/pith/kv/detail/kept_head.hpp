@@ -70,6 +70,7 @@ template <KvStorage T, class HeadOf> CompactedRows<T> gathered(std::span<const K
   const auto heads = static_cast<std::size_t>(out.shape.num_kv_heads);
   for (std::size_t l = 0; l < caches.size(); ++l) {
     KvPrefixLayer<T> layer;
+    layer.scouts = CacheInternals::state(caches[l]).rules.options.scout_keys;
     std::vector<std::vector<Index>> kept;
     for (std::size_t h = 0; h < heads; ++h) {
       const KeptHead<T>& head = head_of(l * heads + h);
@@ -96,6 +97,7 @@ template <KvStorage T, class HeadOf> CompactedRows<T> gathered(std::span<const K
 /// Head by head, the rows of a before those of b.
 template <KvStorage T> KvPrefixLayer<T> joined(const KvPrefixLayer<T>& a, const KvPrefixLayer<T>& b, Index head_dim) {
   KvPrefixLayer<T> out;
+  out.scouts = a.scouts || b.scouts;
   const bool masses = !a.log_mass.empty() || !b.log_mass.empty();
   Index first[2] = {0, 0};
   for (std::size_t h = 0; h < a.sizes.size(); ++h) {
