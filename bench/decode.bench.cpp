@@ -11,6 +11,7 @@
 
 #include <pith/io.hpp>
 #include <pith/pith.hpp>
+#include <pith/prebuilt.hpp>
 
 #include "../examples/support/model_text.hpp"
 #include "support/measure.hpp"

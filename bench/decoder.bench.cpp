@@ -28,6 +28,7 @@
 
 #include <pith/io.hpp>
 #include <pith/pith.hpp>
+#include <pith/prebuilt.hpp>
 
 #include "support/context.hpp"
 #include "support/decoder_arguments.hpp"

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include <pith/io.hpp>
+#include <pith/prebuilt.hpp>
 
 #include "support/measure.hpp"
 #include "support/random_checkpoint.hpp"

@@ -25,6 +25,7 @@ using namespace pith;
 using namespace pith_test;
 namespace fs = std::filesystem;
 
+namespace golden_families {
 namespace {
 
 // What the files' README allows a float32 implementation.
@@ -213,3 +214,5 @@ TEST_CASE("golden.families: every checkpoint, adapter, trace and config", "[gold
   std::printf("golden.families: %d checkpoints, %d adapters, %d traces replayed, %d configs resolved\n", checkpoints, adapters, traces,
               configs);
 }
+
+}  // namespace golden_families

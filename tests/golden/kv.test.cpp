@@ -33,6 +33,7 @@ using namespace pith;
 using namespace pith_test;
 namespace fs = std::filesystem;
 
+namespace golden_kv {
 namespace {
 
 // What the files' README allows a float32 implementation.
@@ -790,3 +791,5 @@ TEST_CASE("golden.kv: every trace of a whole model at cache positions", "[golden
   }
   std::printf("golden.kv: %d traces of models replayed\n", replayed);
 }
+
+}  // namespace golden_kv

@@ -23,6 +23,7 @@
 using namespace pith;
 using namespace pith_test;
 
+namespace golden_kv2 {
 namespace {
 
 // What the files' README allows.
@@ -562,3 +563,5 @@ TEST_CASE("golden.kv2: every file of compaction, proxy passes and eviction rules
                       {"certified rows, q8_0 codes, residual norm rounded up to half", nullptr}};
   replay_folder("kv2", "case", cases);
 }
+
+}  // namespace golden_kv2

@@ -21,6 +21,7 @@
 using namespace pith;
 using namespace pith_test;
 
+namespace golden_kv_reading {
 namespace {
 
 Matrix<float> rows_of_reading(const Tensor& tensor) {
@@ -155,3 +156,5 @@ TEST_CASE("golden.kv_reading: rotated rows in four bits, certified rows", "[gold
                 {{"rotated q4_1 rows", rotated_rows}, {"certified rows, q8_0 codes, residual norm rounded up to half", certified_rows}},
                 true);
 }
+
+}  // namespace golden_kv_reading

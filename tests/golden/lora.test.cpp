@@ -32,6 +32,7 @@ using namespace pith_test;
 namespace fs = std::filesystem;
 using nlohmann::json;
 
+namespace golden_lora {
 namespace {
 
 /// What the files' README allows, relative to the largest number of a tensor or to 1.
@@ -646,3 +647,5 @@ TEST_CASE("golden.lora: every file of published adapter code", "[golden]") {
   std::printf("golden.lora: %d files compared\n", compared);
   CHECK(compared >= 16);
 }
+
+}  // namespace golden_lora

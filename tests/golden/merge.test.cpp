@@ -31,6 +31,7 @@ using namespace pith;
 using namespace pith_test;
 namespace fs = std::filesystem;
 
+namespace golden_merge {
 namespace {
 
 using Ids = std::vector<std::int32_t>;
@@ -800,3 +801,5 @@ TEST_CASE("golden.merge: every trace of a model whose prompt has images", "[gold
   CHECK(replayed > 0);
   std::printf("golden.merge: %d traces replayed\n", replayed);
 }
+
+}  // namespace golden_merge

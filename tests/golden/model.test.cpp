@@ -24,6 +24,7 @@ using namespace pith;
 using namespace pith_test;
 namespace fs = std::filesystem;
 
+namespace golden_model {
 namespace {
 
 fs::path golden() { return golden_folder("model"); }
@@ -75,3 +76,5 @@ TEST_CASE("golden.model: every checkpoint, config spelling and cache trace", "[g
   std::printf("golden.model: %d checkpoints, %d traces replayed; %d left to golden.kv, golden.peft and golden.merge\n", checkpoints, traces,
               left_to_others);
 }
+
+}  // namespace golden_model

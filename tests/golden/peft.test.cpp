@@ -26,6 +26,7 @@ using namespace pith;
 using namespace pith_test;
 namespace fs = std::filesystem;
 
+namespace golden_peft {
 namespace {
 
 /// What the README of golden/lora allows: times the largest number expected, if that is above 1.
@@ -245,3 +246,5 @@ TEST_CASE("golden.peft: every folder that PEFT wrote", "[golden]") {
   CHECK(decoders > 0);
   std::printf("golden.peft: %d folders over layers, prompts and prefixes, %d over decoders\n", layers, decoders);
 }
+
+}  // namespace golden_peft

@@ -27,6 +27,7 @@ using namespace pith;
 using namespace pith_test;
 namespace fs = std::filesystem;
 
+namespace golden_peft_kinds {
 namespace {
 
 const Decoder<float>& base_named(const std::string& name) {
@@ -208,3 +209,5 @@ TEST_CASE("golden.peft_kinds: every refusal", "[golden]") {
   }
   CHECK(refused > 0);
 }
+
+}  // namespace golden_peft_kinds

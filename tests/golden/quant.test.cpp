@@ -18,6 +18,7 @@ using namespace pith;
 using namespace pith_test;
 namespace fs = std::filesystem;
 
+namespace golden_quant {
 namespace {
 
 /// Four-bit codes multiply activations of 15 bits; nested scales of nf4 are rounded in an order that is left open.
@@ -65,3 +66,5 @@ TEST_CASE("golden.quant: every quantised folder and every refused config", "[gol
   CHECK(refused > 0);
   std::printf("golden.quant: %d folders replayed, %d configs refused\n", folders, refused);
 }
+
+}  // namespace golden_quant

@@ -29,6 +29,7 @@ using namespace pith_test;
 namespace fs = std::filesystem;
 using nlohmann::json;
 
+namespace golden_text {
 namespace {
 
 std::string file_text(const fs::path& path) {
@@ -125,7 +126,7 @@ bool numbered_as_in_file(const json& file) {
 
 }  // namespace
 
-TEST_CASE("text is encoded and decoded as published") {
+TEST_CASE("golden.text: text is encoded and decoded as published") {
   for (const fs::path& kind : kinds()) {
     CAPTURE(kind.filename());
     const Tokenizer tokenizer = load_tokenizer(kind);
@@ -135,7 +136,7 @@ TEST_CASE("text is encoded and decoded as published") {
   }
 }
 
-TEST_CASE("tokens become text as published, all at once and one by one") {
+TEST_CASE("golden.text: tokens become text as published, all at once and one by one") {
   for (const fs::path& kind : kinds()) {
     if (!fs::exists(kind / "decode.jsonl")) continue;
     CAPTURE(kind.filename());
@@ -151,7 +152,7 @@ TEST_CASE("tokens become text as published, all at once and one by one") {
   }
 }
 
-TEST_CASE("options that no kind has do as published") {
+TEST_CASE("golden.text: options that no kind has do as published") {
   const auto variants = part("variants.jsonl");
   if (!variants) return;
   for (const json& variant : lines_of(*variants)) {
@@ -168,7 +169,7 @@ TEST_CASE("options that no kind has do as published") {
   }
 }
 
-TEST_CASE("hostile tokenizer files are refused or understood as said") {
+TEST_CASE("golden.text: hostile tokenizer files are refused or understood as said") {
   const auto hostile = part("hostile");
   if (!hostile) return;
   const json expected = json::parse(file_text(*hostile / "expected.json"));
@@ -199,7 +200,7 @@ TEST_CASE("hostile tokenizer files are refused or understood as said") {
   }
 }
 
-TEST_CASE("very long words are encoded as published") {
+TEST_CASE("golden.text: very long words are encoded as published") {
   const auto file = part("bigword.json");
   if (!file) return;
   const json kinds_of_words = json::parse(file_text(*file));
@@ -223,7 +224,7 @@ TEST_CASE("very long words are encoded as published") {
   }
 }
 
-TEST_CASE("conversations are written as published") {
+TEST_CASE("golden.text: conversations are written as published") {
   // Formats whose file's name says an option.
   const auto format_name = [](std::string name) {
     for (const std::string_view option : {"-nothink", "-npm"})
@@ -267,3 +268,5 @@ TEST_CASE("conversations are written as published") {
   }
   CHECK(files > 0);
 }
+
+}  // namespace golden_text

@@ -21,6 +21,7 @@
 
 using namespace pith;
 
+namespace golden_two_images {
 namespace {
 
 using Rows = Matrix<double>;
@@ -231,7 +232,7 @@ class TwoImages {
 
 }  // namespace
 
-TEST_CASE("golden.vlm: prompts of two images attend, evict and continue as plain loops in double do", "[golden]") {
+TEST_CASE("golden.two_images: prompts attend, evict and continue as plain loops in double do", "[golden]") {
   const pith_test::TempFolder folder;
   const TwoImages made(folder);
   REQUIRE(made.tokens() == 60);
@@ -244,3 +245,5 @@ TEST_CASE("golden.vlm: prompts of two images attend, evict and continue as plain
     trace.done();
   }
 }
+
+}  // namespace golden_two_images

@@ -27,6 +27,7 @@ using namespace pith;
 using namespace pith_test;
 namespace fs = std::filesystem;
 
+namespace golden_vision {
 namespace {
 
 fs::path vision_goldens() { return golden_folder("vision"); }
@@ -417,3 +418,5 @@ TEST_CASE("golden.vision: VisionZip and DivPrune from the tower to logits", "[go
   check_prompt("divprune", diverse);
   golden.done();
 }
+
+}  // namespace golden_vision

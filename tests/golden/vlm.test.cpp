@@ -12,6 +12,8 @@
 
 using namespace pith;
 
+namespace golden_vlm {
+
 TEST_CASE("golden.vlm: the shipped model answers as its README counts", "[golden]") {
   const std::filesystem::path folder = std::filesystem::path(PITH_MODELS_DIR) / "tiny-vlm";
   const Decoder<float> decoder = load_decoder(folder);
@@ -30,3 +32,5 @@ TEST_CASE("golden.vlm: the shipped model answers as its README counts", "[golden
     CHECK(std::abs(answers.right[kind] - counted[kind][0]) <= 2);
   }
 }
+
+}  // namespace golden_vlm

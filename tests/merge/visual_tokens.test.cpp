@@ -20,7 +20,7 @@ using pith_test::same_bits;
 
 namespace {
 
-using Rows = std::vector<std::int32_t>;
+using Ids = std::vector<std::int32_t>;
 
 constexpr double no_number = std::numeric_limits<double>::quiet_NaN();
 
@@ -29,23 +29,23 @@ double row_cosine(const Matrix<double>& x, Index a, Index b) {
   return norms == 0 ? 0 : x.row(a).dot(x.row(b)) / norms;
 }
 
-Rows best_rows(const Vector<double>& scores, Index count) {
-  Rows best(static_cast<std::size_t>(count));
+Ids best_rows(const Vector<double>& scores, Index count) {
+  Ids best(static_cast<std::size_t>(count));
   Workspace ws(top_rows_workspace_bytes(scores.size()));
   top_rows<double>(scores, best, ws);
   return best;
 }
 
-Rows diverse(const Matrix<double>& x, Index count, ExecutorRef executor = serial) {
-  Rows picked(static_cast<std::size_t>(count));
+Ids diverse(const Matrix<double>& x, Index count, ExecutorRef executor = serial) {
+  Ids picked(static_cast<std::size_t>(count));
   Workspace ws(diverse_workspace_bytes<double>(x.rows(), x.cols(), executor.size()), executor);
   pick_diverse<double>(x, picked, ws);
   return picked;
 }
 
 /// Every cosine by plain loops: each pick is the one whose nearest of the picked, at first of all others, is farthest.
-Rows diverse_by_hand(const Matrix<double>& x, Index count) {
-  Rows picked;
+Ids diverse_by_hand(const Matrix<double>& x, Index count) {
+  Ids picked;
   while (static_cast<Index>(picked.size()) < count) {
     Index best = -1;
     double best_nearest = 9;
@@ -79,8 +79,8 @@ TokenMap<double> clustered(const Matrix<double>& x, const ClusterOptions& option
   return map;
 }
 
-Rows keep_image(const Matrix<float>& attention, const ImageTokens& image) {
-  Rows kept(static_cast<std::size_t>(attention.cols() - image.count + image.keep));
+Ids keep_image(const Matrix<float>& attention, const ImageTokens& image) {
+  Ids kept(static_cast<std::size_t>(attention.cols() - image.count + image.keep));
   Workspace ws(keep_image_workspace_bytes<float>(image.count));
   keep_image_tokens<float>(attention, image, kept, ws);
   return kept;
@@ -91,8 +91,8 @@ Rows keep_image(const Matrix<float>& attention, const ImageTokens& image) {
 TEST_CASE("the best rows: ties take the lowest, what is not a number comes last", "[merge]") {
   Vector<double> scores(6);
   scores << 1, no_number, 3, 1, 3, -std::numeric_limits<double>::infinity();
-  CHECK(best_rows(scores, 6) == Rows{2, 4, 0, 3, 1, 5});
-  CHECK(best_rows(scores, 3) == Rows{2, 4, 0});
+  CHECK(best_rows(scores, 6) == Ids{2, 4, 0, 3, 1, 5});
+  CHECK(best_rows(scores, 3) == Ids{2, 4, 0});
   CHECK(best_rows(scores, 0).empty());
   CHECK_THROWS_WITH(best_rows(scores, 7), contains("the best 7 of 6 rows"));
 }
@@ -112,10 +112,10 @@ TEST_CASE("rows that a ratio keeps", "[merge]") {
 TEST_CASE("diverse rows are those of plain loops, each once, more beginning with fewer", "[merge]") {
   for (const auto& [n, dim] : {std::array<Index, 2>{1, 3}, {2, 3}, {30, 8}, {150, 5}}) {
     const Matrix<double> x = random_matrix<double>(n, dim, static_cast<std::uint64_t>(n));
-    const Rows all = diverse(x, n);
+    const Ids all = diverse(x, n);
     CHECK(all == diverse_by_hand(x, n));
     CHECK(std::set<std::int32_t>(all.begin(), all.end()).size() == all.size());
-    const Rows half = diverse(x, n / 2);
+    const Ids half = diverse(x, n / 2);
     CHECK(std::equal(half.begin(), half.end(), all.begin()));
     ThreadPool pool(2);
     CHECK(diverse(x, n, pool) == all);
@@ -125,9 +125,9 @@ TEST_CASE("diverse rows are those of plain loops, each once, more beginning with
 TEST_CASE("diverse rows: equal ones, zeros and missing numbers are picked once, and last", "[merge]") {
   Matrix<double> x(7, 2);
   x << 1, 0, 1, 0, 1, 0, 0, 0, no_number, 1, 0, 1, 2, 0;
-  CHECK(diverse(x, 7) == Rows{3, 0, 5, 1, 2, 6, 4});  // zeros are at distance 1 of all
-  CHECK(diverse(Matrix<double>::Ones(5, 3), 5) == Rows{0, 1, 2, 3, 4});
-  CHECK(diverse(Matrix<double>::Constant(3, 2, no_number), 3) == Rows{0, 1, 2});
+  CHECK(diverse(x, 7) == Ids{3, 0, 5, 1, 2, 6, 4});  // zeros are at distance 1 of all
+  CHECK(diverse(Matrix<double>::Ones(5, 3), 5) == Ids{0, 1, 2, 3, 4});
+  CHECK(diverse(Matrix<double>::Constant(3, 2, no_number), 3) == Ids{0, 1, 2});
   CHECK(diverse(Matrix<double>(0, 3), 0).empty());
   CHECK_THROWS_WITH(diverse(x, 8), contains("8 picks of 7 rows, expected no more than there are"));
 }
@@ -136,15 +136,15 @@ TEST_CASE("image tokens: the best by mean attention stay, and all that is no ima
   Matrix<float> attention(2, 8);
   attention << 9, 9, .1f, .4f, .2f, .0f, .1f, 9,  //
       0, 0, .3f, .0f, .1f, .3f, .3f, 0;
-  CHECK(keep_image(attention, {.first = 2, .count = 5, .keep = 2}) == Rows{0, 1, 2, 3, 7});  // of .4 each the lowest
-  CHECK(keep_image(attention, {.first = 2, .count = 5, .keep = 0}) == Rows{0, 1, 7});
-  CHECK(keep_image(attention, {.first = 2, .count = 5, .keep = 5}) == Rows{0, 1, 2, 3, 4, 5, 6, 7});
+  CHECK(keep_image(attention, {.first = 2, .count = 5, .keep = 2}) == Ids{0, 1, 2, 3, 7});  // of .4 each the lowest
+  CHECK(keep_image(attention, {.first = 2, .count = 5, .keep = 0}) == Ids{0, 1, 7});
+  CHECK(keep_image(attention, {.first = 2, .count = 5, .keep = 5}) == Ids{0, 1, 2, 3, 4, 5, 6, 7});
   CHECK(keep_image(attention, {.first = 8, .count = 0, .keep = 0}).size() == 8);
   attention(1, 3) = std::numeric_limits<float>::quiet_NaN();
-  CHECK(keep_image(attention, {.first = 2, .count = 5, .keep = 2}) == Rows{0, 1, 2, 6, 7});
+  CHECK(keep_image(attention, {.first = 2, .count = 5, .keep = 2}) == Ids{0, 1, 2, 6, 7});
 
   Workspace ws(keep_image_workspace_bytes<float>(8));
-  Rows kept(5);
+  Ids kept(5);
   CHECK_THROWS_WITH(keep_image_tokens<float>(attention, {.first = 4, .count = 5}, kept, ws),
                     contains("an image of 5 tokens from 4 on, of 8"));
   CHECK_THROWS_AS(keep_image_tokens<float>(attention, {.first = -1, .count = 2}, kept, ws), ShapeError);
@@ -186,14 +186,14 @@ TEST_CASE("class attention, and the outliers in it", "[merge]") {
 }
 
 TEST_CASE("PruMerge+ adds rows at even distances, none twice", "[merge]") {
-  Rows rows(20, -7);
+  Ids rows(20, -7);
   rows[0] = 8, rows[1] = 5;
   CHECK(add_spatial_rows(20, .1, 2, rows) == 9);  // three apart
-  Rows expected{8, 5, 0, 3, 6, 9, 12, 15, 18};
+  Ids expected{8, 5, 0, 3, 6, 9, 12, 15, 18};
   rows.resize(9);
   CHECK(add_spatial_rows(20, .1, 2, rows) == 9);
   CHECK(rows == expected);
-  Rows all(20);
+  Ids all(20);
   CHECK(add_spatial_rows(20, 1. / 3, 0, all) == 20);
   CHECK(add_spatial_rows(20, 1e-300, 0, all) == 1);
   CHECK(add_spatial_rows(20, std::numeric_limits<double>::denorm_min(), 0, all) == 1);
@@ -212,7 +212,7 @@ TEST_CASE("PruMerge is its formula by plain loops", "[merge]") {
   const Index n = 40, dim = 6;
   const Matrix<double> x = random_matrix<double>(n, 5, 1), keys = random_matrix<double>(n, dim, 2);
   const Vector<double> attention = random_matrix<double>(n, 1, 3).cwiseAbs();
-  const Rows kept = best_rows(attention, 6);
+  const Ids kept = best_rows(attention, 6);
   for (const Index neighbours : {0, 1, 32, 39, 1000}) {
     Matrix<double> out(7, 5), expected = Matrix<double>::Zero(7, 5);
     Workspace ws(prumerge_workspace_bytes<double>(n, 6, dim));
@@ -235,7 +235,7 @@ TEST_CASE("PruMerge is its formula by plain loops", "[merge]") {
   }
   Matrix<double> out(7, 5);
   Workspace ws(prumerge_workspace_bytes<double>(n, 6, dim));
-  const auto refused = [&](const Rows& rows, Index neighbours) { prumerge<double>({x, keys, attention}, rows, neighbours, out, ws); };
+  const auto refused = [&](const Ids& rows, Index neighbours) { prumerge<double>({x, keys, attention}, rows, neighbours, out, ws); };
   CHECK_THROWS_WITH(refused({}, 1), contains("no patch is kept, expected one or more: a larger ratio"));
   CHECK_THROWS_WITH(refused({0, 1, 2, 3, 4, 0}, 1), contains("patch 0 is kept, expected 0 .. 39, each once"));
   CHECK_THROWS_AS(refused({0, 1, 2, 3, 4, 40}, 1), ShapeError);
@@ -253,13 +253,13 @@ TEST_CASE("VisionZip by plain loops: dominant ones stay, contextual ones take in
   for (const auto& [dominant, contextual] : {std::array<Index, 2>{7, 6}, {0, 1}, {49, 3}, {40, 30}, {7, 0}, {7, 42}}) {
     INFO(dominant << " dominant, " << contextual << " contextual");
     const Vector<double> scores = attention.rightCols(tokens - 1).colwise().sum().transpose();
-    Rows order{0};
+    Ids order{0};
     for (const std::int32_t patch : best_rows(scores, dominant)) order.push_back(patch + 1);
     std::sort(order.begin(), order.end());
-    Rows rest;
+    Ids rest;
     for (std::int32_t t = 0; t < tokens; ++t)
       if (std::find(order.begin(), order.end(), t) == order.end()) rest.push_back(t);
-    Rows targets;
+    Ids targets;
     const auto wanted = std::min(static_cast<std::size_t>(contextual), rest.size());
     for (std::size_t i = 0; targets.size() < wanted; i += rest.size() / wanted) targets.push_back(rest[i]);
     Matrix<double> expected(1 + dominant + static_cast<Index>(wanted), 6);
@@ -320,9 +320,9 @@ TEST_CASE("clusters by plain loops: centres are dense and far from denser ones",
         if (density[std::size_t(j)] > density[std::size_t(i)]) parent = std::min(parent, distance(i, j));
       score.push_back((parent == 99 ? farthest : parent) * density[std::size_t(i)]);
     }
-    const Rows centres = best_rows(Eigen::Map<Vector<double>>(score.data(), n), clusters);
+    const Ids centres = best_rows(Eigen::Map<Vector<double>>(score.data(), n), clusters);
     const TokenMap<double> map = clustered(x, {.clusters = clusters, .neighbours = neighbours, .order = RowOrder::published});
-    CHECK(Rows(map.token_of().begin(), map.token_of().end()) == centres);
+    CHECK(Ids(map.token_of().begin(), map.token_of().end()) == centres);
     for (Index i = 0; i < n; ++i) {
       const auto nearer = [&](std::int32_t a, std::int32_t b) { return distance(i, a) < distance(i, b); };
       CHECK(map.token_of()[std::size_t(map.row_of()[std::size_t(i)])] == *std::min_element(centres.begin(), centres.end(), nearer));
@@ -334,8 +334,8 @@ TEST_CASE("clusters by plain loops: centres are dense and far from denser ones",
 
 TEST_CASE("clusters: equal rows make as many as are asked for, and missing numbers join the best", "[merge]") {
   const TokenMap<double> equal = clustered(Matrix<double>::Ones(6, 3), {.clusters = 2, .neighbours = 3});
-  CHECK(Rows(equal.token_of().begin(), equal.token_of().end()) == Rows{0, 1});
-  CHECK(Rows(equal.row_of().begin(), equal.row_of().end()) == Rows{0, 1, 0, 0, 0, 0});
+  CHECK(Ids(equal.token_of().begin(), equal.token_of().end()) == Ids{0, 1});
+  CHECK(Ids(equal.row_of().begin(), equal.row_of().end()) == Ids{0, 1, 0, 0, 0, 0});
   Matrix<double> x = random_matrix<double>(10, 3, 4);
   x(4, 1) = no_number;
   const TokenMap<double> broken = clustered(x, {.clusters = 3, .neighbours = 2, .order = RowOrder::published});

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <pith/io.hpp>
 #include <pith/prebuilt.hpp>
 
 // What many tests use besides, compiled once with the tests' PITH_ASSERT.

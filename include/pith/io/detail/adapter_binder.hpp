@@ -167,7 +167,7 @@ template <class S> class AdapterBinder {
         see(text(place_.prefix, "layers.", l, ".", module.name), out, projection_of(weights, module[0]).in());
       });
     see(head_, decoder_.weights().lm_head.out(), decoder_.weights().lm_head.in());
-    shared_ = folder_.config().kind->share(folder_.file(), folder_.shared_tensors(), most_in, most_out, S());
+    shared_ = kind_shared<S>(*folder_.config().kind, folder_.file(), folder_.shared_tensors(), most_in, most_out);
   }
 
   void invocation() {

@@ -10,16 +10,16 @@
 namespace pith { inline namespace v0 { namespace detail {
 
 /// The Cayley transform (I + Q)⁻¹ (I - Q) of a skew matrix Q, by elimination with pivots: I + Q is never singular.
-inline Matrix<double> cayley(const Matrix<double>& q) {
+template <class T> Matrix<T> cayley(const Matrix<T>& q) {
   const Index n = q.rows();
-  Matrix<double> left = Matrix<double>::Identity(n, n) + q, right = Matrix<double>::Identity(n, n) - q;
+  Matrix<T> left = Matrix<T>::Identity(n, n) + q, right = Matrix<T>::Identity(n, n) - q;
   for (Index k = 0; k < n; ++k) {
     Index pivot = k;
     for (Index i = k + 1; i < n; ++i)
       if (std::abs(left(i, k)) > std::abs(left(pivot, k))) pivot = i;
     if (pivot != k) left.row(k).swap(left.row(pivot)), right.row(k).swap(right.row(pivot));
     for (Index i = k + 1; i < n; ++i) {
-      const double factor = left(i, k) / left(k, k);
+      const T factor = left(i, k) / left(k, k);
       left.row(i) -= factor * left.row(k);
       right.row(i) -= factor * right.row(k);
     }

@@ -114,7 +114,12 @@ template <class S> struct KindPlace {
   }
 };
 
-/// One kind of adapter folder: what its config says beyond the common keys, and what its tensors mean. A file of peft_kinds/ each.
+/// One kind of adapter folder: what its config says beyond the common keys, and what its tensors mean. A file of peft_kinds/ each, with
+///
+///   template <class S> LinearAdapter<S> overlay(const KindModule& module, const KindPlace<S>& place) const;
+///   template <class S> KindShared<S> projections(const Safetensors& file, const KindTensors& found, Index most_in, Index most_out) const;
+///
+/// the second only where modules share matrices; most_in, most_out: the largest extents of the modules that the folder changes.
 class PeftKind {
  public:
   virtual ~PeftKind() = default;
@@ -127,46 +132,12 @@ class PeftKind {
   virtual void check_shared(const Safetensors&, const KindTensors&) const {}
   virtual KindShape shape(const KindModule& module) const = 0;
 
-  /// Reads what all modules share; most_in, most_out: the largest extents of the modules that the folder changes.
-  virtual KindShared<float> share(const Safetensors&, const KindTensors&, Index most_in, Index most_out, float) const = 0;
-  virtual KindShared<double> share(const Safetensors&, const KindTensors&, Index most_in, Index most_out, double) const = 0;
-  virtual LinearAdapter<float> change(const KindModule& module, const KindPlace<float>& place) const = 0;
-  virtual LinearAdapter<double> change(const KindModule& module, const KindPlace<double>& place) const = 0;
-
  protected:
   /// Throws   FormatError unless the module has all of these tensors
   void need(const KindModule& module, std::initializer_list<std::size_t> tensors) const {
     for (const std::size_t i : tensors)
       if (!module.has(i))
         raise<FormatError>("pith: ", in_quotes(module.file.name()), ": holds no ", endings()[i], " of module ", in_quotes(module.name));
-  }
-};
-
-/// Forwards both scalars to Kind's template overlay<S>(module, place), and shared() to its template projections<S>() if it has one.
-template <class Kind> class PeftKindOf : public PeftKind {
- public:
-  KindShared<float> share(const Safetensors& file, const KindTensors& tensors, Index most_in, Index most_out, float) const override {
-    return shared<float>(file, tensors, most_in, most_out);
-  }
-  KindShared<double> share(const Safetensors& file, const KindTensors& tensors, Index most_in, Index most_out, double) const override {
-    return shared<double>(file, tensors, most_in, most_out);
-  }
-  LinearAdapter<float> change(const KindModule& module, const KindPlace<float>& place) const override {
-    return kind().template overlay<float>(module, place);
-  }
-  LinearAdapter<double> change(const KindModule& module, const KindPlace<double>& place) const override {
-    return kind().template overlay<double>(module, place);
-  }
-
- private:
-  const Kind& kind() const { return static_cast<const Kind&>(*this); }
-  template <class S> KindShared<S> shared(const Safetensors& file, const KindTensors& tensors, Index most_in, Index most_out) const {
-    if constexpr (requires { kind().template projections<S>(file, tensors, most_in, most_out); }) {
-      return kind().template projections<S>(file, tensors, most_in, most_out);
-    } else {
-      static_cast<void>(file), static_cast<void>(tensors), static_cast<void>(most_in), static_cast<void>(most_out);
-      return {};
-    }
   }
 };
 

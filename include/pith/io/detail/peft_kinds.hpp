@@ -34,18 +34,44 @@ template <class Kind> PeftKindEntry kind_entry() {
           [](const JsonFields& config) -> std::shared_ptr<const PeftKind> { return std::make_shared<const Kind>(config); }};
 }
 
-inline std::span<const PeftKindEntry> peft_kinds() {
-  static const std::array<PeftKindEntry, 9> kinds{kind_entry<Ia3Kind>(),  kind_entry<VeraKind>(), kind_entry<LohaKind>(),
-                                                  kind_entry<LokrKind>(), kind_entry<OftKind>(),  kind_entry<BoftKind>(),
-                                                  kind_entry<HraKind>(),  kind_entry<MissKind>(), kind_entry<RandLoraKind>()};
-  return kinds;
-}
+template <class... Kinds> struct KindsOf {
+  static std::span<const PeftKindEntry> entries() {
+    static const std::array<PeftKindEntry, sizeof...(Kinds)> all{kind_entry<Kinds>()...};
+    return all;
+  }
+  /// Calls act with the kind as what it is.
+  template <class Act> static void with(const PeftKind& kind, const Act& act) {
+    const auto is = [&]<class Kind>(const Kind* own) { return own != nullptr && (act(*own), true); };
+    static_cast<void>((is(dynamic_cast<const Kinds*>(&kind)) || ...));
+  }
+};
+using PeftKinds = KindsOf<Ia3Kind, VeraKind, LohaKind, LokrKind, OftKind, BoftKind, HraKind, MissKind, RandLoraKind>;
 
 /// The kind of a peft_type; nullptr: none of these.
 inline const PeftKindEntry* find_peft_kind(std::string_view peft_type) {
-  const std::span<const PeftKindEntry> kinds = peft_kinds();
+  const std::span<const PeftKindEntry> kinds = PeftKinds::entries();
   const auto found = std::find_if(kinds.begin(), kinds.end(), [&](const PeftKindEntry& kind) { return kind.peft_type == peft_type; });
   return found == kinds.end() ? nullptr : &*found;
+}
+
+// What a kind computes is a template of the scalar, not a virtual function for both scalars: it is compiled where an adapter is loaded, for
+// that scalar, and not wherever a header of io is included.
+
+/// Reads what all modules of a folder share.
+template <class S>
+KindShared<S> kind_shared(const PeftKind& kind, const Safetensors& file, const KindTensors& found, Index most_in, Index most_out) {
+  KindShared<S> out = {};
+  PeftKinds::with(kind, [&](const auto& own) {
+    if constexpr (requires { own.template projections<S>(file, found, most_in, most_out); })
+      out = own.template projections<S>(file, found, most_in, most_out);
+  });
+  return out;
+}
+
+template <class S> LinearAdapter<S> kind_change(const PeftKind& kind, const KindModule& module, const KindPlace<S>& place) {
+  LinearAdapter<S> out;
+  PeftKinds::with(kind, [&](const auto& own) { out = own.template overlay<S>(module, place); });
+  return out;
 }
 
 }}}  // namespace pith::v0::detail

@@ -95,8 +95,8 @@ template <class S> LinearAdapter<S> kind_overlay(const PeftFolder& folder, std::
   if (place.shared == nullptr && !kind.shared_names().empty() && folder.shared_tensors()[0] == nullptr && folder.modules().size() > 1)
     folder.refuse("shares matrices that are drawn for the largest of its modules: load_adapter() knows them");
   if (place.shared == nullptr)  // of this module alone
-    place.shared = kind.share(folder.file(), folder.shared_tensors(), place.in(), place.module_out, S());
-  return kind.change(module, place);
+    place.shared = kind_shared<S>(kind, folder.file(), folder.shared_tensors(), place.in(), place.module_out);
+  return kind_change(kind, module, place);
 }
 
 /// Features of the bias of a base, if the module needs to know: other changes leave the bias alone, and a base need not show it.

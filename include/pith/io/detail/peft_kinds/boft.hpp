@@ -16,7 +16,7 @@
 namespace pith { inline namespace v0 { namespace detail {
 
 /// BOFT: y = (x M Wᵀ) ∘ s + b with M = B_{N-1} … B_0, each B block-diagonal between two permutations (butterflies).
-class BoftKind final : public PeftKindOf<BoftKind> {
+class BoftKind final : public PeftKind {
  public:
   static constexpr std::string_view peft_type = "BOFT";
   static constexpr std::array<std::string_view, 4> keys{"boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "init_weights"};
@@ -45,7 +45,7 @@ class BoftKind final : public PeftKindOf<BoftKind> {
       BlockTurn<S> turn{.blocks = Matrix<S>(place.in(), b), .place = factors_ > 1 ? places(f, b, place.in()) : std::vector<Index>()};
       for (Index i = 0; i < m.shape(0)[1]; ++i) {
         const Eigen::Map<const Matrix<double>> r(all.data() + (f * m.shape(0)[1] + i) * b * b, b, b);
-        turn.blocks.middleRows(i * b, b) = cayley(0.5 * (r - r.transpose())).template cast<S>();
+        turn.blocks.middleRows(i * b, b) = cayley<double>(0.5 * (r - r.transpose())).template cast<S>();
       }
       out.turns.push_back(std::move(turn));
     }

@@ -16,7 +16,7 @@ namespace pith { inline namespace v0 { namespace detail {
 
 /// HRA: W' = W H with H = H₁ H₂ … H_r, Hᵢ = I - 2 uᵢ uᵢᵀ. H = I - U T Uᵀ with an upper triangular T, so that ΔW is of rank r: B = -(W U) T
 /// and A = Uᵀ. apply_GS makes the u orthogonal first; T is then 2 I.
-class HraKind final : public PeftKindOf<HraKind> {
+class HraKind final : public PeftKind {
  public:
   static constexpr std::string_view peft_type = "HRA";
   static constexpr std::array<std::string_view, 3> keys{"r", "apply_GS", "init_weights"};

@@ -16,7 +16,7 @@ namespace pith { inline namespace v0 { namespace detail {
 /// IA³: scales a projection's outputs, bias included, or its inputs. The shape of the vector says which.
 ///
 ///   [out, 1]: y ← l ∘ y    [1, in]: y ← (x ∘ l) Wᵀ + b
-class Ia3Kind final : public PeftKindOf<Ia3Kind> {
+class Ia3Kind final : public PeftKind {
  public:
   static constexpr std::string_view peft_type = "IA3";
   static constexpr std::array<std::string_view, 2> keys{"feedforward_modules", "init_ia3_weights"};

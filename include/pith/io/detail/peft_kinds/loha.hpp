@@ -14,7 +14,7 @@
 namespace pith { inline namespace v0 { namespace detail {
 
 /// LoHa: ΔW = (alpha / r) (w1_a w1_b) ∘ (w2_a w2_b), which is a LoRA of rank r²: the products of all pairs of components.
-class LohaKind final : public PeftKindOf<LohaKind> {
+class LohaKind final : public PeftKind {
  public:
   static constexpr std::string_view peft_type = "LOHA";
   static constexpr std::array<std::string_view, 6> keys{"r",           "alpha", "rank_pattern", "alpha_pattern", "use_effective_conv2d",

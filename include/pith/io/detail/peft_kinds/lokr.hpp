@@ -16,7 +16,7 @@
 namespace pith { inline namespace v0 { namespace detail {
 
 /// LoKr: ΔW = (alpha / r) w1 ⊗ w2; each of w1 and w2 is whole or a product of two.
-class LokrKind final : public PeftKindOf<LokrKind> {
+class LokrKind final : public PeftKind {
  public:
   static constexpr std::string_view peft_type = "LOKR";
   static constexpr std::array<std::string_view, 9> keys{"r",
@@ -51,9 +51,9 @@ class LokrKind final : public PeftKindOf<LokrKind> {
   }
   template <class S> LinearAdapter<S> overlay(const KindModule& m, const KindPlace<S>& place) const {
     LinearAdapter<S> out;
-    const Matrix<S> scaled = (m.scale<S>() * factor(m, w1)).template cast<S>();
-    out.more.push_back(std::make_shared<const KroneckerChange<S>>(scaled, ConstMatrixRef<S>(factor(m, w2).template cast<S>().eval()),
-                                                                  place.first, place.out()));
+    const Matrix<S> scaled = (m.scale<S>() * factor<double>(m, w1)).template cast<S>();
+    out.more.push_back(std::make_shared<const KroneckerChange<S>>(
+        scaled, ConstMatrixRef<S>(factor<double>(m, w2).template cast<S>().eval()), place.first, place.out()));
     return out;
   }
 
@@ -63,8 +63,8 @@ class LokrKind final : public PeftKindOf<LokrKind> {
 
   static Index rows(const KindModule& m, std::size_t whole) { return m.shape(m.has(whole) ? whole : whole + 1)[0]; }
   static Index cols(const KindModule& m, std::size_t whole) { return m.shape(m.has(whole) ? whole : whole + 2)[1]; }
-  static Matrix<double> factor(const KindModule& m, std::size_t whole) {
-    return m.has(whole) ? m.load<double>(whole) : Matrix<double>(m.load<double>(whole + 1) * m.load<double>(whole + 2));
+  template <class T> static Matrix<T> factor(const KindModule& m, std::size_t whole) {
+    return m.has(whole) ? m.load<T>(whole) : Matrix<T>(m.load<T>(whole + 1) * m.load<T>(whole + 2));
   }
 };
 

@@ -19,7 +19,7 @@ namespace pith { inline namespace v0 { namespace detail {
 ///
 ///   default, mini:  ΔW[o, i] = D[i mod r, o], a LoRA of rank r whose A pools inputs; mini repeats few columns of D
 ///   bat:            block (a, j) of W, r wide: W D_a + D_a, as a whole weight
-class MissKind final : public PeftKindOf<MissKind> {
+class MissKind final : public PeftKind {
  public:
   static constexpr std::string_view peft_type = "MISS";
   static constexpr std::array<std::string_view, 3> keys{"r", "mini_r", "init_weights"};

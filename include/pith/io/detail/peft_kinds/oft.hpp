@@ -20,7 +20,7 @@ namespace pith { inline namespace v0 { namespace detail {
 /// OFT: x' = x diag(R₁ … R_D), each R a function of a skew matrix Q: the first terms of a series, or the exact Cayley transform.
 ///
 ///   N terms: R = I + 2Q + … + 2Q^(N-2) + Q^(N-1) from 4 on (3 counts as 4), I + 2Q for 2, I for 1    exact: R = (I + Q)⁻¹ (I - Q)
-class OftKind final : public PeftKindOf<OftKind> {
+class OftKind final : public PeftKind {
  public:
   static constexpr std::string_view peft_type = "OFT";
   static constexpr std::array<std::string_view, 8> keys{
@@ -55,7 +55,7 @@ class OftKind final : public PeftKindOf<OftKind> {
       m.refuse(0, text("has blocks of ", b, ", which do not fill the decoder's ", place.in(), " inputs"));
     const Matrix<double> packed = m.load<double>(0);
     BlockTurn<S> turn{.blocks = Matrix<S>(place.in(), b)};
-    for (Index i = 0; i < count; ++i) turn.blocks.middleRows(i * b, b) = rotation(packed, shared_ ? 0 : i, b).template cast<S>();
+    for (Index i = 0; i < count; ++i) turn.blocks.middleRows(i * b, b) = rotation<double>(packed, shared_ ? 0 : i, b).template cast<S>();
     LinearAdapter<S> out;
     out.turns.push_back(std::move(turn));
     return out;
@@ -76,16 +76,16 @@ class OftKind final : public PeftKindOf<OftKind> {
     }
     return parts[0] > 0 || parts[1] >= minor;
   }
-  Matrix<double> rotation(const Matrix<double>& packed, Index block, Index b) const {
-    Matrix<double> q = Matrix<double>::Zero(b, b);
+  template <class T> Matrix<T> rotation(const Matrix<T>& packed, Index block, Index b) const {
+    Matrix<T> q = Matrix<T>::Zero(b, b);
     for (Index i = 0, k = 0; i < b; ++i)
       for (Index j = i + 1; j < b; ++j, ++k) q(i, j) = packed(block, k), q(j, i) = -packed(block, k);
     if (terms_ == 0) return cayley(q);
-    Matrix<double> sum = Matrix<double>::Identity(b, b), power = sum;
+    Matrix<T> sum = Matrix<T>::Identity(b, b), power = sum;
     const Index last = terms_ == 3 ? 3 : terms_ - 1;
     for (Index n = 1; n <= last; ++n) {
       power = (power * q).eval();
-      sum += (n == last && last > 1 ? 1.0 : 2.0) * power;
+      sum += T(n == last && last > 1 ? 1 : 2) * power;
     }
     return sum;
   }

@@ -19,7 +19,7 @@ namespace pith { inline namespace v0 { namespace detail {
 /// whole weight, since its factors are no smaller.
 ///
 ///   UA[k n_b + n, :] = λ[k, n] A[k, :m] ∘ γ[n, :]    UB = B[:M, :n_b, :] read as [M, n_b r]    m, M: the smaller and the larger side
-class RandLoraKind final : public PeftKindOf<RandLoraKind> {
+class RandLoraKind final : public PeftKind {
  public:
   static constexpr std::string_view peft_type = "RANDLORA";
   static constexpr std::array<std::string_view, 7> keys{"r",      "randlora_alpha", "projection_prng_key", "save_projection",

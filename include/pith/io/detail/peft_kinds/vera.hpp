@@ -18,7 +18,7 @@
 namespace pith { inline namespace v0 { namespace detail {
 
 /// VeRA: ΔW = diag(b) B diag(d) A with matrices A and B that all modules share. They are in the file, or drawn as PEFT draws them.
-class VeraKind final : public PeftKindOf<VeraKind> {
+class VeraKind final : public PeftKind {
  public:
   static constexpr std::string_view peft_type = "VERA";
   static constexpr std::array<std::string_view, 5> keys{"r", "projection_prng_key", "save_projection", "d_initial", "init_weights"};
