@@ -36,7 +36,7 @@ template <PartStorage T> void narrow(const arithmetic_t<T>* from, T* to, Index n
   } else if constexpr (std::is_same_v<T, S>) {
     std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
   } else {
-    const S most = static_cast<S>(std::numeric_limits<T>::max());
+    const S most = static_cast<S>((std::numeric_limits<T>::max)());
     for (Index i = 0; i < n; ++i) {
       const S x = from[i];
       to[i] = static_cast<T>(std::abs(x) <= (std::numeric_limits<S>::max)() ? std::clamp(x, -most, most) : x);

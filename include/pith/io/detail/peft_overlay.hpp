@@ -25,7 +25,7 @@ template <class S, class Copy> bool same_rows(const Matrix<S>& rows, const Copy&
   constexpr Index together = 32;
   Matrix<S> own;
   for (Index first = 0; first < rows.rows(); first += together) {
-    const Index n = std::min(together, rows.rows() - first);
+    const Index n = (std::min)(together, rows.rows() - first);
     own.resize(n, rows.cols());
     copy(first, MatrixRef<S>(own));
     if (own == rows.middleRows(first, n)) continue;

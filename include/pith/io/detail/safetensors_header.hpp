@@ -233,7 +233,7 @@ inline SafetensorsHeader read_header(std::span<const std::byte> bytes, std::stri
   const JsonExtent extent =
       measure_json(json, file, {.bytes = max_header_bytes, .values = max_header_bytes, .longest = max_header_text_bytes}, sizeof length);
   SafetensorsHeader header;
-  header.tensors.reserve(std::min(extent.objects, max_header_entries));
+  header.tensors.reserve((std::min)(extent.objects, max_header_entries));
   header.data_begin = sizeof length + json.size();
   HeaderReader reader(file, header.data_begin, header);
   nlohmann::json::sax_parse(json.begin(), json.end(), &reader);

@@ -91,9 +91,9 @@ struct LagKv {
     out.setZero();
     squares.setZero();
     for_scaled([&](Index r, S number) { out[r] += number; });
-    out /= static_cast<S>(std::max(Index(1), scaled));
+    out /= static_cast<S>((std::max)(Index(1), scaled));
     for_scaled([&](Index r, S number) { squares[r] += (number - out[r]) * (number - out[r]); });
-    out = (squares / static_cast<S>(std::max(Index(1), scaled - 1))).cwiseSqrt();
+    out = (squares / static_cast<S>((std::max)(Index(1), scaled - 1))).cwiseSqrt();
     detail::softmax_row<S>(out.data(), out.data(), lag);
   }
 };

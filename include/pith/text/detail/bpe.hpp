@@ -89,7 +89,7 @@ class Bpe {
 
   void build_vocabulary(const BpeFile& file, std::string_view name) {
     std::size_t limit = 0;
-    for (const std::uint32_t id : file.ids) limit = std::max(limit, std::size_t{id} + 1);
+    for (const std::uint32_t id : file.ids) limit = (std::max)(limit, std::size_t{id} + 1);
     vocabulary_ = Vocabulary(file.keys.size(), limit);
     std::vector<std::size_t> literals;
     const auto add = [&](Vocabulary& to, std::string_view key, std::size_t i) {

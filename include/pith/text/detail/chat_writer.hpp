@@ -46,7 +46,7 @@ inline std::string_view trimmed_right(std::string_view s) {
   const std::string_view all = trimmed(s);
   return all.empty() ? all : s.substr(0, static_cast<std::size_t>(all.data() + all.size() - s.data()));
 }
-inline std::string_view without_leading_newlines(std::string_view s) { return s.substr(std::min(s.size(), s.find_first_not_of('\n'))); }
+inline std::string_view without_leading_newlines(std::string_view s) { return s.substr((std::min)(s.size(), s.find_first_not_of('\n'))); }
 inline std::string_view without_trailing_newlines(std::string_view s) { return s.substr(0, s.find_last_not_of('\n') + 1); }
 
 }}}  // namespace pith::v0::detail

@@ -64,7 +64,7 @@ class PreTokenizer {
       case Step::Kind::split:
         return cut_by(step.pattern, piece);
       case Step::Kind::split_spaces:  // a space ends the word before it
-        return cut(piece, [&](std::size_t begin) { return std::min(piece.find(' ', begin), piece.size() - 1) + 1; });
+        return cut(piece, [&](std::size_t begin) { return (std::min)(piece.find(' ', begin), piece.size() - 1) + 1; });
       case Step::Kind::digits:
         return cut(piece, [&](std::size_t begin) { return digits_end(piece, begin, step.one_by_one); });
       case Step::Kind::byte_level: {
@@ -77,7 +77,7 @@ class PreTokenizer {
         const bool prepends = step.prepend_scheme == PrependScheme::always || (step.prepend_scheme == PrependScheme::first && at_start);
         if (prepends && !marked.starts_with(step.replacement)) marked.insert(0, step.replacement);
         if (!step.cut) return run(k + 1, marked, at_start, take);
-        return cut(marked, [&](std::size_t begin) { return std::min(marked.size(), marked.find(step.replacement, begin + 1)); });
+        return cut(marked, [&](std::size_t begin) { return (std::min)(marked.size(), marked.find(step.replacement, begin + 1)); });
       }
     }
   }

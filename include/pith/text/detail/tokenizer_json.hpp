@@ -248,7 +248,7 @@ inline TokenizerParts read_tokenizer_json(std::string_view json, const std::stri
   sax.added.insert(sax.added.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
   parts.added = checked_added(std::move(sax.added), parts.model, file);
   add_splitters(parts);
-  parts.id_limit = std::max(parts.model.id_limit(), parts.added.empty() ? 0 : static_cast<std::size_t>(parts.added.back().id) + 1);
+  parts.id_limit = (std::max)(parts.model.id_limit(), parts.added.empty() ? 0 : static_cast<std::size_t>(parts.added.back().id) + 1);
   if (const auto post = component("post_processor"))
     post->flatten("processors", [&](const Component& c) {
       const std::string type = c.type();

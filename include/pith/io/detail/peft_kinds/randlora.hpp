@@ -70,16 +70,16 @@ class RandLoraKind final : public PeftKind {
   template <class S> LinearAdapter<S> overlay(const KindModule& m, const KindPlace<S>& place) const {
     const Matrix<double> lambda = m.load<double>(0), gamma = m.load<double>(1);
     const Matrix<S>&a = place.shared->a_rows, &b = place.shared->b_rows;
-    const Index small = (std::min)(place.module_out, place.in()), large = (std::max)(place.module_out, place.in());
+    const Index shorter = (std::min)(place.module_out, place.in()), longer = (std::max)(place.module_out, place.in());
     const Index blocks = lambda.cols(), flat = blocks * rank_;
-    if (gamma.cols() != small) m.refuse(1, text("is for a side of ", gamma.cols(), ", expected the decoder's ", small));
-    if (a.cols() < small || b.rows() < large || b.cols() < flat)
-      m.refuse(0, text("needs shared matrices for ", shape_text(large, small), ", which are smaller"));
-    Matrix<double> ua(flat, small);
+    if (gamma.cols() != shorter) m.refuse(1, text("is for a side of ", gamma.cols(), ", expected the decoder's ", shorter));
+    if (a.cols() < shorter || b.rows() < longer || b.cols() < flat)
+      m.refuse(0, text("needs shared matrices for ", shape_text(longer, shorter), ", which are smaller"));
+    Matrix<double> ua(flat, shorter);
     for (Index k = 0; k < rank_; ++k)
       for (Index n = 0; n < blocks; ++n)
-        ua.row(k * blocks + n) = lambda(k, n) * a.row(k).head(small).template cast<double>().cwiseProduct(gamma.row(n));
-    const Matrix<double> delta = scale_ * (b.topLeftCorner(large, flat).template cast<double>() * ua);  // [large, small]
+        ua.row(k * blocks + n) = lambda(k, n) * a.row(k).head(shorter).template cast<double>().cwiseProduct(gamma.row(n));
+    const Matrix<double> delta = scale_ * (b.topLeftCorner(longer, flat).template cast<double>() * ua);  // [longer, shorter]
     Matrix<double> w = place.weight();
     if (place.in() > place.module_out)
       w += delta.middleCols(place.first, place.out()).transpose();
