@@ -143,7 +143,8 @@ template <class S = float> class IncreLoraAdapter {
   template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
     ++changes_;
     for (Index r = 0; r < trained_used_; ++r) {
-      const std::string number = "." + std::to_string(r);
+      std::string number(1, '.');  // appended to: g++ 12 at -O3 warns of a literal before a string
+      number += std::to_string(r);
       if (r < trained_counted_ || options_.advance_learn) {
         f("lora_A" + number, MatrixRef<S>(down_.middleRows(r, 1)), ConstMatrixRef<S>(g.down_rows.middleRows(r, 1)));
         f("lora_B" + number, MatrixRef<S>(up_.middleRows(r, 1)), ConstMatrixRef<S>(g.up_rows.middleRows(r, 1)));

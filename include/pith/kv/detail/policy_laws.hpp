@@ -135,8 +135,8 @@ template <KvStorage T> class PolicyLaws {
 
   void require(bool holds, const char* law, Index head = -1) const {
     if (holds) return;
-    raise<BrokenLaw>("pith::policy_laws: broken: " + std::string(law) + " (after " + std::to_string(fed_) + " tokens" +
-                     (head < 0 ? "" : ", kv head " + std::to_string(head)) + ", seed " + std::to_string(seed_) + ")");
+    raise<BrokenLaw>("pith::policy_laws: broken: ", law, " (after ", fed_, " tokens", head < 0 ? std::string() : text(", kv head ", head),
+                     ", seed ", seed_, ")");
   }
   void start(std::uint64_t seed) {
     rng_.seed(seed);
