@@ -115,7 +115,7 @@ void panel_rows(const Product<S>& o, Index p, Index begin, Index end, const S* x
   }
 }
 
-inline constexpr Index tile_of_several = 10;  // tokens: rows of x that L1 holds beside a stream of weights, whatever lies between them
+inline constexpr Index tile_of_several = 10;  // tokens: rows of x, at any stride, that L1 holds beside a stream of weights
 
 /// Whether any number of tokens is multiplied by panels of T as they are stored, instead of by blocks that are widened first.
 template <class T>

@@ -23,7 +23,7 @@ struct PickingCost {
 
   /// The share of rows from which on reading all in order is faster.
   double break_even() const { return bytes / (lines * 64 * 2.2); }
-  /// A row of so many bytes, at any address unless it is whole lines.
+  /// A row of this many bytes, at any address unless it is whole lines.
   static PickingCost of(Index bytes) {
     const double b = static_cast<double>(bytes);
     return {b, bytes % 64 == 0 ? b / 64 : (b - 1) / 64 + 1};
