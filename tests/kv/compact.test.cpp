@@ -1,9 +1,13 @@
 // Compaction of one cache: what is solved for is the optimum, what is kept is kept bit for bit, and what cannot be compacted is refused.
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
+#include <span>
+#include <utility>
 #include <vector>
 
+#include <pith/attention/scout.hpp>
 #include <pith/kv.hpp>
 #include <pith/kv/compact.hpp>
 
@@ -347,6 +351,128 @@ TEST_CASE("heads share a budget, and none falls below its floor", "[kv][compact]
   const auto given = compact<double>(std::span(&std::as_const(of.cache), 1), compact_scale, sharp, options);
   CHECK(given.rows(0, 0) == 4);
   CHECK(given.rows(0, 1) == 16);
+}
+
+namespace {
+
+/// One cache as replace() and freeze() see a session's.
+template <KvStorage T> struct OneLayer {
+  struct Snapshot {
+    std::vector<KvSnapshot<T>> layers;
+  };
+  std::vector<KvCache<T>> all;
+  std::span<const KvCache<T>> caches() const { return all; }
+  Snapshot snapshot() const { return {{all[0].snapshot()}}; }
+  void restore(const Snapshot& s) { all[0].restore(s.layers[0]); }
+};
+
+constexpr AttentionShape scouted_shape{.num_heads = 4, .num_kv_heads = 2, .head_dim = 16};
+
+/// A cache with scout codes and 300 rows to compact; its queries are sharp, so that most rows weigh next to nothing.
+template <KvStorage T> struct ScoutedCompaction {
+  Matrix<float> k = random_matrix<float>(340, 32, 5), v = random_matrix<float>(340, 32, 6), q = 12.f * random_matrix<float>(100, 64, 7);
+  ReferenceQueries<float> queries{scouted_shape, 1};
+  OneLayer<T> read = start({}, 300);
+
+  ScoutedCompaction() { queries.add(0, q.topRows(90), Position(300)); }
+  OneLayer<T> start(const KvPrefix& prefix, Index tokens) const {
+    OneLayer<T> layer;
+    layer.all.emplace_back(scouted_shape, Dense{},
+                           KvCacheOptions{.max_chunk = 340, .max_tokens = 340, .keep_masses = true, .scout_keys = true, .prefix = prefix});
+    if (tokens == 0) return layer;
+    KvCache<T>& cache = layer.all[0];
+    const Index from = cache.next_position();
+    cache.append(k.middleRows(from, tokens), v.middleRows(from, tokens), {.phase = Phase::prefill});
+    cache.evict();
+    return layer;
+  }
+  CompactedRows<T> compacted(const OneLayer<T>& layer, Index rows) const {
+    return compact<T>(layer.caches(), compact_scale, queries, with_rows(rows));
+  }
+};
+
+/// softmax(q·k/√d + log mass) V over the rows of all runs in double, the longest value, and whether every code is that of its key.
+template <class T> struct PlainRows {
+  Matrix<double> out = Matrix<double>::Zero(1, 64);
+  double longest = 0;
+  Index rows = 0, masses = 0;
+  bool codes_of_keys = true;
+
+  PlainRows(const Matrix<float>& q, const KvView<T>& view) {
+    const std::size_t a_head = view.runs.size() / 2;
+    for (std::size_t lane = 0; lane < 4; ++lane) {
+      const auto row = [&](const T* numbers, Index i) { return static_cast<double>(static_cast<float>(numbers[i])); };
+      double total = 0, sum[16] = {};
+      for (const KvRun<T>& run : view.runs.subspan(lane / 2 * a_head, a_head))
+        for (Index r = 0; r < run.rows; ++r) {
+          double logit = 0, norm = 0;
+          for (Index i = 0; i < 16; ++i) logit += static_cast<double>(q(0, Index(lane) * 16 + i)) * row(run.keys + r * run.stride, i) / 4;
+          const double mass = run.log_mass == nullptr ? 0 : static_cast<double>(run.log_mass[r]), e = std::exp(logit + mass);
+          total += e;
+          masses += mass != 0;
+          for (Index i = 0; i < 16; ++i) {
+            const double value = row(run.values + r * run.stride, i);
+            sum[i] += e * value;
+            norm += value * value;
+          }
+          longest = std::max(longest, std::sqrt(norm));
+          std::byte code[64];
+          scout_encode(run.keys + r * run.stride, 16, code);
+          codes_of_keys =
+              codes_of_keys && run.scouts != nullptr && std::equal(code, code + scout_row_bytes(16), run.scouts + r * scout_row_bytes(16));
+        }
+      for (Index i = 0; i < 16; ++i) out(0, Index(lane) * 16 + i) = sum[i] / total;
+    }
+    for (const KvRun<T>& run : view.runs) rows += run.rows;
+  }
+};
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("what stays of compacted rows is read by its scout codes, and off by at most twice the share", "[kv][compact]", float,
+                   bfloat16) {
+  const ScoutedCompaction<TestType> of;
+  OneLayer<TestType> compacted = of.start({}, 300);
+  replace(compacted, of.compacted(of.read, 60));
+  const auto frozen = [](const OneLayer<TestType>& layer) {
+    return KvPrefix(scouted_shape, layer.all[0].next_position(), std::vector{layer.all[0].freeze()});
+  };
+  const auto behind_prefix = [&] { return of.start(of.compacted(of.read, 60).prefix(), 20); };
+  Index rows = 60;
+  SECTION("in place") {}
+  SECTION("as a prefix") { compacted = of.start(of.compacted(of.read, 60).prefix(), 0); }
+  SECTION("in place, then frozen") { compacted = of.start(frozen(compacted), 0); }
+  SECTION("frozen behind a compacted prefix") {
+    compacted = of.start(frozen(behind_prefix()), 0);
+    rows = 80;
+  }
+  SECTION("compacted behind a compacted prefix") {
+    compacted = of.start(of.compacted(behind_prefix(), 10).prefix(), 0);
+    rows = 70;
+  }
+  KvCache<TestType>& cache = compacted.all[0];
+  cache.append(of.k.row(320), of.v.row(320));
+  cache.evict();
+  for (Index i = 90; i < 100; ++i) {
+    const Matrix<float> q = of.q.row(i);
+    const PlainRows<TestType> plain(q, cache.view());
+    REQUIRE(plain.rows == 2 * (rows + 1));
+    CHECK(plain.codes_of_keys);
+    CHECK(plain.masses > 4 * 30);
+    Index needed = plain.rows;
+    for (const float share : {0.f, .001f, .01f, .1f, .5f}) {
+      CAPTURE(i, share);
+      AttentionReads reads;
+      const Matrix<float> out = attend(q, cache, {.skip_below = share, .reads = &reads});
+      for (Index h = 0; h < 4; ++h)
+        CHECK((out.cast<double>() - plain.out).middleCols(16 * h, 16).norm() <= (2 * double(share) + 1e-5) * plain.longest);
+      CHECK(reads.rows == plain.rows);
+      CHECK((share > 0 || reads.keys == plain.rows));
+      CHECK(reads.keys <= needed);
+      needed = reads.keys;
+    }
+    CHECK(needed < rows);  // of both heads: fewer than half
+  }
 }
 
 TEST_CASE("what cannot be compacted is refused with its name", "[kv][compact]") {
