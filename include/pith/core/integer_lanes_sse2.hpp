@@ -30,7 +30,10 @@ struct Pairs128 {
   static Part unpack(Words w, int part) { return _mm_and_si128(_mm_srli_epi32(w, nibble_shift(2 * part)), _mm_set1_epi32(0x000f000f)); }
   static Inputs inputs(const std::int16_t* slot, int part) { return _mm_set1_epi32(word_at(slot + 2 * part)); }
   static Sum start(std::int32_t v) { return _mm_set1_epi32(v); }
-  static void add(Sum& sum, Part codes, Inputs x) { sum = _mm_add_epi32(sum, _mm_madd_epi16(codes, x)); }
+  static void add(Sum& sum, Part codes, Inputs x) {
+    sum = _mm_add_epi32(sum, _mm_madd_epi16(codes, x));
+    add_in_order(sum);
+  }
   static Floats total(Sum sum) { return _mm_cvtepi32_ps(sum); }
 
   static Floats load(const float* p) { return _mm_loadu_ps(p); }

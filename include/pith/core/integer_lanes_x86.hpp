@@ -57,7 +57,7 @@ struct Lanes256 {
 };
 
 struct Pairs256 : Lanes256 {
-  static constexpr int parts = 4, tile_tokens = 4, tile_registers = 2;
+  static constexpr int parts = 4, tile_tokens = 6, tile_registers = 2;
   using Inputs = __m256i;
   using Sum = __m256i;
 
@@ -72,6 +72,7 @@ struct Pairs256 : Lanes256 {
     sum = _mm256_dpwssd_avx_epi32(sum, codes, x);
 #else
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(codes, x));
+    add_in_order(sum);
 #endif
   }
   static Floats total(Sum sum) { return _mm256_cvtepi32_ps(sum); }
@@ -139,6 +140,7 @@ struct Pairs512 : Lanes512 {
     asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x));
 #else
     sum = _mm512_add_epi32(sum, _mm512_madd_epi16(codes, x));
+    add_in_order(sum);
 #endif
   }
   static Floats total(Sum sum) { return _mm512_cvtepi32_ps(sum); }

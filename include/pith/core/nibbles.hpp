@@ -23,4 +23,13 @@ inline int word_at(const std::int16_t* p) {
   return word;
 }
 
+/// Keeps additions to a register in the order of the source: g++ makes all their products first, for which there are not registers enough.
+template <class Register> inline void add_in_order([[maybe_unused]] Register& sum) {
+#if defined(__GNUC__) && defined(__AVX512F__)
+  asm("" : "+v"(sum));
+#elif defined(__GNUC__) && defined(__SSE2__)
+  asm("" : "+x"(sum));
+#endif
+}
+
 }}}  // namespace pith::v0::detail
