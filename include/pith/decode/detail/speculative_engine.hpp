@@ -112,6 +112,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
   }
   /// Begins a step of up to `most` guesses; returns whether the draft is to read draft_feed().
   bool open(Index most) {
+    target_.refuse_if_full(pending_);
     begin();
     fed_ = false;
     run_.open(pending_, 0);
@@ -159,8 +160,13 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
     ask();
 #endif
   }
-  /// Undoes a step that was opened.
-  void give_up() { undo(); }
+  void give_up() {
+    chosen_ = reported_ = 0;
+    if (stepping_ && pending_ >= 0) run_.close();
+    target_.undo();
+    draft_.undo();
+    stepping_ = false;
+  }
 
   /// Tokens chosen by choose(), first to last, of which the caller has reported some.
   std::span<const Token> run() const { return run_.tokens().first(static_cast<std::size_t>(chosen_)); }
@@ -208,6 +214,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
 
   /// Feeds the pending token to both models and keeps the logits that follow it.
   void read_pending() {
+    target_.refuse_if_full(pending_);
     Trace trace(*this);
     begin();
     run_.open(pending_, 0);
@@ -232,7 +239,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
    public:
     explicit Trace(SpeculativeEngine& engine) : engine_(&engine) {}
     ~Trace() {
-      if (engine_ != nullptr) engine_->undo();
+      if (engine_ != nullptr) engine_->give_up();
     }
     Trace(const Trace&) = delete;
     Trace& operator=(const Trace&) = delete;
@@ -241,13 +248,6 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
    private:
     SpeculativeEngine* engine_;
   };
-  void undo() {
-    chosen_ = reported_ = 0;
-    if (stepping_ && pending_ >= 0) run_.close();
-    target_.undo();
-    draft_.undo();
-    stepping_ = false;
-  }
   void dismiss_draft() {
     draft_.undo();
     drafting_ = false;

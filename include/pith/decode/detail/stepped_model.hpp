@@ -46,6 +46,12 @@ template <TokenModel M> class SteppedModel {
     }
   }
 
+  /// Lets a full model refuse a token before a step opens its journal, which would end one that the caller has open.
+  void refuse_if_full(Token token) {
+    if (room() > 0) return;
+    model_->decode(std::span<const Token>(&token, 1));
+    raise<StateError>("pith::SpeculativeDecoder: the target's room() is ", room(), ", but its decode() took a token, expected a refusal");
+  }
   void checkpoint() {
     model_->checkpoint();
     open_ = true;
