@@ -133,6 +133,13 @@ TEST_CASE("simd: every byte, every bfloat16 and every half widens exactly", "[co
   const auto agrees = [](float got, float want) {
     return std::isnan(want) ? std::isnan(got) : pith_test::same_bits(Vector<float>{{got}}, Vector<float>{{want}});
   };
+  const auto of_half = [](std::size_t bits) {  // sign, exponent less 15, ten bits of fraction
+    const auto exponent = static_cast<int>(bits >> 10 & 31), fraction = static_cast<int>(bits & 1023);
+    const float size = exponent == 31  ? (fraction == 0 ? std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN())
+                       : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
+                                       : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+    return bits >> 15 != 0 ? -size : size;
+  };
   std::size_t wrong = 0;
   for (std::size_t i = 0; i < count; i += pair) {
     const Vector<float> even = lanes<float>(V::load_even(b.data() + i)), odd = lanes<float>(V::load_odd(b.data() + i));
@@ -147,7 +154,8 @@ TEST_CASE("simd: every byte, every bfloat16 and every half widens exactly", "[co
       const Vector<float> wide_b = lanes<float>(V::load(b.data() + begin)), wide_h = lanes<float>(V::load(h.data() + begin));
       for (Index j = 0; j < V::width; ++j) {
         wrong += !agrees(wide_b[j], detail::widen(b[begin + std::size_t(j)]));
-        wrong += !agrees(wide_h[j], static_cast<float>(h[begin + std::size_t(j)]));
+        wrong += !agrees(wide_h[j], of_half(begin + std::size_t(j)));
+        wrong += !agrees(detail::widen(h[begin + std::size_t(j)]), of_half(begin + std::size_t(j)));
       }
     }
   }

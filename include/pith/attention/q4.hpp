@@ -9,6 +9,7 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
+#include <pith/core/widen.hpp>
 
 namespace pith { inline namespace v0 {
 
@@ -77,7 +78,7 @@ inline void q4_decode(const std::byte* row, Index n, float* out) {
     half stored[2];
     std::memcpy(stored, row, sizeof(stored));
     row += sizeof(stored);
-    const float scale = static_cast<float>(stored[0]), low = static_cast<float>(stored[1]);
+    const float scale = detail::widen(stored[0]), low = detail::widen(stored[1]);
     const auto* const codes = reinterpret_cast<const std::uint8_t*>(row);
     if (size == q4_block) {
       for (int j = 0; j < 16; ++j) out[j] = static_cast<float>(codes[j] & 15) * scale + low;

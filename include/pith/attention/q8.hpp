@@ -10,6 +10,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
+#include <pith/core/widen.hpp>
 
 namespace pith { inline namespace v0 {
 
@@ -73,7 +74,7 @@ inline void q8_decode(const std::byte* row, Index n, float* out) {
     half stored;
     std::memcpy(&stored, row, sizeof(half));
     row += sizeof(half);
-    const float scale = static_cast<float>(stored);
+    const float scale = detail::widen(stored);
     const auto* const codes = reinterpret_cast<const std::int8_t*>(row);
     if (size == q8_block) {
       using V = detail::Simd<float>;

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include <pith/core/types.hpp>
+#include <pith/core/widen.hpp>
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
@@ -17,12 +18,6 @@
 // SIMD packets, for all kernels.
 
 namespace pith { inline namespace v0 { namespace detail {
-
-inline float widen(bfloat16 v) { return bits_as<float>(std::uint32_t(bits_as<std::uint16_t>(v)) << 16); }
-inline float widen(half v) { return static_cast<float>(v); }
-inline float widen(std::int8_t v) { return static_cast<float>(v); }
-inline float widen(float v) { return v; }
-inline double widen(double v) { return v; }
 
 /// SIMD operations on the widest packet of S in this build (one number if vectorisation is off): the only place that uses Eigen's packet
 /// internals. Every lane of an elementwise function computes the same bits from the same input.

@@ -93,7 +93,7 @@ template <class T> struct RowLayout {
       half scale;
       std::memcpy(&scale, block, sizeof(half));
       const auto* const codes = reinterpret_cast<const std::int8_t*>(block + sizeof(half)) + i % step * V::width;
-      loaded = V::mul(V::load(codes), V::broadcast(static_cast<float>(scale)));
+      loaded = V::mul(V::load(codes), V::broadcast(widen(scale)));
       V::pin(loaded);
     } else {
       loaded = V::load(row + i * V::width);
