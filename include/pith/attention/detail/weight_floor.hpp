@@ -134,6 +134,8 @@ template <class S> class FloorSearch {
   static Packet add_below(Packet sum, Packet e, Packet limit) {
 #if defined(EIGEN_VECTORIZE_AVX512)
     if constexpr (std::is_same_v<S, float>) return _mm512_mask_add_ps(sum, _mm512_cmp_ps_mask(e, limit, _CMP_LT_OQ), sum, e);
+#elif defined(EIGEN_VECTORIZE_AVX)
+    if constexpr (std::is_same_v<S, float>) return _mm256_add_ps(sum, _mm256_and_ps(_mm256_cmp_ps(e, limit, _CMP_LT_OQ), e));
 #endif
     return V::add(sum, V::select(V::less(e, limit), e, V::zero()));
   }
@@ -164,6 +166,14 @@ template <class S> std::uint32_t rows_at_least(const S* weights, S floor) {
   if constexpr (std::is_same_v<S, float>) {
     for (int i = 0; i < int(attention_block); i += 16)
       rows |= static_cast<std::uint32_t>(_mm512_cmp_ps_mask(_mm512_loadu_ps(weights + i), _mm512_set1_ps(floor), _CMP_NLT_UQ)) << i;
+    return rows;
+  }
+#elif defined(EIGEN_VECTORIZE_AVX)
+  if constexpr (std::is_same_v<S, float>) {
+    for (int i = 0; i < int(attention_block); i += 8)
+      rows |=
+          static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(weights + i), _mm256_set1_ps(floor), _CMP_NLT_UQ)))
+          << i;
     return rows;
   }
 #endif
