@@ -63,10 +63,10 @@ Matrix<float> any_activations(Index tokens, Index in) {
 }
 
 template <class L> Matrix<float> product_with(const Int4Weight& w, const Matrix<float>& x) {
-  using Product = detail::Int4Product<L, L>;
+  const detail::Int4Product<L, L> product{{w.shape(), w.records(), nullptr}};
   Matrix<float> y(x.rows(), w.out());
-  Workspace ws(Product::workspace_bytes(w.shape(), x.rows(), 1));
-  Product{w.shape(), w.records(), nullptr}.run(x, {}, y, ws);
+  Workspace ws(product.workspace_bytes(x.rows(), 1));
+  product.run(x, {}, y, ws);
   return y;
 }
 

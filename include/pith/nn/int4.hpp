@@ -96,6 +96,9 @@ class Int4Weight {
     return {shape_, data_.get() + (panel * shape_.groups() + g) * shape_.record_bytes()};
   }
   const std::byte* records() const { return data_.get(); }
+  detail::Int4Product<detail::FewLanes, detail::ManyLanes> product() const {
+    return {{shape_, records(), order_.empty() ? nullptr : order_.data()}};
+  }
   /// The input at each place of the groups; empty: as they come.
   const std::vector<std::int32_t>& order() const { return order_; }
 
@@ -205,7 +208,7 @@ inline void Int4Weight::copy_rows(Index first_row, MatrixRef<float> rows) const 
 
 /// Bytes of workspace that a product with 4-bit weights needs at most, either way; monotone in tokens.
 inline std::size_t matmul_workspace_bytes(const Int4Weight& w, Index tokens, Index workers = 1) {
-  return (std::max)(detail::Int4Product<detail::FewLanes, detail::ManyLanes>::workspace_bytes(w.shape(), tokens, workers),
+  return (std::max)(w.product().workspace_bytes(tokens, workers),
                     detail::int4_transposed_workspace_bytes(w.shape(), !w.order().empty(), tokens, workers));
 }
 
@@ -223,8 +226,7 @@ inline std::size_t matmul_workspace_bytes(const Int4Weight& w, Index tokens, Ind
 ///          infinity makes the token's outputs NaN
 inline void matmul(ConstMatrixRef<float> x, const Int4Weight& w, ConstVectorRef<float> bias, MatrixRef<float> y, Workspace& ws) {
   detail::check_product("matmul", x, w.in(), w.out(), bias.size(), y);
-  detail::Int4Product<detail::FewLanes, detail::ManyLanes>{w.shape(), w.records(), w.order().empty() ? nullptr : w.order().data()}.run(
-      x, bias, y, ws);
+  w.product().run(x, bias, y, ws);
 }
 
 /// y = x W for 4-bit weights, as the backward pass of a layer needs it; x is not rounded.
