@@ -50,12 +50,19 @@ struct WeightsKind {
   std::optional<DType> file;  ///< unset: the file is the user's
   WeightsLayout layout;
   double tolerance;  ///< against the same numbers in double
+  Compute compute = Compute::exact;
+  LoadOptions options() const { return {.weights = layout, .compute = compute}; }
 };
-const std::vector<WeightsKind> weights_kinds{
-    {"f32", DType::f32, WeightsLayout::packed, 1e-5}, {"bf16", DType::bf16, WeightsLayout::packed, 1e-5},
-    {"f16", DType::f16, WeightsLayout::packed, 1e-5}, {"int8", DType::f32, WeightsLayout::int8, 3e-2},
-    {"int4", DType::f32, WeightsLayout::int4, 5e-1},  {"own", {}, WeightsLayout::packed, 1e-5},
-    {"own-int8", {}, WeightsLayout::int8, 1e-1},      {"own-int4", {}, WeightsLayout::int4, 5e-1}};
+const std::vector<WeightsKind> weights_kinds{{"f32", DType::f32, WeightsLayout::packed, 1e-5},
+                                             {"bf16", DType::bf16, WeightsLayout::packed, 1e-5},
+                                             {"f16", DType::f16, WeightsLayout::packed, 1e-5},
+                                             {"int8", DType::f32, WeightsLayout::int8, 3e-2},
+                                             {"int8+int15", DType::f32, WeightsLayout::int8, 3e-2, Compute::int15},
+                                             {"int4", DType::f32, WeightsLayout::int4, 5e-1},
+                                             {"own", {}, WeightsLayout::packed, 1e-5},
+                                             {"own-int8", {}, WeightsLayout::int8, 1e-1},
+                                             {"own-int8+int15", {}, WeightsLayout::int8, 1e-1, Compute::int15},
+                                             {"own-int4", {}, WeightsLayout::int4, 5e-1}};
 
 template <class T> constexpr double rows_tolerance = 0;
 template <> constexpr double rows_tolerance<half> = 5e-3;
@@ -110,7 +117,7 @@ struct Reference {
   Matrix<double> logits;
 
   Reference(const std::filesystem::path& folder, const WeightsKind& kind)
-      : decoder(load_decoder(folder, {.weights = kind.layout})),
+      : decoder(load_decoder(folder, kind.options())),
         tokens(random_tokens(24, decoder.vocab_size())),
         logits(load_decoder<double>(folder).forward(tokens)) {}
 
@@ -255,7 +262,9 @@ class Bench {
       const auto load_once = [&](bool check_finite) {
         decoder_.reset();
         PeakMemory::begin();
-        return seconds_of([&] { decoder_.emplace(load_decoder(folder, {.weights = kind.layout, .check_finite = check_finite})); });
+        LoadOptions options = kind.options();
+        options.check_finite = check_finite;
+        return seconds_of([&] { decoder_.emplace(load_decoder(folder, options)); });
       };
       unchecked = std::min(unchecked, load_once(false));
       seconds = std::min(seconds, load_once(true));

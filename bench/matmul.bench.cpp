@@ -4,7 +4,8 @@
 //
 // of_read   time of reading the f32 bytes of W once over the time taken: 1 is the limit for f32 and one token, 2 for 16 bit, 4 for 8
 // of_own    the same of the bytes that the weights really take: 1 is the limit for one token
-// of_dot    share of the operations on bytes that this core can do, measured between the same iterations; int4 takes two for each product
+// of_dot    share of the operations on bytes that this core can do, measured between the same iterations; integers of 15 bits take
+//           two for each product
 // of_peak   share of the multiply-adds this core can do, measured between the same iterations
 // rel_err   against the product in double; a wrong result is not reported
 #include <benchmark/benchmark.h>
@@ -100,14 +101,15 @@ void rounded_bf16(benchmark::State& state, Case c) {
       detail::bf16_workspace_bytes(c.tokens, c.in, 1), 4e-3);
 }
 
-/// The codes are what is read; the error is against the weights they decode to.
-void packed_int8(benchmark::State& state, Case c) {
+/// The codes are what is read; the error is against the weights they decode to, under Compute::int15 that of x, rounded to 15 bits.
+template <Compute How> void packed_int8(benchmark::State& state, Case c) {
   const Int8Weight rounded(random_matrix(c.out, c.in, 1));
   Matrix<float> decoded(c.out, c.in);
   rounded.copy_rows(0, decoded);
   measure(
       state, c, decoded, static_cast<double>(rounded.bytes()), [](const Matrix<float>& w) { return Int8Weight(w); },
-      [](const Int8Weight& w, const Matrix<float>& x, Matrix<float>& y, Workspace& ws) { matmul(x, w, {}, y, ws); });
+      [](const Int8Weight& w, const Matrix<float>& x, Matrix<float>& y, Workspace& ws) { matmul(x, w, {}, y, ws, How); },
+      How == Compute::int15 ? matmul_workspace_bytes(rounded, c.tokens, 1, How) : 0, How == Compute::int15 ? 1e-4 : 1e-5);
 }
 
 /// Rows of a weight as a file holds them.
@@ -230,7 +232,8 @@ const bool registered = [] {
   for (const Case c : {Case{1, 2048, 2048}, Case{1, 5632, 2048}, Case{1, 2048, 8192}}) {
     peers(c);
     add("packed_bf16", packed<pith::bfloat16>, c);
-    add("packed_int8", packed_int8, c);
+    add("packed_int8", packed_int8<Compute::exact>, c);
+    add("rounded_int8", packed_int8<Compute::int15>, c);
     add("packed_int4", packed_int4<32>, c);
     add("packed_int4_g128", packed_int4<128>, c);
   }
@@ -240,7 +243,8 @@ const bool registered = [] {
   for (const Index tokens : {5, 16, 128}) {
     add("packed_bf16", packed<pith::bfloat16>, Case{tokens, 2048, 2048});
     add("rounded_bf16", rounded_bf16, Case{tokens, 2048, 2048});
-    add("packed_int8", packed_int8, Case{tokens, 2048, 2048});
+    add("packed_int8", packed_int8<Compute::exact>, Case{tokens, 2048, 2048});
+    add("rounded_int8", packed_int8<Compute::int15>, Case{tokens, 2048, 2048});
   }
   for (const Index tokens : {4, 8, 16, 128}) {
     add("packed_int4", packed_int4<32>, Case{tokens, 2048, 2048});

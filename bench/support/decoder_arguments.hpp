@@ -49,8 +49,9 @@ constexpr std::string_view decoder_usage = R"(A whole decoder of any Llama shape
 
   --shape=135m|1.1b       SmolLM-135M's shape, or 16 layers of 2048                            [135m]
   --layers= --hidden= --ffn= --heads= --kv-heads= --head-dim= --vocab= --tied=yes|no  override it
-  --weights=f32,bf16,f16  as the file stores them; int8, int4: rounded while loading. own: your
-                          checkpoint as it is; own-int8, own-int4: rounded                     [f32,bf16]
+  --weights=f32,bf16,f16  as the file stores them; int8, int4: rounded while loading; int8+int15:
+                          under Compute::int15. own: your checkpoint as it is; own-int8,
+                          own-int8+int15, own-int4: rounded                                    [f32,bf16]
   --rows=f32,bf16,f16,q8,q8+q4,q4  as the cache stores keys and values: q8+q4 8-bit keys, rotated 4-bit values [f32]
   --policies=NAME[:ROWS]  of the policy catalogue, ROWS a head                                 [dense,sinks,h2o]
   --budget=ROWS           of policies that name none                                           [1024]

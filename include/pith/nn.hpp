@@ -3,6 +3,7 @@
 // The layers of a network without attention, for inference.
 #include <pith/nn/activation.hpp>    // SiLU, GELU, ReLU, tanh
 #include <pith/nn/bf16.hpp>          // linear layers that round what they multiply to bfloat16
+#include <pith/nn/compute.hpp>       // whether layers round what they multiply
 #include <pith/nn/embedding.hpp>     // a table of token embeddings
 #include <pith/nn/feed_forward.hpp>  // MLP and SwiGLU
 #include <pith/nn/int4.hpp>          // linear layers with weights of four bits

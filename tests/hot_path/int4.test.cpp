@@ -1,4 +1,4 @@
-// Decoding with four-bit weights allocates nothing, counted at malloc.
+// Decoding with weights of integers over activations of integers allocates nothing, counted at malloc.
 #include <span>
 #include <vector>
 
@@ -13,9 +13,11 @@
 
 using namespace pith;
 
-TEST_CASE("four-bit weights: prefill and decode allocate nothing", "[hot_path]") {
+namespace {
+
+void check_allocations(const LoadOptions& options) {
   if (!pith_test::counting_available()) return;
-  const Decoder<float> decoder = load_decoder(PITH_MODELS_DIR "/tiny-prose", {.weights = WeightsLayout::int4});
+  const Decoder<float> decoder = load_decoder(PITH_MODELS_DIR "/tiny-prose", options);
   const std::vector<Token> tokens = pith_test::random_tokens(200, decoder.vocab_size());
   ThreadPool pool(2);
   for (const ExecutorRef executor : {ExecutorRef(serial), ExecutorRef(pool)}) {
@@ -29,4 +31,12 @@ TEST_CASE("four-bit weights: prefill and decode allocate nothing", "[hot_path]")
     session.crop(from + 3);
     CHECK(pith_test::allocations() == before);
   }
+}
+
+}  // namespace
+
+TEST_CASE("four-bit weights: prefill and decode allocate nothing", "[hot_path]") { check_allocations({.weights = WeightsLayout::int4}); }
+
+TEST_CASE("Compute::int15: prefill and decode allocate nothing", "[hot_path]") {
+  check_allocations({.weights = WeightsLayout::int8, .compute = Compute::int15});
 }

@@ -11,6 +11,7 @@
 #include "support/catch.hpp"
 #include "support/near.hpp"
 #include "support/random_matrix.hpp"
+#include "support/rounded_blocks.hpp"
 
 using namespace pith;
 using pith_test::contains;
@@ -76,30 +77,18 @@ Matrix<float> int4_by_the_law(const Int4Weight& weight, const Matrix<float>& x, 
       std::vector<float> block(std::size_t(group), 0.f);
       for (Index k = 0; k < group && g * group + k < x.cols(); ++k)
         block[std::size_t(k)] = x(t, weight.order().empty() ? g * group + k : weight.order()[std::size_t(g * group + k)]);
-      float m = 0, odd = 0;
-      for (const float v : block) m = std::max(m, std::abs(v)), odd += v - v;
-      const bool empty = m < std::ldexp(1.f, -112);
-      const volatile float inverse = empty ? 0 : 16319 / m;
-      std::vector<long long> q(block.size());
-      for (std::size_t k = 0; k < q.size(); ++k) {
-        const volatile float scaled = odd == 0 ? block[k] * inverse : 0;  // rounded before the half is added
-        q[k] = static_cast<long long>(scaled + std::copysign(.5f, block[k]));
-      }
-      const float step = odd == 0 ? (empty ? 0 : m / 16319) : odd;
+      const pith_test::RoundedBlock rounded(block);
       for (Index o = 0; o < weight.out(); ++o) {
         const auto record = weight.record(o / 32, g);
-        long long codes = 0, sum = 0;
-        for (Index k = 0; k < group; ++k) {
-          codes += q[std::size_t(k)] * record.code(o % 32, k);
-          sum += q[std::size_t(k)];
-        }
+        long long codes = 0;
+        for (Index k = 0; k < group; ++k) codes += rounded.q[std::size_t(k)] * record.code(o % 32, k);
         float total = 0;
         if (weight.shape().zeros) {
-          total = std::fma(-record.zero(o % 32), float(sum), float(codes));
+          total = std::fma(-record.zero(o % 32), float(rounded.sum), float(codes));
         } else {
-          total = float(codes - 8 * sum);
+          total = float(codes - 8 * rounded.sum);
         }
-        const volatile float factor = record.scale(o % 32) * step;
+        const volatile float factor = record.scale(o % 32) * rounded.step;
         y(t, o) = std::fma(total, factor, y(t, o));
       }
     }

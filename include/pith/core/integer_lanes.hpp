@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -12,12 +13,13 @@
 #include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
 
-// Lanes of integers, for products of 4-bit codes with 15-bit activations.
+// Lanes of integers, for products of codes of 4 and 8 bits with 15-bit activations.
 
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Products of codes (0 … 15) with integers of 15 bits, a lane for each output, in plain C++: the reference for every instruction set,
-/// and what remains where none is known. All give the same bits: sums of integers are exact, and every float operation rounds once.
+/// Products of codes (0 … 15, or 0 … 255) with integers of 15 bits, a lane for each output, in plain C++: the reference for every
+/// instruction set, and what remains where none is known. All give the same bits: sums of integers are exact, and every float operation
+/// rounds once.
 ///
 /// Eight inputs of an output lie in a word; its parts meet the integers in the order in which arrange() wrote them.
 struct PlainLanes {
@@ -44,12 +46,16 @@ struct PlainLanes {
   static Part unpack(const Words& w, int part) {
     return each<Ints>([&](int i) { return static_cast<std::int32_t>(std::uint32_t(w.lane[i]) >> nibble_shift(2 * part) & 0x000f000f); });
   }
+  /// The codes of two inputs, of eight bits with a sign, plus 128.
+  static Part pairs(const std::int8_t* even, const std::int8_t* odd) {
+    return each<Ints>([&](int i) { return even[i] + 128 + (odd[i] + 128) * 65536; });
+  }
   static Inputs inputs(const std::int16_t* slot, int part) { return {slot[2 * part], slot[2 * part + 1]}; }
   static Sum start(std::int32_t v) {
     return each<Ints>([&](int) { return v; });
   }
   static void add(Sum& sum, const Part& codes, const Inputs& x) {
-    sum = each<Ints>([&](int i) { return sum.lane[i] + (codes.lane[i] & 15) * x.first + (codes.lane[i] >> 16) * x.second; });
+    sum = each<Ints>([&](int i) { return sum.lane[i] + (codes.lane[i] & 255) * x.first + (codes.lane[i] >> 16) * x.second; });
   }
   static Floats total(const Sum& sum) {
     return each<Floats>([&](int i) { return static_cast<float>(sum.lane[i]); });
@@ -86,10 +92,17 @@ struct PlainLanes {
   }
 };
 
-// The lanes of this build, for few tokens (at most FewLanes::tile_tokens) and for more. Bytes are unpacked in fewer instructions, which
-// tells where few tokens share them; pairs take half as many sums.
+/// The lanes L with tiles of 32 outputs, so that each cache line of a panel of bytes is read once.
+template <class L> struct WholeRows : L {
+  static constexpr int tile_registers = 32 / L::width, tile_tokens = (std::max)(1, L::tile_tokens*L::tile_registers / tile_registers);
+};
+
+// The lanes of this build. Codes of four bits: for few tokens (at most FewLanes::tile_tokens) and for more. Bytes are unpacked in fewer
+// instructions, which tells where few tokens share them; pairs take half as many sums. Codes of eight bits, whose pairs are as cheap:
+// PairLanes.
 #if defined(__AVX512BW__) && defined(EIGEN_VECTORIZE_AVX512) && defined(__F16C__)
 using ManyLanes = Pairs512;
+using PairLanes = Pairs512;
 #if defined(__AVX512VNNI__)
 using FewLanes = Bytes512;
 #else
@@ -97,6 +110,7 @@ using FewLanes = Pairs512;
 #endif
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && defined(EIGEN_VECTORIZE_AVX2)
 using ManyLanes = Pairs256;
+using PairLanes = Pairs256;
 #if defined(__AVXVNNI__)
 using FewLanes = Bytes256;
 #else
@@ -104,6 +118,7 @@ using FewLanes = Pairs256;
 #endif
 #elif defined(EIGEN_VECTORIZE_SSE2)
 using ManyLanes = Pairs128;
+using PairLanes = Pairs128;
 using FewLanes = Pairs128;
 #elif defined(__aarch64__) && defined(EIGEN_VECTORIZE_NEON)
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -112,9 +127,11 @@ using ManyLanes = BytesNeon;
 using ManyLanes = PairsNeon;
 #endif
 using FewLanes = ManyLanes;
+using PairLanes = PairsNeon;
 #else
 using ManyLanes = PlainLanes;
 using FewLanes = PlainLanes;
+using PairLanes = PlainLanes;
 #endif
 
 }}}  // namespace pith::v0::detail

@@ -45,6 +45,14 @@ struct PairsNeon : LanesNeon {
     const uint32x4_t shifted = vshlq_u32(w, vdupq_n_s32(-nibble_shift(2 * part)));
     return vreinterpretq_s16_u32(vandq_u32(shifted, vdupq_n_u32(0x000f000f)));
   }
+  static Part pairs(const std::int8_t* even, const std::int8_t* odd) {
+    const auto four = [](const std::int8_t* p) {
+      std::uint32_t word;
+      std::memcpy(&word, p, sizeof(word));
+      return vreinterpret_u8_u32(vdup_n_u32(word));
+    };
+    return vreinterpretq_s16_u16(vmovl_u8(veor_u8(vzip1_u8(four(even), four(odd)), vdup_n_u8(128))));
+  }
   static Inputs inputs(const std::int16_t* slot, int part) { return vreinterpret_s16_s32(vdup_n_s32(word_at(slot + 2 * part))); }
   static Sum start(std::int32_t v) {
     const int32x4_t ones = {v, 0, v, 0};

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include <pith/core/nibbles.hpp>
 #include <pith/core/simd.hpp>
@@ -28,6 +29,15 @@ struct Pairs128 {
   }
   static Words words(const std::uint32_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
   static Part unpack(Words w, int part) { return _mm_and_si128(_mm_srli_epi32(w, nibble_shift(2 * part)), _mm_set1_epi32(0x000f000f)); }
+  static Part pairs(const std::int8_t* even, const std::int8_t* odd) {
+    const auto four = [](const std::int8_t* p) {
+      int word;
+      std::memcpy(&word, p, sizeof(word));
+      return _mm_cvtsi32_si128(word);
+    };
+    const __m128i wide = _mm_unpacklo_epi8(_mm_unpacklo_epi8(four(even), four(odd)), _mm_setzero_si128());
+    return _mm_xor_si128(wide, _mm_set1_epi16(128));
+  }
   static Inputs inputs(const std::int16_t* slot, int part) { return _mm_set1_epi32(word_at(slot + 2 * part)); }
   static Sum start(std::int32_t v) { return _mm_set1_epi32(v); }
   static void add(Sum& sum, Part codes, Inputs x) {

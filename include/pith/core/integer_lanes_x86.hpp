@@ -65,6 +65,17 @@ struct Pairs256 : Lanes256 {
   static Part unpack(Words w, int part) {
     return _mm256_and_si256(_mm256_srli_epi32(w, nibble_shift(2 * part)), _mm256_set1_epi32(0x000f000f));
   }
+  static Part pairs(const std::int8_t* even, const std::int8_t* odd) {
+    const auto both = [](const std::int8_t* p) {
+      long long eight;
+      std::memcpy(&eight, p, sizeof(eight));
+      return _mm256_set1_epi64x(eight);
+    };
+    const __m256i order = _mm256_setr_epi8(0, -1, 1, -1, 2, -1, 3, -1, 4, -1, 5, -1, 6, -1, 7, -1,  //
+                                           8, -1, 9, -1, 10, -1, 11, -1, 12, -1, 13, -1, 14, -1, 15, -1);
+    const __m256i wide = _mm256_shuffle_epi8(_mm256_unpacklo_epi8(both(even), both(odd)), order);  // cheaper than _mm256_cvtepi8_epi16
+    return _mm256_xor_si256(wide, _mm256_set1_epi16(128));
+  }
   static Inputs inputs(const std::int16_t* slot, int part) { return _mm256_set1_epi32(word_at(slot + 2 * part)); }
   static Sum start(std::int32_t v) { return _mm256_set1_epi32(v); }
   static void add(Sum& sum, Part codes, Inputs x) {
@@ -132,6 +143,12 @@ struct Pairs512 : Lanes512 {
   static void arrange(const std::int32_t* q, std::int16_t* slot) { arrange_pairs(q, slot); }
   static Part unpack(Words w, int part) {
     return _mm512_and_si512(_mm512_srli_epi32(w, static_cast<unsigned>(nibble_shift(2 * part))), _mm512_set1_epi32(0x000f000f));
+  }
+  static Part pairs(const std::int8_t* even, const std::int8_t* odd) {
+    const __m512i first = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(even))),
+                  second = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(odd)));
+    constexpr int or_xor = 0x56;  // (a | b) ^ c
+    return _mm512_ternarylogic_epi32(first, _mm512_slli_epi32(second, 16), _mm512_set1_epi16(128), or_xor);
   }
   static Inputs inputs(const std::int16_t* slot, int part) { return _mm512_set1_epi32(word_at(slot + 2 * part)); }
   static Sum start(std::int32_t v) { return _mm512_set1_epi32(v); }

@@ -83,6 +83,11 @@ template <class S> Checkpoint<S> load_checkpoint(const std::filesystem::path& fo
     raise<UnsupportedError>(
         "pith::load_checkpoint: Compute::bf16 is for float decoders whose weights are packed: load_decoder<float>(), "
         "WeightsLayout::packed");
+  if (options.compute == Compute::int15 &&
+      (!std::is_same_v<S, float> || (options.weights != WeightsLayout::int8 && options.weights != WeightsLayout::int4)))
+    raise<UnsupportedError>(
+        "pith::load_checkpoint: Compute::int15 is for float decoders whose weights are rounded: load_decoder<float>(), "
+        "WeightsLayout::int8 or int4");
   detail::check_checkpoint_folder(folder, options.config);
   detail::ConfigRead read = detail::read_whole_config(folder / options.config, &out.ignored);
   out.config = std::move(read.config);
@@ -97,8 +102,8 @@ template <class S> Checkpoint<S> load_checkpoint(const std::filesystem::path& fo
   for (const std::vector<std::string>* more : {&files.ignored(), &plan.ignored()})
     out.ignored.insert(out.ignored.end(), more->begin(), more->end());
   std::sort(out.ignored.begin(), out.ignored.end());
-  out.weights.fingerprint = detail::fingerprint(
-      out.config, plan, detail::text(detail::rounding_name(options.weights), options.compute == Compute::bf16 ? "+bf16" : ""));
+  out.weights.fingerprint =
+      detail::fingerprint(out.config, plan, detail::text(detail::rounding_name(options.weights), detail::compute_name(options.compute)));
 
   LoadProgress progress{.tensors_total = static_cast<Index>(plan.tensors().size()), .bytes_total = plan.bytes()};
   const auto report = [&](std::string_view tensor) {

@@ -19,7 +19,7 @@
 #include <pith/model/decoder.hpp>
 #include <pith/model/session.hpp>
 #include <pith/model/weights.hpp>
-#include <pith/nn/bf16.hpp>
+#include <pith/nn/compute.hpp>
 #include <pith/nn/linear.hpp>
 #include <pith/peft/model_adapter.hpp>
 #include <pith/vision/vision_model.hpp>
@@ -36,7 +36,9 @@ struct LoadProgress {
 
 struct LoadOptions {
   WeightsLayout weights = WeightsLayout::packed;
-  Compute compute = Compute::exact;       ///< bf16: packed bfloat16 projections round what they multiply (Bf16Linear); float decoders only
+  /// bf16: packed bfloat16 projections round what they multiply (Bf16Linear). int15: 8-bit projections and heads do (Int8Linear), under
+  /// `int8` and `int4`. Float decoders only.
+  Compute compute = Compute::exact;
   std::string config = "config.json";     ///< the configuration's file name inside the folder
   std::optional<bool> check_finite = {};  ///< refuse NaN and infinite weights; unset: yes, but not if mapped, which reads no data
   std::function<bool(const LoadProgress&)> progress = {};  ///< returns false to cancel

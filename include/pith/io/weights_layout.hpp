@@ -1,5 +1,7 @@
 #pragma once
 
+#include <pith/nn/compute.hpp>
+
 namespace pith { inline namespace v0 {
 
 /// How the projections of a checkpoint are stored after loading.
@@ -14,6 +16,10 @@ namespace detail {
 /// How weights are rounded in loading: "" where they are not.
 constexpr const char* rounding_name(WeightsLayout layout) {
   return layout == WeightsLayout::int8 ? "int8" : layout == WeightsLayout::int4 ? "int4" : "";
+}
+/// How layers round what they multiply, added to that name.
+constexpr const char* compute_name(Compute compute) {
+  return compute == Compute::bf16 ? "+bf16" : compute == Compute::int15 ? "+int15" : "";
 }
 }  // namespace detail
 

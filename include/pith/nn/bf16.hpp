@@ -13,12 +13,6 @@
 
 namespace pith { inline namespace v0 {
 
-/// What layers of bfloat16 weights do with activations.
-enum class Compute {
-  exact,  ///< multiply them as they are
-  bf16,   ///< round them to bfloat16 first (Bf16Linear): prompts are read faster where the processor's dot product of bfloat16 is fast
-};
-
 /// y = x̂ Wᵀ + bias over bfloat16 panels, x̂ being x rounded to bfloat16 (nearest, halves to even): an error of 1.7e-3 of the product.
 ///
 /// Shapes   weight [out, in] · bias [out] or empty · x [tokens, in] · y [tokens, out]

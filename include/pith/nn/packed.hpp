@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <type_traits>
@@ -63,8 +64,10 @@ template <class T> class PackedWeight {
   template <class RowsAt> PackedWeight(Index out, Index in, const RowsAt& rows_at, ExecutorRef executor = {}) : in_(in), out_(out) {
     const Index size = detail::checked_product("PackedWeight", detail::checked_product("PackedWeight", panels(), width), in_);
     const std::size_t bytes = static_cast<std::size_t>(detail::checked_product("PackedWeight", size, Index(sizeof(T))));
-    const std::shared_ptr<std::byte[]> memory(detail::allocate_bulk(bytes));
+    constexpr std::size_t beyond = std::is_same_v<T, std::int8_t> ? 7 * width : 0;  // kernels of integers read eight inputs at a time
+    const std::shared_ptr<std::byte[]> memory(detail::allocate_bulk(bytes + beyond));
     T* first = reinterpret_cast<T*>(memory.get());
+    if constexpr (beyond > 0) std::memset(memory.get() + bytes, 0, beyond);
     data_ = std::shared_ptr<const T>(memory, first);
     detail::for_panels(panels(), executor, [&] {
       return [&](Index p) { pack(rows_at(p * width, (std::min)(width, out_ - p * width)), first + p * width * in_); };

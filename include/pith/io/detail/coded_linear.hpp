@@ -17,6 +17,7 @@
 #include <pith/io/detail/coded_weight.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/weights_layout.hpp>
+#include <pith/nn/compute.hpp>
 #include <pith/nn/int4.hpp>
 #include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
@@ -25,21 +26,22 @@
 // Makes linear layers of codes.
 namespace pith { inline namespace v0 { namespace detail {
 
-/// Some rows of a coded weight, as a layer: the codes as they are where panels can hold them, else widened.
+/// Some rows of a coded weight, as a layer: the codes as they are where panels can hold them, else widened. `compute`: of 8-bit layers.
 template <class S> class CodedRows {
  public:
-  CodedRows(const CodedWeight& weight, Index first, Index rows, bool check_finite, ExecutorRef executor)
-      : weight_(weight), first_(first), rows_(rows), check_finite_(check_finite), executor_(executor) {}
+  CodedRows(const CodedWeight& weight, Index first, Index rows, bool check_finite, ExecutorRef executor, Compute compute)
+      : weight_(weight), first_(first), rows_(rows), check_finite_(check_finite), executor_(executor), compute_(compute) {}
 
   AnyLinear<S> linear(WeightsLayout layout, Vector<S> bias) const {
     if constexpr (std::is_same_v<S, float>) {
       if (const GroupCodes* codes = weight_.group_codes()) {
-        if (codes->bits() == 8 && codes->groups() == 1 && symmetric(*codes)) return AnyLinear<S>(Int8Linear(int8(*codes), std::move(bias)));
+        if (codes->bits() == 8 && codes->groups() == 1 && symmetric(*codes))
+          return AnyLinear<S>(Int8Linear(int8(*codes), std::move(bias), compute_));
         if (std::optional<Int4Weight> four = int4(*codes)) return AnyLinear<S>(Int4Linear(*std::move(four), std::move(bias)));
       }
       if (layout == WeightsLayout::int4)
         return AnyLinear<S>(Int4Linear(widened<float, Int4Weight>(Int4Weight::default_group), std::move(bias)));
-      if (layout == WeightsLayout::int8) return AnyLinear<S>(Int8Linear(widened<float, Int8Weight>(), std::move(bias)));
+      if (layout == WeightsLayout::int8) return AnyLinear<S>(Int8Linear(widened<float, Int8Weight>(), std::move(bias), compute_));
     }
     return AnyLinear<S>(PackedLinear<S, S>(widened<S, PackedWeight<S>>(), std::move(bias)));
   }
@@ -171,6 +173,7 @@ template <class S> class CodedRows {
   Index first_, rows_;
   bool check_finite_;
   ExecutorRef executor_;
+  Compute compute_;
 };
 
 }}}  // namespace pith::v0::detail

@@ -14,6 +14,7 @@
 #include <pith/io/detail/text.hpp>
 #include <pith/io/weights_layout.hpp>
 #include <pith/nn/bf16.hpp>
+#include <pith/nn/compute.hpp>
 #include <pith/nn/int4.hpp>
 #include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
@@ -85,7 +86,8 @@ template <class S> class LinearReader {
       }
       if (layout == WeightsLayout::int4)
         return AnyLinear<S>(Int4Linear(Int4Weight(rows, cols, checked_rows, Int4Weight::default_group, executor_), std::move(bias)));
-      if (layout == WeightsLayout::int8) return AnyLinear<S>(Int8Linear(Int8Weight(rows, cols, checked_rows, executor_), std::move(bias)));
+      if (layout == WeightsLayout::int8)
+        return AnyLinear<S>(Int8Linear(Int8Weight(rows, cols, checked_rows, executor_), std::move(bias), int8_compute()));
     }
     return AnyLinear<S>(PackedLinear<S, T>(PackedWeight<T>(rows, cols, checked_rows, executor_), std::move(bias)));
   }
@@ -104,6 +106,8 @@ template <class S> class LinearReader {
   };
 
  protected:
+  Compute int8_compute() const { return compute_ == Compute::int15 ? compute_ : Compute::exact; }
+
   WeightsLayout layout_;
   Compute compute_;
   bool check_finite_;

@@ -131,7 +131,8 @@ template <class S> class WeightReader : private LinearReader<S> {
     Index first = 0;
     for (const Part& part : parts) {
       Vector<S> own = bias.size() == 0 ? Vector<S>() : Vector<S>(bias.segment(first, part.rows));
-      *part.to = CodedRows<S>(codes, first, part.rows, this->check_finite_, this->executor_).linear(layout_of(part), std::move(own));
+      *part.to = CodedRows<S>(codes, first, part.rows, this->check_finite_, this->executor_, this->int8_compute())
+                     .linear(layout_of(part), std::move(own));
       first += part.rows;
     }
   }
