@@ -67,7 +67,9 @@ template <class Cache> SeenCache snapshot_of(const Cache& cache) {
   const auto numbers = [](const pith::Matrix<float>& m) { return std::vector<float>(m.data(), m.data() + m.size()); };
   for (pith::Index h = 0; h < cache.shape().num_kv_heads; ++h) {
     const pith::ConstVectorRef<float> masses = cache.masses(h);
-    const float* const log_masses = cache.view().runs[static_cast<std::size_t>(h)].log_mass;
+    const std::size_t runs = cache.view().runs.size() / static_cast<std::size_t>(cache.shape().num_kv_heads);
+    // of each head the prefix comes first, then its own rows
+    const float* const log_masses = cache.view().runs[runs * (static_cast<std::size_t>(h) + 1) - 1].log_mass;
     seen.heads.push_back({.positions = {cache.positions(h).begin(), cache.positions(h).end()},
                           .kinds = {cache.kinds(h).begin(), cache.kinds(h).end()},
                           .stats = numbers(cache.stats(h)),
