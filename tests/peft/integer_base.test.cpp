@@ -1,7 +1,9 @@
-// Adapters over a base in four bits.
+// Adapters over a base in four or eight bits whose activations are rounded to integers.
 #include <random>
+#include <type_traits>
 
 #include <pith/nn/int4.hpp>
+#include <pith/nn/int8.hpp>
 #include <pith/peft/dora.hpp>
 #include <pith/peft/lora.hpp>
 #include <pith/peft/lora_init.hpp>
@@ -19,8 +21,18 @@ using pith_test::same_bits;
 
 namespace {
 
-struct Int4Base {
-  Int4Linear base{random_matrix<float>(70, 64, 1), random_vector<float>(70, 2)};
+template <class Layer> Layer rounded_layer() {
+  const Matrix<float> weight = random_matrix<float>(70, 64, 1);
+  const Vector<float> bias = random_vector<float>(70, 2);
+  if constexpr (std::is_same_v<Layer, Int8Linear>) {
+    return Layer(weight, bias, Compute::int15);
+  } else {
+    return Layer(weight, bias);
+  }
+}
+
+template <class Layer> struct IntegerBase {
+  Layer base = rounded_layer<Layer>();
   LoraAdapter<float> adapter{random_matrix<float>(3, 64, 3), random_matrix<float>(70, 3, 4), {.alpha = 6}};
   Matrix<float> x = random_matrix<float>(5, 64, 6);
   Matrix<float> w = [this] {
@@ -30,7 +42,7 @@ struct Int4Base {
   }();
   Eigen::MatrixXd v = w.cast<double>() + 2 * random_matrix<float>(70, 3, 4).cast<double>() * random_matrix<float>(3, 64, 3).cast<double>();
   Eigen::MatrixXd expected(const Eigen::MatrixXd& weight) const {
-    return (x.cast<double>() * weight.transpose()).rowwise() + base.bias().cast<double>().transpose();
+    return (x.cast<double>() * weight.transpose()).rowwise() + base.bias().template cast<double>().transpose();
   }
   // Half a step of 1 / 16319 for each of 64 weights of at most 1, and the rounding of floats.
   static constexpr double bound = 64 * .5 / 16319 + 64 * 8 * 1.2e-7;
@@ -38,10 +50,10 @@ struct Int4Base {
 
 }  // namespace
 
-TEST_CASE("int4 base: LoRA, DoRA and merging", "[peft]") {
-  const Int4Base c;
+TEMPLATE_TEST_CASE("integer base: LoRA, DoRA and merging", "[peft]", Int4Linear, Int8Linear) {
+  const IntegerBase<TestType> c;
   const LoraLinear lora(c.base, c.adapter);
-  CHECK(near(lora.forward(c.x), c.expected(c.v), Int4Base::bound));
+  CHECK(near(lora.forward(c.x), c.expected(c.v), c.bound));
   CHECK(near(lora.merged().weight(), c.v, 1e-6));
   CHECK(same_bits(LoraLinear(AnyLinear<float>(c.base), c.adapter).forward(c.x), lora.forward(c.x)));
 
@@ -49,12 +61,12 @@ TEST_CASE("int4 base: LoRA, DoRA and merging", "[peft]") {
   const DoraLinear dora(c.base, c.adapter, magnitude);
   const Eigen::VectorXd d = magnitude.cast<double>().cwiseQuotient(c.v.rowwise().norm());
   const Eigen::MatrixXd scaled = d.asDiagonal() * c.v;
-  CHECK(near(dora.forward(c.x), c.expected(scaled), Int4Base::bound));
+  CHECK(near(dora.forward(c.x), c.expected(scaled), c.bound));
   CHECK(near(dora.merged().weight(), scaled, 1e-6));
 }
 
-TEST_CASE("int4 base: adapters are trained over it", "[peft]") {
-  const Int4Base c;
+TEST_CASE("integer base: adapters are trained over four bits", "[peft]") {
+  const IntegerBase<Int4Linear> c;
   const Matrix<float> goal = c.w + random_matrix<float>(70, 2, 8, .3) * random_matrix<float>(2, 64, 9, .3);
   std::mt19937_64 rng(4);
   LoraLinear layer(c.base, fresh_lora<float>(64, 70, 4, {.alpha = 8}, {}, rng));
