@@ -17,6 +17,7 @@ struct BrokenInvariant : std::logic_error {
 #define PITH_ASSERT(condition) ((condition) ? static_cast<void>(0) : throw pith_test::BrokenInvariant("broken invariant: " #condition))
 #endif
 
+#define CATCH_CONFIG_FAST_COMPILE  // no handler of exceptions in each check: what throws in one ends its test case
 #if __has_include(<catch2/catch_all.hpp>)
 #include <catch2/catch_all.hpp>
 #else
