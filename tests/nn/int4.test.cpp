@@ -9,11 +9,14 @@
 #include <pith/nn/linear.hpp>
 
 #include "support/catch.hpp"
+#include "support/layer_laws.hpp"
 #include "support/near.hpp"
 #include "support/random_matrix.hpp"
 #include "support/rounded_blocks.hpp"
 
 using namespace pith;
+using pith_test::check_any_company;
+using pith_test::check_passes;
 using pith_test::contains;
 using pith_test::near;
 using pith_test::random_matrix;
@@ -209,40 +212,16 @@ TEST_CASE("int4: exact sums of groups, added in order, whatever the company", "[
         x.row(6) *= 1e-36f;
         const Matrix<float> expected = int4_by_the_law(layer.weight(), x, bias);
         INFO("in " << in << ", group " << group << ", out " << out << ", zeros " << with_zeros);
-        for (const Index tokens : {1, 2, 4, 5, 7, 10, 29}) {
-          for (Index first = 0; first + tokens <= 29; first += tokens) {
-            Matrix<float> wide = Matrix<float>::Constant(tokens, out + 3, 77.f);
-            Workspace ws(layer.workspace_bytes(tokens));
-            layer.forward(x.middleRows(first, tokens), wide.middleCols(1, out), ws);
-            CHECK(same_bits(wide.middleCols(1, out), expected.middleRows(first, tokens)));
-            CHECK((wide.col(0).array() == 77.f).all());
-            CHECK((wide.rightCols(2).array() == 77.f).all());
-          }
-        }
-        Matrix<float> y(29, out);
-        Workspace parallel(layer.workspace_bytes(29, 3), pool);
-        layer.forward(x, y, parallel);
-        CHECK(same_bits(y, expected));
+        check_any_company(layer, x, expected, {1, 2, 4, 5, 7, 10, 29}, pool);
       }
     }
   }
 }
 
 TEST_CASE("int4: passes of many tokens and several workers", "[nn]") {
-  ThreadPool pool(2);
   const Int4Linear layer(Int4Weight(random_matrix<float>(100, 160, 1)));
   const Matrix<float> x = random_matrix<float>(300, 160, 2);
-  const Matrix<float> expected = int4_by_the_law(layer.weight(), x, {});
-  CHECK(same_bits(layer.forward(x), expected));
-  Matrix<float> y(300, 100);
-  Workspace ws(layer.workspace_bytes(300, 2), pool);
-  layer.forward(x, y, ws);
-  CHECK(same_bits(y, expected));
-  std::size_t last = 0;
-  for (Index tokens = 0; tokens < 300; ++tokens) {
-    CHECK(layer.workspace_bytes(tokens) >= last);
-    last = layer.workspace_bytes(tokens);
-  }
+  check_passes(layer, x, int4_by_the_law(layer.weight(), x, {}));
 }
 
 TEST_CASE("int4: near the product that its weights stand for", "[nn]") {
