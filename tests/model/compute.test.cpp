@@ -16,14 +16,14 @@ using namespace pith;
 
 namespace {
 
-const std::filesystem::path folder = PITH_MODELS_DIR "/tiny-prose";  // stored in bfloat16
+const std::filesystem::path bf16_folder = PITH_MODELS_DIR "/tiny-prose";
 
 /// Checks that a decoder which rounds what it multiplies is a token model of its own, near the exact one.
 void check_rounding(const LoadOptions& options, float most) {
   LoadOptions exactly = options;
   exactly.compute = Compute::exact;
-  const Decoder<float> rounding = load_decoder(folder, options), exact = load_decoder(folder, exactly);
-  std::vector<Token> text = example::byte_tokens(folder / "heldout.txt");
+  const Decoder<float> rounding = load_decoder(bf16_folder, options), exact = load_decoder(bf16_folder, exactly);
+  std::vector<Token> text = example::byte_tokens(bf16_folder / "heldout.txt");
   text.resize(120);
   CHECK(pith_test::broken_token_model_law(
             [&] {
@@ -48,24 +48,24 @@ void check_rounding(const LoadOptions& options, float most) {
 
 TEST_CASE("Compute::bf16: a token model of its own, near the exact one, the same for any company and any number of threads", "[model]") {
   check_rounding({.compute = Compute::bf16}, .3f);
-  CHECK_THROWS_AS(load_decoder<double>(folder, {.compute = Compute::bf16}), UnsupportedError);
-  CHECK_THROWS_AS(load_decoder(folder, {.weights = WeightsLayout::mapped, .compute = Compute::bf16}), UnsupportedError);
+  CHECK_THROWS_AS(load_decoder<double>(bf16_folder, {.compute = Compute::bf16}), UnsupportedError);
+  CHECK_THROWS_AS(load_decoder(bf16_folder, {.weights = WeightsLayout::mapped, .compute = Compute::bf16}), UnsupportedError);
 }
 
 TEST_CASE("Compute::int15: a token model of its own, near the exact one, the same for any company and any number of threads", "[model]") {
   check_rounding({.weights = WeightsLayout::int8, .compute = Compute::int15}, 1e-2f);
-  CHECK_THROWS_AS(load_decoder<double>(folder, {.weights = WeightsLayout::int8, .compute = Compute::int15}), UnsupportedError);
+  CHECK_THROWS_AS(load_decoder<double>(bf16_folder, {.weights = WeightsLayout::int8, .compute = Compute::int15}), UnsupportedError);
   for (const WeightsLayout layout : {WeightsLayout::packed, WeightsLayout::mapped})
-    CHECK_THROWS_WITH(load_decoder(folder, {.weights = layout, .compute = Compute::int15}),
+    CHECK_THROWS_WITH(load_decoder(bf16_folder, {.weights = layout, .compute = Compute::int15}),
                       pith_test::contains("Compute::int15 is for float decoders whose weights are rounded"));
 }
 
 TEST_CASE("Compute::int15: the head of four-bit weights, and a folder's own bytes", "[model]") {
-  std::vector<Token> text = example::byte_tokens(folder / "heldout.txt");
+  std::vector<Token> text = example::byte_tokens(bf16_folder / "heldout.txt");
   text.resize(30);
   for (Token& t : text) t %= 64;
   const std::filesystem::path bytes = PITH_GOLDEN_DEFAULT_DIR "/quant/bnb-int8-llama";
-  for (const auto& [from, layout] : {std::pair(folder, WeightsLayout::int4), std::pair(bytes, WeightsLayout::int8)}) {
+  for (const auto& [from, layout] : {std::pair(bf16_folder, WeightsLayout::int4), std::pair(bytes, WeightsLayout::int8)}) {
     const Matrix<float> exact = load_decoder(from, {.weights = layout}).forward(text);
     const Matrix<float> rounded = load_decoder(from, {.weights = layout, .compute = Compute::int15}).forward(text);
     const float off = (rounded - exact).cwiseAbs().maxCoeff();
