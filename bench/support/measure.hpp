@@ -115,14 +115,16 @@ template <class L> [[gnu::noinline]] float multiply_codes(int steps, std::uint32
   const typename L::Part codes = L::unpack(L::words(words), 0);
   const typename L::Inputs x = L::inputs(slot, 0);
   typename L::Sum sum[chains];
-  for (auto& s : sum) s = L::start(0);
+#pragma GCC unroll 12  // unrolled, sums of two registers stay in registers
+  for (int c = 0; c < chains; ++c) sum[c] = L::start(0);
   for (int i = 0; i < steps; ++i) {
 #pragma GCC unroll 12
     for (int c = 0; c < chains; ++c) L::add(sum[c], codes, x);
   }
   float lanes[std::size_t(L::width)], total = 0;
-  for (auto& s : sum) {
-    L::store(lanes, L::total(s));
+#pragma GCC unroll 12
+  for (int c = 0; c < chains; ++c) {
+    L::store(lanes, L::total(sum[c]));
     total += lanes[0];
   }
   return total;

@@ -120,7 +120,11 @@ struct Lanes512 {
   using Words = __m512i;
   using Part = __m512i;
 
-  static Words words(const std::uint32_t* p) { return _mm512_loadu_si512(p); }
+  static Words words(const std::uint32_t* p) {
+    Words w = _mm512_loadu_si512(p);
+    asm("" : "+v"(w));  // read once, rather than by each instruction that unpacks it
+    return w;
+  }
   static Floats load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Floats f) { _mm512_storeu_ps(p, f); }
   static Floats broadcast(float v) { return _mm512_set1_ps(v); }

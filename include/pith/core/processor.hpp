@@ -14,8 +14,9 @@ struct Processor {
   bool keys_into_l2 = false;   ///< prefetch keys into L2, a fixed distance ahead; otherwise into L1, a block of rows ahead
   bool values_by_hand = true;  ///< prefetch values; otherwise the processor does it alone
 
-  /// Panels of 4-bit weights whose groups take more bytes are read one at a time, prefetched further ahead, others four side by side.
-  std::size_t long_record = SIZE_MAX;
+  std::size_t weights_ahead = 2048;  ///< bytes: the distance at which codes, and weights of one token, are prefetched
+  bool weights_into_l2 = false;      ///< of one token, into L2, and few lines where reading takes longer than computing; otherwise into L1
+  bool codes_alone = false;          ///< read panels of 4-bit weights one at a time, otherwise four side by side
 
   bool narrow_streamed = false;  ///< widen weights of 8 and 16 bits in registers for each tile of tokens, rather than in blocks for all
 };
@@ -24,9 +25,10 @@ struct Processor {
 // 28-32 GB/s one after the other and at 9-11 a line of 2 to 16 of them in turn; values of 512 bytes at 25 GB/s without prefetching or into
 // L2, at 13-16 into L1. On Intel's Xeons the order does not matter, and values without prefetching take up to a fifth longer.
 //
-// On a Zen 5, of reading as many bytes: one token over four-bit panels in groups of 128 .85 side by side and 1.15 one at a time, in groups
-// of 32 a tenth less one at a time. 13 to 128 tokens over weights of 8 and 16 bits, of the peak: .85 to .95 widened in registers, .71 to .8
-// in blocks.
+// One token on the Zen 4, of reading as many bytes: f32 .93 with every line into L1 and 1.05 with one in four into L2, bfloat16 .83
+// and 1.03; 4-bit panels side by side .48 and .83, alone .71 and .92. The few lines start the processor's own prefetching in each page.
+//
+// 13 to 128 tokens over weights of 8 and 16 bits on a Zen 5, of the peak: .85 to .95 widened in registers, .71 to .8 in blocks.
 #if defined(__znver1__) || defined(__znver2__) || defined(__znver3__) || defined(__znver4__) || defined(__znver5__) || \
     defined(__tune_znver1__) || defined(__tune_znver2__) || defined(__tune_znver3__) || defined(__tune_znver4__) ||    \
     defined(__tune_znver5__)
@@ -34,10 +36,29 @@ inline constexpr Processor processor{.long_row = 256,
                                      .long_row_of_few_queries = 128,
                                      .keys_into_l2 = true,
                                      .values_by_hand = false,
-                                     .long_record = 2048,
+                                     .weights_ahead = 4096,
+                                     .weights_into_l2 = true,
+                                     .codes_alone = true,
                                      .narrow_streamed = true};
 #else
 inline constexpr Processor processor{};
 #endif
+
+/// How a kernel prefetches the weights that it reads in order.
+enum class Prefetch { every_line, every_line_into_l2, some_lines_into_l2 };
+
+/// For some tokens together, whose multiply-adds hide L1's misses, every line.
+constexpr Prefetch prefetch_of(int tokens, Prefetch of_one_token) {
+  return processor.weights_into_l2 && tokens == 1 ? of_one_token : Prefetch::every_line;
+}
+
+/// Prefetches the line of weights that is read `offset` bytes behind the first.
+template <Prefetch How> void fetch_weights(const char* line, std::ptrdiff_t offset) {
+  if constexpr (How == Prefetch::every_line) {
+    __builtin_prefetch(line);
+  } else if (How == Prefetch::every_line_into_l2 || offset % 256 == 0) {
+    __builtin_prefetch(line, 0, 2);
+  }
+}
 
 }}}  // namespace pith::v0::detail

@@ -17,8 +17,22 @@
 namespace pith { inline namespace v0 { namespace detail {
 
 /// The groups of 4-bit panels, one for each block of activations.
-struct Int4Source {
-  struct Record : Int4Record {
+class Int4Source {
+ public:
+  /// Shapes   places [in], the input at each place; nullptr: as they come
+  Int4Source(const Int4Shape& shape, const std::byte* records, const std::int32_t* places)
+      : records_(records),
+        places_(places),
+        in_(shape.in),
+        out_(shape.out),
+        size_(shape.group),
+        blocks_(shape.groups()),
+        codes_at_(shape.codes_at()),
+        record_bytes_(shape.record_bytes()),
+        zeros_(shape.zeros),
+        half_scales_(shape.half_scales) {}
+
+  struct Record {
     static constexpr bool has_header = true;
     static constexpr Index slice_bytes = 4 * panel_width;  // eight inputs
 
@@ -27,8 +41,11 @@ struct Int4Source {
       typename L::Part part(int p, int r) const { return L::unpack(words[r], p); }
     };
 
-    Index slices() const { return shape.group / 8; }
-    const char* codes() const { return reinterpret_cast<const char*>(words()); }
+    const Int4Source& weights;
+    const std::byte* data;
+
+    Index slices() const { return weights.size_ / 8; }
+    const char* codes() const { return reinterpret_cast<const char*>(data + weights.codes_at_); }
     template <class L> static Slice<L> slice(const char* codes, Index b, int first) {
       Slice<L> out;
 #pragma GCC unroll 16
@@ -38,30 +55,27 @@ struct Int4Source {
     }
     /// What adds sums of integers to y, for some outputs.
     template <class L> auto scaling(int column) const {
-      const auto scale = shape.half_scales ? L::widen_half(scales() + column) : L::widen_bfloat16(scales() + column);
-      return [this, column, scale](auto sum, const BlockFacts& facts, const auto& y) {
-        if (shape.zeros) sum = L::fma(L::widen_half(zeros() + column), L::broadcast(-facts.sum), sum);
+      const auto* scales = reinterpret_cast<const std::uint16_t*>(data) + column;
+      const auto scale = weights.half_scales_ ? L::widen_half(scales) : L::widen_bfloat16(scales);
+      return [zeros = weights.zeros_ ? scales + panel_width : nullptr, scale](auto sum, const BlockFacts& facts, const auto& y) {
+        if (zeros != nullptr) sum = L::fma(L::widen_half(zeros), L::broadcast(-facts.sum), sum);
         return L::fma(sum, L::times(scale, L::broadcast(facts.step)), y);
       };
     }
   };
 
-  const Int4Shape& shape;
-  const std::byte* records;
-  const std::int32_t* places;  // the input at each place; nullptr: as they come
-
-  Index in() const { return shape.in; }
-  Index out() const { return shape.out; }
-  Index size() const { return shape.group; }
-  Index blocks() const { return shape.groups(); }
-  Index panels() const { return shape.panels(); }
-  Index record_bytes() const { return shape.record_bytes(); }
-  Index panel_bytes() const { return blocks() * record_bytes(); }
-  bool alone() const { return std::size_t(record_bytes()) > processor.long_record; }
-  Index distance() const { return alone() ? 4 * fetched_ahead : fetched_ahead; }
-  std::int32_t zero() const { return shape.zeros ? 0 : 8; }
-  const std::int32_t* order() const { return places; }
-  Record record(Index p, Index g) const { return {{shape, records + (p * blocks() + g) * record_bytes()}}; }
+  Index in() const { return in_; }
+  Index out() const { return out_; }
+  Index size() const { return size_; }
+  Index blocks() const { return blocks_; }
+  Index panels() const { return (out_ + panel_width - 1) / panel_width; }
+  Index record_bytes() const { return record_bytes_; }
+  Index panel_bytes() const { return blocks_ * record_bytes_; }
+  static constexpr bool alone = processor.codes_alone;
+  static constexpr Index distance = processor.weights_ahead;
+  std::int32_t zero() const { return zeros_ ? 0 : 8; }
+  const std::int32_t* order() const { return places_; }
+  Record record(Index p, Index g) const { return {*this, records_ + (p * blocks_ + g) * record_bytes_}; }
 
   /// Writes the outputs of a panel, with the bias.
   template <class L> void write(Index p, const float* sums, const ConstVectorRef<float>& bias, MatrixRef<float> y) const {
@@ -75,6 +89,12 @@ struct Int4Source {
       }
     }
   }
+
+ private:
+  const std::byte* records_;
+  const std::int32_t* places_;
+  Index in_, out_, size_, blocks_, codes_at_, record_bytes_;  // a record's place is no division of the shape
+  bool zeros_, half_scales_;
 };
 
 template <class Few, class Many> using Int4Product = IntegerProduct<Int4Source, Few, Many>;

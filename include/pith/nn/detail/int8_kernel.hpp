@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include <pith/core/integer_lanes.hpp>
+#include <pith/core/processor.hpp>
 #include <pith/core/view.hpp>
 #include <pith/nn/detail/activation_blocks.hpp>
 #include <pith/nn/detail/integer_kernel.hpp>
@@ -52,8 +53,8 @@ struct Int8Source {
   Index panels() const { return panels_of_codes.panels(); }
   Index record_bytes() const { return size() * panel_width; }
   Index panel_bytes() const { return in() * panel_width; }
-  bool alone() const { return true; }
-  Index distance() const { return fetched_ahead + 512; }
+  static constexpr bool alone = true;
+  static constexpr Index distance = processor.weights_ahead + 512;
   std::int32_t zero() const { return 128; }
   const std::int32_t* order() const { return nullptr; }
   Record record(Index p, Index g) const { return {panels_of_codes.panel(p) + g * record_bytes(), (std::min)(size(), in() - g * size())}; }

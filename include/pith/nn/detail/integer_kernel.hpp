@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include <pith/core/integer_lanes.hpp>
+#include <pith/core/processor.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/nn/detail/activation_blocks.hpp>
@@ -25,9 +27,10 @@ template <class L, int Tokens> struct IntegerTile {
 
   /// Adds a record's products to sums [Tokens, 32], from register `first` of a panel on. codes.slice(b, first): those of eight inputs.
   template <class Record, class Codes>
-  static void run(const Record& record, const Codes& codes, int first, const std::int16_t* x, Index x_stride, const BlockFacts* facts,
-                  float* sums) {
-    if (first == 0) __builtin_prefetch(record.data);  // in order of address: the scales lie before the codes
+  [[gnu::always_inline]] static inline void run(const Record& record, const Codes& codes, int first, const std::int16_t* x, Index x_stride,
+                                                const BlockFacts* facts, float* sums) {
+    if constexpr (Codes::how == Prefetch::every_line)
+      if (first == 0) __builtin_prefetch(record.data);  // in order of address: the scales lie before the codes
     typename L::Sum sum[std::size_t(Tokens)][std::size_t(registers)];
 #pragma GCC unroll 16
     for (int t = 0; t < Tokens; ++t) {
@@ -64,17 +67,18 @@ template <class L, int Tokens> struct IntegerTile {
 };
 
 /// A record's codes, unpacked on their way into registers.
-template <class L, class Record> struct PackedCodes {
+template <class L, int Tokens, class Record> struct PackedCodes {
   static constexpr Index tile_bytes = Record::slice_bytes * L::tile_registers * L::width / panel_width;
+  static constexpr Prefetch how = prefetch_of(Tokens, Prefetch::some_lines_into_l2);
   const char* codes;
   const char* ahead;  // prefetched meanwhile
 
   auto slice(Index b, int first) const {
-    const char* next = ahead + b * Record::slice_bytes + first * L::width * Record::slice_bytes / panel_width;
+    const Index offset = b * Record::slice_bytes + first * L::width * Record::slice_bytes / panel_width;
 #pragma GCC unroll 16
-    for (Index i = 0; i < tile_bytes; i += 64) __builtin_prefetch(next + i);
+    for (Index i = 0; i < tile_bytes; i += 64) fetch_weights<how>(ahead + offset + i, offset + i);
     if constexpr (Record::has_header)
-      if (b == 0 && first == 0) __builtin_prefetch(ahead - 64);
+      if (b == 0 && first == 0) fetch_weights<how>(ahead - 64, 64);
     return Record::template slice<L>(codes, b, first);
   }
 };
@@ -83,6 +87,7 @@ template <class L, class Record> struct PackedCodes {
 template <class L> struct UnpackedCodes {
   using Part = typename L::Part;
   static constexpr int row = int(panel_width) / L::width;
+  static constexpr Prefetch how = Prefetch::every_line;
   struct Slice {
     const Part* parts;
     Part part(int p, int r) const { return parts[p * row + r]; }
@@ -105,29 +110,21 @@ template <class L> struct UnpackedCodes {
 /// The sums of panels for some tokens, in tiles of L: each record in turn.
 template <class Source, class L> struct IntegerPanels {
   using Record = typename Source::Record;
-  static constexpr Index most_together = 4;  // panels that few tokens read side by side: the hardware prefetches more streams
+  static constexpr Index together = Source::alone ? 1 : 4;    // panels that few tokens read side by side: more streams are prefetched
   static constexpr Index most_streamed = 2 * L::tile_tokens;  // tokens, beyond which unpacking once is cheaper than twice
   static constexpr int row = int(panel_width) / L::width;
 
   const Source& weights;
 
-  Index together() const { return weights.alone() ? 1 : most_together; }
-
-  /// Straight from the records: few tokens.
+  /// Straight from the records: few tokens, a tile of them at a time.
   ///
   /// Shapes   sums [panels, tokens, 32]
   void stream(Share panels, const EncodedRows& rows, float* sums) const {
     std::fill_n(sums, (panels.end - panels.begin) * rows.tokens * panel_width, 0.f);
-    const Index panel_bytes = weights.panel_bytes(), others = (panels.end - panels.begin - 1) * panel_bytes;
-    const Index distance = weights.distance();
-    for (Index g = 0; g < weights.blocks(); ++g) {
-      // Behind the end of a panel follow those that are read beside it, and then the next of its stream.
-      const Index ahead = distance + (g * weights.record_bytes() + distance < panel_bytes ? 0 : others);
-      for (Index p = panels.begin; p < panels.end; ++p) {
-        const Record from = weights.record(p, g);
-        const PackedCodes<L, Record> codes{from.codes(), from.codes() + ahead};
-        run_tiles(rows, g, from, codes, sums + (p - panels.begin) * rows.tokens * panel_width);
-      }
+    const Index tiles = tiles_of(rows.tokens);
+    for (Index i = 0; i < tiles; ++i) {
+      const Share own = share(rows.tokens, i, tiles);
+      with_tile<L::tile_tokens>(own.end - own.begin, [&](auto tokens) { stream_tile<tokens>(panels, rows, own.begin, sums); });
     }
   }
   /// By way of codes unpacked into `parts`: many tokens.
@@ -136,36 +133,61 @@ template <class Source, class L> struct IntegerPanels {
   void block(Index p, const EncodedRows& rows, float* sums, typename L::Part* parts) const {
     std::fill_n(sums, rows.tokens * panel_width, 0.f);
     const UnpackedCodes<L> codes{parts};
+    const Index tiles = tiles_of(rows.tokens);
     for (Index g = 0; g < weights.blocks(); ++g) {
       const Record from = weights.record(p, g);
       codes.unpack(from);
-      run_tiles(rows, g, from, codes, sums);
+      for (Index i = 0; i < tiles; ++i) {
+        const Share own = share(rows.tokens, i, tiles);
+        with_tile<L::tile_tokens>(own.end - own.begin, [&](auto tokens) { block_tile<tokens>(from, codes, rows, g, own.begin, sums); });
+      }
     }
   }
 
  private:
-  template <class Codes> static void run_tiles(const EncodedRows& rows, Index g, const Record& from, const Codes& codes, float* sums) {
-    const Index tiles = (rows.tokens + L::tile_tokens - 1) / L::tile_tokens;
-    for (Index i = 0; i < tiles; ++i) {
-      const Share own = share(rows.tokens, i, tiles);
-      run_tile<L::tile_tokens>(own.end - own.begin, from, codes, rows.slot(g, own.begin), rows.stride(), rows.fact(g, own.begin),
-                               sums + own.begin * panel_width);
+  static Index tiles_of(Index tokens) { return (tokens + L::tile_tokens - 1) / L::tile_tokens; }
+
+  /// run(tokens), the number as a constant: at most Most.
+  template <int Most, class Run> static void with_tile(Index tokens, const Run& run) {
+    if constexpr (Most > 1) {
+      if (tokens < Most) return with_tile<Most - 1>(tokens, run);
+    }
+    run(std::integral_constant<int, Most>{});
+  }
+
+  // A function for each number of tokens: its registers are its own.
+  template <int Tokens> [[gnu::noinline]] void stream_tile(Share panels, const EncodedRows& rows, Index token, float* sums) const {
+    const Index panel_bytes = weights.panel_bytes(), others = (panels.end - panels.begin - 1) * panel_bytes;
+    constexpr Index distance = Source::distance;
+    const Index blocks = weights.blocks();
+    for (Index g = 0; g < blocks; ++g) {
+      // Behind the end of a panel follow those that are read beside it, and then the next of its stream.
+      const Index ahead = distance + (g * weights.record_bytes() + distance < panel_bytes ? 0 : others);
+      float* to = sums + token * panel_width;
+      for (Index p = panels.begin; p < panels.end; ++p, to += rows.tokens * panel_width) {
+        const Record from = weights.record(p, g);
+        const PackedCodes<L, Tokens, Record> codes{from.codes(), from.codes() + ahead};
+        run_tile<Tokens>(from, codes, rows, g, token, to);
+      }
     }
   }
+  template <int Tokens>
+  [[gnu::noinline]] static void block_tile(const Record& from, const UnpackedCodes<L>& codes, const EncodedRows& rows, Index g, Index token,
+                                           float* sums) {
+    run_tile<Tokens>(from, codes, rows, g, token, sums + token * panel_width);
+  }
   template <int Tokens, class Codes>
-  static void run_tile(Index tokens, const Record& from, const Codes& codes, const std::int16_t* x, Index x_stride, const BlockFacts* facts,
-                       float* sums) {
-    if constexpr (Tokens > 1) {
-      if (tokens < Tokens) return run_tile<Tokens - 1>(tokens, from, codes, x, x_stride, facts, sums);
-    }
-    for (int first = 0; first < row; first += L::tile_registers) IntegerTile<L, Tokens>::run(from, codes, first, x, x_stride, facts, sums);
+  [[gnu::always_inline]] static inline void run_tile(const Record& from, const Codes& codes, const EncodedRows& rows, Index g, Index token,
+                                                     float* sums) {
+    for (int first = 0; first < row; first += L::tile_registers)
+      IntegerTile<L, Tokens>::run(from, codes, first, rows.slot(g, token), rows.stride(), rows.fact(g, token), sums);
   }
 };
 
 /// y = x Wᵀ + bias over panels of codes, with the lanes Few for so few tokens that one tile holds them, and Many for more.
 ///
 /// Of a Source of weights it needs their shape, in blocks of activations: in(), out(), size(), blocks(), panels(), panel_bytes(),
-/// record_bytes(); whether few tokens read panels alone() or side by side, and the distance() of prefetching; zero() and order() for
+/// record_bytes(); whether few tokens read panels `alone` or side by side, and the distance of prefetching; zero() and order() for
 /// EncodedRows; record(panel, block) with data, codes(), slices(), slice(), scaling(); write().
 template <class Source, class Few, class Many> struct IntegerProduct {
   Source weights;
@@ -194,7 +216,7 @@ template <class Source, class Few, class Many> struct IntegerProduct {
  private:
   template <class L> static Index sum_rows(Index tokens) {
     using Panels = IntegerPanels<Source, L>;
-    return tokens <= Panels::most_streamed ? Panels::most_together * tokens : tokens;
+    return tokens <= Panels::most_streamed ? Panels::together * tokens : tokens;
   }
   template <class L> std::size_t pass_bytes(Index tokens, Index workers) const {
     using Panels = IntegerPanels<Source, L>;
@@ -235,8 +257,8 @@ template <class Source, class Few, class Many> struct IntegerProduct {
           weights.template write<L>(p, sums, bias, y);
         }
       } else {
-        for (Index p = own.begin; p < own.end; p += panels.together()) {
-          const Share some{p, (std::min)(p + panels.together(), own.end)};
+        for (Index p = own.begin; p < own.end; p += Panels::together) {
+          const Share some{p, (std::min)(p + Panels::together, own.end)};
           panels.stream(some, rows, sums);
           for (Index q = some.begin; q < some.end; ++q) weights.template write<L>(q, sums + (q - p) * tokens * panel_width, bias, y);
         }

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <type_traits>
 
+#include <pith/core/processor.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 #include <pith/nn/packed.hpp>
@@ -56,6 +57,7 @@ template <class T, int Tokens, int Panels = 1> struct PanelTile {
   static constexpr int row = TileShape<S>::row, together = TileShape<S>::packets(Tokens * Panels);
 
   static constexpr int lines = (std::max)(1, int(panel_width* Index(sizeof(T))) / 64);  // cache lines in a row of a panel
+  static constexpr Prefetch how = prefetch_of(Tokens, sizeof(T) == 1 ? Prefetch::every_line_into_l2 : Prefetch::some_lines_into_l2);
 
   /// First column of packet i of part `part`.
   static constexpr Index column(int part, int i) {
@@ -134,7 +136,8 @@ template <class T, int Tokens, int Panels = 1> struct PanelTile {
 #pragma GCC unroll 16
       for (int p = 0; p < Panels; ++p) {
 #pragma GCC unroll 4
-        for (int line = 0; line < lines; ++line) __builtin_prefetch(ahead + p * panel_stride * Index(sizeof(T)) + line * 64);
+        for (int line = 0; line < lines; ++line)
+          fetch_weights<how>(ahead + p * panel_stride * Index(sizeof(T)) + line * 64, k * panel_width * Index(sizeof(T)) + line * 64);
         step(x, a.x_stride, w + p * panel_stride, part, sum[p]);
       }
     }
