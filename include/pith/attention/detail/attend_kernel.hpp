@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdint>
 #include <type_traits>
 
+#include <pith/attention/detail/block_rows.hpp>
 #include <pith/attention/detail/row_layout.hpp>
 #include <pith/core/processor.hpp>
 #include <pith/core/simd.hpp>
@@ -18,36 +18,6 @@
 // The inner loops of attention: scores q Kᵀ and weighted sums of values for a block of rows, in SIMD packets.
 
 namespace pith { inline namespace v0 { namespace detail {
-
-inline constexpr Index attention_block = 32;  ///< rows scored, weighed and summed together: a block of keys stays in L1
-
-/// Rows to process, and the address from which as many contiguous rows are prefetched meanwhile (`ahead`; nullptr: none).
-///
-/// Prefetches are spread evenly and in order of address, the fastest pattern for memory; few rows with many queries prefetch all at once.
-template <class T> struct Rows {
-  const T* first;
-  Index stride, count;
-  const T* ahead;
-};
-
-/// Rows picked from a run by their numbers; while one is read, one further down the list is prefetched.
-template <class T> struct PickedRows {
-  const T* first;  ///< row 0
-  Index stride, count;
-  const std::uint32_t* which;  ///< [count and further]
-  Index listed;                ///< numbers in the list from which on: at least count
-
-  static constexpr Index lead = 48;  ///< rows prefetched before their turn
-  const T* row(Index i) const { return first + Index(which[i]) * stride; }
-  /// Prefetches what column `column` on of the row `lead` behind row i holds, `units` units.
-  void fetch_behind(Index i, Index column, Index units) const {
-    if (i + lead >= listed) return;
-    const T* const at = row(i + lead) + column;
-    constexpr Index line = Index(64 / sizeof(T));
-    for (Index u = 0; u + line / 4 < units; u += line) fetch(at + u);
-    fetch(at + units - 1);
-  }
-};
 
 /// score[q, r] = Σ_i query[q, i] row[r, i] for Q queries: one multiply-add chain per lane, i ascending, then the lanes by halves.
 ///
@@ -102,9 +72,10 @@ template <class T, int Q> struct ScoreKernel {
                            Packet (&sum)[std::size_t(sums)]) {
 #pragma GCC unroll 16
     for (int i = 0; i < rows_together; ++i) {
+      if (few_lines_in_order && rows.ahead != nullptr) fetch_some(row[i], rows.stride);
       for (Index c = 0; c < padded; c += step * V::width) {
         const T* const at = row[i] + RowLayout<T>::unit(c);
-        if (rows.ahead != nullptr) fetch_key(at);
+        if (!few_lines_in_order && rows.ahead != nullptr) fetch_key(at);
 #pragma GCC unroll 8
         for (int s = 0; s < step; ++s) {
           const Packet k = RowLayout<T>::load(at, s);
@@ -123,12 +94,16 @@ template <class T, int Q> struct ScoreKernel {
     if (Q > rows_together && rows.ahead != nullptr)
       for (Index i = 0; i < rows_together * padded; i += Index(64 / sizeof(T))) fetch(ahead + r * rows.stride + i);
     Index c = 0;
+    if (few_lines && Q <= rows_together && rows.ahead != nullptr) {
+#pragma GCC unroll 16
+      for (int i = 0; i < rows_together; ++i) fetch_some(row[i], rows.stride);
+    }
     for (; c + line * V::width <= padded; c += line * V::width) {
       if constexpr (Q <= rows_together) {
 #pragma GCC unroll 16
         for (int i = 0; i < rows_together; ++i) {
-          if constexpr (processor.keys_into_l2) {
-            if (rows.ahead != nullptr) fetch_key(row[i] + RowLayout<T>::unit(c));
+          if constexpr (processor.rows_into_l2) {
+            if (!few_lines && rows.ahead != nullptr) fetch_key(row[i] + RowLayout<T>::unit(c));
           } else if constexpr (PlainStorage<T>) {
             fetch(ahead + r * rows.stride + c * rows_together + i * line * V::width);
           } else {
@@ -142,9 +117,15 @@ template <class T, int Q> struct ScoreKernel {
     for (; c < padded; c += step * V::width) add_packets(query, padded, row, c, sum);
   }
 
-  /// Prefetches what lies a fixed distance behind a key.
+  // One line in four is enough for codes, which take longer to score than to read, and for few queries over rows in order.
+  static constexpr bool few_lines = !PlainStorage<T>, few_lines_in_order = few_lines || Q < 4;
+  static constexpr Index distance = Q < 4 ? 4096 : 8192;  ///< bytes by which keys are prefetched into L2
+
   static void fetch_key(const T* key) {
-    if constexpr (processor.keys_into_l2) fetch_into_l2(reinterpret_cast<const char*>(key) + (Q < 4 ? 4096 : 8192));
+    if constexpr (processor.rows_into_l2) fetch_into_l2(reinterpret_cast<const char*>(key) + distance);
+  }
+  static void fetch_some(const T* key, Index stride) {
+    if constexpr (processor.rows_into_l2) fetch_some_into_l2(reinterpret_cast<const char*>(key) + distance, stride * Index(sizeof(T)));
   }
 
   /// Keeps the smaller of the two operands in registers.
@@ -209,6 +190,13 @@ template <class T, int Q> struct ValueKernel {
   static constexpr int strip = (std::max)(step, (V::registers == 32 ? 16 : 8) / Q);  ///< packets of a row whose sums fit in registers
 
   static void run(const S* weight, Index weight_stride, const Rows<T>& rows, S* sum, Index padded) {
+    if constexpr (Q > 1 && PlainStorage<T>)
+      if (padded > strip * V::width && std::size_t(rows.stride) * sizeof(T) > processor.long_row) {
+        using Half = ValueKernel<T, Q / 2>;  // reads whole rows
+        Half::run(weight, weight_stride, rows, sum, padded);
+        return Half::run(weight + Q / 2 * weight_stride, weight_stride, Rows<T>{rows.first, rows.stride, rows.count, nullptr},
+                         sum + Q / 2 * padded, padded);
+      }
     run_strips<strip>(weight, weight_stride, rows, 0, sum, padded);
   }
   static void run(const S* weight, Index weight_stride, const PickedRows<T>& rows, S* sum, Index padded) {
@@ -243,11 +231,14 @@ template <class T, int Q> struct ValueKernel {
       constexpr Index fetched = RowLayout<T>::unit(Index(N) * V::width);
       const T* ahead =
           rows.ahead == nullptr ? rows.first : rows.ahead + (PlainStorage<T> ? column * rows.count : RowLayout<T>::unit(column));
+      const bool long_rows = rows.ahead != nullptr && std::size_t(rows.stride) * sizeof(T) > processor.long_row_of_few_queries;
       for (Index r = 0; r < rows.count; ++r, row += rows.stride) {
-        if constexpr (processor.values_by_hand) {
+        if constexpr (!processor.rows_into_l2) {
 #pragma GCC unroll 8
           for (Index i = 0; i < fetched; i += Index(64 / sizeof(T))) fetch(ahead + i);
           ahead += PlainStorage<T> ? fetched : rows.stride;
+        } else if constexpr (PlainStorage<T>) {
+          if (long_rows && column == 0) fetch_some_into_l2(reinterpret_cast<const char*>(row) + 8192, rows.stride * Index(sizeof(T)));
         }
         add_row<N>(weight + r, weight_stride, row, sum);
       }
