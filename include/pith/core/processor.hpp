@@ -11,39 +11,50 @@ struct Processor {
   /// Attention reads rows of keys of more bytes one after the other, others a cache line of several in turn; few queries are below four.
   std::size_t long_row = SIZE_MAX, long_row_of_few_queries = SIZE_MAX;
 
-  bool rows_into_l2 =
-      false;  ///< prefetch keys and values into L2, few lines where those suffice; otherwise all into L1, a block of rows ahead
+  bool keys_into_l2 = false;   ///< prefetch keys into L2, a fixed distance ahead; otherwise into L1, a block of rows ahead
+  bool values_by_hand = true;  ///< prefetch values; otherwise the processor does it alone
 
-  std::size_t weights_ahead = 2048;  ///< bytes: the distance at which codes, and weights of one token, are prefetched
-  bool weights_into_l2 = false;      ///< of one token, into L2, and few lines where reading takes longer than computing; otherwise into L1
-  bool codes_alone = false;          ///< read panels of 4-bit weights one at a time, otherwise four side by side
+  /// Panels of 4-bit weights whose groups take more bytes are read one at a time, prefetched further ahead, others four side by side.
+  std::size_t long_record = SIZE_MAX;
+
+  /// Of what takes longer to read than to compute with, rows and weights of one token, prefetch one line in four, into L2.
+  bool few_lines = false;
 
   bool narrow_streamed = false;  ///< widen weights of 8 and 16 bits in registers for each tile of tokens, rather than in blocks for all
 };
 
 // -march and -mtune define these macros for AMD's Zen 1 to 5. Measured on a Zen 4, cold, one thread: pure loads of rows of 512 bytes run at
 // 28-32 GB/s one after the other and at 9-11 a line of 2 to 16 of them in turn; values of 512 bytes at 25 GB/s without prefetching or into
-// L2, at 13-16 into L1. On Intel's Xeons the order does not matter, and values without prefetching take up to a fifth longer. One line in
-// four into L2 instead of every line of keys and none of values, time over time: 16 heads over 8 of 64, f32 .78, Q8 .86; 32 over 32 of 128,
-// bfloat16 .86; and one token in four queries over f32 rows of 128, whose values are read whole for two queries at a time: .66.
+// L2, at 13-16 into L1. On Intel's Xeons the order does not matter, and values without prefetching take up to a fifth longer.
 //
-// One token on the Zen 4, of reading as many bytes: f32 .93 with every line into L1 and 1.05 with one in four into L2, bfloat16 .83
-// and 1.03; 4-bit panels side by side .48 and .83, alone .71 and .92. The few lines start the processor's own prefetching in each page.
+// On a Zen 5, of reading as many bytes: one token over four-bit panels in groups of 128 .85 side by side and 1.15 one at a time, in groups
+// of 32 a tenth less one at a time, and much less without every line in L1. 13 to 128 tokens over weights of 8 and 16 bits, of the peak:
+// .85 to .95 widened in registers, .71 to .8 in blocks.
 //
-// 13 to 128 tokens over weights of 8 and 16 bits on a Zen 5, of the peak: .85 to .95 widened in registers, .71 to .8 in blocks.
+// Few lines, which start the processor's own prefetching in each page, on a Zen 4, against every line into L1. One token, of reading as
+// many bytes: f32 .93 and 1.05, bfloat16 .83 and 1.03, 4-bit groups of 32 .48 side by side and .92 one at a time, of 128 .71 and .92.
+// Attention, time over time: 16 heads over 8 of 64, f32 .78, 8-bit rows .86; 32 over 32 of 128, bfloat16 .86. g++ 12 takes a Zen 4 for a
+// Zen 3.
 #if defined(__znver1__) || defined(__znver2__) || defined(__znver3__) || defined(__znver4__) || defined(__znver5__) || \
     defined(__tune_znver1__) || defined(__tune_znver2__) || defined(__tune_znver3__) || defined(__tune_znver4__) ||    \
     defined(__tune_znver5__)
+#if defined(__AVX512F__) && !defined(__AVX512VP2INTERSECT__) && !defined(__znver5__) && !defined(__tune_znver5__)
+inline constexpr bool zen4 = true;
+#else
+inline constexpr bool zen4 = false;
+#endif
 inline constexpr Processor processor{.long_row = 256,
                                      .long_row_of_few_queries = 128,
-                                     .rows_into_l2 = true,
-                                     .weights_ahead = 4096,
-                                     .weights_into_l2 = true,
-                                     .codes_alone = true,
+                                     .keys_into_l2 = true,
+                                     .values_by_hand = false,
+                                     .long_record = zen4 ? 0 : 2048,
+                                     .few_lines = zen4,
                                      .narrow_streamed = true};
 #else
 inline constexpr Processor processor{};
 #endif
+
+inline constexpr std::ptrdiff_t fetched_ahead = 2048;  ///< bytes: the distance of prefetching that hides a read
 
 /// Prefetches one line in four of some bytes into L2.
 inline void fetch_some_into_l2(const void* from, std::ptrdiff_t bytes) {
@@ -58,7 +69,7 @@ enum class Prefetch { every_line, every_line_into_l2, some_lines_into_l2 };
 
 /// For some tokens together, whose multiply-adds hide L1's misses, every line.
 constexpr Prefetch prefetch_of(int tokens, Prefetch of_one_token) {
-  return processor.weights_into_l2 && tokens == 1 ? of_one_token : Prefetch::every_line;
+  return processor.few_lines && tokens == 1 ? of_one_token : Prefetch::every_line;
 }
 
 /// Prefetches the line of weights that is read `offset` bytes behind the first.

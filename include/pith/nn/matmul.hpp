@@ -46,7 +46,6 @@ inline constexpr Index token_block = 128;                  // tokens that share 
 inline constexpr Index copied_depth = 512;                 // columns of x copied together: 128 rows of them fit half of L2
 inline constexpr Index copied_stride = copied_depth + 16;  // not a power of two: rows spread over all sets of L1
 inline constexpr Index copy_tokens = 24;                   // with this many tokens, distant rows of x would evict each other
-inline constexpr std::size_t fetched_ahead = 2048;         // bytes: the prefetch distance that hides a read of several tokens
 inline constexpr double worth_waking = 1 << 16;            // multiply-adds below which a second worker costs more than it saves
 
 template <class S> struct Product {
@@ -125,20 +124,20 @@ inline constexpr bool streams_any = processor.narrow_streamed && sizeof(T) < siz
 /// Multiplies tokens by the panels as they are stored: one register tile, or several, which find the panel in L2 after the first.
 ///
 /// A single token takes several panels together: more chains hide their latency, and the hardware prefetches more streams, each within its
-/// page. Bytes take longer to widen than to read: two panels are enough, except where weights are prefetched into L2.
+/// page. Bytes take longer to widen than to read: two panels are enough, unless few lines are prefetched.
 template <class Source, class S> void product_streamed(const Product<S>& o, const Source& w, Share panels) {
   using T = typename Source::Stored;
-  constexpr int together = sizeof(T) == 1 && !processor.weights_into_l2 ? (std::min)(2, TileShape<S>::alone) : TileShape<S>::alone;
+  constexpr int together = sizeof(T) == 1 && !processor.few_lines ? (std::min)(2, TileShape<S>::alone) : TileShape<S>::alone;
   const Index in = o.in;
   Index p = panels.begin;
-  const auto ahead = [&](std::size_t bytes) { return static_cast<const char*>(w.address(p, 0)) + bytes; };
+  const auto ahead = [&](Index bytes) { return static_cast<const char*>(w.address(p, 0)) + bytes; };
   if constexpr (together > 1) {
     const Index whole = o.tokens == 1 ? (std::min)(panels.end, o.out / panel_width) : 0;
     for (; p + together <= whole; p += together) {
       const Index column = p * panel_width;
-      PanelTile<T, 1, together>::run(
-          {o.x, 0, in, first_sums(o, column), 0, o.y + column, 0, ahead(processor.weights_ahead), Source::row_bytes}, w.panel(p),
-          in * panel_width);
+      PanelTile<T, 1, together>::run({o.x, 0, in, first_sums(o, column), 0, o.y + column, 0,
+                                      ahead(processor.few_lines ? 2 * fetched_ahead : fetched_ahead), Source::row_bytes},
+                                     w.panel(p), in * panel_width);
     }
   }
   const Index tiles = o.tokens <= TileShape<S>::tokens ? 1 : (o.tokens + tile_of_several - 1) / tile_of_several;

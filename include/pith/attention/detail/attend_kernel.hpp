@@ -102,7 +102,7 @@ template <class T, int Q> struct ScoreKernel {
       if constexpr (Q <= rows_together) {
 #pragma GCC unroll 16
         for (int i = 0; i < rows_together; ++i) {
-          if constexpr (processor.rows_into_l2) {
+          if constexpr (processor.keys_into_l2) {
             if (!few_lines && rows.ahead != nullptr) fetch_key(row[i] + RowLayout<T>::unit(c));
           } else if constexpr (PlainStorage<T>) {
             fetch(ahead + r * rows.stride + c * rows_together + i * line * V::width);
@@ -118,14 +118,15 @@ template <class T, int Q> struct ScoreKernel {
   }
 
   // One line in four is enough for codes, which take longer to score than to read, and for few queries over rows in order.
-  static constexpr bool few_lines = !PlainStorage<T>, few_lines_in_order = few_lines || Q < 4;
+  static constexpr bool few_lines = processor.few_lines && !PlainStorage<T>,
+                        few_lines_in_order = processor.few_lines && (few_lines || Q < 4);
   static constexpr Index distance = Q < 4 ? 4096 : 8192;  ///< bytes by which keys are prefetched into L2
 
   static void fetch_key(const T* key) {
-    if constexpr (processor.rows_into_l2) fetch_into_l2(reinterpret_cast<const char*>(key) + distance);
+    if constexpr (processor.keys_into_l2) fetch_into_l2(reinterpret_cast<const char*>(key) + distance);
   }
   static void fetch_some(const T* key, Index stride) {
-    if constexpr (processor.rows_into_l2) fetch_some_into_l2(reinterpret_cast<const char*>(key) + distance, stride * Index(sizeof(T)));
+    if constexpr (processor.keys_into_l2) fetch_some_into_l2(reinterpret_cast<const char*>(key) + distance, stride * Index(sizeof(T)));
   }
 
   /// Keeps the smaller of the two operands in registers.
@@ -231,13 +232,14 @@ template <class T, int Q> struct ValueKernel {
       constexpr Index fetched = RowLayout<T>::unit(Index(N) * V::width);
       const T* ahead =
           rows.ahead == nullptr ? rows.first : rows.ahead + (PlainStorage<T> ? column * rows.count : RowLayout<T>::unit(column));
-      const bool long_rows = rows.ahead != nullptr && std::size_t(rows.stride) * sizeof(T) > processor.long_row_of_few_queries;
+      [[maybe_unused]] const bool long_rows =
+          rows.ahead != nullptr && std::size_t(rows.stride) * sizeof(T) > processor.long_row_of_few_queries;
       for (Index r = 0; r < rows.count; ++r, row += rows.stride) {
-        if constexpr (!processor.rows_into_l2) {
+        if constexpr (processor.values_by_hand) {
 #pragma GCC unroll 8
           for (Index i = 0; i < fetched; i += Index(64 / sizeof(T))) fetch(ahead + i);
           ahead += PlainStorage<T> ? fetched : rows.stride;
-        } else if constexpr (PlainStorage<T>) {
+        } else if constexpr (processor.few_lines && PlainStorage<T>) {
           if (long_rows && column == 0) fetch_some_into_l2(reinterpret_cast<const char*>(row) + 8192, rows.stride * Index(sizeof(T)));
         }
         add_row<N>(weight + r, weight_stride, row, sum);

@@ -71,8 +71,8 @@ class Int4Source {
   Index panels() const { return (out_ + panel_width - 1) / panel_width; }
   Index record_bytes() const { return record_bytes_; }
   Index panel_bytes() const { return blocks_ * record_bytes_; }
-  static constexpr bool alone = processor.codes_alone;
-  static constexpr Index distance = processor.weights_ahead;
+  bool alone() const { return std::size_t(record_bytes_) > processor.long_record; }
+  Index distance() const { return (processor.few_lines ? 2 : alone() ? 4 : 1) * fetched_ahead; }
   std::int32_t zero() const { return zeros_ ? 0 : 8; }
   const std::int32_t* order() const { return places_; }
   Record record(Index p, Index g) const { return {*this, records_ + (p * blocks_ + g) * record_bytes_}; }

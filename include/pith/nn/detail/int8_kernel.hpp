@@ -53,8 +53,8 @@ struct Int8Source {
   Index panels() const { return panels_of_codes.panels(); }
   Index record_bytes() const { return size() * panel_width; }
   Index panel_bytes() const { return in() * panel_width; }
-  static constexpr bool alone = true;
-  static constexpr Index distance = processor.weights_ahead + 512;
+  bool alone() const { return true; }
+  Index distance() const { return processor.few_lines ? 2 * fetched_ahead : fetched_ahead + 512; }
   std::int32_t zero() const { return 128; }
   const std::int32_t* order() const { return nullptr; }
   Record record(Index p, Index g) const { return {panels_of_codes.panel(p) + g * record_bytes(), (std::min)(size(), in() - g * size())}; }

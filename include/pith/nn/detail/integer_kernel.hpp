@@ -110,11 +110,13 @@ template <class L> struct UnpackedCodes {
 /// The sums of panels for some tokens, in tiles of L: each record in turn.
 template <class Source, class L> struct IntegerPanels {
   using Record = typename Source::Record;
-  static constexpr Index together = Source::alone ? 1 : 4;    // panels that few tokens read side by side: more streams are prefetched
+  static constexpr Index most_together = 4;  // panels that few tokens read side by side: the hardware prefetches more streams
   static constexpr Index most_streamed = 2 * L::tile_tokens;  // tokens, beyond which unpacking once is cheaper than twice
   static constexpr int row = int(panel_width) / L::width;
 
   const Source& weights;
+
+  Index together() const { return weights.alone() ? 1 : most_together; }
 
   /// Straight from the records: few tokens, a tile of them at a time.
   ///
@@ -158,8 +160,7 @@ template <class Source, class L> struct IntegerPanels {
   // A function for each number of tokens: its registers are its own.
   template <int Tokens> [[gnu::noinline]] void stream_tile(Share panels, const EncodedRows& rows, Index token, float* sums) const {
     const Index panel_bytes = weights.panel_bytes(), others = (panels.end - panels.begin - 1) * panel_bytes;
-    constexpr Index distance = Source::distance;
-    const Index blocks = weights.blocks();
+    const Index distance = weights.distance(), blocks = weights.blocks();
     for (Index g = 0; g < blocks; ++g) {
       // Behind the end of a panel follow those that are read beside it, and then the next of its stream.
       const Index ahead = distance + (g * weights.record_bytes() + distance < panel_bytes ? 0 : others);
@@ -187,7 +188,7 @@ template <class Source, class L> struct IntegerPanels {
 /// y = x Wᵀ + bias over panels of codes, with the lanes Few for so few tokens that one tile holds them, and Many for more.
 ///
 /// Of a Source of weights it needs their shape, in blocks of activations: in(), out(), size(), blocks(), panels(), panel_bytes(),
-/// record_bytes(); whether few tokens read panels `alone` or side by side, and the distance of prefetching; zero() and order() for
+/// record_bytes(); whether few tokens read panels alone() or side by side, and the distance() of prefetching; zero() and order() for
 /// EncodedRows; record(panel, block) with data, codes(), slices(), slice(), scaling(); write().
 template <class Source, class Few, class Many> struct IntegerProduct {
   Source weights;
@@ -216,7 +217,7 @@ template <class Source, class Few, class Many> struct IntegerProduct {
  private:
   template <class L> static Index sum_rows(Index tokens) {
     using Panels = IntegerPanels<Source, L>;
-    return tokens <= Panels::most_streamed ? Panels::together * tokens : tokens;
+    return tokens <= Panels::most_streamed ? Panels::most_together * tokens : tokens;
   }
   template <class L> std::size_t pass_bytes(Index tokens, Index workers) const {
     using Panels = IntegerPanels<Source, L>;
@@ -257,8 +258,8 @@ template <class Source, class Few, class Many> struct IntegerProduct {
           weights.template write<L>(p, sums, bias, y);
         }
       } else {
-        for (Index p = own.begin; p < own.end; p += Panels::together) {
-          const Share some{p, (std::min)(p + Panels::together, own.end)};
+        for (Index p = own.begin; p < own.end; p += panels.together()) {
+          const Share some{p, (std::min)(p + panels.together(), own.end)};
           panels.stream(some, rows, sums);
           for (Index q = some.begin; q < some.end; ++q) weights.template write<L>(q, sums + (q - p) * tokens * panel_width, bias, y);
         }
