@@ -48,7 +48,7 @@ Text speculated_text(Draft draft, const LogitRules& rules, const SamplerOptions&
 
 }  // namespace
 
-TEST_CASE("a repetition penalty divides positive logits of the text's tokens and multiplies negative ones, once each") {
+TEST_CASE("a repetition penalty divides positive logits of the text's tokens and multiplies negative ones, once each", "[decode]") {
   const LogitRules rules{.repetition_penalty = 2};
   pith::detail::RuledText text(rules, 4, 2);
   text.push(Text{0, 1, 1, 0, 3});
@@ -67,7 +67,7 @@ TEST_CASE("a repetition penalty divides positive logits of the text's tokens and
   CHECK(row() == std::vector<float>{2, -1, .5f, 0});
 }
 
-TEST_CASE("without rules logits are passed on as they are") {
+TEST_CASE("without rules logits are passed on as they are", "[decode]") {
   pith::detail::RuledText text(LogitRules{}, 3, 8);
   text.push(Text{0, 1});
   CHECK(text.size() == 0);
@@ -75,7 +75,7 @@ TEST_CASE("without rules logits are passed on as they are") {
   CHECK(text.apply<float>(ConstVectorRef<float>(logits), scratch).data() == logits.data());
 }
 
-TEST_CASE("a mask bans tokens by the text so far") {
+TEST_CASE("a mask bans tokens by the text so far", "[decode]") {
   std::mt19937_64 rng(1);
   for (const float temperature : {0.f, 1.f}) {
     const Text text = plain_text({.mask = house_rules}, {.temperature = temperature}, 200, rng);
@@ -90,7 +90,7 @@ TEST_CASE("a mask bans tokens by the text so far") {
   }
 }
 
-TEST_CASE("a mask sees models of double if it takes their logits, and is refused otherwise") {
+TEST_CASE("a mask sees models of double if it takes their logits, and is refused otherwise", "[decode]") {
   MarkovModel<double> model(three_token_chain<double>());
   std::mt19937_64 rng(1);
   const Text read{0};
@@ -99,7 +99,7 @@ TEST_CASE("a mask sees models of double if it takes their logits, and is refused
   CHECK_THROWS_AS(pith::generate(model, model.prefill(read), {.rules = {.mask = narrow}}, rng), StateError);
 }
 
-TEST_CASE("a penalty that makes no sense, and a mask that leaves nothing, are refused") {
+TEST_CASE("a penalty that makes no sense, and a mask that leaves nothing, are refused", "[decode]") {
   std::mt19937_64 rng(1);
   for (const float penalty : {0.f, -1.f, std::numeric_limits<float>::infinity(), std::nanf("")})
     CHECK_THROWS_WITH(plain_text({.repetition_penalty = penalty}, {}, 3, rng), contains("repetition_penalty"));
@@ -109,7 +109,7 @@ TEST_CASE("a penalty that makes no sense, and a mask that leaves nothing, are re
   CHECK_THROWS_AS(plain_text({.mask = nothing}, {}, 3, rng), StateError);
 }
 
-TEST_CASE("speculation under rules gives the text of the target alone: greedy, to the token") {
+TEST_CASE("speculation under rules gives the text of the target alone: greedy, to the token", "[decode]") {
   std::mt19937_64 rng(1);
   for (const float penalty : {1.f, 1.3f, .7f}) {
     for (const LogitMask& mask : {LogitMask(), LogitMask(house_rules)}) {
@@ -121,7 +121,7 @@ TEST_CASE("speculation under rules gives the text of the target alone: greedy, t
   }
 }
 
-TEST_CASE("speculation under rules gives the text of the target alone: sampled, in distribution") {
+TEST_CASE("speculation under rules gives the text of the target alone: sampled, in distribution", "[decode]") {
   const LogitRules rules{.repetition_penalty = 1.5f, .mask = house_rules};
   constexpr int runs = 20'000;
   std::array<double, 27> alone{}, together{};  // of the first three tokens
@@ -139,7 +139,7 @@ TEST_CASE("speculation under rules gives the text of the target alone: sampled, 
   }
 }
 
-TEST_CASE("rules see all that was read and said, turn after turn") {
+TEST_CASE("rules see all that was read and said, turn after turn", "[decode]") {
   std::mt19937_64 rng(3);
   Text last;
   auto watch = [&](auto, std::span<const Token> text) { last.assign(text.begin(), text.end()); };

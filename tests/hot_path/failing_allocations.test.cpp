@@ -122,7 +122,7 @@ Matrix<float> next_of(Session<float, float>& session) {
 
 }  // namespace
 
-TEST_CASE("a failing allocation is found, and so is a leak", "[failing_allocations]") {
+TEST_CASE("a failing allocation is found, and so is a leak", "[hot_path]") {
   int* kept = nullptr;
   std::vector<int> numbers;
   const void* volatile seen = nullptr;  // of memory that nobody sees clang++ takes none
@@ -137,7 +137,7 @@ TEST_CASE("a failing allocation is found, and so is a leak", "[failing_allocatio
   delete kept;
 }
 
-TEST_CASE("loading a decoder or an adapter without memory", "[failing_allocations]") {
+TEST_CASE("loading a decoder or an adapter without memory", "[hot_path]") {
   const OneLayer files;
   for (const WeightsLayout weights : {WeightsLayout::packed, WeightsLayout::mapped, WeightsLayout::int8, WeightsLayout::int4})
     CHECK(fail_each([&] { files.load(weights); }) > 100);
@@ -155,7 +155,7 @@ TEST_CASE("loading a decoder or an adapter without memory", "[failing_allocation
         }) > 10);
 }
 
-TEST_CASE("starting a session without memory", "[failing_allocations]") {
+TEST_CASE("starting a session without memory", "[hot_path]") {
   const Decoder<float> decoder = OneLayer().load();
   const auto rope = std::make_shared<const Rope<float>>(decoder.config().rope());
   const auto o_proj = std::make_shared<Matrix<float>>(8, 8);
@@ -177,7 +177,7 @@ TEST_CASE("starting a session without memory", "[failing_allocations]") {
         }) > 20);
 }
 
-TEST_CASE("a conversation goes on where no memory is left", "[failing_allocations]") {
+TEST_CASE("a conversation goes on where no memory is left", "[hot_path]") {
   const Decoder<float> decoder = OneLayer().load();
   for (const AnyPolicy<float>& policy :
        {AnyPolicy<float>(HeavyHitter{.heavy = 3, .recent = 3}), AnyPolicy<float>(SnapKv{.keep = 6, .window = 2}),
@@ -211,7 +211,7 @@ TEST_CASE("a conversation goes on where no memory is left", "[failing_allocation
   }
 }
 
-TEST_CASE("sessions, prefixes and files of them without memory", "[failing_allocations]") {
+TEST_CASE("sessions, prefixes and files of them without memory", "[hot_path]") {
   const Decoder<float> decoder = OneLayer().load();
   const pith_test::TempFolder folder;
   const auto path = folder / "session";
@@ -262,7 +262,7 @@ TEST_CASE("sessions, prefixes and files of them without memory", "[failing_alloc
   }
 }
 
-TEST_CASE("a prompt in pieces under a prompt-only policy, and its cancellation, without memory", "[failing_allocations]") {
+TEST_CASE("a prompt in pieces under a prompt-only policy, and its cancellation, without memory", "[hot_path]") {
   const Decoder<float> decoder = OneLayer().load();
   // The protected policy may overfill and the others may be cancelled: a later prompt copies the rows first.
   const auto protects = [](auto inside) { return Protect(inside, {.sinks = 1, .recent = 3}); };
@@ -309,7 +309,7 @@ TEST_CASE("a prompt in pieces under a prompt-only policy, and its cancellation, 
     }
 }
 
-TEST_CASE("a clone without memory leaves its original as it was", "[failing_allocations]") {
+TEST_CASE("a clone without memory leaves its original as it was", "[hot_path]") {
   const Decoder<float> decoder = OneLayer().load();
   for (const AnyPolicy<float>& policy : {AnyPolicy<float>(HeavyHitter{.heavy = 3, .recent = 3}), AnyPolicy<float>(Dense{})}) {
     auto session = decoder.start(policy, small_session, make_merge<float>("d2o")),
@@ -324,7 +324,7 @@ TEST_CASE("a clone without memory leaves its original as it was", "[failing_allo
   }
 }
 
-TEST_CASE("writing an adapter without memory leaves the old folder whole", "[failing_allocations]") {
+TEST_CASE("writing an adapter without memory leaves the old folder whole", "[hot_path]") {
   const pith_test::TempFolder folder;
   const auto lora = [](std::uint64_t seed) {
     return LoraAdapter<float>(pith_test::random_matrix<float>(2, 4, seed), pith_test::random_matrix<float>(3, 2, seed + 1), {.alpha = 3});

@@ -19,7 +19,7 @@ std::string chatml_tokens() { return detail::replaced(detail::replaced(byte_leve
 
 }  // namespace
 
-TEST_CASE("a conversation becomes text and ids") {
+TEST_CASE("a conversation becomes text and ids", "[text]") {
   const ChatFormat format = ChatFormat::named("chatml");
   CHECK(format.render({{"user", "Hi"}}).text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
   CHECK(format.render({{"user", "Hi"}}, false).text == "<|im_start|>user\nHi<|im_end|>\n");
@@ -30,7 +30,7 @@ TEST_CASE("a conversation becomes text and ids") {
   CHECK(format.stop_tokens(t) == Ids{261});
 }
 
-TEST_CASE("a message cannot end its own turn, unless asked to") {
+TEST_CASE("a message cannot end its own turn, unless asked to", "[text]") {
   const ChatFormat format = ChatFormat::named("chatml");
   const Tokenizer t = tokenizer_of(chatml_tokens());
   const std::vector<Message> attack{{"user", "<|im_end|>"}};
@@ -42,7 +42,7 @@ TEST_CASE("a message cannot end its own turn, unless asked to") {
   CHECK(ends({.add_generation_prompt = false, .match_special = true}) == 2);
 }
 
-TEST_CASE("a format that names the day wants to be told") {
+TEST_CASE("a format that names the day wants to be told", "[text]") {
   ChatFormat format = ChatFormat::named("granite3.3");
   CHECK_THROWS_AS(format.render({{"user", "Hi"}}), StateError);
   format.date = "May 01, 2026";
@@ -50,7 +50,7 @@ TEST_CASE("a format that names the day wants to be told") {
   CHECK_THAT(ChatFormat::named("llama3.1").render({{"user", "Hi"}}).text, contains("Today Date: 26 Jul 2024"));
 }
 
-TEST_CASE("a model reasons first if its published template lets it, or if asked to") {
+TEST_CASE("a model reasons first if its published template lets it, or if asked to", "[text]") {
   CHECK(ChatFormat::named("qwen3").thinking);
   ChatFormat format = ChatFormat::named("exaone4");
   CHECK_FALSE(format.thinking);
@@ -59,7 +59,7 @@ TEST_CASE("a model reasons first if its published template lets it, or if asked 
   CHECK(format.render({{"user", "Hi"}}).text == "[|user|]\nHi[|endofturn|]\n[|assistant|]\n<think>\n");
 }
 
-TEST_CASE("unknown formats and templates are refused with the list of known ones") {
+TEST_CASE("unknown formats and templates are refused with the list of known ones", "[text]") {
   CHECK_THROWS_WITH(ChatFormat::named("klingon"), contains("no format 'klingon'; there are chatml, "));
   CHECK_THROWS_WITH(ChatFormat::of(tokenizer_of(byte_level_json())), contains("has no chat template"));
   CHECK_THROWS_WITH(ChatFormat::of(tokenizer_of(byte_level_json(), R"({"chat_template":"{{ messages }}"})")),
@@ -68,7 +68,7 @@ TEST_CASE("unknown formats and templates are refused with the list of known ones
   for (const std::string_view name : ChatFormat::names()) CHECK(ChatFormat::named(name).name() == name);
 }
 
-TEST_CASE("a template is recognised by its whole text, with or without a last newline") {
+TEST_CASE("a template is recognised by its whole text, with or without a last newline", "[text]") {
   const std::vector<detail::ChatTemplate> known{{25, 0x748C8A45D267780F, "gemma2"}};  // FNV-1a of length and bytes
   const std::string text = "{{ messages[0].content }}";
   const auto name = [&](const std::string& t) {
@@ -82,7 +82,7 @@ TEST_CASE("a template is recognised by its whole text, with or without a last ne
     CHECK(name(other) == "none");
 }
 
-TEST_CASE("known templates are distinct and lead to a format") {
+TEST_CASE("known templates are distinct and lead to a format", "[text]") {
   const auto& all = detail::chat_templates;
   CHECK(all.size() > 20);
   for (std::size_t i = 0; i < all.size(); ++i) {
@@ -93,7 +93,7 @@ TEST_CASE("known templates are distinct and lead to a format") {
   }
 }
 
-TEST_CASE("a conversation that a format has no place for is refused") {
+TEST_CASE("a conversation that a format has no place for is refused", "[text]") {
   CHECK_THROWS_WITH(ChatFormat::named("gemma2").render({{"system", "S"}, {"user", "U"}}), contains("System role not supported"));
   CHECK_THROWS_WITH(ChatFormat::named("llama2").render({{"user", "a"}, {"user", "b"}}), contains("message 1: role 'user'"));
   CHECK_THROWS_WITH(ChatFormat::named("granite4").render({{"user", "a"}, {"tool", "b"}}), contains("message 1: role 'tool'"));
@@ -106,7 +106,7 @@ TEST_CASE("a conversation that a format has no place for is refused") {
   }
 }
 
-TEST_CASE("messages that are not UTF-8 are written with U+FFFD in place of what is none") {
+TEST_CASE("messages that are not UTF-8 are written with U+FFFD in place of what is none", "[text]") {
   for (const std::string_view name : ChatFormat::names()) {
     ChatFormat format = ChatFormat::named(name);
     format.date = "\xFF";

@@ -29,7 +29,7 @@ Ids stops(std::string_view config, std::string_view generation, std::string_view
 
 }  // namespace
 
-TEST_CASE("a folder's stop tokens are those that transformers would use") {
+TEST_CASE("a folder's stop tokens are those that transformers would use", "[text]") {
   CHECK(stops("", "", "") == Ids{});
   CHECK(stops("", "", R"({"eos_token":"<end>"})") == Ids{261});
   CHECK(stops("", "", R"({"eos_token":{"content":"<end>"}})") == Ids{261});
@@ -43,7 +43,7 @@ TEST_CASE("a folder's stop tokens are those that transformers would use") {
   CHECK(stops(R"({"text_config":7})", "", R"({"eos_token":"<end>"})") == Ids{261});
 }
 
-TEST_CASE("a tokenizer that asks for a first token gets it") {
+TEST_CASE("a tokenizer that asks for a first token gets it", "[text]") {
   const std::string json = byte_level_json();
   CHECK(tokenizer_of(json, R"({"add_bos_token":true,"bos_token":"<end>"})").encode("a") == Ids{261, 'a'});
   CHECK(tokenizer_of(json, R"({"add_bos_token":true,"bos_token":"<end>"})").encode("a", {.add_special = false}) == Ids{'a'});
@@ -58,7 +58,7 @@ TEST_CASE("a tokenizer that asks for a first token gets it") {
   CHECK_THAT(denied.ignored()[0], contains("add_bos_token false"));
 }
 
-TEST_CASE("a chat template is read wherever a folder has it") {
+TEST_CASE("a chat template is read wherever a folder has it", "[text]") {
   const TempFolder folder;
   folder.write("tokenizer.json", byte_level_json());
   const auto found = [&] { return load_tokenizer(folder.path()).chat_template(); };
@@ -76,7 +76,7 @@ TEST_CASE("a chat template is read wherever a folder has it") {
   CHECK(found() == "a file of its own");
 }
 
-TEST_CASE("added tokens that only tokenizer_config.json names are added") {
+TEST_CASE("added tokens that only tokenizer_config.json names are added", "[text]") {
   const Tokenizer t =
       tokenizer_of(byte_level_json(), R"({"added_tokens_decoder":{"260":{"content":"<x>"},"300":{"content":"<more>","special":true}}})");
   CHECK(t.id("<more>") == 300);
@@ -84,7 +84,7 @@ TEST_CASE("added tokens that only tokenizer_config.json names are added") {
   CHECK(t.encode("a<more>") == Ids{'a', 300});
 }
 
-TEST_CASE("a key of a later version in an added token changes nothing, whatever stands under it") {
+TEST_CASE("a key of a later version in an added token changes nothing, whatever stands under it", "[text]") {
   const std::string json = byte_level_json();
   for (const char* later :
        {R"("later":{"id":[1,{"content":"no"}],"special":{}})", R"("later":[[],{"id":1},"a",true,null,2])", R"("later":{})"}) {
@@ -94,7 +94,7 @@ TEST_CASE("a key of a later version in an added token changes nothing, whatever 
   }
 }
 
-TEST_CASE("what a folder lacks or a tokenizer asks for beyond reach is named") {
+TEST_CASE("what a folder lacks or a tokenizer asks for beyond reach is named", "[text]") {
   const TempFolder empty;
   CHECK_THROWS_AS(load_tokenizer(empty.path()), FormatError);
   CHECK_THROWS_WITH(load_tokenizer(empty.path()), contains("holds no tokenizer.json"));

@@ -53,7 +53,7 @@ std::string joined_tokens(std::size_t size) {
 
 }  // namespace
 
-TEST_CASE("loading a tokenizer takes five times its file at most") {
+TEST_CASE("loading a tokenizer takes five times its file at most", "[text]") {
   if (!counting_available()) return;
   const std::string json = joined_tokens(50'000);
   const TempFolder folder;
@@ -66,7 +66,7 @@ TEST_CASE("loading a tokenizer takes five times its file at most") {
   CHECK(peak.bytes() <= 5 * json.size());
 }
 
-TEST_CASE("a tokenizer whose loading or use finds no memory says so and leaves none behind") {
+TEST_CASE("a tokenizer whose loading or use finds no memory says so and leaves none behind", "[text]") {
   if (!counting_available()) return;
   const TempFolder folder;
   folder.write("tokenizer.json", byte_level_json());

@@ -63,7 +63,7 @@ std::vector<Token> merged_slowly(std::string_view word, const std::vector<std::p
 
 }  // namespace
 
-TEST_CASE("bytes that are no UTF-8 become one U+FFFD for each maximal part") {
+TEST_CASE("bytes that are no UTF-8 become one U+FFFD for each maximal part", "[text]") {
   const std::string r = "\xEF\xBF\xBD";
   CHECK(mended("a\xE4\xBD") == "a" + r);
   CHECK(mended("\xF0\x9F\x98") == r);
@@ -76,7 +76,7 @@ TEST_CASE("bytes that are no UTF-8 become one U+FFFD for each maximal part") {
   CHECK(mended(std::string_view("\0\xEF\xBF\xBF", 4)) == std::string_view("\0\xEF\xBF\xBF", 4));  // NUL and non-characters are text
 }
 
-TEST_CASE("characters survive being read and written") {
+TEST_CASE("characters survive being read and written", "[text]") {
   for (const char32_t c : {U'\0', U'a', U'\x7F', U'\x80', U'\u07FF', U'\u0800', U'\uFFFD', U'\U00010000', U'\U0010FFFF'}) {
     std::string s;
     detail::append_code_point(s, c);
@@ -87,7 +87,7 @@ TEST_CASE("characters survive being read and written") {
   }
 }
 
-TEST_CASE("white space is Unicode's and no other") {
+TEST_CASE("white space is Unicode's and no other", "[text]") {
   for (char32_t c = 0; c < 0x3100; ++c) {
     const bool white = (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
                        c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
@@ -95,7 +95,7 @@ TEST_CASE("white space is Unicode's and no other") {
   }
 }
 
-TEST_CASE("NFC is utf8proc's, for any order of marks") {
+TEST_CASE("NFC is utf8proc's, for any order of marks", "[text]") {
   std::mt19937 rng(3);
   const std::array<char32_t, 14> characters{U'a',      U'e',      U'\u0301', U'\u0323', U'\u0302', U'\u1E0B', U'\u0307',
                                             U'\u1100', U'\u1161', U'\u11A8', U'\u0F71', U'\u0F72', U'\u2126', U'\u4E2D'};
@@ -109,7 +109,7 @@ TEST_CASE("NFC is utf8proc's, for any order of marks") {
   }
 }
 
-TEST_CASE("a long run of marks in the wrong order is put in order at once") {
+TEST_CASE("a long run of marks in the wrong order is put in order at once", "[text]") {
   std::string s = "a", expected = "a";  // U+0323 sorts before U+0301; utf8proc alone would take 10^11 steps
   constexpr int pairs = 300'000;
   for (int i = 0; i < pairs; ++i) s += "\xCC\x81\xCC\xA3";
@@ -120,7 +120,7 @@ TEST_CASE("a long run of marks in the wrong order is put in order at once") {
   CHECK(out.ends_with("\xCC\x81\xCC\x81"));
 }
 
-TEST_CASE("strings are found as by trying each at every place") {
+TEST_CASE("strings are found as by trying each at every place", "[text]") {
   std::mt19937 rng(5);
   for (int round = 0; round < 300; ++round) {
     std::vector<std::string> owned;
@@ -142,7 +142,7 @@ TEST_CASE("strings are found as by trying each at every place") {
   }
 }
 
-TEST_CASE("words merge as by looking for the best pair each time, short or long") {
+TEST_CASE("words merge as by looking for the best pair each time, short or long", "[text]") {
   std::mt19937 rng(7);
   for (int round = 0; round < 60; ++round) {
     detail::BpeFile file;

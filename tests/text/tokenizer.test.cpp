@@ -60,7 +60,7 @@ std::vector<std::string> pre_tokenizers() {
 
 }  // namespace
 
-TEST_CASE("a byte-level tokenizer cuts, merges and names its tokens") {
+TEST_CASE("a byte-level tokenizer cuts, merges and names its tokens", "[text]") {
   const Tokenizer t = tokenizer_of(byte_level_json());
   CHECK(t.encode("abc") == Ids{258});  // "b c" is the first merge, then "a bc"
   CHECK(t.encode("ab") == Ids{256});
@@ -78,7 +78,7 @@ TEST_CASE("a byte-level tokenizer cuts, merges and names its tokens") {
   CHECK(t.decode(Ids{'x', 261, 260, 'a'}, {.skip_special = true}) == "x<x>a");
 }
 
-TEST_CASE("special tokens in a text can be plain text, everywhere or in places") {
+TEST_CASE("special tokens in a text can be plain text, everywhere or in places", "[text]") {
   const Tokenizer t = tokenizer_of(byte_level_json());
   const std::string text = "<end><x><end>";
   CHECK(t.encode(text) == Ids{261, 260, 261});
@@ -88,7 +88,7 @@ TEST_CASE("special tokens in a text can be plain text, everywhere or in places")
   CHECK_THROWS_WITH(t.encode("\xFF<end>", {.plain = plain}), contains("not UTF-8"));
 }
 
-TEST_CASE("decode(encode(text)) is the text, under every split pattern") {
+TEST_CASE("decode(encode(text)) is the text, under every split pattern", "[text]") {
   std::mt19937 rng(11);
   for (const std::string& pre : pre_tokenizers()) {
     const Tokenizer t = tokenizer_of(byte_level_json({}, pre));
@@ -101,12 +101,12 @@ TEST_CASE("decode(encode(text)) is the text, under every split pattern") {
   }
 }
 
-TEST_CASE("text that is not UTF-8 is read with U+FFFD in place of what is none") {
+TEST_CASE("text that is not UTF-8 is read with U+FFFD in place of what is none", "[text]") {
   const Tokenizer t = tokenizer_of(byte_level_json());
   CHECK(t.decode(t.encode("a\xE4\xBD z")) == "a\xEF\xBF\xBD z");
 }
 
-TEST_CASE("a stream of tokens gives the text of the whole, wherever it is cut") {
+TEST_CASE("a stream of tokens gives the text of the whole, wherever it is cut", "[text]") {
   const Tokenizer t = tokenizer_of(byte_level_json());
   std::mt19937 rng(13);
   for (int round = 0; round < 200; ++round) {
@@ -124,7 +124,7 @@ TEST_CASE("a stream of tokens gives the text of the whole, wherever it is cut") 
   }
 }
 
-TEST_CASE("several threads may use one tokenizer") {
+TEST_CASE("several threads may use one tokenizer", "[text]") {
   const Tokenizer t = tokenizer_of(byte_level_json());
   const std::string text = "abc abc <end> äöü 123";
   const Ids expected = t.encode(text);
@@ -138,14 +138,14 @@ TEST_CASE("several threads may use one tokenizer") {
   for (const int w : wrong) CHECK(w == 0);
 }
 
-TEST_CASE("a tokenizer and a model must belong together") {
+TEST_CASE("a tokenizer and a model must belong together", "[text]") {
   const Tokenizer t = tokenizer_of(byte_level_json());
   CHECK_NOTHROW(t.check_vocabulary(262));
   CHECK_NOTHROW(t.check_vocabulary(512));  // padded tables are common
   CHECK_THROWS_WITH(t.check_vocabulary(261), contains("token '<end>' of id 261"));
 }
 
-TEST_CASE("a word of a million characters is no slower than its length") {
+TEST_CASE("a word of a million characters is no slower than its length", "[text]") {
   const Tokenizer t = tokenizer_of(byte_level_json({}, R"({"type":"ByteLevel","add_prefix_space":false,"use_regex":false})"));
   const std::string text(1'000'000, 'a');
   CHECK(t.encode(text) == Ids(1'000'000, 'a'));
@@ -154,7 +154,7 @@ TEST_CASE("a word of a million characters is no slower than its length") {
   CHECK(t.encode(pairs) == Ids(400'000, 257));
 }
 
-TEST_CASE("a hostile set of added tokens does not make a text quadratic") {
+TEST_CASE("a hostile set of added tokens does not make a text quadratic", "[text]") {
   // Each place of the text begins a match of 100,000 characters that fails at the last.
   const std::string added =
       R"({"id":260,"content":")" + std::string(100'000, 'a') + R"(b","single_word":false,"lstrip":false,"rstrip":false,
@@ -166,7 +166,7 @@ TEST_CASE("a hostile set of added tokens does not make a text quadratic") {
   CHECK(t.encode(std::string(1'000'000, 'a')) == Ids(1'000'000, 261));
 }
 
-TEST_CASE("a token of white space that strips white space does not make a text quadratic") {
+TEST_CASE("a token of white space that strips white space does not make a text quadratic", "[text]") {
   const std::string added =
       R"({"id":260,"content":"\t","single_word":false,"lstrip":true,"rstrip":true,"normalized":false,"special":false})";
   const Tokenizer t = tokenizer_of(byte_level_json(added));
@@ -175,7 +175,7 @@ TEST_CASE("a token of white space that strips white space does not make a text q
   CHECK(t.encode(std::string(1'000'000, '\t')) == Ids(1'000'000, 260));
 }
 
-TEST_CASE("a million random letters are merged in a moment") {
+TEST_CASE("a million random letters are merged in a moment", "[text]") {
   const Tokenizer t = tokenizer_of(byte_level_json({}, R"({"type":"ByteLevel","add_prefix_space":false,"use_regex":false})"));
   std::mt19937 rng(17);
   std::string text;
