@@ -17,7 +17,7 @@ struct Processor {
   /// Panels of 4-bit weights whose groups take more bytes are read one at a time, prefetched further ahead, others four side by side.
   std::size_t long_record = SIZE_MAX;
 
-  /// Of what takes longer to read than to compute with, rows and weights of one token, prefetch one line in four, into L2.
+  /// Prefetch one line in four, into L2, of rows and of one token's weights that take longer to read than to compute with.
   bool few_lines = false;
 
   bool narrow_streamed = false;  ///< widen weights of 8 and 16 bits in registers for each tile of tokens, rather than in blocks for all
