@@ -31,10 +31,10 @@ struct Processor {
 // of 32 a tenth less one at a time, and much less without every line in L1. 13 to 128 tokens over weights of 8 and 16 bits, of the peak:
 // .85 to .95 widened in registers, .71 to .8 in blocks.
 //
-// Few lines, which start the processor's own prefetching in each page, on a Zen 4, against every line into L1. One token, of reading as
-// many bytes: f32 .93 and 1.05, bfloat16 .83 and 1.03, 4-bit groups of 32 .48 side by side and .92 one at a time, of 128 .71 and .92.
-// Attention, time over time: 16 heads over 8 of 64, f32 .78, 8-bit rows .86; 32 over 32 of 128, bfloat16 .86. g++ 12 takes a Zen 4 for a
-// Zen 3.
+// Few lines, which start the processor's own prefetching in each page, on a Zen 4. One token, of reading as many bytes, with every line
+// into L1 and so: f32 .93 and 1.05, bfloat16 .83 and 1.03, 4-bit groups of 32 .48 side by side and .92 one at a time, of 128 .71 and .92.
+// Attention, its time over that with every line of keys and none of values: 16 heads over 8 of 64, f32 .78, 8-bit rows .86; 32 over 32 of
+// 128, bfloat16 .86. g++ 12 takes a Zen 4 for a Zen 3.
 #if defined(__znver1__) || defined(__znver2__) || defined(__znver3__) || defined(__znver4__) || defined(__znver5__) || \
     defined(__tune_znver1__) || defined(__tune_znver2__) || defined(__tune_znver3__) || defined(__tune_znver4__) ||    \
     defined(__tune_znver5__)
