@@ -15,7 +15,7 @@ using pith_test::same_bits;
 TEMPLATE_TEST_CASE("packed: panels of 32 outputs, padded with zeros", "[nn]", float, double, bfloat16, half) {
   using T = TestType;
   for (const Index out : {1, 31, 32, 33, 70}) {
-    for (const Index in : {1, 5, 32, 67}) {
+    for (const Index in : {1, 5, 32, 67, 650}) {
       const Matrix<T> w = random_matrix<T>(out, in, 1);
       const PackedWeight<T> packed(w);
       INFO("out " << out << ", in " << in);

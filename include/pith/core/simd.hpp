@@ -43,6 +43,7 @@ template <class S> struct Simd {
   static Packet mul(Packet a, Packet b) { return in_order(Eigen::internal::pmul(a, b)); }
   static Packet div(Packet a, Packet b) { return Eigen::internal::pdiv(a, b); }
   static Packet larger(Packet a, Packet b) { return Eigen::internal::pmax(a, b); }
+  static Packet smaller(Packet a, Packet b) { return Eigen::internal::pmin(a, b); }
   static Packet abs(Packet a) { return Eigen::internal::pabs(a); }
   static Packet select(Packet mask, Packet yes, Packet no) { return Eigen::internal::pselect(mask, yes, no); }
   static Packet less(Packet a, Packet b) { return Eigen::internal::pcmp_lt(a, b); }

@@ -32,14 +32,20 @@ inline void truncate(FloatPacket a, std::int32_t* to) {
   }
 }
 
-/// Rounds each number, of at most 2^22, to an integer, halves to even.
+/// Rounds each number, of at most 2^22, to an integer, halves to even. The sign of a 0 is not defined.
 inline FloatPacket to_integers(FloatPacket a) {
   using V = Simd<float>;
+  V::round_here(a);  // never fused with what made it
+#if defined(EIGEN_VECTORIZE_AVX512)
+  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(EIGEN_VECTORIZE_AVX)
+  return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
   const FloatPacket magic = V::broadcast(12582912);  // adding it rounds, in the lowest bits
-  V::round_here(a);                                  // never fused with what made it
   a = V::add(a, magic);
   V::round_here(a);
   return V::sub(a, magic);
+#endif
 }
 
 /// Rounds each number to a half and back; beyond its range to infinity.

@@ -12,6 +12,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/executor.hpp>
 #include <pith/core/simd.hpp>
+#include <pith/core/simd_rounding.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/nn/compute.hpp>
@@ -29,12 +30,15 @@ namespace detail {
 ///
 /// The scale is 0 if max |w| / 127 is not a normal number (zeros, or very small weights), and NaN if the row holds NaN or infinity.
 template <class T> float int8_encode(const T* w, Index n, std::int8_t* codes) {
-  float largest = 0, odd = 0;  // odd: NaN once any weight is not finite
-  for (Index k = 0; k < n; ++k) {
-    const float v = widen(w[k]);
-    largest = (std::max)(largest, std::abs(v));
-    odd += v - v;
+  using V = Simd<float>;
+  using Packet = V::Packet;
+  const auto at = [&](Index k) { return k + V::width <= n ? V::load(w + k) : V::load_part(w + k, n - k, 0.f); };
+  Packet most = V::zero(), differences = V::zero();
+  for (Index k = 0; k < n; k += V::width) {
+    most = V::larger(most, V::abs(at(k)));
+    differences = V::add(differences, V::sub(at(k), at(k)));
   }
+  const float largest = V::largest(most), odd = V::sum(differences);  // odd: NaN if a weight is not finite, else 0
   float scale = largest / 127 + odd;
   if (scale * 127 > (std::numeric_limits<float>::max)()) scale = std::nextafter(scale, 0.f);  // rounded up, it would decode to infinity
   const bool usable = scale >= (std::numeric_limits<float>::min)();
@@ -42,10 +46,18 @@ template <class T> float int8_encode(const T* w, Index n, std::int8_t* codes) {
     std::fill_n(codes, n, std::int8_t(0));
     return std::isnan(scale) ? scale : 0;
   }
-  const float inverse = 1 / scale;
-  for (Index k = 0; k < n; ++k) {
-    const float v = widen(w[k]) * inverse;  // at most 127 up to rounding: the cast below cannot overflow
-    codes[k] = static_cast<std::int8_t>(static_cast<std::int32_t>(v + std::copysign(.5f, v)));
+  const Packet inverse = V::broadcast(1 / scale), half_away = V::broadcast(.5f);
+  for (Index k = 0; k < n; k += V::width) {
+    Packet v = V::mul(at(k), inverse);  // at most 127 up to rounding: the casts below cannot overflow
+    V::round_here(v);                   // never fused: the same bits with and without FMA
+    std::int32_t integers[std::size_t(V::width)];
+    truncate(V::add(v, copy_sign(half_away, v)), integers);
+    const Index count = (std::min)(n - k, Index(V::width));
+    if (count == V::width) {
+      for (int i = 0; i < V::width; ++i) codes[k + i] = static_cast<std::int8_t>(integers[i]);
+    } else {
+      for (Index i = 0; i < count; ++i) codes[k + i] = static_cast<std::int8_t>(integers[i]);
+    }
   }
   return scale;
 }

@@ -11,25 +11,13 @@
 #include <pith/core/bulk.hpp>
 #include <pith/core/check.hpp>
 #include <pith/core/executor.hpp>
-#include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
+#include <pith/nn/detail/panel_squares.hpp>
 
 namespace pith { inline namespace v0 {
 
 namespace detail {
-
-inline constexpr Index panel_width = 32;  // a constant of the format, independent of the packet width
-
-/// The place of column c in each row of a panel. bfloat16 keeps c and c + 16 side by side, so that a shift and a mask widen one 32-bit
-/// word to both.
-template <class T> constexpr Index panel_slot(Index c) {
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    return c % 16 * 2 + c / 16;
-  } else {
-    return c;
-  }
-}
 
 /// Calls fill(p) for each panel, workers taking a run of panels each: fill = fill_of(), made once for each worker with what it needs.
 template <class FillOf> void for_panels(Index panels, ExecutorRef executor, const FillOf& fill_of) {
@@ -103,14 +91,18 @@ template <class T> class PackedWeight {
 
  private:
   void pack(ConstMatrixRef<T> rows, T* panel) const {
-    constexpr Index depth = 32;  // a square of 32 x 32 stays in L1 while its columns are scattered
+    Index packed = 0;  // columns
+    if constexpr (detail::PanelSquares<T>::possible) {
+      if (rows.rows() == width) packed = detail::PanelSquares<T>::pack(rows, panel);
+    }
     if (rows.rows() < width) std::memset(static_cast<void*>(panel), 0, static_cast<std::size_t>(width * in_) * sizeof(T));
-    for (Index k0 = 0; k0 < in_; k0 += depth) {
-      const Index end = (std::min)(in_, k0 + depth);
+    constexpr Index depth = 32;  // a square of 32 x 32 stays in L1 while its columns are scattered
+    for (; packed < in_; packed += depth) {
+      const Index end = (std::min)(in_, packed + depth);
       for (Index r = 0; r < rows.rows(); ++r) {
         const T* from = rows.data() + r * rows.outerStride();
         T* to = panel + detail::panel_slot<T>(r);
-        for (Index k = k0; k < end; ++k) to[k * width] = from[k];
+        for (Index k = packed; k < end; ++k) to[k * width] = from[k];
       }
     }
   }

@@ -107,9 +107,13 @@ struct Int4Group : Int4Scales {
     Int4Scales::write(shape, record);
     std::byte* to = record + shape.codes_at();
     for (Index b = 0; b < shape.group; b += 8, to += panel_width * 4) {
-      std::uint32_t words[std::size_t(panel_width)] = {};
-      for (Index j = 0; j < 8; ++j)
-        for (Index o = 0; o < panel_width; ++o) words[o] |= std::uint32_t(codes[std::size_t((b + j) * panel_width + o)]) << nibble_shift(j);
+      std::uint32_t words[std::size_t(panel_width)];
+      const std::uint8_t* from = codes.data() + b * panel_width;
+      for (Index o = 0; o < panel_width; ++o) {
+        std::uint32_t word = 0;
+        for (Index j = 0; j < 8; ++j) word |= std::uint32_t(from[j * panel_width + o]) << nibble_shift(j);
+        words[o] = word;
+      }
       std::memcpy(to, words, sizeof(words));
     }
   }

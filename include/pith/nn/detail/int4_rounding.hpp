@@ -23,8 +23,9 @@ namespace pith { inline namespace v0 { namespace detail {
 inline void round_to_int4(const float* w, Index group, std::uint8_t* codes, half* scales) {
   using V = Simd<float>;
   using Packet = V::Packet;
-  const auto code = [&](Packet v, Packet factor) {
-    return V::larger(V::sub(V::zero(), V::larger(to_integers(V::mul(v, factor)), V::broadcast(-7))), V::broadcast(-8));
+  // -c of a weight, whose factor is -(8 + f) / m with the other sign: sums of c w are those of -c w with their sign turned.
+  const auto turned_code = [&](Packet v, Packet factor) {
+    return V::smaller(V::larger(to_integers(V::mul(v, factor)), V::broadcast(-7)), V::broadcast(8));
   };
   for (Index first = 0; first < panel_width; first += V::width) {
     Packet most = V::zero(), odd = V::zero();  // odd: NaN once any weight is not finite
@@ -40,11 +41,11 @@ inline void round_to_int4(const float* w, Index group, std::uint8_t* codes, half
       Packet with_w = V::zero(), squares = V::zero();
       for (Index k = 0; k < group; ++k) {
         const Packet v = V::load(w + k * panel_width + first);
-        const Packet c = code(v, factor);
+        const Packet c = turned_code(v, factor);
         Packet product = V::mul(c, v);
         V::round_here(product);  // never fused: the same bits with and without FMA
-        with_w = V::add(with_w, product);
-        squares = V::add(squares, V::mul(c, c));
+        with_w = V::sub(with_w, product);
+        squares = V::madd(c, c, squares);  // an integer: exact, fused or not
       }
       const Packet scale = through_half(V::div(with_w, squares));
       // Σ (scale c - w)² is Σ w² less this.
@@ -64,8 +65,8 @@ inline void round_to_int4(const float* w, Index group, std::uint8_t* codes, half
     V::store(lanes, best_scale);
     for (int j = 0; j < V::width; ++j) scales[first + j] = static_cast<half>(lanes[j]);
     for (Index k = 0; k < group; ++k) {
-      V::store(lanes, V::select(usable, code(V::load(w + k * panel_width + first), best_factor), V::zero()));
-      for (int j = 0; j < V::width; ++j) codes[k * panel_width + first + j] = static_cast<std::uint8_t>(static_cast<int>(lanes[j]) + 8);
+      V::store(lanes, V::select(usable, turned_code(V::load(w + k * panel_width + first), best_factor), V::zero()));
+      for (int j = 0; j < V::width; ++j) codes[k * panel_width + first + j] = static_cast<std::uint8_t>(8 - static_cast<int>(lanes[j]));
     }
   }
 }
