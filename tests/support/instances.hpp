@@ -2,11 +2,43 @@
 
 #include <pith/prebuilt.hpp>
 
-// What many tests use besides, compiled once with the tests' PITH_ASSERT.
-namespace pith {
+// What many tests use besides, compiled once with the tests' PITH_ASSERT: PITH_TEST_INSTANCES(extern) declares, PITH_TEST_INSTANCES()
+// compiles.
+#define PITH_TEST_MATMUL(linkage, T)                                                                                        \
+  linkage template void matmul<T>(ConstMatrixRef<arithmetic_t<T>>, const PackedWeight<T>&, ConstVectorRef<arithmetic_t<T>>, \
+                                  MatrixRef<arithmetic_t<T>>, Workspace&);                                                  \
+  linkage template void matmul<T>(ConstMatrixRef<arithmetic_t<T>>, ConstMatrixRef<T>, ConstVectorRef<arithmetic_t<T>>,      \
+                                  MatrixRef<arithmetic_t<T>>, Workspace&);                                                  \
+  linkage template void matmul_transposed<T>(ConstMatrixRef<arithmetic_t<T>>, ConstMatrixRef<T>, MatrixRef<arithmetic_t<T>>, Workspace&);
+#define PITH_TEST_INSTANCES(linkage)                                                                                              \
+  namespace pith {                                                                                                                \
+  linkage template class Session<float, bfloat16>;                                                                                \
+  linkage template class Session<float, Q8>;                                                                                      \
+  linkage template class Session<float, Kv<Q8, Rotated<Q4>>>;                                                                     \
+  linkage template class detail::AttendTile<float>;                                                                               \
+  linkage template class detail::AttendTile<double>;                                                                              \
+  linkage template class detail::AttendTile<bfloat16>;                                                                            \
+  linkage template class detail::AttendTile<half>;                                                                                \
+  linkage template class detail::AttendTile<Q8>;                                                                                  \
+  linkage template class detail::AttendTile<Q4>;                                                                                  \
+  linkage template class detail::AttendTile<Rotated<Q4>>;                                                                         \
+  linkage template class detail::AttendTile<Kv<Q8, Rotated<Q4>>>;                                                                 \
+  linkage template struct detail::IntegerProduct<detail::Int4Source, detail::FewLanes, detail::ManyLanes>;                        \
+  linkage template struct detail::IntegerProduct<detail::Int8Source, pith_test::FewBytes, detail::PairLanes>;                     \
+  PITH_TEST_MATMUL(linkage, float)                                                                                                \
+  PITH_TEST_MATMUL(linkage, double)                                                                                               \
+  PITH_TEST_MATMUL(linkage, bfloat16)                                                                                             \
+  PITH_TEST_MATMUL(linkage, half)                                                                                                 \
+  }                                                                                                                               \
+  linkage template struct Eigen::internal::gebp_kernel<double, double, Eigen::Index, pith_test::GebpColumns, pith_test::Gebp::mr, \
+                                                       pith_test::Gebp::nr, false, false>;
 
-extern template class Session<float, bfloat16>;
-extern template class Session<float, Q8>;
-extern template class Session<float, Kv<Q8, Rotated<Q4>>>;
+namespace pith_test {
+using Gebp = Eigen::internal::gebp_traits<double, double>;
+using GebpColumns = Eigen::internal::blas_data_mapper<double, Eigen::Index, Eigen::ColMajor>;
+template <class> struct FewLanesOf;
+template <class Source, class Few, class Many> struct FewLanesOf<pith::detail::IntegerProduct<Source, Few, Many>> { using type = Few; };
+using FewBytes = FewLanesOf<pith::detail::Int8Product<pith::detail::PairLanes>>::type;
+}  // namespace pith_test
 
-}  // namespace pith
+PITH_TEST_INSTANCES(extern)

@@ -43,31 +43,7 @@ template <class T> class AttendTile : TileRows<T> {
   }
 
   /// Computes the tile; `next` is the address of the rows that will be read after this head.
-  void run(const T* next) {
-    this->next_ = next;
-    this->reads_ = {};
-    bool skips = numbers_.skip_below > 0, scored = false;
-    if constexpr (ScoutedKeys<T>::possible)
-      if (ScoutedKeys<T>::wanted(*this)) {
-        if (ScoutedKeys<T>(*this).run()) return;
-        skips = false;
-        scored = true;
-      }
-    if (!scored) this->score_all();
-    this->start_weights();
-    if (skips) return SkippedValues<T>(*this).run();
-    this->for_seen_blocks([this](const KvRun<T>& run, Index row, Index count, Index block, const QueryRange& seen) {
-      this->reads_.rows += count;
-      this->reads_.values += count;
-      for (Index l = seen.begin * group_; l < seen.end * group_; ++l) this->weigh(l, block);
-      this->add_values(run, row, count, block, seen.begin * group_, seen.end * group_);
-    });
-    if (this->reads_.needed == 0) this->reads_.needed = this->reads_.values;
-    for (Index l = 0; l < lanes(); ++l) {
-      this->add_masses(l);
-      this->check_sums(l);
-    }
-  }
+  void run(const T* next);
 
   void store_output(S* out, Index out_stride) const {
     for (Index l = 0; l < lanes(); ++l) {
@@ -124,5 +100,32 @@ template <class T> class AttendTile : TileRows<T> {
     }
   }
 };
+
+// Out of the class, so that a program which compiles it once (extern template) compiles nothing of it elsewhere.
+template <class T> void AttendTile<T>::run(const T* next) {
+  this->next_ = next;
+  this->reads_ = {};
+  bool skips = numbers_.skip_below > 0, scored = false;
+  if constexpr (ScoutedKeys<T>::possible)
+    if (ScoutedKeys<T>::wanted(*this)) {
+      if (ScoutedKeys<T>(*this).run()) return;
+      skips = false;
+      scored = true;
+    }
+  if (!scored) this->score_all();
+  this->start_weights();
+  if (skips) return SkippedValues<T>(*this).run();
+  this->for_seen_blocks([this](const KvRun<T>& run, Index row, Index count, Index block, const QueryRange& seen) {
+    this->reads_.rows += count;
+    this->reads_.values += count;
+    for (Index l = seen.begin * group_; l < seen.end * group_; ++l) this->weigh(l, block);
+    this->add_values(run, row, count, block, seen.begin * group_, seen.end * group_);
+  });
+  if (this->reads_.needed == 0) this->reads_.needed = this->reads_.values;
+  for (Index l = 0; l < lanes(); ++l) {
+    this->add_masses(l);
+    this->check_sums(l);
+  }
+}
 
 }}}  // namespace pith::v0::detail

@@ -193,21 +193,7 @@ template <class Source, class L> struct IntegerPanels {
 template <class Source, class Few, class Many> struct IntegerProduct {
   Source weights;
 
-  void run(const ConstMatrixRef<float>& x, const ConstVectorRef<float>& bias, MatrixRef<float> y, Workspace& ws) const {
-    if (x.rows() == 0 || weights.out() == 0) return;
-    const Index passes = (x.rows() + token_block - 1) / token_block;
-    for (Index pass = 0; pass < passes; ++pass) {
-      const Share own = share(x.rows(), pass, passes);
-      const Index tokens = own.end - own.begin;
-      const ConstMatrixRef<float> from = x.middleRows(own.begin, tokens);
-      const MatrixRef<float> to = y.middleRows(own.begin, tokens);
-      if (tokens <= Few::tile_tokens) {
-        run_pass<Few>(from, bias, to, ws);
-      } else {
-        run_pass<Many>(from, bias, to, ws);
-      }
-    }
-  }
+  void run(const ConstMatrixRef<float>& x, const ConstVectorRef<float>& bias, MatrixRef<float> y, Workspace& ws) const;
 
   std::size_t workspace_bytes(Index tokens, Index workers) const {
     const Index most = (std::min)(tokens, token_block);
@@ -267,6 +253,25 @@ template <class Source, class Few, class Many> struct IntegerProduct {
     });
   }
 };
+
+// Out of the class, so that a program which compiles it once (extern template) compiles nothing of it elsewhere.
+template <class Source, class Few, class Many>
+void IntegerProduct<Source, Few, Many>::run(const ConstMatrixRef<float>& x, const ConstVectorRef<float>& bias, MatrixRef<float> y,
+                                            Workspace& ws) const {
+  if (x.rows() == 0 || weights.out() == 0) return;
+  const Index passes = (x.rows() + token_block - 1) / token_block;
+  for (Index pass = 0; pass < passes; ++pass) {
+    const Share own = share(x.rows(), pass, passes);
+    const Index tokens = own.end - own.begin;
+    const ConstMatrixRef<float> from = x.middleRows(own.begin, tokens);
+    const MatrixRef<float> to = y.middleRows(own.begin, tokens);
+    if (tokens <= Few::tile_tokens) {
+      run_pass<Few>(from, bias, to, ws);
+    } else {
+      run_pass<Many>(from, bias, to, ws);
+    }
+  }
+}
 
 }}}  // namespace pith::v0::detail
 
