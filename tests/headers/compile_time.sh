@@ -5,7 +5,7 @@ set -euo pipefail
 
 source=$(cd "$1" && pwd)
 cxx=${CXX:-g++}
-flags=(-std=c++20 -O2 -I "$source/include" $(pkg-config --cflags eigen3) "-DPITH_MODELS_DIR=\"$source/examples/models\"")
+flags=(-std=c++20 -O2 -I "$source/include" -I "$source/examples" $(pkg-config --cflags eigen3) "-DPITH_MODELS_DIR=\"$source/examples/models\"")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -29,11 +29,15 @@ program() {  # name, budget in seconds, file
   read -r seconds memory < <(cost "$3")
   printf '   %-36s %5s s (budget %s s), %s MB\n' "$1" "$seconds" "$2" "$memory"
 }
-sed -e 's,<pith/io.hpp>,<pith/prebuilt.hpp>,' -e '/<pith\/pith.hpp>/d' -e '/<pith\/text.hpp>/d' "$work/readme.cpp" >"$work/prebuilt.cpp"
+with_prebuilt() {  # the program with pith/prebuilt.hpp in place of its headers
+  sed -e 's,<pith/io.hpp>,<pith/prebuilt.hpp>,' -e '/<pith\/pith.hpp>/d' -e '/<pith\/text.hpp>/d' "$1" >"$work/prebuilt.cpp"
+  program '- with pith/prebuilt.hpp' "$2" "$work/prebuilt.cpp"
+}
 program "README.md's program" 8 "$work/readme.cpp"
-program '- with pith/prebuilt.hpp' 8 "$work/prebuilt.cpp"
+with_prebuilt "$work/readme.cpp" 8
 program 'pith/prebuilt.cpp, once' 60 "$source/include/pith/prebuilt.cpp"
 program examples/your_own_policy.cpp 8 "$source/examples/your_own_policy.cpp"
+with_prebuilt "$source/examples/your_own_policy.cpp" 8
 program examples/your_own_loop.cpp 3 "$source/examples/your_own_loop.cpp"
 
 median() {
