@@ -116,9 +116,9 @@ void panel_rows(const Product<S>& o, Index p, Index begin, Index end, const S* x
 
 inline constexpr Index tile_of_several = 10;  // tokens: rows of x, at any stride, that L1 holds beside a stream of weights
 
-/// Whether any number of tokens is multiplied by panels of T as they are stored, instead of by blocks that are widened first.
+/// Whether any number of tokens is multiplied by panels of T as they are stored, instead of by blocks, widened first if T is narrow.
 template <class T>
-inline constexpr bool streams_any = processor.narrow_streamed && sizeof(T) < sizeof(arithmetic_t<T>) &&
+inline constexpr bool streams_any = (sizeof(T) < sizeof(arithmetic_t<T>) ? processor.narrow_streamed : processor.floats_streamed) &&
                                     (TileShape<arithmetic_t<T>>::tokens > tile_of_several);
 
 /// Multiplies tokens by the panels as they are stored: one register tile, or several, which find the panel in L2 after the first.
