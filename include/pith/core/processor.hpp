@@ -33,8 +33,9 @@ struct Processor {
 // of 32 a tenth less one at a time, and much less without every line in L1. 13 to 128 tokens over weights of 8 and 16 bits, of the peak:
 // .85 to .95 widened in registers, .71 to .8 in blocks.
 //
-// Floats on a Zen 4, of the peak, 13 / 16 / 32 / 128 tokens, 2048 x 2048: .73 / .8 / .88 / .89 in blocks, .85 / .88 / .92 / .94 streamed;
-// the same with panels of 1 MB.
+// Floats on a Zen 4, of the peak, 2048 x 2048: 13, 16, 32 and 128 tokens .73, .8, .88 and .89 in blocks, .85, .88, .92 and .94 streamed,
+// and as much with panels of 1 MB. 4, 10, 12 and 13 tokens .49, .77, .77 and .85 fetched 2 KB ahead, .54, .86, .84 and .89 fetched 4 KB
+// ahead and with 11 or 12 tokens in two tiles.
 //
 // Few lines, which start the processor's own prefetching in each page, on a Zen 4. One token, of reading as many bytes, with every line
 // into L1 and so: f32 .93 and 1.05, bfloat16 .83 and 1.03, 4-bit groups of 32 .48 side by side and .92 one at a time, of 128 .71 and .92.

@@ -140,11 +140,13 @@ template <class Source, class S> void product_streamed(const Product<S>& o, cons
                                      w.panel(p), in * panel_width);
     }
   }
-  const Index tiles = o.tokens <= TileShape<S>::tokens ? 1 : (o.tokens + tile_of_several - 1) / tile_of_several;
+  constexpr Index distance = (processor.few_lines && sizeof(T) == sizeof(S) ? 2 : 1) * fetched_ahead;
+  constexpr Index most = processor.floats_streamed ? (std::min)(tile_of_several, Index(TileShape<S>::tokens)) : TileShape<S>::tokens;
+  const Index tiles = o.tokens <= most ? 1 : (o.tokens + tile_of_several - 1) / tile_of_several;
   for (; p < panels.end; ++p) {
     for (Index i = 0; i < tiles; ++i) {
       const Share rows = share(o.tokens, i, tiles);
-      panel_rows(o, p, rows.begin, rows.end, o.x + rows.begin * o.x_stride, o.x_stride, w.panel(p), in, true, ahead(fetched_ahead),
+      panel_rows(o, p, rows.begin, rows.end, o.x + rows.begin * o.x_stride, o.x_stride, w.panel(p), in, true, ahead(distance),
                  i == 0 ? Source::row_bytes : 0);
     }
   }
