@@ -53,7 +53,7 @@ template <class T> float int8_encode(const T* w, Index n, std::int8_t* codes) {
     std::int32_t integers[std::size_t(V::width)];
     truncate(V::add(v, copy_sign(half_away, v)), integers);
     const Index count = (std::min)(n - k, Index(V::width));
-    if (count == V::width) {
+    if (count == V::width) {  // a constant: compilers narrow all lanes at once
       for (int i = 0; i < V::width; ++i) codes[k + i] = static_cast<std::int8_t>(integers[i]);
     } else {
       for (Index i = 0; i < count; ++i) codes[k + i] = static_cast<std::int8_t>(integers[i]);

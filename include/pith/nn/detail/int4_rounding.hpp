@@ -23,7 +23,7 @@ namespace pith { inline namespace v0 { namespace detail {
 inline void round_to_int4(const float* w, Index group, std::uint8_t* codes, half* scales) {
   using V = Simd<float>;
   using Packet = V::Packet;
-  // -c of a weight, whose factor is -(8 + f) / m with the other sign: sums of c w are those of -c w with their sign turned.
+  // -c, by the factor (8 + f) / m: one subtraction a weight is saved where -c is summed with its sign turned.
   const auto turned_code = [&](Packet v, Packet factor) {
     return V::smaller(V::larger(to_integers(V::mul(v, factor)), V::broadcast(-7)), V::broadcast(8));
   };
