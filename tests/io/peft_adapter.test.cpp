@@ -516,8 +516,8 @@ TEST_CASE("LoRA folders that are written are read back, number by number", "[io]
                                   Vector<float>(random_matrix<float>(8, 1, 3).col(0)));
     biased.add(bound_q, with);
     biased.write(folder / "biased");
-    CHECK(PeftFolder(folder / "biased").load<float>(bound_q).up_bias == Vector<float>(with.bias()));  // a scale of 4: exact
-    CHECK(load_adapter(folder / "biased", decoder).projection(0, Projection::q)->bias == Vector<float>(with.bias()));
+    CHECK(PeftFolder(folder / "biased").load<float>(bound_q).up_bias == Vector<float>(with.scaled_bias()));  // a scale of 4: exact
+    CHECK(load_adapter(folder / "biased", decoder).projection(0, Projection::q)->bias == Vector<float>(with.scaled_bias()));
     biased.add(up1, up);
     CHECK_THROWS_AS(biased.write(folder / "biased"), FormatError);
     CHECK_THROWS_WITH(biased.write(folder / "biased"), contains("has no bias, but others have one"));

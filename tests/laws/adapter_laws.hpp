@@ -87,7 +87,7 @@ template <pith::LowRankAdapter A> void check_adapter_laws(const A& adapter, std:
   const ShownAdapter in_double = shown(adapter);
   const Eigen::MatrixXd xd = x.template cast<double>(), w = base.weight().template cast<double>(), delta = delta_of(in_double);
   Eigen::VectorXd bias = base.bias().template cast<double>();
-  if (const pith::ConstVectorRef<S> more = pith::detail::bias_of(adapter); more.size() > 0) bias += more.template cast<double>();
+  if (const pith::ConstVectorRef<S> more = pith::detail::scaled_bias_of(adapter); more.size() > 0) bias += more.template cast<double>();
   const Eigen::MatrixXd expected = adapted(xd, w, delta, bias), bound = adapted_bound(xd, w, bias, in_double);
   const pith::Matrix<S> y = layer.forward(x);
   CHECK(near(y, expected, bound, seed));

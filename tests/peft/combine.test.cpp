@@ -153,7 +153,7 @@ TEST_CASE("closest_lora: the best of its rank for scales, rotations, Kronecker p
       if (rank < in) continue;
       LinearAdapter<double> as_lora;
       as_lora.terms.push_back(LowRankTerm<double>::of(closest.adapter));
-      as_lora.bias = closest.adapter.bias();
+      as_lora.bias = closest.adapter.scaled_bias();
       CHECK((computed(as_lora) - computed(change)).cwiseAbs().maxCoeff() <= 1e-9);
     }
     CHECK_THROWS_AS(closest_lora<double>(base, change, in + 1), ShapeError);

@@ -65,6 +65,21 @@ TEST_CASE("HoulsbyAdapter: a skip from the sum, a RmsNorm, and a gate over all r
   CHECK(gate.parameters() == 16 * 4 * 2 + 4 + 16 + 17);
 }
 
+TEST_CASE("HoulsbyAdapter: what the accessors return makes the same block again", "[peft]") {
+  const Matrix<float> h = random_matrix<float>(5, 8, 5), u = random_matrix<float>(5, 8, 6);
+  HoulsbyWeights<float> weights = block_weights(8, 8, false);  // as wide as the layer, so that D and Up could change places
+  weights.scale = random_vector<float>(8, 9);
+  weights.gate = random_vector<float>(8, 10);
+  weights.gate_bias = 0.25f;
+  const HoulsbyAdapter<float> block(weights, HoulsbyOptions::parallel_block());
+  CHECK(same_bits(block.down().weight(), weights.down.weight()));
+  CHECK(same_bits(block.up().weight(), weights.up.weight()));
+  const HoulsbyAdapter<float> again(
+      {.down = block.down(), .up = block.up(), .scale = block.scale(), .gate = block.gate(), .gate_bias = block.gate_bias()},
+      block.options());
+  CHECK(same_bits(again.forward(h, u), block.forward(h, u)));
+}
+
 TEST_CASE("HoulsbyAdapter: a token among others has the bits it has alone", "[peft]") {
   HoulsbyWeights<float> weights = block_weights(40, 8, false);
   weights.scale = random_vector<float>(40, 3);

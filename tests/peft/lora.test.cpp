@@ -3,6 +3,7 @@
 #include <random>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include <pith/nn/feed_forward.hpp>
 #include <pith/peft/adalora.hpp>
@@ -141,7 +142,7 @@ TEST_CASE("LoraLinear: merging rounds once, however many adapters are stacked", 
   const Linear<float> merged = layer.merged();
   const Eigen::MatrixXd half_ulp = exact.cwiseAbs() * (0.5 * double(std::numeric_limits<float>::epsilon()) * (1 + 1e-6));
   CHECK(near(merged.weight(), exact, half_ulp, 1));
-  CHECK(same_bits(Vector<float>(merged.bias()), Vector<float>(base.bias() + two.bias())));
+  CHECK(same_bits(Vector<float>(merged.bias()), Vector<float>(base.bias() + two.scaled_bias())));
 
   Matrix<float> rows(66, 17);
   layer.copy_weight(3, rows);
@@ -250,7 +251,7 @@ TEST_CASE("DyLoraAdapter: rank b is the LoraAdapter of the first b components, b
   CHECK_THROWS_AS(DyLoraAdapter(Matrix<float>(0, 3), Matrix<float>(3, 0)), ShapeError);
 }
 
-TEST_CASE("adapters: what λ and β are multiplied by is never out of date", "[peft]") {
+TEST_CASE("adapters: what λ and the bias are multiplied by is never out of date", "[peft]") {
   const Linear<double> base(Matrix<double>::Zero(1, 1));
   const Matrix<double> one = Matrix<double>::Ones(1, 1), x = Matrix<double>::Constant(1, 1, 7);
   const Vector<double> two = Vector<double>::Constant(1, 2);
@@ -271,9 +272,37 @@ TEST_CASE("adapters: what λ and β are multiplied by is never out of date", "[p
       incre, [](auto& a) { a.lambda()[0] = 3; }, 21);
   LoraLinear biased(LinearView{base}, LoraAdapter<double>(one, one, {.alpha = 1}, two));
   refuses(
-      biased, [](auto& a) { a.beta()[0] = 5; }, 12);
-  VectorRef<double> held = biased.adapter().beta();
+      biased, [](auto& a) { a.bias()[0] = 5; }, 12);
+  VectorRef<double> held = biased.adapter().bias();
   biased.adapter().refresh();
   held[0] = 6;
   CHECK_THROWS_AS(biased.forward(x), StateError);
+}
+
+TEST_CASE("adapters: what the accessors return makes the same adapter again", "[peft]") {
+  const Index n = 6;  // rank, in and out, so that a factor turned round would fit
+  const Matrix<float> a = random_matrix<float>(n, n, 1), b = random_matrix<float>(n, n, 2), x = random_matrix<float>(3, n, 3);
+  const Vector<float> bias = random_vector<float>(n, 4), lambda = random_vector<float>(n, 5);
+  const Linear<float> base(random_matrix<float>(n, n, 6));
+  const auto same = [&](const auto& adapter, const auto& again) {
+    CHECK(same_bits(LoraLinear(LinearView{base}, again).forward(x), LoraLinear(LinearView{base}, adapter).forward(x)));
+  };
+  for (const bool rslora : {false, true}) {
+    LoraAdapter<float> lora(a, b, {.alpha = 5, .rslora = rslora}, bias);
+    for (const float scale : {0.f, 0.3f, 0.f}) {
+      const LoraAdapter<float>& seen = lora;
+      CHECK(same_bits(Matrix<float>(seen.up()), b));
+      CHECK(same_bits(seen.bias(), bias));
+      CHECK(same_bits(Vector<float>(seen.scaled_bias()), seen.scale() == 0 ? Vector<float>() : Vector<float>(seen.scale() * bias)));
+      same(seen, LoraAdapter<float>(seen.down(), Matrix<float>(seen.up()), seen.options(), seen.bias()));
+      lora.set_scale(scale);
+    }
+  }
+  DyLoraAdapter<float> dylora(a, b, {.alpha = 5});
+  dylora.set_rank(4);
+  same(dylora, DyLoraAdapter<float>(std::as_const(dylora).down(), Matrix<float>(std::as_const(dylora).up()), dylora.options()));
+  const AdaLoraAdapter<float> ada(a, lambda, b, {.alpha = 5, .initial_rank = 9});
+  same(ada, AdaLoraAdapter<float>(ada.down(), ada.lambda(), Matrix<float>(ada.up()), ada.options()));
+  const IncreLoraAdapter<float> incre(a, lambda, b, {.alpha = 5, .capacity = 8});
+  same(incre, IncreLoraAdapter<float>(incre.down(), incre.lambda(), Matrix<float>(incre.up()), incre.options()));
 }

@@ -75,7 +75,7 @@ struct MinimalAdapter {
   const Matrix<double>& down_rows() const { return a; }
   const Matrix<double>& up_rows() const { return bt; }
   const Vector<double>& gain() const { return g; }
-  const Vector<double>& bias() const { return beta; }
+  const Vector<double>& scaled_bias() const { return beta; }
 };
 struct NoGain {
   using Scalar = double;
@@ -183,8 +183,8 @@ TEST_CASE("add_low_rank: what does not fit together is refused before y is touch
                        Workspace& w) { add_low_rank<float>(x, down, up, gain, y, w); };
   CHECK_THROWS_AS(add(c.x.leftCols(9), c.down, c.up, c.gain, ws), ShapeError);
   CHECK_THROWS_WITH(add(c.x.leftCols(9), c.down, c.up, c.gain, ws), contains("x is [4, 9], expected [*, 10]"));
-  CHECK_THROWS_WITH(add(c.x, c.down, c.up.topRows(2), c.gain, ws), contains("up is [2, 12], expected [3, *]"));
-  CHECK_THROWS_WITH(add(c.x, c.down, c.up.transpose(), c.gain, ws), contains("did you mean up.transpose()?"));
+  CHECK_THROWS_WITH(add(c.x, c.down, c.up.topRows(2), c.gain, ws), contains("up_rows is [2, 12], expected [3, *]"));
+  CHECK_THROWS_WITH(add(c.x, c.down, c.up.transpose(), c.gain, ws), contains("did you mean up_rows.transpose()?"));
   CHECK_THROWS_WITH(add(c.x, c.down, c.up, c.gain.head(2), ws), contains("gain is [2, 1], expected [3, 1]"));
   CHECK_THROWS_WITH(add(c.x.topRows(3), c.down, c.up, c.gain, ws), contains("y is [4, 12], expected [3, 12]"));
   CHECK_THROWS_AS(add(c.x, c.down, c.up, c.gain, none), CapacityError);

@@ -125,8 +125,8 @@ TEST_CASE("a table's changes: low rank, single rows, and a table that is scaled"
   for (Index t = 0; t < 4; ++t)
     for (Index i = 0; i < 6; ++i) {
       const Token id = tokens[static_cast<std::size_t>(t)];
-      const double low =
-          double(table(id, i)) + double(change.token_rows(id, 0)) * change.up(0, i) + double(change.token_rows(id, 1)) * change.up(1, i);
+      const double low = double(table(id, i)) + double(change.token_rows(id, 0)) * change.up_rows(0, i) +
+                         double(change.token_rows(id, 1)) * change.up_rows(1, i);
       const double expected = 3 * (id == 4 ? double(change.rows(0, i)) : id == 1 ? double(change.rows(1, i)) : low);
       CHECK(std::abs(out(t, i) - expected) <= 1e-5);
     }

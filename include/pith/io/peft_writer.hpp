@@ -60,7 +60,7 @@ template <class S = float> class LoraFolderWriter {
     const ConstMatrixRef<S> down = adapter.down_rows(), up = adapter.up_rows();
     const ConstVectorRef<S> gain = adapter.gain();
     ConstVectorRef<S> bias;
-    if constexpr (requires { adapter.bias(); }) bias = adapter.bias();
+    if constexpr (requires { adapter.scaled_bias(); }) bias = adapter.scaled_bias();
     insert(module, down, up, gain, bias);
   }
 

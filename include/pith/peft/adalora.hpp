@@ -66,6 +66,7 @@ template <class S = float> class AdaLoraAdapter {
   }
   ConstVectorRef<S> lambda() const { return lambda_; }  ///< [rank]
   S scale() const { return scale_; }
+  const AdaLoraOptions& options() const { return options_; }        ///< with the initial rank that it was made with
   Index kept() const { return (lambda_.array() != S(0)).count(); }  ///< number of triplets with λ ≠ 0
 
   /// The numbers themselves, for training and masking; refresh() after lambda has changed.

@@ -51,7 +51,7 @@ template <class S> void check_terms(const char* where, std::span<const WeightedL
     const LoraAdapter<S>& first = *terms[0].adapter;
     check_shape(where, "down", std::as_const(*term.adapter).down_rows(), equal_ranks ? first.rank() : any_extent, first.in());
     check_shape(where, "up", std::as_const(*term.adapter).up_rows(), any_extent, first.out());
-    if (std::as_const(*term.adapter).beta().size() > 0)
+    if (std::as_const(*term.adapter).bias().size() > 0)
       raise<UnsupportedError>("pith::", where, ": an adapter with a bias of its own has no combination");
   }
 }

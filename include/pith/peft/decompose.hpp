@@ -220,7 +220,7 @@ template <class S, class BaseOf> ClosestAdapter<S> closest_lora(const ModelAdapt
       const ClosestLora<S> closest = closest_lora<S>(base, change, (std::min)({rank, base.out(), base.in()}));
       change = {};
       change.terms.push_back(LowRankTerm<S>::of(closest.adapter));
-      change.bias = closest.adapter.bias();
+      change.bias = closest.adapter.scaled_bias();
       errors[layer][p] = closest.error;
     }
   return {ModelAdapter<S>(adapter.target(), std::move(parts)), std::move(errors)};

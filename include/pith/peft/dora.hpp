@@ -62,7 +62,7 @@ class DoraLinear {
   DoraLinear(Base base, Adapter adapter, Vector<Scalar> magnitude = {})
       : base_(std::move(base)), adapter_(std::move(adapter)), magnitude_(std::move(magnitude)), bias_(detail::wide_bias(base_)) {
     if (magnitude_.size() > 0) check_shape("DoraLinear", "magnitude", magnitude_, base_.out(), 1);
-    if (detail::bias_of(adapter_).size() > 0) [[unlikely]]
+    if (detail::scaled_bias_of(adapter_).size() > 0) [[unlikely]]
       raise<UnsupportedError>("pith::DoraLinear: the adapter has a bias, which DoRA has no place for: leave it out");
     refresh();
   }

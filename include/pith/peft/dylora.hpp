@@ -50,6 +50,7 @@ template <class S = float> class DyLoraAdapter {
   ConstMatrixRef<S> up_rows() const { return factors_.up.topRows(rank_); }  ///< Bᵀ, a row a component [rank, out]
   ConstVectorRef<S> gain() const { return {gain_.data(), rank_}; }          ///< [rank] alpha / rank
   S scale() const { return gain_[0]; }
+  const LoraOptions& options() const { return options_; }
 
   /// The numbers of all ranks, for training.
   MatrixRef<S> all_down() { return ++changes_, factors_.down; }

@@ -17,10 +17,10 @@ namespace pith { inline namespace v0 {
 
 /// row(token) ← W[token] + A[:, token] B, or the replaced row of the token. Each part may be empty.
 ///
-/// Shapes   token_rows Aᵀ [vocabulary, rank] · up [rank, features], scale folded in · ids [k], each once · rows [k, features]
+/// Shapes   token_rows Aᵀ [vocabulary, rank] · up_rows [rank, features], scale folded in · ids [k], each once · rows [k, features]
 template <class S = float> struct EmbeddingChange {
   Matrix<S> token_rows = {};
-  Matrix<S> up = {};
+  Matrix<S> up_rows = {};
   std::vector<Token> ids = {};
   Matrix<S> rows = {};
 
@@ -30,7 +30,7 @@ template <class S = float> struct EmbeddingChange {
   void check(Index vocabulary, Index features) const {
     if (token_rows.rows() > 0) {
       check_shape("EmbeddingChange", "token_rows", token_rows, vocabulary, any_extent);
-      check_shape("EmbeddingChange", "up", up, token_rows.cols(), features);
+      check_shape("EmbeddingChange", "up_rows", up_rows, token_rows.cols(), features);
     }
     if (!ids.empty()) check_shape("EmbeddingChange", "rows", rows, static_cast<Index>(ids.size()), features);
     std::vector<bool> taken(ids.empty() ? 0 : static_cast<std::size_t>(vocabulary));
@@ -41,10 +41,10 @@ template <class S = float> struct EmbeddingChange {
     }
   }
 
-  /// The same for a table whose rows are multiplied by a number when they are looked up.
+  /// The same for a table whose rows are multiplied by a number when they are looked up_rows.
   EmbeddingChange scaled(S scale) const {
     EmbeddingChange out = *this;
-    out.up *= scale;
+    out.up_rows *= scale;
     out.rows *= scale;
     return out;
   }
@@ -59,8 +59,8 @@ template <class S = float> struct EmbeddingChange {
       S* row = out.data() + static_cast<Index>(i) * out.outerStride();
       for (Index r = 0; r < token_rows.cols(); ++r) {
         const S weight = token_rows(tokens[i], r);
-        const S* b = up.data() + r * up.cols();
-        for (Index c = 0; c < up.cols(); ++c) row[c] += weight * b[c];
+        const S* b = up_rows.data() + r * up_rows.cols();
+        for (Index c = 0; c < up_rows.cols(); ++c) row[c] += weight * b[c];
       }
       if (const auto found = std::find(ids.begin(), ids.end(), tokens[i]); found != ids.end())
         std::copy_n(rows.data() + (found - ids.begin()) * rows.cols(), rows.cols(), row);
@@ -68,11 +68,11 @@ template <class S = float> struct EmbeddingChange {
   }
 
   std::size_t bytes() const {
-    return static_cast<std::size_t>(token_rows.size() + up.size() + rows.size()) * sizeof(S) + ids.size() * sizeof(Token);
+    return static_cast<std::size_t>(token_rows.size() + up_rows.size() + rows.size()) * sizeof(S) + ids.size() * sizeof(Token);
   }
   void hash(detail::Fingerprint& f) const {
     detail::hash_numbers(f, token_rows);
-    detail::hash_numbers(f, up);
+    detail::hash_numbers(f, up_rows);
     for (const Token id : ids) f.number(id);
     detail::hash_numbers(f, rows);
   }

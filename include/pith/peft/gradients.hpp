@@ -50,8 +50,8 @@ void low_rank_backward(ConstMatrixRef<typename A::Scalar> x, const A& adapter, C
   grads.down_rows.topRows(rank).noalias() += (u * gain.asDiagonal()).transpose() * x;
   grads.up_rows.topRows(rank).noalias() += (t * gain.asDiagonal()).transpose() * dy;
   if constexpr (requires { adapter.lambda(); }) grads.lambda.head(rank) += adapter.scale() * t.cwiseProduct(u).colwise().sum().transpose();
-  if constexpr (requires { adapter.beta(); })
-    if (adapter.beta().size() > 0) grads.bias += adapter.scale() * dy.colwise().sum().transpose();
+  if constexpr (requires { adapter.scaled_bias(), adapter.scale(); })
+    if (adapter.scaled_bias().size() > 0) grads.bias += adapter.scale() * dy.colwise().sum().transpose();
 }
 
 namespace detail {

@@ -142,12 +142,16 @@ template <class S = float, Activation<S> Act = Relu> class HoulsbyAdapter {
     return y;
   }
 
-  Index size() const { return core_.in(); }              ///< d
-  Index bottleneck() const { return core_.up().out(); }  ///< c
+  Index size() const { return core_.in(); }          ///< d
+  Index bottleneck() const { return down().out(); }  ///< c
   const HoulsbyOptions& options() const { return options_; }
-  const FeedForward<Linear<S>, Linear<S>, Act>& core() const { return core_; }
+  const Linear<S>& down() const { return core_.up(); }  ///< D: in a feed-forward layer the first is the one that widens
+  const Linear<S>& up() const { return core_.down(); }  ///< Up
+  ConstVectorRef<S> scale() const { return scale_; }    ///< [1], [d] or empty
+  ConstVectorRef<S> gate() const { return gate_; }      ///< [d] or empty
+  S gate_bias() const { return gate_bias_; }
   Index parameters() const {
-    Index n = core_.up().weight().size() + core_.up().bias().size() + core_.down().weight().size() + core_.down().bias().size();
+    Index n = down().weight().size() + down().bias().size() + up().weight().size() + up().bias().size();
     n += scale_.size() + (gate_.size() > 0 ? gate_.size() + 1 : 0);
     return n + (before_ ? 2 * size() : 0) + (after_ ? 2 * size() : 0);
   }

@@ -46,7 +46,7 @@ template <class S = float> class LoraAdapter {
 
   LoraAdapter() = default;
   LoraAdapter(ConstMatrixRef<S> down, ConstMatrixRef<S> up, const LoraOptions& options = {}, ConstVectorRef<S> bias = {})
-      : factors_("LoraAdapter", down, up), beta_(bias), scale_(static_cast<S>(lora_scale(options, down.rows()))) {
+      : factors_("LoraAdapter", down, up), bias_(bias), options_(options), scale_(static_cast<S>(lora_scale(options, down.rows()))) {
     detail::check_bias("LoraAdapter", out(), bias.size());
     refresh();
   }
@@ -59,14 +59,16 @@ template <class S = float> class LoraAdapter {
   ConstMatrixRef<S> down_rows() const { return factors_.down; }  ///< A, a row a component
   ConstMatrixRef<S> up_rows() const { return factors_.up; }      ///< Bᵀ, a row a component [rank, out]
   ConstVectorRef<S> gain() const { return gain_; }               ///< [rank] scale
-  /// [out] scale · β, or empty.
+  ConstVectorRef<S> bias() const { return bias_; }               ///< β [out] as trained, or empty
+  /// [out] scale · β, what is added to y; empty without a bias or at scale 0.
   ///
   /// Throws   StateError if β changed after the last refresh()
-  ConstVectorRef<S> bias() const {
-    fresh_beta_.check("LoraAdapter", "beta", beta_);
-    return {bias_.data(), scale_ == S(0) ? 0 : bias_.size()};
+  ConstVectorRef<S> scaled_bias() const {
+    fresh_bias_.check("LoraAdapter", "bias", bias_);
+    return {scaled_bias_.data(), scale_ == S(0) ? 0 : scaled_bias_.size()};
   }
-  ConstVectorRef<S> beta() const { return beta_; }  ///< [out] as trained, or empty
+  /// Makes an adapter of the same bits with down(), up() and bias().
+  const LoraOptions& options() const { return options_; }
 
   S scale() const { return scale_; }
   /// Sets the scale of B A; 0 switches the adapter off, bit for bit.
@@ -74,20 +76,21 @@ template <class S = float> class LoraAdapter {
     if (!std::isfinite(scale)) [[unlikely]]
       raise<ShapeError>("pith::LoraAdapter::set_scale: scale is ", scale, ", expected a finite number");
     scale_ = scale;
+    options_ = {.alpha = double(scale) * double((std::max<Index>)(rank(), 1))};
     refresh();
   }
 
-  /// The numbers themselves, for training; refresh() after beta has changed.
+  /// The numbers themselves, for training; refresh() after the bias has changed.
   MatrixRef<S> down() { return ++changes_, factors_.down; }
   auto up() { return ++changes_, factors_.up.transpose(); }
   MatrixRef<S> down_rows() { return down(); }
   MatrixRef<S> up_rows() { return ++changes_, factors_.up; }
-  VectorRef<S> beta() { return beta_; }
+  VectorRef<S> bias() { return bias_; }
   void refresh() {
     ++changes_;
     gain_ = Vector<S>::Constant(rank(), scale_);
-    bias_ = scale_ * beta_;
-    fresh_beta_.set(beta_);
+    scaled_bias_ = scale_ * bias_;
+    fresh_bias_.set(bias_);
   }
   std::uint64_t changes() const { return changes_; }
 
@@ -95,15 +98,16 @@ template <class S = float> class LoraAdapter {
   template <class F> void each_parameter(const LowRankGradients<S>& g, F&& f) {
     f("lora_A", down_rows(), ConstMatrixRef<S>(g.down_rows));
     f("lora_B", up_rows(), ConstMatrixRef<S>(g.up_rows));
-    if (beta_.size() > 0) f("lora_B.bias", detail::as_row(beta_), detail::as_row(g.bias));
+    if (bias_.size() > 0) f("lora_B.bias", detail::as_row(bias_), detail::as_row(g.bias));
   }
-  Index parameters() const { return factors_.size() + beta_.size(); }  ///< number of trained numbers
+  Index parameters() const { return factors_.size() + bias_.size(); }  ///< number of trained numbers
   std::size_t bytes() const { return static_cast<std::size_t>(parameters()) * sizeof(S); }
 
  private:
   detail::Factors<S> factors_;
-  Vector<S> beta_, bias_, gain_;
-  detail::Fresh<S> fresh_beta_;
+  Vector<S> bias_, scaled_bias_, gain_;
+  detail::Fresh<S> fresh_bias_;
+  LoraOptions options_;
   S scale_ = 0;
   std::uint64_t changes_ = 0;
 };
@@ -152,7 +156,7 @@ class LoraLinear {
     detail::add_delta_rows(adapter_, first_row, rows);
   }
   Vector<Scalar> merged_bias() const requires DenseLinear<Base> {
-    return detail::bias_sum(detail::wide_bias(base_), detail::bias_of(adapter_));
+    return detail::bias_sum(detail::wide_bias(base_), detail::scaled_bias_of(adapter_));
   }
 
   void copy_weight(Index first_row, MatrixRef<Scalar> rows) const requires DenseLinear<Base> {
@@ -162,7 +166,7 @@ class LoraLinear {
   ///
   /// Throws   StateError if the adapter has its own bias: only merged() holds the sum
   ConstVectorRef<Scalar> bias() const requires DenseLinear<Base> {
-    if (detail::bias_of(adapter_).size() > 0) [[unlikely]]
+    if (detail::scaled_bias_of(adapter_).size() > 0) [[unlikely]]
       raise<StateError>("pith::LoraLinear::bias: the adapter adds a bias of its own; ask merged() for their sum");
     return base_.bias();
   }
@@ -184,7 +188,7 @@ class LoraLinear {
     check_shape("LoraLinear", "down", ConstMatrixRef<Scalar>(adapter_.down_rows()), adapter_.rank(), base_.in());
     check_shape("LoraLinear", "up", ConstMatrixRef<Scalar>(adapter_.up_rows()), adapter_.rank(), base_.out());
     check_shape("LoraLinear", "gain", ConstVectorRef<Scalar>(adapter_.gain()), adapter_.rank(), 1);
-    detail::check_bias("LoraLinear", base_.out(), detail::bias_of(adapter_).size());
+    detail::check_bias("LoraLinear", base_.out(), detail::scaled_bias_of(adapter_).size());
   }
   std::size_t adapter_bytes() const { return static_cast<std::size_t>(adapter_.rank() * (in() + out() + 1)) * sizeof(Scalar); }
 

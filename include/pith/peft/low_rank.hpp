@@ -39,7 +39,7 @@ concept LowRankFactors = requires(const A a) {
 
 /// A low-rank adapter: factors of the scalar itself, which can be trained, written and stacked.
 ///
-/// Optional members: bias(), [out] or empty, is added to y, scale included; changes() counts accesses for writing, and tells DoraLinear
+/// Optional members: scaled_bias(), [out] or empty, is added to y as it is; changes() counts accesses for writing, and tells DoraLinear
 /// that its norms are stale.
 template <class A>
 concept LowRankAdapter = LowRankFactors<A> && requires(const A a) {
@@ -49,7 +49,7 @@ concept LowRankAdapter = LowRankFactors<A> && requires(const A a) {
 
 /// y += (x Aᵀ) diag(gain) Bᵀ, computed from the left: the product B A is never formed.
 ///
-/// Shapes   x [tokens, in] · down A [rank, in] · up Bᵀ [rank, out] · gain [rank] · y [tokens, out]; y overlaps none of the others
+/// Shapes   x [tokens, in] · down_rows A [rank, in] · up_rows Bᵀ [rank, out] · gain [rank] · y [tokens, out]; y overlaps none of the others
 /// Cost     2·tokens·rank·(in + out) flops; a component with gain 0 costs nothing
 /// Heap     none, given ws of low_rank_workspace_bytes<S>(tokens, rank, workers)
 /// Throws   ShapeError if the shapes disagree, CapacityError if ws is too small, before y is touched
@@ -57,7 +57,7 @@ concept LowRankAdapter = LowRankFactors<A> && requires(const A a) {
 ///          over the components in ascending order from y. Rank 0 leaves every bit as it was
 /// Paper    LoRA: arXiv:2106.09685
 template <class S>
-void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> down, std::type_identity_t<ConstMatrixRef<S>> up,
+void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> down_rows, std::type_identity_t<ConstMatrixRef<S>> up_rows,
                   std::type_identity_t<ConstVectorRef<S>> gain, std::type_identity_t<MatrixRef<S>> y, Workspace& ws);
 
 /// Overload that takes an adapter and also adds its bias. Factors in bfloat16 are widened in registers, which changes no bit: y is what the
@@ -230,7 +230,7 @@ template <class S, class T>
 void add_factors(ConstMatrixRef<S> x, ConstMatrixRef<T> down, ConstMatrixRef<T> up, ConstVectorRef<S> gain, MatrixRef<S> y, Workspace& ws) {
   const Index tokens = x.rows(), rank = down.rows();
   check_shape("add_low_rank", "x", x, any_extent, down.cols());
-  check_shape("add_low_rank", "up", up, rank, any_extent);
+  check_shape("add_low_rank", "up_rows", up, rank, any_extent);
   check_shape("add_low_rank", "gain", gain, rank, 1);
   check_shape("add_low_rank", "y", y, tokens, up.cols());
   if (tokens == 0 || rank == 0 || y.cols() == 0) return;
@@ -244,9 +244,9 @@ void add_factors(ConstMatrixRef<S> x, ConstMatrixRef<T> down, ConstMatrixRef<T> 
 }  // namespace detail
 
 template <class S>
-void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> down, std::type_identity_t<ConstMatrixRef<S>> up,
+void add_low_rank(std::type_identity_t<ConstMatrixRef<S>> x, ConstMatrixRef<S> down_rows, std::type_identity_t<ConstMatrixRef<S>> up_rows,
                   std::type_identity_t<ConstVectorRef<S>> gain, std::type_identity_t<MatrixRef<S>> y, Workspace& ws) {
-  detail::add_factors<S, S>(x, down, up, gain, y, ws);
+  detail::add_factors<S, S>(x, down_rows, up_rows, gain, y, ws);
 }
 
 template <LowRankFactors A>
@@ -254,8 +254,8 @@ void add_low_rank(ConstMatrixRef<typename A::Scalar> x, const A& adapter, Matrix
   using S = typename A::Scalar;
   using T = factor_t<A>;
   const ConstMatrixRef<T> down = adapter.down_rows();
-  if constexpr (requires { adapter.bias(); }) {
-    const ConstVectorRef<S> bias = adapter.bias();
+  if constexpr (requires { adapter.scaled_bias(); }) {
+    const ConstVectorRef<S> bias = adapter.scaled_bias();
     detail::check_bias("add_low_rank", y.cols(), bias.size());
     detail::add_factors<S, T>(x, down, adapter.up_rows(), adapter.gain(), y, ws);
     if (bias.size() > 0) y.rowwise() += bias.transpose();

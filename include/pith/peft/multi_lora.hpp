@@ -29,22 +29,22 @@ template <class S = float> class LowRankView {
   LowRankView() = default;
   template <LowRankAdapter A>
   requires(!std::same_as<A, LowRankView> && std::same_as<typename A::Scalar, S>) LowRankView(const A& adapter)
-      : down_(adapter.down_rows()), up_(adapter.up_rows()), gain_(adapter.gain()), bias_(detail::bias_of(adapter)) {}
+      : down_(adapter.down_rows()), up_(adapter.up_rows()), gain_(adapter.gain()), scaled_bias_(detail::scaled_bias_of(adapter)) {}
   template <LowRankAdapter A>
   requires(!std::same_as<A, LowRankView> && !std::is_reference_v<A>) LowRankView(A&&)
   = delete;  // the view would outlive the adapter
-  LowRankView(ConstMatrixRef<S> down_rows, ConstMatrixRef<S> up_rows, ConstVectorRef<S> gain, ConstVectorRef<S> bias = {})
-      : down_(down_rows), up_(up_rows), gain_(gain), bias_(bias) {}
+  LowRankView(ConstMatrixRef<S> down_rows, ConstMatrixRef<S> up_rows, ConstVectorRef<S> gain, ConstVectorRef<S> scaled_bias = {})
+      : down_(down_rows), up_(up_rows), gain_(gain), scaled_bias_(scaled_bias) {}
 
   Index rank() const { return down_.rows(); }
   ConstMatrixRef<S> down_rows() const { return down_; }
   ConstMatrixRef<S> up_rows() const { return up_; }
   ConstVectorRef<S> gain() const { return gain_; }
-  ConstVectorRef<S> bias() const { return bias_; }
+  ConstVectorRef<S> scaled_bias() const { return scaled_bias_; }
 
  private:
   ConstMatrixRef<S> down_, up_;
-  ConstVectorRef<S> gain_, bias_;
+  ConstVectorRef<S> gain_, scaled_bias_;
 };
 
 inline constexpr Index no_adapter = -1;  ///< marks a row that uses the base only
@@ -104,7 +104,7 @@ void check_multi_lora(const ConstMatrixRef<S>& x, std::span<const LowRankView<S>
     check_shape("add_multi_lora", "down", a.down_rows(), a.rank(), x.cols());
     check_shape("add_multi_lora", "up", a.up_rows(), a.rank(), y.cols());
     check_shape("add_multi_lora", "gain", a.gain(), a.rank(), 1);
-    check_bias("add_multi_lora", y.cols(), a.bias().size());
+    check_bias("add_multi_lora", y.cols(), a.scaled_bias().size());
   }
   for (const Index a : chosen)
     if (a != no_adapter && (a < 0 || a >= static_cast<Index>(adapters.size()))) [[unlikely]]
@@ -147,7 +147,7 @@ void add_multi_lora(std::type_identity_t<ConstMatrixRef<S>> x, std::span<const L
       const auto add = [&](ConstMatrixRef<S> from, MatrixRef<S> to) {
         detail::add_components<S, S>(from, adapter.down_rows(), adapter.up_rows(), adapter.gain(), to, ts + worker * t_size,
                                      picked + worker * rank, panels + worker * panel_size, serial);
-        if (adapter.bias().size() > 0) to.rowwise() += adapter.bias().transpose();
+        if (adapter.scaled_bias().size() > 0) to.rowwise() += adapter.scaled_bias().transpose();
       };
       if (row[rows - 1] - row[0] == rows - 1) {
         add(x.middleRows(row[0], rows), y.middleRows(row[0], rows));
@@ -177,7 +177,7 @@ class MultiLoraLinear {
     for (const Adapter& adapter : adapters_) {
       check_shape("MultiLoraLinear", "down", ConstMatrixRef<Scalar>(adapter.down_rows()), adapter.rank(), base_.in());
       check_shape("MultiLoraLinear", "up", ConstMatrixRef<Scalar>(adapter.up_rows()), adapter.rank(), base_.out());
-      detail::check_bias("MultiLoraLinear", base_.out(), detail::bias_of(adapter).size());
+      detail::check_bias("MultiLoraLinear", base_.out(), detail::scaled_bias_of(adapter).size());
     }
   }
 

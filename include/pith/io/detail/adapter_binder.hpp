@@ -201,7 +201,7 @@ template <class S> class AdapterBinder {
         folder_.refuse(text("adapts module ", in_quotes(table_), " as ", shape_text(tensors.down.cols(), tensors.up.rows()), ", expected ",
                             shape_text(c.vocab_size, c.hidden_size), " by the decoder, in lora_embedding_A and lora_embedding_B"));
       parts_.embedding.token_rows = tensors.down.transpose();
-      parts_.embedding.up = tensors.gain.asDiagonal() * tensors.up.transpose();
+      parts_.embedding.up_rows = tensors.gain.asDiagonal() * tensors.up.transpose();
     }
     Matrix<S>& along = tensors.base_weight;
     if (along.size() == 0) {

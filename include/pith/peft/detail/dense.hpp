@@ -49,9 +49,9 @@ template <DenseLinear L> Vector<typename L::Scalar> wide_bias(const L& layer) {
   }
 }
 
-template <LowRankAdapter A> ConstVectorRef<typename A::Scalar> bias_of(const A& adapter) {
-  if constexpr (requires { adapter.bias(); }) {
-    return adapter.bias();
+template <LowRankAdapter A> ConstVectorRef<typename A::Scalar> scaled_bias_of(const A& adapter) {
+  if constexpr (requires { adapter.scaled_bias(); }) {
+    return adapter.scaled_bias();
   } else {
     return {};
   }

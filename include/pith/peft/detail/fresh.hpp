@@ -38,7 +38,7 @@ template <class S> class Fresh {
 /// Lets an adapter throw before anything is written, if its numbers are stale.
 template <class A> void check_ready(const A& adapter) {
   static_cast<void>(adapter.gain());
-  if constexpr (requires { adapter.bias(); }) static_cast<void>(adapter.bias());
+  if constexpr (requires { adapter.scaled_bias(); }) static_cast<void>(adapter.scaled_bias());
 }
 
 /// The adapter's count of accesses for writing, or 0 if it does not count them.
