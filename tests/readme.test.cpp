@@ -318,6 +318,26 @@ TEST_CASE("the README of the headers lists every family, and no other", "[readme
   CHECK(listed == expected);
 }
 
+TEST_CASE("the README of the headers says what a session's cache takes", "[readme]") {
+  const auto decoder = pith::load_decoder(PITH_MODELS_DIR "/tiny-prose");
+  int rows = 0;
+  bool inside = false;
+  for (const std::string& line : lines_of("include/pith/README.md")) {
+    inside = line.starts_with("| policy | `max_draft = 8` |") || (inside && line.starts_with("|"));
+    if (!inside || !line.starts_with("| `")) continue;
+    const std::string name = line.substr(3, line.find('`', 3) - 3);
+    std::string expected = "| `" + name + "` |";
+    for (const pith::Index drafts : {8, 0}) {
+      const auto session =
+          decoder.start(pith::make_policy(name, 128), {.max_prompt = 64, .max_tokens = 128, .max_generated = 64, .max_draft = drafts});
+      expected += " " + std::to_string(session.cache_bytes()) + " |";
+    }
+    CHECK(line == expected);
+    ++rows;
+  }
+  CHECK(rows == 7);
+}
+
 TEST_CASE("the README's program runs", "[readme]") {
   char folder[] = PITH_MODELS_DIR "/tiny-prose";
   char name[] = "program";
