@@ -1,5 +1,5 @@
-// Compiled with -Ofast -fno-finite-math-only, for the baseline of the processor family and for this processor: softmax, attention and norms
-// are what they are without, and infinities and NaN keep their meaning.
+// Compiled with -Ofast -fno-finite-math-only, for the baseline of the processor family and for this processor: softmax, attention, norms,
+// activations and rounded weights are what they are without, and infinities and NaN keep their meaning.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -82,6 +82,45 @@ TEST_CASE("fast math: attention and norms are those of double", "[fast_math]") {
                     pith_test::rms_norm_reference(numbers(x), numbers(weight), double(1e-5f)), 2e-6);
   check_near<float>(numbers(LayerNorm<float>(weight, bias, 1e-5f).forward(x)),
                     pith_test::layer_norm_reference(numbers(x), numbers(weight), numbers(bias), double(1e-5f)), 2e-6, 2e-6);
+}
+
+TEMPLATE_TEST_CASE("fast math: activations are those of double", "[fast_math]", float, double) {
+  using S = TestType;
+  // What is lost near 0 by 1 + e^-z or 1 + tanh counts in units of z; e^-z loses its argument's rounding.
+  const double eps = 20 * double(std::numeric_limits<S>::epsilon());
+  for (double at = -30; at <= 30; at += .37) {
+    const S z = S(at);
+    const double x = double(z), bound = eps * std::abs(x) * (1 + std::abs(x));
+    CAPTURE(x);
+    CHECK(std::abs(double(Silu{}(z)) - pith_test::silu_reference(x)) <= bound);
+    CHECK(std::abs(double(Gelu{}(z)) - pith_test::gelu_reference(x)) <= bound);
+    CHECK(std::abs(double(GeluTanh{}(z)) - pith_test::gelu_tanh_reference(x)) <= bound);
+    CHECK(std::abs(double(QuickGelu{}(z)) - pith_test::quick_gelu_reference(x)) <= bound);
+  }
+}
+
+TEST_CASE("fast math: weights are rounded to the nearest code", "[fast_math]") {
+  const Index in = 64, out = 37;
+  const Matrix<float> weight = random_matrix<float>(out, in, 1), one = Matrix<float>::Identity(in, in);  // a product reads each code alone
+  // Rounding to the nearest loses at most half a step and a quarter on average; rounding down a whole one and a half.
+  const auto check = [&](const Matrix<float>& codes, double most, auto&& step) {
+    double lost = 0, steps = 0;
+    for (Index o = 0; o < out; ++o)
+      for (Index k = 0; k < in; ++k) {
+        CAPTURE(o, k);
+        const double error = std::abs(double(codes(k, o)) - double(weight(o, k)));
+        CHECK(error <= most * step(o, k));
+        lost += error;
+        steps += step(o, k);
+      }
+    CHECK(lost < .3 * steps);
+  };
+  for (const Compute compute : {Compute::exact, Compute::int15})
+    check(Int8Linear(weight, {}, compute).forward(one), .50001,
+          [&](Index o, Index) { return double(weight.row(o).cwiseAbs().maxCoeff()) / 127; });
+  // The largest of a group may have code -8; then its opposite is as much as a step beyond code 7.
+  check(Int4Linear(weight).forward(one), 1.00001,
+        [&](Index o, Index k) { return double(weight.row(o).segment(k / 32 * 32, 32).cwiseAbs().maxCoeff()) / 7; });
 }
 
 TEST_CASE("fast math: infinities and NaN keep their meaning", "[fast_math]") {

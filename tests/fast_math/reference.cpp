@@ -45,6 +45,11 @@ Numbers layer_norm_reference(const Numbers& x, const Numbers& weight, const Numb
   return out;
 }
 
+double silu_reference(double z) { return z / (1 + std::exp(-z)); }
+double gelu_reference(double z) { return z * std::erfc(-z / std::sqrt(2.)) / 2; }
+double gelu_tanh_reference(double z) { return z * (1 + std::tanh(std::sqrt(2 / M_PI) * (z + .044715 * z * z * z))) / 2; }
+double quick_gelu_reference(double z) { return z / (1 + std::exp(-1.702 * z)); }
+
 bool is_nan(double x) { return std::isnan(x); }
 double infinity() { return std::numeric_limits<double>::infinity(); }
 double not_a_number() { return std::numeric_limits<double>::quiet_NaN(); }

@@ -15,6 +15,11 @@ Numbers attention_reference(const Numbers& q, const Numbers& k, const Numbers& v
 Numbers rms_norm_reference(const Numbers& x, const Numbers& weight, double eps);
 Numbers layer_norm_reference(const Numbers& x, const Numbers& weight, const Numbers& bias, double eps);
 
+double silu_reference(double z);
+double gelu_reference(double z);
+double gelu_tanh_reference(double z);
+double quick_gelu_reference(double z);
+
 bool is_nan(double x);
 double infinity();
 double not_a_number();
