@@ -55,9 +55,8 @@ template <KvStorage T> struct CompactedRows {
 /// The best rows of caches by given scores, as they are: what a proxy pass has scored (kvzip_scores(), finch_scores()).
 ///
 /// Heap     a copy of the rows
-/// Throws   ShapeError for an invalid budget or scores of other caches; StateError inside a journal, in the middle of a prompt, and at
-/// cache
-///          positions with a gap
+/// Throws   ShapeError for an invalid budget or scores of other caches; StateError inside a journal, in the middle of a prompt,
+///          and at cache positions with a gap
 template <KvStorage T> CompactedRows<T> keep_rows(std::span<const KvCache<T>> caches, const RowScores& scores, const RowBudget& budget) {
   if (caches.empty() || scores.size() != caches.size() * static_cast<std::size_t>(caches.front().shape().num_kv_heads))
     raise<ShapeError>("pith::keep_rows: scores of ", scores.size(), " heads for ", caches.size(), " caches");

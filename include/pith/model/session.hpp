@@ -122,8 +122,8 @@ class Session {
   /// no trace: no row, number, position, journal entry or logit. Threads may call `see` for different kv heads at once.
   ///
   /// Heap     the tokens' hidden states, their rows in one layer, and a workspace
-  /// Throws   ShapeError for no tokens, one outside the vocabulary or an adapter of another decoder; UnsupportedError past a longrope's
-  /// table
+  /// Throws   ShapeError for no tokens, one outside the vocabulary or an adapter of another decoder; UnsupportedError past the
+  ///          table of a longrope
   template <class See> void look(std::span<const Token> tokens, See&& see, const LookOptions<S>& options = {}) const;
 
   /// Logits that follow the newest token: [1, vocab_size], valid until the next call; [0, vocab_size] at the start and after crop()

@@ -31,9 +31,9 @@ namespace pith { inline namespace v0 {
 ///
 ///   SpeculativeBatch<float> batch;
 ///   batch.add(polite, lookup_a, {.draft_tokens = 5});      // prompt lookup
-///   batch.add(terse, terse_draft, {.draft_tokens = 3});    // a session of the same decoder under another adapter: drafts in the same
-///   passes for (Index i = 0; i < 2; ++i) batch.prefill(i, prompt); while (batch.step([](Index conversation, Token token) { … return more;
-///   })) {}
+///   batch.add(terse, terse_draft, {.draft_tokens = 3});    // a session under another adapter: drafts in the same passes
+///   for (Index i = 0; i < 2; ++i) batch.prefill(i, prompt);
+///   while (batch.step([](Index conversation, Token token) { … return more; })) {}
 ///
 /// In each pass a conversation either verifies all its guesses, or feeds one token to its draft, if that is a session of any decoder;
 /// other drafts guess between the passes. So a draft that is the target itself under another adapter, or without one, costs rows of the

@@ -19,9 +19,8 @@ namespace pith { inline namespace v0 {
 /// Cost     2·tokens·in·out flops; on AMD with AVX512-BF16, more tokens than a register tile holds take two multiply-adds an instruction
 /// Heap     at construction only
 /// Throws   ShapeError if the shapes disagree
-/// Law      the bits of PackedLinear<float, bfloat16> of x̂, for one token and many, but that the processor's dot product takes numbers
-/// below
-///          the smallest normal float for 0
+/// Law      the bits of PackedLinear<float, bfloat16> of x̂, for one token and many, but that the processor's dot product
+///          takes numbers below the smallest normal float for 0
 class Bf16Linear {
  public:
   using Scalar = float;
