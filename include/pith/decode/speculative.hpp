@@ -17,6 +17,11 @@ namespace pith { inline namespace v0 {
 
 /// Speculative decoding: a cheap draft guesses tokens, the target verifies all guesses in one pass over its weights.
 ///
+///   accept a guess x ~ q with probability min(1, p(x) / q(x)); instead of a refused one draw from max(0, p - q) / Σ max(0, p - q)
+///
+/// p and q are the distributions of target and draft. After a refusal the later guesses are dropped; if all are accepted, one more token is
+/// drawn from p. RejectionSampler does this.
+///
 /// Between steps exactly one token is pending: emitted, but fed to neither model. Target and draft may start at different positions (a
 /// prefix), but must have read the same text, and only this object may feed them.
 ///

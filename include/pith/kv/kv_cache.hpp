@@ -27,6 +27,8 @@ namespace pith { inline namespace v0 {
 
 /// The keys and values of ONE attention layer under an eviction policy. A model holds one per layer.
 ///
+///   out = softmax(q K_Sᵀ / √head_dim) V_S,   S: the rows kept
+///
 ///   KvCache cache(shape, SinkWindow{.sinks = 4, .window = 252});                 // of float
 ///   KvCache<half> merging(shape, HeavyHitter{}, {.max_chunk = 64}, Averaged{});  // evicted rows are merged into kept ones
 ///

@@ -6,7 +6,7 @@ namespace pith { inline namespace v0 {
 
 /// Dense: keeps every row; a full cache refuses the next token.
 ///
-/// Keeps    everything, up to KvCacheOptions::max_tokens
+/// Keeps    kept = [0, n): all n tokens, up to KvCacheOptions::max_tokens
 /// Needs    nothing
 /// Cost     nothing per step; attention and memory grow with the text
 struct Dense {
