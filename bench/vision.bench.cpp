@@ -10,7 +10,7 @@
 // rel_err       of the features against double; too much is not reported
 // taps          attention received and keys of the last layer besides, what reductions choose by: seconds against those of the plain tower
 //
-// first_token: a picture and 64 tokens of text through a whole tower, a projector and a whole decoder, whose layers are copies of two and
+// first_token: an image and 64 tokens of text through a whole tower, a projector and a whole decoder, whose layers are copies of two and
 // of one, with a quarter of the image tokens left, in turns with all of them. 1.1b: 16 layers of 2048, 135m: 30 layers of 576.
 //
 // times_all      seconds to the first token with all image tokens / with those left
@@ -49,7 +49,7 @@ struct Case {
   std::string text() const { return std::string("/") + shape + "/threads:" + std::to_string(threads); }
 };
 
-/// A picture's way to the first token of an answer.
+/// An image's way to the first token of an answer.
 struct FirstToken {
   Case tower;
   const char* decoder;  ///< "1.1b", "135m" or "small"
@@ -282,11 +282,11 @@ struct Model {
 
 struct Times {
   double tower = 0, prefill = 0, all = 0;
-  Index rows = 0, last_rows = 0;  ///< of the picture in the prompt, and of all in the last layer
+  Index rows = 0, last_rows = 0;  ///< of the image in the prompt, and of all in the last layer
   bool finite = false;
 };
 
-/// Reads a picture and text to the logits of the first token.
+/// Reads an image and text to the logits of the first token.
 Times read_picture(const Model& model, const Image& picture, const std::string& method, Index keep, ExecutorRef executor) {
   const bool fastv = method == "fastv";
   const ImageReduction reduction = image_reduction(fastv ? "all" : method);

@@ -1,4 +1,4 @@
-// A question about a picture, asked of a vision-language folder: which of the picture's tokens to keep, and what that saves and costs.
+// A question about an image, asked of a vision-language folder: which of the image's tokens to keep, and what that saves and costs.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -31,16 +31,16 @@ namespace {
 constexpr const char* usage = R"(look [FOLDER IMAGE [QUESTION]] [OPTIONS]
 
 FOLDER is a Hugging Face folder of LLaVA, LLaVA-OneVision, SmolVLM, Idefics 3, Gemma 3 or PaliGemma, IMAGE a PNG, JPEG or PPM. Without them the
-model and a picture that ship with pith are asked.
+model and an image that ship with pith are used.
 
   --reduce NAME:ROWS   before the prompt: tome, tome-tower (inside the tower), prumerge, prumerge+, visionzip or divprune
-                       leaves so many rows of the picture                                                                  [all]
-  --fastv LAYERS:ROWS  in the prompt: behind so many layers, the rows that its last token looks at most                    [off]
-  --cache NAME:ROWS    behind the prompt: text-prior or csp leaves so many rows of the prompt in each head                 [all]
+                       keeps ROWS rows of the image                                                                        [all]
+  --fastv LAYERS:ROWS  in the prompt: after LAYERS layers keeps the ROWS image rows most attended to by the last token     [off]
+  --cache NAME:ROWS    after the prompt: text-prior or csp keeps ROWS rows of the prompt in each head                      [all]
   --merge NAME         what becomes of the cache's other rows: drop, averaged, pivotal, weighted, ...                      [drop]
   --tokens N           of the answer, at most                                                                              [64]
   --prompt TEXT        the model's own form, with <image> and {} for the question
-  --picture FILE       writes an SVG: which tokens of the picture are kept, merged and dropped                             [look.svg]
+  --picture FILE       writes an SVG: which tokens of the image are kept, merged and dropped                               [look.svg]
   --threads N                                                                                                              [cores])";
 
 double since(std::chrono::steady_clock::time_point start) {
@@ -87,7 +87,7 @@ Vision<float> shipped_vision(const std::filesystem::path& folder) {
   return out;
 }
 
-/// The first picture of the shipped scenes.
+/// The first image of the shipped scenes.
 Image shipped_picture(const example::Scene& scene) {
   Image out{std::vector<std::uint8_t>(3 * 32 * 32), 32, 32};
   for (Index y = 0; y < 32; ++y)
@@ -116,7 +116,7 @@ std::string replaced(std::string text, const std::string& what, const std::strin
   return text.replace(at, what.size(), by);
 }
 
-/// The tokens of a prompt in which each row of the picture, reduced or not, has its image token.
+/// The tokens of a prompt in which each row of the image, reduced or not, has its image token.
 std::vector<Token> prompt_tokens(const Model& model, const ImageTiles& tiles, const ImageRows<float>& rows, const std::string& question) {
   std::string picture;
   const std::vector<std::string> pieces = image_text(model.vision.spec, tiles, rows);
@@ -145,7 +145,7 @@ class Drawing {
  public:
   Drawing(const Vision<float>& vision, const Image& picture, const ImageTiles& tiles, const ImageRows<float>& rows) : rows_(rows) {
     const Index grid = vision.tower.config().grid() / vision.projector.block();
-    if (!rows.newlines.empty() && tiles.rows > 0) {  // the whole picture, then its lines
+    if (!rows.newlines.empty() && tiles.rows > 0) {  // the whole image, then its lines
       add(picture, grid, grid, 0, grid);
       const Index width = rows.newlines.front() - grid * grid;
       add(picture, static_cast<Index>(rows.newlines.size()), width, grid * grid, width + 1);
@@ -184,7 +184,7 @@ class Drawing {
     return out;
   }
 
-  /// A picture under lines of tokens: token (line, column) is first + line*stride + column.
+  /// An image under lines of tokens: token (line, column) is first + line*stride + column.
   void add(const Image& picture, Index lines, Index columns, Index first, Index stride) {
     const double scale = double(side) / double(std::max(picture.height, picture.width));
     const double width = scale * double(picture.width), height = scale * double(picture.height), w = width / double(columns),
@@ -309,7 +309,7 @@ void look(example::CommandLine& line) {
       "%.3f s to the first token: preparing %.3f, tower %.3f (%.0f %%), choosing and projecting %.3f, prefill %.3f; then %.1f tokens/s\n",
       first, preparing, tower, 100 * tower / first, reducing, prefill, double(std::max<Index>(1, answer.count)) / std::max(decoding, 1e-9));
   Drawing(vision, picture, tiles, rows).write(svg);
-  std::printf("the picture's tokens: %s\n", svg.c_str());
+  std::printf("the image's tokens: %s\n", svg.c_str());
 }
 
 }  // namespace

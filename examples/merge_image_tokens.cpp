@@ -187,7 +187,7 @@ struct Picture {
       : similarities(folder / "similarity.dat"), pixels(folder / "pixels.dat"), patches(folder / "patches.dat") {}
 };
 
-/// Writes data for the picture: one head of one layer after text prior, with a fifth of the image's rows kept.
+/// Writes data for the image: one head of one layer after text prior, with a fifth of the image's rows kept.
 void write_picture(const Model& model, const std::filesystem::path& folder, Picture& out) {
   const std::size_t scene = 0, layer = model.decoder.weights().layers.size() - 1;
   const Index head = 0, keep = rows_at_keep_ratio(model.patches(), .2);

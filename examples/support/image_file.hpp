@@ -19,14 +19,14 @@
 #include <stb_image.h>
 #endif
 
-// Pictures from files, and a picture with the tokens of an image drawn over it.
+// Reads images from files, and draws an image with its tokens over it.
 namespace example {
 
 inline std::vector<unsigned char> bytes_in(const std::filesystem::path& path) {
   constexpr std::uintmax_t most = std::uintmax_t{1} << 29;
   std::error_code error;
   const std::uintmax_t size = std::filesystem::file_size(path, error);
-  if (error || size > most) throw std::runtime_error(path.string() + (error ? " cannot be read" : " is too large for a picture"));
+  if (error || size > most) throw std::runtime_error(path.string() + (error ? " cannot be read" : " is too large for an image"));
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
 }
@@ -56,7 +56,7 @@ inline pith::Image read_ppm(const std::vector<unsigned char>& bytes, const std::
   return {{first, first + static_cast<std::ptrdiff_t>(size)}, height, width};
 }
 
-/// Reads a picture: PPM, and with stb_image PNG and JPEG. An alpha channel is dropped; EXIF rotation is not applied.
+/// Reads an image: PPM, and with stb_image PNG and JPEG. An alpha channel is dropped; EXIF rotation is not applied.
 inline pith::Image read_image(const std::filesystem::path& path) {
   const std::vector<unsigned char> bytes = bytes_in(path);
   if (bytes.size() > 2 && bytes[0] == 'P' && bytes[1] == '6') return read_ppm(bytes, path.string());

@@ -1,5 +1,5 @@
-// Replays every vision-language folder of the published reference code under <golden>/vision, from the bytes of a picture to logits, and
-// the tables beside them: scaled pictures, positions of partial tiles, resolved configs, layouts of tiles.
+// Replays every vision-language folder of the published reference code under <golden>/vision, from the bytes of an image to logits, and
+// the tables beside them: scaled images, positions of partial tiles, resolved configs, layouts of tiles.
 //
 // A folder is what it holds: one without the tensors of a decoder ends at the projected rows, and a golden file holds any share of what
 // the reference gave.
@@ -63,7 +63,7 @@ double off(const Matrix<float>& ours, const Tensor& theirs) {
                   std::span<const double>(theirs.values.data(), static_cast<std::size_t>(theirs.values.size())));
 }
 
-/// The pictures of a folder as the tower and the projector see them.
+/// The images of a folder as the tower and the projector see them.
 struct Seen {
   std::vector<ImageTiles> tiles;
   std::vector<ImageFeatures<float>> features;
@@ -128,7 +128,7 @@ void check_taps(const Seen& seen, Golden& golden) {
   check("keys_last", states_agree, [](const auto& f) { return f.last_keys; });
 }
 
-/// The prompt with every picture's tokens in place of -200.
+/// The prompt with every image's tokens in place of -200.
 std::vector<Token> prompt_ids(const fs::path& folder, const Vision<float>& vision, const Seen& seen) {
   std::ifstream file(folder / "tokens.json");
   const nlohmann::json tokens = nlohmann::json::parse(file);
@@ -170,7 +170,7 @@ void check_logits(const Decoder<float>& decoder, const VisionPrompt<float>& prom
   }
 }
 
-/// Whether a folder holds its decoder, or was left only what speaks of pictures.
+/// Whether a folder holds its decoder, or was left only what speaks of images.
 bool holds_decoder(const fs::path& folder) {
   const Safetensors file = Safetensors::map(folder / "model.safetensors");
   for (const TensorInfo& tensor : file.tensors())
@@ -178,7 +178,7 @@ bool holds_decoder(const fs::path& folder) {
   return false;
 }
 
-/// A folder from pictures to logits. Returns whether there were logits.
+/// A folder from images to logits. Returns whether there were logits.
 bool check_folder(const fs::path& folder, const fs::path& model, ExecutorRef executor) {
   INFO(model.string());
   const Vision<float> vision = load_vision(model, {.recipe = fs::relative(folder / "preprocessor_config.json", model).string()});
@@ -212,7 +212,7 @@ bool check_folder(const fs::path& folder, const fs::path& model, ExecutorRef exe
 
 }  // namespace
 
-TEST_CASE("golden.vision: pictures scaled by every filter, byte for byte", "[golden]") {
+TEST_CASE("golden.vision: images scaled by every filter, byte for byte", "[golden]") {
   Golden golden(vision_goldens() / "resize" / "resize.safetensors");
   const std::map<std::string, ImageFilter> filters{
       {"bilinear", ImageFilter::bilinear}, {"bicubic", ImageFilter::bicubic}, {"lanczos", ImageFilter::lanczos}};
@@ -300,7 +300,7 @@ TEST_CASE("golden.vision: positions of partial tiles", "[golden]") {
   }
 }
 
-TEST_CASE("golden.vision: every folder from pictures to logits, under each spelling", "[golden]") {
+TEST_CASE("golden.vision: every folder from images to logits, under each spelling", "[golden]") {
   ThreadPool pool(2);
   int folders = 0, with_logits = 0;
   for (const auto& entry : fs::recursive_directory_iterator(vision_goldens())) {
@@ -349,7 +349,7 @@ TEST_CASE("golden.vision: published configs resolve as transformers resolves the
   }
 }
 
-TEST_CASE("golden.vision: tiles and tokens of pictures of many sizes", "[golden]") {
+TEST_CASE("golden.vision: tiles and tokens of images of many sizes", "[golden]") {
   std::ifstream file(vision_goldens() / "configs" / "layouts.json");
   const nlohmann::json all = nlohmann::json::parse(file);
   const auto size_of = [](const nlohmann::json& j) { return ImageSize{j.at(0).get<Index>(), j.at(1).get<Index>()}; };

@@ -78,7 +78,7 @@ template <class S> pith::Vision<S> tiny_vision(const std::string& kind) {
   return v;
 }
 
-/// A picture of smooth and of random parts.
+/// An image of smooth and of random parts.
 inline pith::Image tiny_picture(pith::Index height, pith::Index width, std::uint32_t seed = 1) {
   pith::Image out{{}, height, width};
   for (pith::Index i = 0; i < 3 * height * width; ++i) {

@@ -21,7 +21,7 @@ int channel_at(const Image& image, Index y, Index x, int c = 0) {
 
 }  // namespace
 
-TEST_CASE("pictures are cut and padded", "[vision]") {
+TEST_CASE("images are cut and padded", "[vision]") {
   const Image image = tiny_picture(5, 8);
   const Image part = crop(image, 1, 2, {3, 4});
   CHECK((part.height == 3 && part.width == 4 && channel_at(part, 2, 3, 1) == channel_at(image, 3, 5, 1)));
@@ -37,7 +37,7 @@ TEST_CASE("pictures are cut and padded", "[vision]") {
   CHECK((square.height == 8 && square.width == 8 && channel_at(square, 0, 0) == 1 && channel_at(square, 1, 6) == channel_at(image, 0, 6)));
 }
 
-TEST_CASE("a scaled picture of one color has it, and shrinking leaves no pixel out", "[vision]") {
+TEST_CASE("a scaled image of one color has it, and shrinking leaves no pixel out", "[vision]") {
   for (const ImageFilter filter : {ImageFilter::bilinear, ImageFilter::bicubic, ImageFilter::lanczos}) {
     Image plain{std::vector<std::uint8_t>(3 * 17 * 9, 201), 17, 9};
     for (const ImageSize size : {ImageSize{3, 40}, {50, 2}, {17, 9}, {17, 5}, {1, 9}, {1, 1}}) {
@@ -52,7 +52,7 @@ TEST_CASE("a scaled picture of one color has it, and shrinking leaves no pixel o
   }
 }
 
-TEST_CASE("pictures that are none are refused by their numbers", "[vision]") {
+TEST_CASE("images that are none are refused by their numbers", "[vision]") {
   const std::vector<std::uint8_t> bytes(60);
   const auto refused = [&](const ImageView& image, const char* message) {
     CHECK_THROWS_WITH(resize(image, {4, 4}, ImageFilter::bicubic), contains(message));
@@ -60,13 +60,13 @@ TEST_CASE("pictures that are none are refused by their numbers", "[vision]") {
     CHECK_THROWS_WITH(ImageRecipe{}.prepare(image), contains(message));
   };
   constexpr Index huge = std::numeric_limits<Index>::max();
-  refused({}, "a picture of 0 x 0 pixels");
-  refused({bytes, 0, 20}, "a picture of 0 x 20 pixels");
-  refused({bytes, -4, -5}, "a picture of -4 x -5 pixels");
+  refused({}, "an image of 0 x 0 pixels");
+  refused({bytes, 0, 20}, "an image of 0 x 20 pixels");
+  refused({bytes, -4, -5}, "an image of -4 x -5 pixels");
   refused({bytes, huge, huge}, "expected sides of 1 or more and at most 134217728 pixels");
-  refused({bytes, 4, 6}, "60 bytes for a picture of 4 x 6 pixels, expected 72");
-  refused({bytes, 5, 3, 4}, "a picture of 4 channels, expected 3");
-  refused({bytes, 5, 12, 1}, "a picture of 1 channels");
+  refused({bytes, 4, 6}, "60 bytes for an image of 4 x 6 pixels, expected 72");
+  refused({bytes, 5, 3, 4}, "an image of 4 channels, expected 3");
+  refused({bytes, 5, 12, 1}, "an image of 1 channels");
   const Image image = tiny_picture(4, 5);
   CHECK_THROWS_AS(resize(image, {0, 4}, ImageFilter::bicubic), ShapeError);
   CHECK_THROWS_AS(resize(image, {huge, 4}, ImageFilter::bicubic), ShapeError);

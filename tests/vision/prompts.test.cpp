@@ -36,7 +36,7 @@ Reduced reduced(const Vision<float>& vision, const Image& picture, ImageReductio
   return out;
 }
 
-/// What every reduced picture keeps: runs that add up, places within their runs, masses for each row.
+/// What every reduced image keeps: runs that add up, places within their runs, masses for each row.
 void check_form(const Reduced& r) {
   REQUIRE(r.rows.runs.size() == r.all.runs.size());
   Index rows = 0, token = 0;
@@ -224,7 +224,7 @@ TEST_CASE("reductions refuse features without what they choose by", "[vision]") 
   CHECK(image_reduction("tome") == ImageReduction::tome);
 }
 
-TEST_CASE("a picture's text has a word for each row, and marks around tiles", "[vision]") {
+TEST_CASE("an image's text has a word for each row, and marks around tiles", "[vision]") {
   const auto joined = [](const std::vector<std::string>& pieces) { return std::accumulate(pieces.begin(), pieces.end(), std::string()); };
   const Vision<float> smol = tiny_vision<float>("smolvlm"), gemma = tiny_vision<float>("gemma3");
   ImageTiles tiles;
@@ -248,7 +248,7 @@ TEST_CASE("a picture's text has a word for each row, and marks around tiles", "[
         "\n\n<start_of_image><image><end_of_image>\n\n \n\n<start_of_image><image><end_of_image>\n\n");
   const std::vector<std::vector<Token>> images{{9, 9}, {}};
   CHECK(expand_images(std::vector<Token>{1, -200, 2, -200}, -200, images) == std::vector<Token>{1, 9, 9, 2});
-  CHECK_THROWS_WITH(expand_images(std::vector<Token>{1, -200}, -200, images), contains("2 pictures for 1 placeholders"));
+  CHECK_THROWS_WITH(expand_images(std::vector<Token>{1, -200}, -200, images), contains("2 images for 1 placeholders"));
 }
 
 TEST_CASE("runs of image tokens see each other, text does not, and PaliGemma's prompt sees all of itself", "[vision]") {
@@ -292,7 +292,7 @@ TEST_CASE("a vision model whose parts disagree is refused", "[vision]") {
     c.features = {1, 2};
     v.tower = VisionTower<float>(c, v.tower);
   });
-  refused("gemma3", "pictures become tiles of 30 x 30 pixels, the tower looks at 26 x 26", [](Vision<float>& v) {
+  refused("gemma3", "images become tiles of 30 x 30 pixels, the tower looks at 26 x 26", [](Vision<float>& v) {
     v.recipe.size = {30, 30};
   });
   refused("onevision", "newline has 3 features, expected 10", [](Vision<float>& v) { v.newline = Vector<float>::Zero(3); });

@@ -18,7 +18,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// Reads the rules for pictures of a folder: its preprocessor_config.json, or `image_processor` in processor_config.json, as transformers 5
+/// Reads the rules for images of a folder: its preprocessor_config.json, or `image_processor` in processor_config.json, as transformers 5
 /// writes it. Absent keys have the defaults of the named processor.
 ///
 /// Throws   FormatError naming file, key, found and expected; UnsupportedError for another processor or filter

@@ -29,7 +29,7 @@ namespace pith { inline namespace v0 {
 
 namespace detail {
 
-/// The file of a folder that says how pictures are prepared.
+/// The file of a folder that says how images are prepared.
 inline std::filesystem::path recipe_in(const std::filesystem::path& folder, const std::string& given) {
   if (!given.empty()) return folder / given;
   for (const char* name : {"preprocessor_config.json", "processor_config.json"})
@@ -40,7 +40,7 @@ inline std::filesystem::path recipe_in(const std::filesystem::path& folder, cons
 
 }  // namespace detail
 
-/// Reads the tower, the projector and the rules for pictures of a vision-language model's folder: LLaVA 1.5, LLaVA-OneVision, SmolVLM,
+/// Reads the tower, the projector and the rules for images of a vision-language model's folder: LLaVA 1.5, LLaVA-OneVision, SmolVLM,
 /// Idefics 3, Gemma 3, PaliGemma. Absent keys have the model's defaults; names of tensors may be those of any version of transformers.
 ///
 /// Of the folder's decoder only the config is read: load_decoder() reads it. int8 and int4 round the layers of tower and projector, all but

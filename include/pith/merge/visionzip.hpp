@@ -24,7 +24,7 @@ struct VisionZipOptions {
   RowOrder order = RowOrder::published;  ///< published: dominant tokens, then contextual tokens, each ascending
 };
 
-/// VisionZip's rule: a contextual token plus the mean of the n tokens it takes in, x' = x + Σ e / n. The row roughly doubles.
+/// VisionZip's rule: a contextual token plus the mean of the n tokens it takes in, x' = x + Σ e / n. The row's norm roughly doubles.
 struct TargetPlusMean {
   template <class S> S weight(const MergePair<S>&) const { return 1; }
   template <class S> MergeMix<S> mix(S, S count, S) const { return {count, count}; }

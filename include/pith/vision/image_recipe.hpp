@@ -1,5 +1,5 @@
 #pragma once
-// How a model wants its pictures: scaled, cut into tiles and normalised, by rules that load_vision() reads from preprocessor_config.json.
+// Image preprocessing: resize, tile and normalise, as preprocessor_config.json says. load_vision() reads the rules.
 
 #include <algorithm>
 #include <array>
@@ -19,20 +19,20 @@
 
 namespace pith { inline namespace v0 {
 
-/// How a picture becomes tiles of one size.
+/// How an image becomes tiles of one size.
 enum class TileRule : std::uint8_t {
   whole,      ///< one tile: LLaVA 1.5, PaliGemma
-  split,      ///< rows and columns of tiles, then the whole picture: SmolVLM, Idefics 3
-  pinpoints,  ///< the whole picture, then tiles of the best size of a list: LLaVA-OneVision
-  pan,        ///< the whole picture, then parts of a long one: Gemma 3
+  split,      ///< rows and columns of tiles, then the whole image: SmolVLM, Idefics 3
+  pinpoints,  ///< the whole image, then tiles of the best size of a list: LLaVA-OneVision
+  pan,        ///< the whole image, then crops of a long one: Gemma 3
 };
 
-/// Tiles of one picture, ready for a VisionTower.
+/// Tiles of one image, ready for a VisionTower.
 struct ImageTiles {
   Matrix<float> pixels;      ///< [tiles*3*height, width] the red, green and blue plane of each tile
   ImageSize tile;            ///< size of each
-  ImageSize picture;         ///< size of the picture
-  Index rows = 0, cols = 0;  ///< the grid that tiles are cut from; 0: there is only the whole picture
+  ImageSize picture;         ///< size of the image
+  Index rows = 0, cols = 0;  ///< the grid that tiles are cut from; 0: there is only the whole image
   ImageSize canvas = {};     ///< TileRule::pinpoints: the size that the grid's tiles fill
 
   Index count() const { return tile.height > 0 ? pixels.rows() / (3 * tile.height) : 0; }
@@ -43,14 +43,14 @@ struct ImageTiles {
   }
 };
 
-/// When Gemma 3 looks at parts of a long picture besides.
+/// Pan and scan of Gemma 3: a long image is read whole, and then as crops along its longer side.
 struct PanAndScan {
-  Index min_crop = 256;    ///< least side of a part
-  Index max_crops = 4;     ///< most parts
-  double min_ratio = 1.2;  ///< least quotient of the picture's sides
+  Index min_crop = 256;    ///< shortest side of a crop
+  Index max_crops = 4;     ///< most crops
+  double min_ratio = 1.2;  ///< least ratio of the longer to the shorter side; squarer images are only read whole
 };
 
-/// The rules by which pictures become tiles. The defaults are SigLIP's.
+/// The rules of preprocessing: how an image becomes tiles. The defaults are SigLIP's.
 struct ImageRecipe {
   ImageFilter filter = ImageFilter::bicubic;
   TileRule tiles = TileRule::whole;
@@ -92,17 +92,18 @@ struct ImageRecipe {
         refuse("mean ", mean[c], " and std ", std[c], ", expected finite numbers, std above 0");
   }
 
-  /// Makes the tiles of a picture. `pictures`: how many the prompt shows; LLaVA-OneVision cuts tiles only of one alone.
+  /// Makes the tiles of an image. `images`: the number of images in the prompt; LLaVA-OneVision cuts an image into tiles only
+  /// if it is the only one.
   ///
-  /// Heap     the tiles and scaled pictures
-  /// Throws   ShapeError as check() and ImageView::check(), and for a picture too long to be scaled
+  /// Heap     the tiles and scaled images
+  /// Throws   ShapeError as check() and ImageView::check(), and for an image too long to be scaled
   /// Law      the bits of transformers' processors over Pillow, on every processor
-  ImageTiles prepare(const ImageView& image, Index pictures = 1) const;
+  ImageTiles prepare(const ImageView& image, Index images = 1) const;
 
   static constexpr Index max_side = 1 << 16;  ///< the most pixels of any side that a recipe asks for
 
  private:
-  /// The planes of one picture, written to `tile` of `out`.
+  /// The planes of one image, written to `tile` of `out`.
   void write_planes(const ImageView& image, Index tile, ImageTiles& out) const {
     const Index area = image.height * image.width;
     float* to = out.pixels.data() + 3 * area * tile;
@@ -121,10 +122,10 @@ struct ImageRecipe {
     for (std::size_t c = 0; c < 3; ++c) out[c] = static_cast<std::uint8_t>(std::clamp(255 * mean[c], 0., 255.));
     return out;
   }
-  std::vector<Image> pictures_of(const ImageView& image, Index pictures, ImageTiles& out) const;
+  std::vector<Image> images_of(const ImageView& image, Index images, ImageTiles& out) const;
 };
 
-inline std::vector<Image> ImageRecipe::pictures_of(const ImageView& image, Index pictures, ImageTiles& out) const {
+inline std::vector<Image> ImageRecipe::images_of(const ImageView& image, Index images, ImageTiles& out) const {
   std::vector<Image> all;
   const auto add_grid = [&](const ImageView& from) {
     out.rows = from.height / size.height, out.cols = from.width / size.width;
@@ -140,7 +141,7 @@ inline std::vector<Image> ImageRecipe::pictures_of(const ImageView& image, Index
       break;
     }
     case TileRule::pinpoints: {
-      if (pictures > 1) {
+      if (images > 1) {
         all.push_back(scaled(pith::pad_to_square(image, background())));
         break;
       }
@@ -179,12 +180,12 @@ inline std::vector<Image> ImageRecipe::pictures_of(const ImageView& image, Index
   return all;
 }
 
-inline ImageTiles ImageRecipe::prepare(const ImageView& image, Index pictures) const {
+inline ImageTiles ImageRecipe::prepare(const ImageView& image, Index images) const {
   check();
   image.check("ImageRecipe::prepare");
-  if (pictures < 1) raise<ShapeError>("pith::ImageRecipe::prepare: a prompt of ", pictures, " pictures, expected 1 or more");
+  if (images < 1) raise<ShapeError>("pith::ImageRecipe::prepare: a prompt of ", images, " images, expected 1 or more");
   ImageTiles out{.pixels = {}, .tile = {}, .picture = image.size()};
-  const std::vector<Image> all = pictures_of(image, pictures, out);
+  const std::vector<Image> all = images_of(image, images, out);
   out.tile = {all.front().height, all.front().width};
   out.pixels.resize(static_cast<Index>(all.size()) * 3 * out.tile.height, out.tile.width);
   for (std::size_t i = 0; i < all.size(); ++i) write_planes(all[i], static_cast<Index>(i), out);

@@ -1,5 +1,5 @@
 #pragma once
-// Reductions of a picture's rows before they enter a prompt, each at its published place.
+// Reductions of an image's rows before they enter a prompt, each at its published place.
 
 #include <algorithm>
 #include <cmath>
@@ -22,9 +22,9 @@
 
 namespace pith { inline namespace v0 {
 
-/// Which rows of a picture a prompt gets. Where each patch has a row, ToMe, PruMerge and VisionZip work on the tower's features, before the
+/// Which rows of an image a prompt gets. Where each patch has a row, ToMe, PruMerge and VisionZip work on the tower's features, before the
 /// projector, as published; where rows are made of blocks of patches, or of tiles of any resolution, behind it, by the tower's numbers
-/// averaged over each row's patches. The tiles of a picture share one budget, because they repeat each other.
+/// averaged over each row's patches. The tiles of an image share one budget, because they repeat each other.
 enum class ImageReduction : std::uint8_t {
   none,           ///< all rows
   tome,           ///< merges the most similar, by keys, again and again; each merge takes at most half
@@ -71,7 +71,7 @@ inline ImageReduction image_reduction(std::string_view name) {
 
 /// Options of reduce_image().
 struct ReduceOptions {
-  Index keep = 64;        ///< rows that are left of a picture, newlines aside; more than there are: all
+  Index keep = 64;        ///< rows that are left of an image, newlines aside; more than there are: all
   Index contextual = -1;  ///< visionzip: those of them that are merged rows; -1: 10 of 64, as published
   Index neighbours = 32;  ///< prumerge and prumerge+: rows added to each
   bool by_rows = false;   ///< tome: compares the rows themselves, not keys, so the features need no taps

@@ -1,5 +1,5 @@
 #pragma once
-// The rows of a picture in a prompt, before and after a reduction.
+// The rows of an image in a prompt, before and after a reduction.
 
 #include <cstddef>
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// The embedding rows of one picture, in the order of its image tokens. They come in runs, one for each run of image tokens in the prompt:
+/// The embedding rows of one image, in the order of its image tokens. They come in runs, one for each run of image tokens in the prompt:
 /// one a tile where text stands between tiles, else one.
 template <class S = float> struct ImageRows {
   /// Image tokens without text between them.

@@ -1,5 +1,5 @@
 #pragma once
-// Scales pictures by the filters and the rounding of Pillow, which models were trained with.
+// Scales images by the filters and the rounding of Pillow, which models were trained with.
 
 #include <algorithm>
 #include <cmath>
@@ -15,7 +15,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// The filters that models are trained with; each widens where a picture shrinks, so that no pixel is left out.
+/// The filters that models are trained with; each widens where an image shrinks, so that no pixel is left out.
 enum class ImageFilter : std::uint8_t {
   bilinear,  ///< 1 - |t|
   bicubic,   ///< the cubic convolution of A = -1/2
@@ -78,7 +78,7 @@ struct AxisWeights {
 
 inline std::uint8_t pixel_of(std::int32_t sum) { return static_cast<std::uint8_t>(std::clamp(sum >> AxisWeights::bits, 0, 255)); }
 
-/// Scales the rows of a picture to another width.
+/// Scales the rows of an image to another width.
 inline Image scaled_rows(const ImageView& image, Index width, ImageFilter filter) {
   const AxisWeights axis(filter, image.width, width);
   Image out{std::vector<std::uint8_t>(static_cast<std::size_t>(3 * image.height * width)), image.height, width};
@@ -97,7 +97,7 @@ inline Image scaled_rows(const ImageView& image, Index width, ImageFilter filter
   return out;
 }
 
-/// Scales the columns of a picture to another height.
+/// Scales the columns of an image to another height.
 inline Image scaled_columns(const ImageView& image, Index height, ImageFilter filter) {
   const AxisWeights axis(filter, image.height, height);
   const Index row = 3 * image.width;
@@ -118,12 +118,12 @@ inline Image scaled_columns(const ImageView& image, Index height, ImageFilter fi
 
 }  // namespace detail
 
-/// Scales a picture: across, rounded to bytes, then down. An axis whose length stays is left alone.
+/// Scales an image: across, rounded to bytes, then down. An axis whose length stays is left alone.
 ///
 ///   out[i] = Σ_x f((x - c + 1/2) / s) in[x] / Σ f,   c = (i + 1/2) from/to,   s = max(from/to, 1)
 ///
 /// Cost     a multiply-add for each pixel, channel and weight of both passes
-/// Heap     the picture, one of the new width and the old height, and the weights
+/// Heap     the image, one of the new width and the old height, and the weights
 /// Throws   ShapeError as ImageView::check(), and for a new size that has no pixels or too many
 /// Law      the bytes of Pillow's resize() of the same filter, on every processor
 inline Image resize(const ImageView& image, const ImageSize& size, ImageFilter filter) {

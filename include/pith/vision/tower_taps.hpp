@@ -6,12 +6,12 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 
-// What a tower gives besides its features, and the part of a tile that it looks at.
+// What a tower returns in addition to its features, and the part of a tile that it reads.
 
 namespace pith { inline namespace v0 {
 
-/// What forward() writes besides the features, for methods that drop or merge patches: in each view that has memory. It is taken from the
-/// layer that makes the last feature, while that layer runs.
+/// Attention and keys that forward() writes along with the features, for methods that drop or merge patches. Empty views are skipped. All
+/// but the last two come from the layer that makes the last feature.
 template <class S = float> struct TowerTaps {
   MatrixRef<S> class_attention = {};     ///< [heads, tokens] softmax row of the class token in each head
   VectorRef<S> attention_received = {};  ///< [tokens] attention of all tokens, averaged over them and the heads
@@ -20,7 +20,7 @@ template <class S = float> struct TowerTaps {
   MatrixRef<S> last_keys = {};           ///< [tokens, hidden_size] keys of the last layer of all
 };
 
-/// The part of a tile that shows a picture, in patches from the upper left corner; the rest is padding, which no patch attends to.
+/// The part of a tile that shows an image, in patches from the upper left corner; the rest is padding, which no patch attends to.
 struct TileExtent {
   Index height = 0, width = 0;  ///< 0: the whole tile
 };

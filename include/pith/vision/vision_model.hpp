@@ -24,7 +24,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// What a tower gives for the tiles of one picture; taps are empty unless they were asked for. Rows of tile t begin at t*tokens.
+/// What a tower gives for the tiles of one image; taps are empty unless they were asked for. Rows of tile t begin at t*tokens.
 template <class S = float> struct ImageFeatures {
   Matrix<S> features;                     ///< [tiles*tokens, feature_size]
   Matrix<S> class_attention;              ///< [tiles*heads, tokens]
@@ -43,7 +43,7 @@ struct TapOptions {
   std::vector<Index> merge = {};  ///< ToMe inside the tower: tokens merged in each layer (TowerMerge); goes with no tap
 };
 
-/// A vision tower with its recipe and projector: pictures to rows of a decoder's prompt.
+/// A vision tower with its recipe and projector: images to rows of a decoder's prompt.
 ///
 /// load_vision(folder) makes one. Const methods are thread-safe.
 template <class S = float> struct Vision {
@@ -76,19 +76,18 @@ template <class S = float> struct Vision {
     const ImageSize made = recipe.crop != ImageSize{} ? recipe.crop : recipe.size;
     const bool known = recipe.resize && (recipe.crop != ImageSize{} || recipe.shortest_edge == 0);
     if (known && made != ImageSize{c.image_size, c.image_size})
-      refuse("pictures become tiles of ", made.height, " x ", made.width, " pixels, the tower looks at ", c.image_size, " x ",
-             c.image_size);
+      refuse("images become tiles of ", made.height, " x ", made.width, " pixels, the tower looks at ", c.image_size, " x ", c.image_size);
   }
 
-  /// Makes the tiles of a picture: ImageRecipe::prepare().
-  ImageTiles prepare(const ImageView& image, Index pictures = 1) const { return recipe.prepare(image, pictures); }
+  /// Makes the tiles of an image: ImageRecipe::prepare().
+  ImageTiles prepare(const ImageView& image, Index images = 1) const { return recipe.prepare(image, images); }
 
   /// Bytes of workspace for look() and project().
   std::size_t workspace_bytes(Index workers = 1) const {
     return (std::max)(tower.workspace_bytes(workers), projector.workspace_bytes(tower.config().grid() + 1, workers));
   }
 
-  /// Runs the tower over the tiles of a picture. Tokens that are merged inside it have the features of their row, so that rows made of
+  /// Runs the tower over the tiles of an image. Tokens that are merged inside it have the features of their row, so that rows made of
   /// blocks of patches still find all of them.
   ///
   /// Heap     what it returns; a TowerMerge and a tile's rows where tokens are merged
@@ -139,7 +138,7 @@ template <class S = float> struct Vision {
     return out;
   }
 
-  /// Projects features to the rows of a picture, in the order of its image tokens.
+  /// Projects features to the rows of an image, in the order of its image tokens.
   ///
   /// Heap     what it returns
   ImageRows<S> project(const ImageTiles& tiles, const ImageFeatures<S>& seen, Workspace& ws) const {
@@ -157,13 +156,13 @@ template <class S = float> struct Vision {
   }
 
   /// prepare(), look() and project() with memory of their own.
-  ImageRows<S> rows(const ImageView& image, Index pictures = 1, ExecutorRef executor = serial) const {
-    const ImageTiles tiles = prepare(image, pictures);
+  ImageRows<S> rows(const ImageView& image, Index images = 1, ExecutorRef executor = serial) const {
+    const ImageTiles tiles = prepare(image, images);
     Workspace ws(workspace_bytes(executor.size()), executor);
     return project(tiles, look(tiles, ws), ws);
   }
 
-  /// Numbers of the tower's tokens as numbers of a picture's rows, by which rows are chosen: averaged over the patches of a row, scaled and
+  /// Numbers of the tower's tokens as numbers of an image's rows, by which rows are chosen: averaged over the patches of a row, scaled and
   /// cut as rows are. Newlines get 0.
   ///
   /// Shapes   of_tokens [tiles*tokens, any] · returns [rows, any]
@@ -199,7 +198,7 @@ template <class S = float> struct Vision {
       return detail::any_resolution_rows<S>(tiles, tower.config().grid(), spec.anyres_max, rows, newline);
     ImageRows<S> out{.rows = std::move(rows), .runs = {}};
     const Index each = rows_per_tile();
-    if (recipe.tiles == TileRule::pinpoints) {  // one of several pictures: its rows and one newline
+    if (recipe.tiles == TileRule::pinpoints) {  // one of several images: its rows and one newline
       out.rows.conservativeResize(each + 1, Eigen::NoChange);
       out.rows.row(each) = newline.transpose();
       out.lines.assign(static_cast<std::size_t>(each + 1), 0);

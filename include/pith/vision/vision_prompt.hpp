@@ -1,5 +1,5 @@
 #pragma once
-// Prompts of text and pictures: which tokens a picture becomes, and the rows that a session reads.
+// Prompts of text and images: which tokens an image becomes, and the rows that a session reads.
 
 #include <algorithm>
 #include <cstddef>
@@ -20,7 +20,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// What a picture becomes in the text of a prompt, piece by piece: each is a token of the model's tokenizer. `run_tokens`: image tokens of
+/// What an image becomes in the text of a prompt, piece by piece: each is a token of the model's tokenizer. `run_tokens`: image tokens of
 /// each run (ImageRows::runs), before any reduction. Written one after the other they are the text to tokenize: newlines may become one
 /// token with those beside them.
 ///
@@ -62,7 +62,7 @@ inline std::vector<std::string> image_text(const VlmSpec& spec, const ImageTiles
           out.push_back(detail::text("<row_", r + 1, "_col_", c + 1, ">"));
           add_image(r * tiles.cols + c);
         }
-        out.emplace_back(r + 1 < tiles.rows ? "\n" : "\n\n");  // the last line's and the whole picture's are one token
+        out.emplace_back(r + 1 < tiles.rows ? "\n" : "\n\n");  // the last line's and the whole image's are one token
       }
       out.push_back(fake);
       out.emplace_back("<global-img>");
@@ -78,13 +78,13 @@ template <class S> std::vector<std::string> image_text(const VlmSpec& spec, cons
   return image_text(spec, tiles, tokens);
 }
 
-/// Puts the tokens of pictures where a prompt has placeholders, in order.
+/// Puts the tokens of images where a prompt has placeholders, in order.
 ///
 /// Throws   ShapeError if their numbers differ
 inline std::vector<Token> expand_images(std::span<const Token> prompt, Token placeholder, std::span<const std::vector<Token>> images) {
   const auto places = static_cast<std::size_t>(std::count(prompt.begin(), prompt.end(), placeholder));
   if (places != images.size())
-    raise<ShapeError>("pith::expand_images: ", images.size(), " pictures for ", places, " placeholders, expected one for each");
+    raise<ShapeError>("pith::expand_images: ", images.size(), " images for ", places, " placeholders, expected one for each");
   std::vector<Token> out;
   std::size_t next = 0;
   for (const Token token : prompt) {
@@ -96,7 +96,7 @@ inline std::vector<Token> expand_images(std::span<const Token> prompt, Token pla
   return out;
 }
 
-/// A prompt of text and pictures: session.prefill(prompt.embeddings, prompt.kinds, prompt.options()).
+/// A prompt of text and images: session.prefill(prompt.embeddings, prompt.kinds, prompt.options()).
 template <class S = float> struct VisionPrompt : SplicedPrompt<S> {
   std::vector<Position> sight;  ///< [tokens] the last token that each one sees; empty: itself
 
@@ -104,11 +104,11 @@ template <class S = float> struct VisionPrompt : SplicedPrompt<S> {
   PrefillOptions options() const { return {.masses = this->masses, .sight = sight}; }
 };
 
-/// Builds a prompt from tokens in which every row of every picture has its image token: text becomes rows of the table, image tokens become
-/// the pictures' rows, in order, and images see each other where the model wants it. The image token is never looked up in the table.
+/// Builds a prompt from tokens in which every row of every image has its image token: text becomes rows of the table, image tokens become
+/// the images' rows, in order, and images see each other where the model wants it. The image token is never looked up in the table.
 ///
-/// Law      of reduced pictures, what is left of a run still sees all of it that is left
-/// Throws   ShapeError where splice() does: other numbers of image tokens than the pictures have, or another width
+/// Law      the rows left of a reduced image still see each other
+/// Throws   ShapeError where splice() does: other numbers of image tokens than the images have, or another width
 template <class S>
 VisionPrompt<S> vision_prompt(const VlmSpec& spec, const Embedding<S>& table, std::span<const Token> tokens,
                               std::type_identity_t<std::span<const ImageRows<S>>> images) {

@@ -1,5 +1,5 @@
 #pragma once
-// How a vision-language model puts pictures into prompts.
+// How a vision-language model puts images into prompts.
 
 #include <cstdint>
 #include <string>
@@ -15,17 +15,17 @@ enum class ImageSight : std::uint8_t {
   prompt,  ///< all of a prompt, text as well: PaliGemma
 };
 
-/// What stands around the tokens of a picture.
+/// What stands around the tokens of an image.
 enum class ImageMarks : std::uint8_t {
   none,    ///< nothing: LLaVA, PaliGemma
   bounds,  ///< a token before and one behind each tile: Gemma 3
   tiles,   ///< a token for the row and column of each tile: SmolVLM, Idefics 3
 };
 
-/// How a vision-language model puts pictures into prompts, resolved once from its config.json.
+/// How a vision-language model puts images into prompts, resolved once from its config.json.
 struct VlmSpec {
   std::string model_type = "llava";    ///< a name for messages
-  Token image_token = -1;              ///< stands for each row of a picture; it may lie outside the vocabulary
+  Token image_token = -1;              ///< stands for each row of an image; it may lie outside the vocabulary
   std::string image_word = "<image>";  ///< its spelling
   ImageMarks marks = ImageMarks::none;
   ImageSight sight = ImageSight::causal;

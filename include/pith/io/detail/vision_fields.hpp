@@ -16,7 +16,7 @@
 #include <pith/vision/tower_config.hpp>
 #include <pith/vision/vlm_spec.hpp>
 
-// The keys of a config.json that speak of pictures.
+// Reads the vision part of a config.json: tower, projector and image prompts.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// A config.json's tower, projector and prompts.

@@ -17,7 +17,7 @@
 // Finds a tower's tensors under any of the names that versions of transformers give them.
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The tensors of a folder that speak of pictures, by names of their own: tower.…, projector.…, newline.
+/// Finds the tensors of tower and projector in a folder, under names that do not depend on the checkpoint: tower.…, projector.…, newline.
 class VisionPlan {
  public:
   using Place = CheckpointFiles::Place;
@@ -74,7 +74,7 @@ class VisionPlan {
     return place;
   }
 
-  /// Adds the tensors that nobody wanted; refuses one that lies in a layer of those that are computed.
+  /// Lists the tensors that were not read; refuses one that belongs to a layer that is computed.
   void list_ignored(Index layers, std::vector<std::string>& ignored) const {
     for (const auto& [name, found] : places_) {
       const std::string_view plain = name;

@@ -12,10 +12,10 @@
 #include <pith/vision/image_recipe.hpp>
 #include <pith/vision/image_rows.hpp>
 
-// LLaVA-OneVision: the rows of a whole picture, then those of its tiles as one grid without their padding, each line ended by a newline.
+// LLaVA-OneVision: the rows of a whole image, then those of its tiles as one grid without their padding, each line ended by a newline.
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The part of a grid that shows the picture, in patches, and its size after a scaling.
+/// The part of a grid that shows the image, in patches, and its size after a scaling.
 struct GridPart {
   Index top = 0, left = 0;
   ImageSize size, scaled;
@@ -57,7 +57,7 @@ template <class S> struct Between {
   }
 };
 
-/// The rows of a picture from those of its tiles, all of grid x grid patches, the first of the whole picture.
+/// The rows of an image from those of its tiles, all of grid x grid patches, the first of the whole image.
 ///
 /// Shapes   all [tiles*grid*grid, features] · newline [features]
 template <class S>

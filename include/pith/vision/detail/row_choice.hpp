@@ -23,10 +23,10 @@
 #include <pith/vision/image_rows.hpp>
 #include <pith/vision/vision_model.hpp>
 
-// Which rows of a picture are left, and what becomes of the others.
+// Which rows of an image are left, and what becomes of the others.
 namespace pith { inline namespace v0 { namespace detail {
 
-/// The reductions of one picture.
+/// The reductions of one image.
 template <class S> struct RowChoice {
   const Vision<S>& vision;
   const ImageTiles& tiles;
@@ -212,8 +212,8 @@ template <class S> struct RowChoice {
     return out;
   }
 
-  /// The picture of the rows left, in the order of their tokens: candidate token_of[r] stayed in row r, candidate t became part of row
-  /// row_of[t]. Newlines stay with their lines.
+  /// Assembles the rows that are left, in the order of their tokens: candidate token_of[r] stayed in row r, candidate t became part of
+  /// row row_of[t]. Newlines stay with their lines.
   ImageRows<S> assembled(const ImageRows<S>& all, const std::vector<std::int32_t>& tokens, const Matrix<S>& rows,
                          const std::vector<std::int32_t>& row_of, const std::vector<std::int32_t>& token_of, bool features = true) const {
     const Matrix<S> given = features && before_projector() ? projected(rows).rows : rows;

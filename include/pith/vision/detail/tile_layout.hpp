@@ -10,7 +10,7 @@
 #include <pith/core/types.hpp>
 #include <pith/vision/image.hpp>
 
-// The sizes that pictures are scaled to, and the tiles they are cut into. Quotients are doubles, cut to whole pixels as the models' own
+// The sizes that images are scaled to, and the tiles they are cut into. Quotients are doubles, cut to whole pixels as the models' own
 // code cuts them.
 namespace pith { inline namespace v0 { namespace detail {
 
@@ -47,7 +47,7 @@ inline SplitSizes split_sizes(const ImageSize& image, Index edge, Index tile) {
   return out;
 }
 
-/// The size of LLaVA-OneVision's list that keeps most of a picture's pixels, and of those the one that wastes fewest; the first of equals.
+/// The size of LLaVA-OneVision's list that keeps most of an image's pixels, and of those the one that wastes fewest; the first of equals.
 inline ImageSize best_pinpoint(const ImageSize& image, std::span<const ImageSize> sizes) {
   ImageSize best = sizes.front();
   Index most = -1, least_waste = 0;
@@ -62,7 +62,7 @@ inline ImageSize best_pinpoint(const ImageSize& image, std::span<const ImageSize
   return best;
 }
 
-/// The largest size of a picture's aspect within another size.
+/// The largest size of an image's aspect within another size.
 inline ImageSize fitted_size(const ImageSize& image, const ImageSize& within) {
   const double across = quotient(within.width, image.width), down = quotient(within.height, image.height);
   const auto scaled = [](Index side, double scale, Index most) {
@@ -72,7 +72,7 @@ inline ImageSize fitted_size(const ImageSize& image, const ImageSize& within) {
                        : ImageSize{within.height, scaled(image.width, down, within.width)};
 }
 
-/// The number of parts along the longer side that Gemma 3 looks at; 0: the picture alone.
+/// The number of parts along the longer side that Gemma 3 looks at; 0: the image alone.
 inline Index pan_crops(const ImageSize& image, Index min_crop, Index max_crops, double min_ratio) {
   const Index longer = (std::max)(image.height, image.width), shorter = (std::min)(image.height, image.width);
   const double ratio = quotient(longer, shorter);
