@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
-// What kernels do differently by the processor that they are compiled for. The results have the same bits.
+// How kernels read memory on the processor they are compiled for. Results are bit-identical for every choice.
 namespace pith { inline namespace v0 { namespace detail {
 
 /// How a kernel should read memory.
@@ -25,22 +25,8 @@ struct Processor {
   bool narrow_streamed = false, floats_streamed = false;
 };
 
-// -march and -mtune define these macros for AMD's Zen 1 to 5. Measured on a Zen 4, cold, one thread: pure loads of rows of 512 bytes run at
-// 28-32 GB/s one after the other and at 9-11 a line of 2 to 16 of them in turn; values of 512 bytes at 25 GB/s without prefetching or into
-// L2, at 13-16 into L1. On Intel's Xeons the order does not matter, and values without prefetching take up to a fifth longer.
-//
-// On a Zen 5, of reading as many bytes: one token over four-bit panels in groups of 128 .85 side by side and 1.15 one at a time, in groups
-// of 32 a tenth less one at a time, and much less without every line in L1. 13 to 128 tokens over weights of 8 and 16 bits, of the peak:
-// .85 to .95 widened in registers, .71 to .8 in blocks.
-//
-// Floats on a Zen 4, of the peak, 2048 x 2048: 13, 16, 32 and 128 tokens .73, .8, .88 and .89 in blocks, .85, .88, .92 and .94 streamed,
-// and as much with panels of 1 MB. 4, 10, 12 and 13 tokens .49, .77, .77 and .85 fetched 2 KB ahead, .54, .86, .84 and .89 fetched 4 KB
-// ahead and with 11 or 12 tokens in two tiles.
-//
-// Few lines, which start the processor's own prefetching in each page, on a Zen 4. One token, of reading as many bytes, with every line
-// into L1 and so: f32 .93 and 1.05, bfloat16 .83 and 1.03, 4-bit groups of 32 .48 side by side and .92 one at a time, of 128 .71 and .92.
-// Attention, its time over that with every line of keys and none of values: 16 heads over 8 of 64, f32 .78, 8-bit rows .86; 32 over 32 of
-// 128, bfloat16 .86. g++ 12 takes a Zen 4 for a Zen 3.
+// -march and -mtune define these macros for AMD's Zen 1 to 5. g++ 12 takes a Zen 4 for a Zen 3, so AVX-512 tells them apart. Each choice is
+// the fastest measured: bench/README.md, "Speed on AMD".
 #if defined(__znver1__) || defined(__znver2__) || defined(__znver3__) || defined(__znver4__) || defined(__znver5__) || \
     defined(__tune_znver1__) || defined(__tune_znver2__) || defined(__tune_znver3__) || defined(__tune_znver4__) ||    \
     defined(__tune_znver5__)
