@@ -53,7 +53,7 @@ class Ones {
   Index count_;
 };
 
-/// Time to read so many bytes that no cache holds: one place of a buffer, which all share, after the other.
+/// Measures reading `bytes` that are in no cache: each call reads the next part of one large buffer, shared by all objects.
 class ColdRead {
  public:
   explicit ColdRead(std::size_t bytes) : count_(static_cast<Index>(bytes / sizeof(float))) {
@@ -73,16 +73,16 @@ class ColdRead {
   Index count_, next_ = 0;
 };
 
-/// Copies to take turns with. Google Benchmark calls a case several times: what the first call makes, the others find.
+/// Copies used in turn. Google Benchmark calls a case several times: the first call makes the copies, later calls reuse them.
 class ColdCopies {
  public:
-  /// From now on it is about this case; what another one made goes.
+  /// Starts the case `name`: frees the copies of any other case.
   static void begin(const std::string& name) {
     if (name_ == name) return;
     name_ = name;
     made_.clear();
   }
-  /// So many copies of something of so many bytes that no cache holds all of them. `make` must not leave references in what it makes.
+  /// Returns enough copies of an object of `bytes` bytes that no cache holds all of them. A copy must not hold references to what made it.
   template <class Make> static auto& of(std::size_t bytes, Make make) {
     using Copies = std::vector<decltype(make())>;
     std::shared_ptr<void>& made = made_[typeid(Make)];

@@ -21,7 +21,8 @@ template <class Session> double attended_bytes(const Session& session) {
   return bytes;
 }
 
-/// Brings a session to position `context` as if it had read so many tokens: as many of the newest as its policy keeps, random rows.
+/// Brings a session to position `context` as if it had read that many tokens. Its cache holds as many of the newest rows as its policy
+/// keeps, filled with random numbers.
 template <pith::KvStorage T> void begin_at(pith::Session<float, T>& session, Index context) {
   const auto caches = session.caches();
   const Index rows = std::min(context, caches[0].budget()), heads = caches[0].shape().num_kv_heads;

@@ -54,7 +54,7 @@ class Samples {
   std::vector<double> values_;
 };
 
-/// Keeps a result alive that nobody looks at.
+/// Stops the compiler from removing the computation of an unused result.
 template <class T> void keep(const T& value) { asm volatile("" : : "g"(&value) : "memory"); }
 
 /// Sums `count` floats, as fast as this build can read them.
@@ -76,7 +76,7 @@ inline float read_all(const float* p, Index count) {
 /// Multiply-adds that depend on none of the others: enough to hide their latency, few enough for the registers.
 template <class S> inline constexpr int peak_chains = pith::detail::Simd<S>::registers == 32 ? 24 : 12;
 
-/// So many steps of each chain, in registers. Never inlined: whatever surrounds a call cannot cost it its registers.
+/// Runs `steps` steps of each chain, in registers. Never inlined, so that code around a call does not take its registers.
 template <class S> [[gnu::noinline]] S multiply_add(int steps, S factor) {
   using V = pith::detail::Simd<S>;
   constexpr int chains = peak_chains<S>;
@@ -104,7 +104,7 @@ template <class S = float> double peak_flops(double like_seconds = 0) {
   return flops / seconds;
 }
 
-/// So many steps of each chain of integer dot products, in registers.
+/// Runs `steps` steps of each chain of integer dot products, in registers.
 template <class L> [[gnu::noinline]] float multiply_codes(int steps, std::uint32_t factor) {
   constexpr int chains = L::parts == 2 ? 8 : 12;  // a chain of bytes has two sums
   asm volatile("" : "+m"(factor));                // a result that the compiler knows is computed once

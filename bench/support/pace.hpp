@@ -17,7 +17,7 @@ class Pace {
  public:
   Pace() : data_(static_cast<Index>(cold_bytes() / sizeof(float))) {}
   std::size_t bytes() const { return static_cast<std::size_t>(data_.size()) * sizeof(float); }
-  /// Seconds for so many bytes, an equal part for each thread, from where the last reading ended.
+  /// Returns the seconds to read `bytes`, an equal part for each thread, starting where the last call ended.
   double seconds(double bytes, ExecutorRef executor) {
     const Index part = data_.size() / executor.size();
     const Index wanted = static_cast<Index>(bytes / sizeof(float)) / executor.size(), from = next_ % part;

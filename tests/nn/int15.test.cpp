@@ -18,7 +18,7 @@
 #include "support/rounded_blocks.hpp"
 
 using namespace pith;
-using pith_test::check_any_company;
+using pith_test::check_any_batch;
 using pith_test::check_passes;
 using pith_test::contains;
 using pith_test::near;
@@ -112,7 +112,7 @@ TEST_CASE("int15: exact sums of blocks, added in order, whatever the company", "
       const Matrix<float> x = activations_of_all_sizes(29, in);
       const Matrix<float> expected = int15_by_the_law(layer.weight(), x, bias);
       INFO("in " << in << ", out " << out);
-      check_any_company(layer, x, expected, {1, 2, 3, 4, 6, 7, 12, 13, 25, 29}, pool);
+      check_any_batch(layer, x, expected, {1, 2, 3, 4, 6, 7, 12, 13, 25, 29}, pool);
     }
   }
 }

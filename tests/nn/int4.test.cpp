@@ -15,7 +15,7 @@
 #include "support/rounded_blocks.hpp"
 
 using namespace pith;
-using pith_test::check_any_company;
+using pith_test::check_any_batch;
 using pith_test::check_passes;
 using pith_test::contains;
 using pith_test::near;
@@ -212,7 +212,7 @@ TEST_CASE("int4: exact sums of groups, added in order, whatever the company", "[
         x.row(6) *= 1e-36f;
         const Matrix<float> expected = int4_by_the_law(layer.weight(), x, bias);
         INFO("in " << in << ", group " << group << ", out " << out << ", zeros " << with_zeros);
-        check_any_company(layer, x, expected, {1, 2, 4, 5, 7, 10, 29}, pool);
+        check_any_batch(layer, x, expected, {1, 2, 4, 5, 7, 10, 29}, pool);
       }
     }
   }

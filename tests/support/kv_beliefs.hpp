@@ -101,7 +101,7 @@ class KvBeliefs {
     if (name == "scissorhands") stay = newest(std::max<Index>(1, s_.rows / 4));
     if (name == "snapkv" || name == "adakv" || name == "critical") stay = std::min(rows(h), std::max<Index>(1, s_.rows / 2));  // the window
     if (name == "rkv") stay = std::min(rows(h), std::min<Index>(8, std::max<Index>(1, s_.rows / 2)));
-    if (name == "csp") stay = s_.rows;                       // both lists, whatever is coming
+    if (name == "csp") stay = s_.rows;                       // both lists, for any next token
     if (name == "chunkkv") stay = std::max<Index>(stay, 2);  // one whole chunk
     const Index sinks = std::min<Index>(4, s_.rows / 2);
     const auto is_sink = [&](const Row& row) { return row.position < sinks; };
@@ -196,7 +196,7 @@ class KvBeliefs {
 
   KvSetting s_;
   State now_;
-  std::vector<Token> history_;  ///< by position, whatever has left
+  std::vector<Token> history_;  ///< by position, evicted tokens included
 };
 
 }  // namespace pith_test

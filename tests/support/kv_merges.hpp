@@ -141,7 +141,7 @@ class KvMerges {
       const double weight = b_.s_.merge.weight({cosines[static_cast<Index>(e)], row.mass, gone[e].mass, old_value.norm(), v.norm()});
       keys += weight * k;
       values += weight * v;
-      key_sizes += (1 + std::abs(weight)) * k.cwiseAbs();  // a weight may have the rounding of a cosine near 1, whatever its size
+      key_sizes += (1 + std::abs(weight)) * k.cwiseAbs();  // a weight of any size may have the rounding of a cosine near 1
       value_sizes += (1 + std::abs(weight)) * v.cwiseAbs();
       count += 1;
       sum += weight;

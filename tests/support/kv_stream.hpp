@@ -66,7 +66,7 @@ template <class T> class KvStream {
   }
 };
 
-/// The rows of one head, widened, whatever they are stored as.
+/// The rows of one head, of any storage, widened.
 template <class Cache> pith::Matrix<typename Cache::Scalar> keys_of(const Cache& cache, pith::Index h) {
   pith::Matrix<typename Cache::Scalar> rows(cache.size(h), cache.shape().head_dim);
   cache.copy_keys(h, rows, cache.rope_positions());

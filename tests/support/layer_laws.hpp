@@ -12,12 +12,12 @@
 
 namespace pith_test {
 
-/// A layer's rows have the bits expected of them in any company, beside columns that are not its own, and from any number of workers.
+/// Checks that a layer's rows have the expected bits in any batch, beside columns that are not its own, and for any number of workers.
 template <class Layer>
-void check_any_company(const Layer& layer, const pith::Matrix<float>& x, const pith::Matrix<float>& expected,
-                       std::initializer_list<pith::Index> companies, pith::ThreadPool& pool) {
+void check_any_batch(const Layer& layer, const pith::Matrix<float>& x, const pith::Matrix<float>& expected,
+                     std::initializer_list<pith::Index> batches, pith::ThreadPool& pool) {
   const pith::Index all = x.rows(), out = expected.cols();
-  for (const pith::Index tokens : companies) {
+  for (const pith::Index tokens : batches) {
     for (pith::Index first = 0; first + tokens <= all; first += tokens) {
       pith::Matrix<float> wide = pith::Matrix<float>::Constant(tokens, out + 3, 77.f);
       pith::Workspace ws(layer.workspace_bytes(tokens));
@@ -37,7 +37,7 @@ void check_any_company(const Layer& layer, const pith::Matrix<float>& x, const p
 template <class Layer> void check_passes(const Layer& layer, const pith::Matrix<float>& x, const pith::Matrix<float>& expected) {
   pith::ThreadPool pool(2);
   CHECK(same_bits(layer.forward(x), expected));
-  check_any_company(layer, x, expected, {}, pool);
+  check_any_batch(layer, x, expected, {}, pool);
   std::size_t last = 0;
   for (pith::Index tokens = 0; tokens < x.rows(); ++tokens) {
     CHECK(layer.workspace_bytes(tokens) >= last);

@@ -34,7 +34,7 @@ template <class S = void, class M> auto widened(const M& m) {
   return wide;
 }
 
-/// Every bit of every entry, whatever the strides: 0 and -0 differ, a NaN equals itself.
+/// Compares every bit of every entry, for any strides: 0 and -0 differ, a NaN equals itself.
 template <class A, class B> bool same_bits(const A& a, const B& b) {
   static_assert(std::is_same_v<typename A::Scalar, typename B::Scalar>);
   if (a.rows() != b.rows() || a.cols() != b.cols()) return false;

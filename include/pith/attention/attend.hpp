@@ -36,7 +36,7 @@ template <class S> struct AttendOptions {
   /// Rows whose weights sum to at most this share of a query's softmax are not read: their values, and with KvRun::scouts their keys. 0:
   /// all are. See attend().
   S skip_below = 0;
-  AttentionReads* reads = nullptr;  ///< is told how many rows there were and how many were read; nullptr: nobody asks
+  AttentionReads* reads = nullptr;  ///< counts the rows of the cache and those that were read; nullptr: not counted
 };
 
 /// Attention weights of the queries of one tile in one kv head: valid until the observer returns.

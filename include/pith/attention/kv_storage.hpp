@@ -18,7 +18,7 @@ template <class T>
 concept PlainStorage = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, bfloat16> || std::same_as<T, half>;
 
 /// Rows stored as T after a Hadamard rotation: outliers of single channels spread over the head, so that codes lose less. Attention rotates
-/// its queries, or turns its output back; everybody else sees rows as they were.
+/// its queries and turns its output back; reading a cache's rows returns them unrotated.
 ///
 /// x is stored as H x, in blocks of the largest power of two, at most 256, that divides head_dim: H = Hᵀ = H⁻¹. One number that is not
 /// finite spoils its block of H.

@@ -110,8 +110,7 @@ std::vector<Token> generate(M& model, ConstMatrixRef<typename M::Scalar> logits,
   return tokens;
 }
 
-/// The same from a prompt on: prefill(prompt), then tokens until something says stop. The rules see the prompt unless options.text is
-/// given.
+/// Reads a prompt with prefill(), then generates as above. The rules see the prompt unless options.text is given.
 template <TokenModel M, std::uniform_random_bit_generator Rng, TokenCallback OnToken>
 requires requires(M& m, std::span<const Token> prompt) { m.prefill(prompt); }
 GenerateResult generate(M& model, std::span<const Token> prompt, GenerateOptions options, Rng& rng, OnToken&& on_token) {

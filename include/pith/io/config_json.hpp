@@ -22,7 +22,7 @@
 namespace pith { inline namespace v0 {
 
 /// Reads the config.json of a known family, as written by transformers 4 or 5, and resolves it as transformers would: the family's defaults
-/// are filled in, and every layer and rope is listed. Of a model of several kinds of input, it reads the decoder's part.
+/// are filled in, and every layer and rope is listed. Of a multimodal model it reads the decoder's part.
 ///
 /// Refuses by name every setting that would change the numbers: other families, rope types and activations, methods of
 /// quantising that are not supported, non-causal attention, classes other than …ForCausalLM, two spellings of a setting that disagree.

@@ -52,7 +52,7 @@ template <KvStorage T> struct CompactedRows {
   }
 };
 
-/// The best rows of caches by given scores, as they are: what a proxy pass has scored (kvzip_scores(), finch_scores()).
+/// Copies the rows of highest score, unchanged. The scores come from a proxy pass: kvzip_scores() or finch_scores().
 ///
 /// Heap     a copy of the rows
 /// Throws   ShapeError for an invalid budget or scores of other caches; StateError inside a journal, in the middle of a prompt,

@@ -188,7 +188,7 @@ template <KvStorage Storage = float> class KvCache {
   KvPrefixLayer<Storage> freeze() const {
     if (state_.in_prompt_buffer() || state_.unevicted > 0) state_.rules.raise_mid_prompt("freeze()");
     if (gap() > 0 || query_position() != next_position())
-      raise<StateError>("pith::KvCache: freeze() with tokens nearer than in the text: use RopePositions::text for what is to be a prefix");
+      raise<StateError>("pith::KvCache: freeze() needs RopePositions::text: a prefix cannot say that rows are nearer than in the text");
     KvPrefixLayer<Storage> layer = detail::frozen(view());
     layer.scouts = state_.rules.options.scout_keys;
     return layer;

@@ -90,7 +90,7 @@ template <class S> struct LargestLanes {
 };
 
 template <class S> void check_similar(const char* where, const ConstMatrixRef<S>& rows, const ConstMatrixRef<S>& kept) {
-  if (kept.rows() == 0) raise<ShapeError>("pith::", where, ": no kept rows, expected one or more to be near to");
+  if (kept.rows() == 0) raise<ShapeError>("pith::", where, ": no kept rows, expected at least one to compare with");
   constexpr Index most = (Index(1) << (std::min)(31, std::numeric_limits<S>::digits)) - 1;  // LargestLanes counts in S
   if (kept.rows() > most) raise<CapacityError>("pith::", where, ": ", kept.rows(), " kept rows, expected at most ", most);
   check_shape(where, "rows", rows, any_extent, kept.cols());

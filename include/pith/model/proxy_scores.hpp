@@ -94,7 +94,7 @@ RowScores kvzip_scores(const Session<S, T>& session, std::span<const Token> cont
   return scores;
 }
 
-/// Finch: rows score the attention of a question that the context will be asked; with tokens that plan ahead instead, CacheNotes.
+/// Finch: a row's score is the attention it receives from a question about the context. With planning tokens as the question: CacheNotes.
 ///
 ///   score_j = mean_{q, g} softmax(q·K)_j · (normalised: the number of keys before q)
 ///

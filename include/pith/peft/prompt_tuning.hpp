@@ -37,14 +37,14 @@ template <class S = float> class PromptTuning {
   }
   /// The embeddings of tokens drawn uniformly from the vocabulary.
   template <std::uniform_random_bit_generator Rng> static PromptTuning sampled(Index tokens, const Embedding<S>& table, Rng& rng) {
-    check_sizes(tokens, table.rows() - 1);
+    check_source(tokens, table.rows(), "vocabulary");
     std::vector<Token> ids;
     for (Index i = 0; i < tokens; ++i) ids.push_back(static_cast<Token>(canonical<double>(rng) * double(table.rows())));
     return of_tokens(ids, table);
   }
   /// The embeddings of a text, cut off at `tokens` or repeated to that length.
   static PromptTuning from_text(Index tokens, std::span<const Token> text, const Embedding<S>& table) {
-    check_sizes(tokens, static_cast<Index>(text.size()) - 1);
+    check_source(tokens, static_cast<Index>(text.size()), "text");
     std::vector<Token> ids;
     for (std::size_t i = 0; i < static_cast<std::size_t>(tokens); ++i) ids.push_back(text[i % text.size()]);
     return of_tokens(ids, table);
@@ -68,9 +68,13 @@ template <class S = float> class PromptTuning {
  private:
   static void check_sizes(Index tokens, Index features) {
     if (tokens < 0 || features < 0) [[unlikely]]
-      raise<ShapeError>("pith::PromptTuning: ", tokens, " rows of ", features,
-                        " features, or an empty text or vocabulary to take them from: expected something");
+      raise<ShapeError>("pith::PromptTuning: ", tokens, " rows of ", features, " features, expected 0 or more of each");
     detail::checked_product("PromptTuning", tokens, features);
+  }
+  static void check_source(Index rows, Index tokens, const char* source) {
+    check_sizes(rows, 0);
+    if (tokens < 1) [[unlikely]]
+      raise<ShapeError>("pith::PromptTuning: a ", source, " of 0 tokens, expected 1 or more to take rows from");
   }
   static PromptTuning of_tokens(std::span<const Token> ids, const Embedding<S>& table) {
     Matrix<S> rows(static_cast<Index>(ids.size()), table.cols());

@@ -19,10 +19,10 @@ namespace pith { inline namespace v0 { namespace detail {
 /// them together, where each head may lose its share of the sampled weights. A query that sees fewer than `least` sampled rows (some 2000
 /// in all) is not flat, so that its rows are chosen one by one.
 ///
-/// Why from a sample of the call and not from the share of the last step: that would be state, which rollback, snapshots and copies would
-/// have to carry for bits to repeat, and a step that a draft lost would have left its mark. A sample is a function of the query and of the
-/// rows it sees, as is what attend() promises: no thread, tile, other query or later row enters. Floors of the sample fall with the share,
-/// so a query that is flat for one share is flat for every lower one, and a lower share still reads what a higher one reads.
+/// The decision is made from a sample of this call, not from the share read in the last step: such a share would be state, which rollback,
+/// snapshots and copies would have to carry, and a rejected draft would change it. The sample depends only on the query and on the rows it
+/// sees, so results stay bit-identical for any threads, tiles and batch. Floors of the sample fall with the share: a query that is flat for
+/// one share is flat for every lower one, and a lower share still reads every row that a higher one reads.
 template <class T> class FlatQueries {
  public:
   using Tile = TileRows<T>;

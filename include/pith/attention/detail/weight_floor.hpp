@@ -32,7 +32,7 @@ template <class S> class FloorSearch {
  public:
   using V = Simd<S>;
   using Packet = typename V::Packet;
-  static constexpr Index sample = 16;  ///< one block in so many is looked at first
+  static constexpr Index sample = 16;  ///< the first search reads one block in 16
   static bool sampled(Index block) { return block % sample == sample / 2; }
 
   /// Σ e

@@ -89,7 +89,7 @@ template <TokenModel Target, TokenModel Draft> class SpeculativeEngine {
   // A step whose caller feeds the models, together with others: prepare(), choose_first() or open(guesses(most)); while that, or
   // sees(), says so, the draft reads draft_feed(); then close(), the target reads target_feed(), judge(). give_up() undoes it in between.
 
-  /// Ends the last step, and checks that nobody moved the models.
+  /// Ends the last step, and checks that both models are still where it left them.
   void prepare() {
     settle();
     check_in_step();

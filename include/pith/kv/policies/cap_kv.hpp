@@ -32,7 +32,7 @@ template <class S = float> struct CapKv {
   Index budget() const { return keep; }
   void check(const AttentionShape& shape) const {
     detail::check_count("CapKv", "keep", keep, 1);
-    detail::check_count("CapKv", "sinks", sinks, 0, keep - 1, "the newest row stays besides");
+    detail::check_count("CapKv", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
     detail::check_count("CapKv", "future", future, 1, Index(1) << 20);
     detail::check_amount("CapKv", "tau", tau);
     if (rope == nullptr || rope->options().head_dim != shape.head_dim)

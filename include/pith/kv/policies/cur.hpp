@@ -23,7 +23,7 @@ struct Cur {
   Index budget() const { return keep; }
   void check(const AttentionShape&) const {
     detail::check_count("Cur", "keep", keep, 1);
-    detail::check_count("Cur", "sinks", sinks, 0, keep - 1, "the newest row stays besides");
+    detail::check_count("Cur", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
     detail::check_count("Cur", "block", block, 1);
   }
   PolicyTraits traits() const { return {.prompt_only = true, .ordered = true, .reads_rows = true}; }

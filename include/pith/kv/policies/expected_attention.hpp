@@ -40,7 +40,7 @@ template <class S = float> struct ExpectedAttention {
   ///          longrope of two tables, because their queries cannot be rotated back
   void check(const AttentionShape& shape) const {
     detail::check_count("ExpectedAttention", "keep", keep, 1);
-    detail::check_count("ExpectedAttention", "sinks", sinks, 0, keep - 1, "the newest row stays besides");
+    detail::check_count("ExpectedAttention", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
     detail::check_count("ExpectedAttention", "future", future, 1, most_future);
     detail::check_amount("ExpectedAttention", "epsilon", static_cast<double>(epsilon));
     detail::check_amount("ExpectedAttention", "scale", static_cast<double>(scale));

@@ -29,7 +29,7 @@ struct LagKv {
   Index budget() const { return keep; }
   void check(const AttentionShape&) const {
     detail::check_count("LagKv", "keep", keep, 1);
-    detail::check_count("LagKv", "sinks", sinks, 0, keep - 1, "the newest row stays besides");
+    detail::check_count("LagKv", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
     detail::check_count("LagKv", "lag", lag, 1, detail::most_rows / 2);
   }
   PolicyTraits traits() const { return {.prompt_only = true, .ordered = true, .reads_rows = true}; }
