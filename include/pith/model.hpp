@@ -1,6 +1,7 @@
 #pragma once
 
 // A decoder by description, and its sessions.
+// compact.hpp (compaction of a session's caches) needs more of Eigen: include it by name.
 #include <pith/model/config.hpp>             // the sizes and constants of a decoder, as in config.json
 #include <pith/model/decoder.hpp>            // Decoder: configuration and weights, shared by its sessions
 #include <pith/model/look.hpp>               // what the observer of a proxy pass is shown

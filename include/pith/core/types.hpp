@@ -1,4 +1,5 @@
 #pragma once
+// Basic types: scalars, indices, positions, tokens and matrices. Refuses compilers and flags that pith does not work with.
 
 #if defined(_MSVC_LANG) ? _MSVC_LANG <= 201703L : __cplusplus <= 201703L
 #error "pith needs C++20: compile with -std=c++20, in CMake target_compile_features(<target> PRIVATE cxx_std_20)"
@@ -14,8 +15,6 @@
 #include <type_traits>
 
 static_assert(EIGEN_VERSION_AT_LEAST(3, 4, 0), "pith needs Eigen 3.4 or newer");
-
-// The basic types: scalars, indices, positions, tokens, matrices.
 
 namespace pith { inline namespace v0 {
 

@@ -1,4 +1,5 @@
 #pragma once
+// The constants that a cache asks of its policy once, when it is constructed.
 
 #include <cstdint>
 
@@ -7,6 +8,7 @@
 
 namespace pith { inline namespace v0 {
 
+/// When a cache evicts, and how it chooses the rows.
 enum class Eviction : std::uint8_t { never, by_age, by_score };
 
 /// The constant answers of a policy to a cache of one layer, read once when the cache is constructed: AnyPolicy::facts().

@@ -1,4 +1,5 @@
 #pragma once
+// Lays out the scratch memory that a worker needs to attend one tile of queries.
 
 #include <algorithm>
 #include <limits>

@@ -1,4 +1,5 @@
 #pragma once
+// Splits the channels of a head into blocks, so that scores that need sums over rows use little memory.
 
 #include <algorithm>
 
