@@ -129,7 +129,7 @@ const int registered = [] {
     for (const MergeEntry<float>& entry : merge_catalogue())
       for (const bool counted : {false, true}) {
         if (counted && entry.name == "drop") continue;
-        const bool few = entry.name == "drop" || entry.name == "pivotal" || entry.name == "size-weighted";
+        const bool few = entry.name == "drop" || entry.name == "pivotal" || entry.name == "mass-weighted";
         if (rows > 1024 && !few) continue;  // they differ in a number a row, which 1024 show as well
         const Case c{rows, std::string(entry.name), counted};
         add("prompt", prompt, c)->Iterations(3);

@@ -160,7 +160,7 @@ void tables(Model& model) {
     for (const Selection& selection : selections)
       for (const MergeEntry<float>& entry : merge_catalogue()) {
         SessionOptions counted = options;
-        counted.keep_masses = entry.name == "size-weighted";
+        counted.keep_masses = entry.name == "mass-weighted";
         const auto start = [&](Index prompt) {
           return model.decoder.start(selection.make(prompt - model.patches() + keep), counted, entry.make());
         };

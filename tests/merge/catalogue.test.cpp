@@ -14,6 +14,8 @@ TEST_CASE("a strategy is found by name, and a wrong name is told the right ones"
   CHECK_FALSE(make_merge("drop").facts().merges);
   CHECK(make_merge("pivotal").weight({.5f, 1, 1, 1, 1}) == .5f);
   CHECK(make_merge<double>("d2o").facts().memory == 2);
+  const MergePair<float> pair{.5f, 2, 3, 1, 1};
+  for (const char* name : {"mass-weighted", "size-weighted"}) CHECK(make_merge(name).weight(pair) == MassWeighted{}.weight(pair));
   CHECK_THROWS_WITH(make_merge("pivot"), pith_test::contains("no strategy 'pivot': drop, averaged, pivotal"));
 }
 

@@ -56,7 +56,7 @@ TEMPLATE_TEST_CASE("every adapter, policy, merge and storage compose, with specu
   for (const char* policy : policies)
     for (const MergeEntry<float>& entry : merge_catalogue())
       for (const bool adapted : {false, true}) {
-        const bool counted = entry.name == "size-weighted";
+        const bool counted = entry.name == "mass-weighted";
         INFO(policy << ", " << entry.name << (adapted ? ", adapted" : ""));
         const auto start = [&] {
           auto session =

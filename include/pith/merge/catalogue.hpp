@@ -33,7 +33,7 @@ template <class S = float> std::span<const MergeEntry<S>> merge_catalogue() {
       {"pivotal", "half way from x to that mean, (x + Σ (x + e) / 2) / (1 + n)", "2406.18139", []() -> AnyMerge<S> { return Pivotal{}; }},
       {"weighted", "(x + Σ s e) / (1 + n)", "2406.18139", []() -> AnyMerge<S> { return Weighted{}; }},
       {"normalized", "(x + Σ w e) / (1 + Σ w), w = (1 + s) / 2", "", []() -> AnyMerge<S> { return Normalized{}; }},
-      {"size-weighted", "the mean of all tokens that the rows stand for; meant for `keep_masses`", "2210.09461",
+      {"mass-weighted", "the mean of all tokens that the rows stand for; meant for `keep_masses`", "2210.09461",
        []() -> AnyMerge<S> { return MassWeighted{}; }},
       {"values-only", "keys: x; values: (x + Σ w e) / (1 + Σ w), w by s and by the share of e in the norm", "",
        []() -> AnyMerge<S> { return ValuesOnly{}; }},
@@ -49,6 +49,7 @@ template <class S = float> std::span<const MergeEntry<S>> merge_catalogue() {
 ///
 /// Throws   UnsupportedError, which lists every strategy, if no strategy has this name
 template <class S = float> AnyMerge<S> make_merge(std::string_view name) {
+  if (name == "size-weighted") name = "mass-weighted";  // its name in 0.1
   std::string known;
   for (const MergeEntry<S>& entry : merge_catalogue<S>()) {
     known += known.empty() ? detail::text(entry.name) : detail::text(", ", entry.name);
