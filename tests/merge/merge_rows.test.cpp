@@ -288,3 +288,12 @@ TEST_CASE("merge_rows: what disagrees is refused before anything changes", "[mer
   CHECK(same_bits(group.kept_keys, before.kept_keys));
   CHECK(same_bits(group.kept_values, before.kept_values));
 }
+
+TEST_CASE("merge_rows: the form with a workspace of its own is the other", "[merge]") {
+  Group<float> one(4, 6, 5, 1), other = one;
+  one.merge(Averaged{});
+  merge_rows(MergedRows<float>{other.kept_keys, other.kept_values, other.kept_mass}, {other.keys, other.values, other.mass},
+             {other.match, other.cosine}, Averaged{});
+  CHECK(other.kept_keys == one.kept_keys);
+  CHECK(other.kept_values == one.kept_values);
+}

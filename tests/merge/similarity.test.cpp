@@ -206,3 +206,21 @@ TEST_CASE("nearest_rows: equals by position behind a cosine of -inf", "[merge]")
   nearest_rows<float>(row, kept, match, cosine, ws, positions);
   CHECK(match[0] == 2);
 }
+
+TEST_CASE("similarity: the forms with memory of their own are the others", "[merge]") {
+  const Matrix<float> rows = random_matrix<float>(9, 6, 1), kept = random_matrix<float>(5, 6, 2);
+  const std::vector<Position> positions{4, 3, 2, 1, 0};
+  Matrix<float> matrix(9, 5);
+  std::vector<std::int32_t> match(9);
+  Vector<float> cosine(9);
+  Workspace ws(nearest_workspace_bytes<float>(14, 6));
+  similarity_matrix<float>(rows, kept, matrix, ws);
+  CHECK(similarity_matrix(rows, kept) == matrix);
+  CHECK(similarity_matrix(ConstMatrixRef<float>(rows), kept) == matrix);
+  nearest_rows<float>(rows, kept, match, cosine, ws, positions);
+  const NearestMatches<float> found = nearest_rows(rows, kept, positions);
+  CHECK(found.row == match);
+  CHECK(found.cosine == cosine);
+  CHECK_THROWS_AS(similarity_matrix(rows, kept.leftCols(3)), ShapeError);
+  CHECK_THROWS_WITH(nearest_rows(rows, kept.topRows(0)), pith_test::contains("expected at least one to compare with"));
+}

@@ -346,3 +346,35 @@ TEST_CASE("clusters: equal rows make as many as are asked for, and missing numbe
        {ClusterOptions{.clusters = 0}, {.clusters = 11}, {.clusters = 2, .neighbours = 0}, {.clusters = 2, .neighbours = 11}})
     CHECK_THROWS_WITH(clustered(x, wrong), contains("expected 1 .. 10 of each"));
 }
+
+TEST_CASE("image tokens: the forms with memory of their own are the others", "[merge]") {
+  const Index n = 30;
+  const Matrix<double> x = random_matrix<double>(n, 6, 1), attention = random_matrix<double>(3, n, 2).cwiseAbs();
+  const Vector<double> scores = attention.row(0).transpose();
+  const auto same = [](const TokenMap<double>& a, const TokenMap<double>& b) {
+    return std::equal(a.row_of().begin(), a.row_of().end(), b.row_of().begin(), b.row_of().end()) && a.cosine() == b.cosine();
+  };
+  CHECK(top_rows(scores, 7) == best_rows(scores, 7));
+  CHECK_THROWS_WITH(top_rows(scores, 31), contains("31 of 30 rows, expected 0 .. 30"));
+  CHECK(pick_diverse(x, 7) == diverse(x, 7));
+  CHECK_THROWS_WITH(pick_diverse(x, -1), contains("-1 of 30 rows, expected 0 .. 30"));
+  CHECK(same(match_visionzip(attention, x, {.dominant = 5, .contextual = 4}), visionzip(attention, x, {.dominant = 5, .contextual = 4})));
+  CHECK(same(match_clusters(x, {.clusters = 6}), clustered(x, {.clusters = 6})));
+  const ImageTokens image{.first = 4, .count = 20, .keep = 8};
+  const Matrix<float> weights = attention.cast<float>();
+  CHECK(keep_image_tokens(weights, image) == keep_image(weights, image));
+  CHECK_THROWS_AS(keep_image_tokens(weights, {.first = 4, .count = 27, .keep = 8}), ShapeError);
+
+  Workspace ws(1 << 20);
+  Vector<double> of_class(n - 1);
+  const Vector<double> query = x.row(0).transpose();
+  class_attention<double>(query, x, of_class, ws);
+  CHECK(class_attention(query, x) == of_class);
+  CHECK_THROWS_AS(class_attention(query, x.topRows(0)), ShapeError);
+  CHECK(count_outliers(scores) == count_outliers<double>(scores, ws));
+  const ImagePatches<double> patches{x, x, scores};
+  const Ids kept = best_rows(scores, 4);
+  Matrix<double> merged(5, 6);
+  prumerge<double>(patches, kept, 3, merged, ws);
+  CHECK(prumerge(patches, kept, 3) == merged);
+}

@@ -211,4 +211,18 @@ TEST_CASE("decode_together: chunks of different lengths, each as decode() gives 
   refused(bad, 12, "no tokens, expected 1 or more");
   bad[1] = std::span(more).first(10);
   refused(bad, 22, "expected at most max_draft + 1 = 9");
+  // The forms with memory of their own.
+  const auto again = [&](Position by) {
+    for (auto& session : together) session.crop(session.next_position() - by), session.checkpoint();
+  };
+  for (auto& session : together) session.checkpoint();
+  models.decoder.decode_together(batch, chunks, logits, ws);
+  for (std::size_t i = 0; i < 4; ++i) together[i].crop(together[i].next_position() - static_cast<Position>(chunks[i].size()));
+  again(0);
+  CHECK(models.decoder.decode_together(batch, chunks, two) == logits);
+  again(0);
+  Matrix<float> next(4, models.decoder.vocab_size());
+  models.decoder.decode_together(batch, std::span<const Token>(more).first(4), next, ws);
+  again(1);
+  CHECK(models.decoder.decode_together(batch, std::span<const Token>(more).first(4)) == next);
 }

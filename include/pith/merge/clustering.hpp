@@ -98,4 +98,15 @@ void match_clusters(std::type_identity_t<ConstMatrixRef<S>> rows, const ClusterO
   map.place({centres, static_cast<std::size_t>(options.clusters)});
 }
 
+/// The same with memory of its own: `match_clusters(x, {.clusters = 16}).merged(x)`.
+///
+/// Heap     the map and a workspace
+template <detail::EigenDense M> TokenMap<detail::scalar_t<M>> match_clusters(const M& rows, const ClusterOptions& options) {
+  using S = detail::scalar_t<M>;
+  TokenMap<S> map(rows.rows());
+  Workspace ws(cluster_workspace_bytes<S>(rows.rows()));
+  match_clusters<S>(rows, options, map, ws);
+  return map;
+}
+
 }}  // namespace pith::v0

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <vector>
 
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
@@ -67,6 +68,18 @@ template <class S> void pick_diverse(ConstMatrixRef<S> rows, std::span<std::int3
       comes_near(r, pick);
     }
   }
+}
+
+/// The same with memory of its own: the `count` most diverse rows, in the order of picking.
+///
+/// Heap     the picks and a workspace
+template <detail::EigenDense M> std::vector<std::int32_t> pick_diverse(const M& rows, Index count) {
+  using S = detail::scalar_t<M>;
+  detail::check_part("pick_diverse", count, rows.rows());
+  std::vector<std::int32_t> picked(static_cast<std::size_t>(count));
+  Workspace ws(diverse_workspace_bytes<S>(rows.rows(), rows.cols()));
+  pick_diverse<S>(rows, picked, ws);
+  return picked;
 }
 
 }}  // namespace pith::v0

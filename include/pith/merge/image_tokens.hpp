@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <numeric>
 #include <span>
+#include <vector>
 
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
@@ -26,6 +27,17 @@ template <class S> std::size_t keep_image_workspace_bytes(Index image_tokens) {
   return Workspace::bytes_for<S>(image_tokens) + 2 * Workspace::bytes_for<std::int32_t>(image_tokens);
 }
 
+namespace detail {
+
+inline void check_image(const char* where, const ImageTokens& image, Index tokens) {
+  if (image.first < 0 || image.count < 0 || image.first > tokens || image.count > tokens - image.first)
+    raise<ShapeError>("pith::", where, ": an image of ", image.count, " tokens from ", image.first, " on, of ", tokens);
+  if (image.keep < 0 || image.keep > image.count)
+    raise<ShapeError>("pith::", where, ": ", image.keep, " of an image of ", image.count, " tokens");
+}
+
+}  // namespace detail
+
 /// FastV: keeps all non-image tokens and the `keep` image tokens that receive most attention from the last query, averaged over heads.
 ///
 /// PyramidDrop ranks the same way, layer after layer, by the attention of the instruction's last token. Of equal weights the lowest token
@@ -39,10 +51,7 @@ template <class S> std::size_t keep_image_workspace_bytes(Index image_tokens) {
 template <class S>
 void keep_image_tokens(ConstMatrixRef<S> attention, const ImageTokens& image, std::span<std::int32_t> kept, Workspace& ws) {
   const Index tokens = attention.cols();
-  if (image.first < 0 || image.count < 0 || image.first > tokens || image.count > tokens - image.first)
-    raise<ShapeError>("pith::keep_image_tokens: an image of ", image.count, " tokens from ", image.first, " on, of ", tokens);
-  if (image.keep < 0 || image.keep > image.count)
-    raise<ShapeError>("pith::keep_image_tokens: ", image.keep, " of an image of ", image.count, " tokens");
+  detail::check_image("keep_image_tokens", image, tokens);
   if (static_cast<Index>(kept.size()) != tokens - image.count + image.keep)
     raise<ShapeError>("pith::keep_image_tokens: room for ", kept.size(), " tokens, expected ", tokens - image.count + image.keep);
   if (attention.rows() == 0) raise<ShapeError>("pith::keep_image_tokens: no heads, expected one or more");
@@ -57,6 +66,18 @@ void keep_image_tokens(ConstMatrixRef<S> attention, const ImageTokens& image, st
   for (std::int32_t& token : best) token += static_cast<std::int32_t>(image.first);
   std::iota(kept.begin(), kept.begin() + image.first, 0);
   std::iota(kept.begin() + image.first + image.keep, kept.end(), static_cast<std::int32_t>(image.first + image.count));
+}
+
+/// The same with memory of its own: the tokens kept, ascending.
+///
+/// Heap     the tokens and a workspace
+template <detail::EigenDense M> std::vector<std::int32_t> keep_image_tokens(const M& attention, const ImageTokens& image) {
+  using S = detail::scalar_t<M>;
+  detail::check_image("keep_image_tokens", image, attention.cols());
+  std::vector<std::int32_t> kept(static_cast<std::size_t>(attention.cols() - image.count + image.keep));
+  Workspace ws(keep_image_workspace_bytes<S>(image.count));
+  keep_image_tokens<S>(attention, image, kept, ws);
+  return kept;
 }
 
 }}  // namespace pith::v0

@@ -114,4 +114,12 @@ void merge_rows(MergedRows<S> kept, const std::type_identity_t<LeavingRows<S>>& 
   detail::mix_rows<S>(kept, evicted, match, rule, ws);
 }
 
+/// The same with a workspace of its own.
+template <class S, MergeRule<S> Rule>
+void merge_rows(MergedRows<S> kept, const std::type_identity_t<LeavingRows<S>>& evicted, const std::type_identity_t<MergeMatch<S>>& match,
+                const Rule& rule) {
+  Workspace ws(merge_workspace_bytes<S>(kept.values.rows(), evicted.values.rows()));
+  merge_rows<S>(kept, evicted, match, rule, ws);
+}
+
 }}  // namespace pith::v0

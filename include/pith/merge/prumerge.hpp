@@ -39,6 +39,18 @@ void class_attention(ConstVectorRef<S> query, std::type_identity_t<ConstMatrixRe
   out = weights.row(0).tail(out.size()).transpose();
 }
 
+/// The same with memory of its own: [patches].
+///
+/// Heap     the weights and a workspace
+template <detail::EigenDense V>
+Vector<detail::scalar_t<V>> class_attention(const V& query, std::type_identity_t<ConstMatrixRef<detail::scalar_t<V>>> keys) {
+  using S = detail::scalar_t<V>;
+  Vector<S> out((std::max)(Index(0), keys.rows() - 1));
+  Workspace ws(Workspace::bytes_for<S>(keys.rows()));
+  class_attention<S>(query, keys, out, ws);
+  return out;
+}
+
 /// The number of outliers, scores > Q3 + 1.5 (Q3 - Q1): the number of patches that PruMerge keeps.
 ///
 /// The quartiles Q1 and Q3 are interpolated; NaN ranks below all numbers.
@@ -59,6 +71,13 @@ template <class S> Index count_outliers(ConstVectorRef<S> scores, Workspace& ws)
   };
   const S lower = quantile(.25), upper = quantile(.75), bound = upper + S(1.5) * (upper - lower);
   return static_cast<Index>(sorted + n - std::upper_bound(sorted, sorted + n, bound));
+}
+
+/// The same with a workspace of its own.
+template <detail::EigenDense V> Index count_outliers(const V& scores) {
+  using S = detail::scalar_t<V>;
+  Workspace ws(Workspace::bytes_for<S>(scores.size()));
+  return count_outliers<S>(scores, ws);
 }
 
 /// PruMerge+: adds every ⌊⌊1 / ratio⌋ / 3⌋-th patch to the kept rows, about three for each row that the ratio keeps. Returns the new count.
@@ -150,6 +169,17 @@ void prumerge(const ImagePatches<S>& image, std::span<const std::int32_t> kept, 
     for (Index j = 0; j <= closest; ++j)
       if (order[j] != patch) out.row(i) += image.attention[order[j]] * image.rows.row(order[j]);
   }
+}
+
+/// The same with memory of its own: [kept + 1, features].
+///
+/// Heap     the rows and a workspace
+template <class S> Matrix<S> prumerge(const ImagePatches<S>& image, std::span<const std::int32_t> kept, Index neighbours) {
+  const Index k = static_cast<Index>(kept.size());
+  Matrix<S> out(k + 1, image.rows.cols());
+  Workspace ws(prumerge_workspace_bytes<S>(image.rows.rows(), k, image.keys.cols()));
+  prumerge<S>(image, kept, neighbours, out, ws);
+  return out;
 }
 
 }}  // namespace pith::v0

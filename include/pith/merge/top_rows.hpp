@@ -9,6 +9,7 @@
 #include <numeric>
 #include <span>
 #include <type_traits>
+#include <vector>
 
 #include <pith/core/check.hpp>
 #include <pith/core/view.hpp>
@@ -35,6 +36,10 @@ inline void check_rows_fit(const char* where, Index rows) {
     raise<CapacityError>("pith::", where, ": ", rows, " rows, expected no more than 32 bits can number");
 }
 
+inline void check_part(const char* where, Index count, Index rows) {
+  if (count < 0 || count > rows) raise<ShapeError>("pith::", where, ": ", count, " of ", rows, " rows, expected 0 .. ", rows);
+}
+
 }  // namespace detail
 
 /// Bytes of workspace that top_rows() needs.
@@ -54,6 +59,18 @@ template <class S> void top_rows(ConstVectorRef<S> scores, std::span<std::int32_
   std::int32_t* const order = ws.take<std::int32_t>(n);
   detail::best_first(scores.data(), n, count, order);
   std::copy_n(order, count, best.begin());
+}
+
+/// The same with memory of its own: the `count` rows of the highest scores, best first.
+///
+/// Heap     the rows and a workspace
+template <detail::EigenDense V> std::vector<std::int32_t> top_rows(const V& scores, Index count) {
+  using S = detail::scalar_t<V>;
+  detail::check_part("top_rows", count, scores.size());
+  std::vector<std::int32_t> best(static_cast<std::size_t>(count));
+  Workspace ws(top_rows_workspace_bytes(scores.size()));
+  top_rows<S>(scores, best, ws);
+  return best;
 }
 
 enum class Rounding { down, nearest };

@@ -98,4 +98,17 @@ void match_visionzip(std::type_identity_t<ConstMatrixRef<S>> attention, std::typ
   map.place({order, static_cast<std::size_t>(1 + options.dominant + targets)});
 }
 
+/// The same with memory of its own: `match_visionzip(attention, metric, {.dominant = 54}).merged(x, TargetPlusMean{})`.
+///
+/// Heap     the map and a workspace
+template <detail::EigenDense M>
+TokenMap<detail::scalar_t<M>> match_visionzip(const M& attention, std::type_identity_t<ConstMatrixRef<detail::scalar_t<M>>> metric,
+                                              const VisionZipOptions& options) {
+  using S = detail::scalar_t<M>;
+  TokenMap<S> map(metric.rows());
+  Workspace ws(visionzip_workspace_bytes<S>(metric.rows(), metric.cols()));
+  match_visionzip<S>(attention, metric, options, map, ws);
+  return map;
+}
+
 }}  // namespace pith::v0

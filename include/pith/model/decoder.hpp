@@ -81,6 +81,27 @@ template <class S = float> class Decoder {
                        std::type_identity_t<MatrixRef<S>> logits, Workspace& ws) const {
     detail::TogetherPass<S, T>(*model_, sessions, ws).run(tokens, logits);
   }
+  /// The same two with memory of their own: `decode_together(batch, next)` returns the logits.
+  ///
+  /// Heap     the logits and a workspace
+  template <KvStorage T = S>
+  Matrix<S> decode_together(std::type_identity_t<std::span<Session<S, T>* const>> sessions, std::span<const Token> tokens,
+                            ExecutorRef executor = serial) const {
+    Matrix<S> logits(static_cast<Index>(tokens.size()), vocab_size());
+    Workspace ws(together_workspace_bytes<T>(sessions, executor.size()), executor);
+    decode_together<T>(sessions, tokens, logits, ws);
+    return logits;
+  }
+  template <KvStorage T = S>
+  Matrix<S> decode_together(std::type_identity_t<std::span<Session<S, T>* const>> sessions, std::span<const std::span<const Token>> tokens,
+                            ExecutorRef executor = serial) const {
+    Index all = 0;
+    for (const std::span<const Token> chunk : tokens) all += static_cast<Index>(chunk.size());
+    Matrix<S> logits(all, vocab_size());
+    Workspace ws(together_workspace_bytes<T>(sessions, all, executor.size()), executor);
+    decode_together<T>(sessions, tokens, logits, ws);
+    return logits;
+  }
   template <KvStorage T = S>
   std::size_t together_workspace_bytes(std::type_identity_t<std::span<Session<S, T>* const>> sessions, Index workers = 1) const {
     return detail::TogetherPass<S, T>::workspace_bytes(*model_, sessions, static_cast<Index>(sessions.size()), workers);
