@@ -46,7 +46,7 @@ const PolicyModel<float>& model() {
   return of_the_layer;
 }
 
-/// The attention of one token over so many rows a head, measured whenever asked to.
+/// Measures the attention of one token over that many rows a head.
 class Attention {
  public:
   explicit Attention(Index rows)
@@ -109,7 +109,7 @@ class Layer {
     return facts_.observes ? rows_per_eviction : std::max(rows_per_eviction, most_together);
   }
 
-  /// Seconds for so many tokens, together() at most.
+  /// Seconds for that many tokens, together() at most.
   double append_evict(Index tokens) {
     k_.topRows(tokens) = random_matrix(tokens, width, ++seed_);
     const auto append = [&](Index t) {

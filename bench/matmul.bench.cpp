@@ -45,7 +45,7 @@ struct Case {
   std::string text() const { return "/tokens:" + std::to_string(tokens) + "/out:" + std::to_string(out) + "/in:" + std::to_string(in); }
 };
 
-/// `prepare(stored)` makes one copy of the weights, of so many bytes, `run(copy, x, y, ws)` multiplies by it; the copies take turns.
+/// `prepare(stored)` makes one copy of the weights, of `bytes` bytes, `run(copy, x, y, ws)` multiplies by it; the copies take turns.
 template <class T, class Prepare, class Run>
 void measure(benchmark::State& state, Case c, const Matrix<T>& stored, double bytes, Prepare prepare, Run run, std::size_t ws_bytes = 0,
              double tolerance = 1e-5) {

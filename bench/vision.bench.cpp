@@ -63,7 +63,7 @@ template <class T> AnyLinear<float> random_linear(Index in, Index out, std::uint
   return AnyLinear<float>(PackedLinear<float, T>(ConstMatrixRef<T>(stored), Vector<float>(random_matrix(out, 1, seed + 1).col(0) * .1f)));
 }
 
-/// A tower of so many layers, copies of the first two.
+/// A tower of that many layers, copies of the first two.
 template <class T> VisionTower<float> random_tower(const Case& c, Index layers = layers_measured) {
   VisionConfig config{.hidden_size = c.hidden, .intermediate_size = c.ffn, .num_hidden_layers = layers, .num_attention_heads = c.heads};
   config.image_size = c.image, config.patch_size = c.patch;

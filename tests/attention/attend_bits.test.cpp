@@ -57,7 +57,7 @@ template <class T> void check_bits(const AttentionShape& shape, Index prefix, In
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("a query's bits do not depend on tile, company, workers, later rows or observers", "[attend][bits]", float, double,
+TEMPLATE_TEST_CASE("a query's bits do not depend on tile, batch, workers, later rows or observers", "[attend][bits]", float, double,
                    bfloat16, half) {
   check_bits<TestType>({8, 2, 64}, 0, 0, 37, 0);
   check_bits<TestType>({8, 8, 32}, 0, 61, 16, 0);

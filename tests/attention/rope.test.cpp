@@ -74,7 +74,7 @@ TEMPLATE_TEST_CASE("rope turns feature i with i + head_dim/2", "[rope]", float, 
   CHECK(std::abs(unit(0, d / 2) - std::sin(S(1))) <= 4 * std::numeric_limits<S>::epsilon());
 }
 
-TEMPLATE_TEST_CASE("a token is rotated to the same bits alone, in company, in any place and from the table or not", "[rope]", float,
+TEMPLATE_TEST_CASE("a token is rotated to the same bits alone, in a batch, in any place and from the table or not", "[rope]", float,
                    double) {
   using S = TestType;
   const Rope<S> rope({.head_dim = 20}), short_table({.head_dim = 20, .max_position_embeddings = 1});

@@ -180,7 +180,7 @@ TEMPLATE_TEST_CASE("scouted attention is off by at most twice the share", "[atte
           CHECK(unread <= share * (1 + 1e-5));
         }
       CHECK(same_bits(attended(view, q, options, share, 2).out, some.out));
-      for (Index t = 0; t < tokens; ++t) {  // alone, a query reads what it reads in company
+      for (Index t = 0; t < tokens; ++t) {  // alone, a query reads what it reads in a batch
         AttendOptions<float> one = options;
         one.first_query = static_cast<Position>(first + t);
         CHECK(same_bits(attended(view, Matrix<float>(q.row(t)), one, share).out, Matrix<float>(some.out.row(t))));
@@ -330,7 +330,7 @@ TEST_CASE("over thousands of rows a lower share reads what a higher one reads, f
   CHECK(dense < 20);
 }
 
-TEST_CASE("sinks' queries read their rows whatever codes say", "[attend][scouts]") {
+TEST_CASE("sinks' queries read their rows for any scout codes", "[attend][scouts]") {
   const AttentionShape shape{2, 2, 32};
   AttentionRows<float> rows(shape, 11);
   rows.add_run(200, in_order(200), false, 4);

@@ -89,7 +89,7 @@ TEMPLATE_TEST_CASE("skipped rows move the output by at most twice their share", 
           CHECK((part(some.out) - part(exact.out)).norm() <= most + part(exact.bound).norm());
         }
       CHECK(same_bits(skipping(view, q, options, share, 2).out, some.out));
-      for (Index t = 0; t < tokens; ++t) {  // alone, a query skips what it skips in company
+      for (Index t = 0; t < tokens; ++t) {  // alone, a query skips what it skips in a batch
         const AttendOptions<S> one{.first_query = static_cast<Position>(first + t), .n = n};
         CHECK(same_bits(skipping(view, Matrix<S>(q.row(t)), one, share).out, Matrix<S>(some.out.row(t))));
       }

@@ -35,7 +35,7 @@ TEST_CASE("canonical has the same bits everywhere") {
   for (const float expected : {0x1.7f877p-2f, 0x1.e6c406p-1f}) CHECK(canonical<float>(narrow) == expected);
 }
 
-TEST_CASE("canonical is in [0, 1), whatever the generator yields") {
+TEST_CASE("canonical is in [0, 1), for every output of the generator") {
   Constant<all_ones> ones{all_ones}, zeros{0};
   CHECK(canonical<double>(ones) == 1.0 - std::ldexp(1.0, -53));
   CHECK(canonical<float>(ones) == 1.0f - std::ldexp(1.0f, -24));

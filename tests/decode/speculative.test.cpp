@@ -285,7 +285,7 @@ TEST_CASE("guesses that there is no room for are refused", "[decode]") {
   }
 }
 
-TEST_CASE("whatever guess is verified, with any sampler, what comes out is distributed as the target's sampler says", "[decode]") {
+TEST_CASE("verified tokens are distributed as the target's sampler says, for any guess and any sampler", "[decode]") {
   constexpr Index vocab = 7;
   constexpr int sides = 2000;  // of the grid each draw is taken from: integrals over it are off by at most 1 / sides a jump
   const auto middle = [](int a) { return (double(a) + .5) / sides; };
@@ -334,7 +334,7 @@ TEST_CASE("whatever guess is verified, with any sampler, what comes out is distr
     }
 }
 
-TEST_CASE("greedy text is the target's, whatever the draft and however it stops", "[decode][speculative]") {
+TEST_CASE("greedy text is the target's, for any draft and any way of stopping", "[decode][speculative]") {
   const auto chain = random_chain(6, 1);
   const Text expected = plain_greedy(MarkovModel(chain), opening, 200);
   for (const double alike : {0., .5, .9, 1.})
@@ -742,7 +742,7 @@ TEST_CASE("a prompt that fails in one model leaves a clear state", "[decode][spe
   pith::PromptLookup draft(6, {.max_draft = 4});
   SpeculativeDecoder spec(target, draft, greedily);
   const Text foreign{1, 9};
-  CHECK_THROWS_AS(spec.prefill(foreign), pith::StateError);  // the target's own: nobody has read anything
+  CHECK_THROWS_AS(spec.prefill(foreign), pith::StateError);  // a token of the target's alone: neither model has read anything
   CHECK(target.next_position() + draft.next_position() == 0);
   CHECK_THROWS_AS(spec.prefill({}), pith::ShapeError);
   spec.prefill(opening);

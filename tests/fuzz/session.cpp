@@ -206,7 +206,7 @@ class SessionCalls {
     sides_.call([&](SessionSide& s) -> Matrix { return s.session.prefill(x, kinds, {.more = more, .masses = masses}); });
   }
 
-  /// Both go on in the same way, whatever was refused to one before.
+  /// Both go on in the same way, even if a call on one was refused before.
   void probe() {
     sides_.compare();
     const std::vector<Token> text = pith_test::random_tokens(4, tiny_vocab, 9);

@@ -1,7 +1,7 @@
 // Replays every folder under <golden>/families: checkpoints of each family, adapters over them, traces of evicting caches, and configs
 // alone, with what they resolve to or why they are refused.
 //
-// Everything comes from the files: what a directory is, it holds; anything that nobody reads fails.
+// Everything comes from the files: what a directory is, it holds; anything that no test reads fails.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>

@@ -1,7 +1,7 @@
 // Replays every trace of published KV-cache code under <golden>/kv, and of whole models those that read a cache at cache positions.
 //
-// Shapes, budgets and rules come from the files: what a file is, its metadata says as `case`. A case that nobody replays fails, and so does
-// a tensor that nobody reads.
+// Shapes, budgets and rules come from the files: what a file is, its metadata says as `case`. A case that no test replays fails, and so
+// does a tensor that no test reads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -779,7 +779,7 @@ TEST_CASE("golden.kv: every trace of a whole model at cache positions", "[golden
     if (entry.path().extension() != ".safetensors" || fs::exists(folder / "config.json") || fs::exists(folder / "adapter_config.json"))
       continue;
     Golden trace(entry.path());
-    if (owner(trace) != Owner::kv) continue;  // golden.model fails where nobody is the owner
+    if (owner(trace) != Owner::kv) continue;  // golden.model fails where there is no owner
     INFO(entry.path().string());
     if (trace.says("max_gen_len")) {
       chat(trace);

@@ -1,6 +1,6 @@
 // Replays every file of published compaction, proxy passes and eviction rules under <golden>/kv2.
 //
-// What a file is, its metadata says as `case`. A case that nobody replays fails, and so does a tensor that nobody reads.
+// What a file is, its metadata says as `case`. A case that no test replays fails, and so does a tensor that no test reads.
 #include <algorithm>
 #include <cmath>
 #include <limits>

@@ -1,7 +1,7 @@
 // Replays what <golden>/kv2 holds of rotated 4-bit rows and of certified reading: rows, bytes and attention by two derivations of their
 // own.
 //
-// What a file is, its metadata says as `case`; golden.kv2 replays the others. A tensor that nobody reads fails.
+// What a file is, its metadata says as `case`; golden.kv2 replays the others. A tensor that no test reads fails.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>

@@ -1,7 +1,7 @@
 // Compares with published adapter code: every file of <golden>/lora. Adapter folders in there are tested where they are read.
 //
-// What a file is, its metadata says as `source`; shapes, scales and rules come from the files. A source that nobody owns fails, and so does
-// a tensor that nobody reads.
+// What a file is, its metadata says as `source`; shapes, scales and rules come from the files. A source that no test owns fails, and so
+// does a tensor that no test reads.
 #include <algorithm>
 #include <array>
 #include <cmath>

@@ -1,7 +1,7 @@
 // Replays every file of published token-merging code under <golden>/merge.
 //
-// Shapes and rules come from the files: what a file is, its metadata says as `kind`. A kind that nobody replays fails, and so does a tensor
-// that nobody reads.
+// Shapes and rules come from the files: what a file is, its metadata says as `kind`. A kind that no test replays fails, and so does a
+// tensor that no test reads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

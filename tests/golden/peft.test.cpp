@@ -2,7 +2,7 @@
 // <golden>/model over whole decoders.
 //
 // What a folder is, its adapter_config.json says, and what to compare with it the files beside it. A folder without one fails, as do a file
-// that nobody reads, a tensor of a golden file that nobody asks for, and a module of an adapter that no layer takes.
+// that no test reads, a tensor of a golden file that no test asks for, and a module of an adapter that no layer takes.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -57,7 +57,7 @@ template <class S> AnyLinear<S> base_of(Golden& golden, const std::string& name)
   return AnyLinear<S>(Linear<S>(weight, bias));
 }
 
-/// A folder's overlays, found by module, and those nobody asked for.
+/// A folder's adapters, found by module, and those that were not asked for.
 template <class S> class Overlays {
  public:
   explicit Overlays(const PeftFolder& folder) : folder_(folder) {

@@ -1,7 +1,7 @@
 // Replays every folder of <golden>/peft_kinds over the checkpoint of <golden>/model that its config names, and every change of
 // refusals.json, which a loader must refuse.
 //
-// A folder without its files fails, as do a tensor of a golden file that nobody asks for and a change that is loaded.
+// A folder without its files fails, as do a tensor of a golden file that no test asks for and a change that is loaded.
 #include <nlohmann/json.hpp>
 
 #include <algorithm>

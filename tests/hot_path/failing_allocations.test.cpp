@@ -125,7 +125,7 @@ Matrix<float> next_of(Session<float, float>& session) {
 TEST_CASE("a failing allocation is found, and so is a leak", "[hot_path]") {
   int* kept = nullptr;
   std::vector<int> numbers;
-  const void* volatile seen = nullptr;  // of memory that nobody sees clang++ takes none
+  const void* volatile seen = nullptr;  // clang++ removes allocations whose memory is not used
   CHECK(fail_each([&] {
           Matrix<float> m(10, 10);
           seen = m.data();

@@ -31,7 +31,7 @@ template <class F> std::size_t allocations_in(F&& f) {
 
 TEST_CASE("the counter counts", "[hot_path]") {
   if (!pith_test::counting_available()) return;
-  std::vector<int> v;  // outside: a compiler may leave out an allocation that nobody could see
+  std::vector<int> v;  // outside: a compiler may remove an allocation whose result is not used
   CHECK(allocations_in([&] { v.resize(100); }) == 1);
   Matrix<float> m;
   CHECK(allocations_in([&] { m.resize(10, 10); }) == 1);
@@ -125,7 +125,7 @@ TEST_CASE("decoders of every switch allocate nothing, and neither does recomputi
   }
 }
 
-TEST_CASE("a speculative step allocates nothing, whatever the draft, and neither does its prompt", "[hot_path]") {
+TEST_CASE("a speculative step allocates nothing with any draft, and neither does its prompt", "[hot_path]") {
   if (!pith_test::counting_available()) return;
   const Decoder<float> decoder = pith_test::random_decoder<float>(pith_test::tiny_config());
   const std::vector<Token> tokens = pith_test::random_tokens(60, 50);

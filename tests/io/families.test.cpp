@@ -126,7 +126,7 @@ TEST_CASE("families: which layers have windows", "[io]") {
   CHECK(windows(family("smollm3", R"("use_sliding_window":true,"sliding_window":9)", 5)) == "fffwf");
   CHECK(windows(family("smollm3", R"("sliding_window":9)", 5)) == "fffff");
 
-  // layer_types decides where it is read, whatever a pattern says.
+  // layer_types decides where it is read, not a pattern.
   const std::string types = R"("layer_types":["full_attention","sliding_attention"])";
   CHECK(windows(family("gemma3_text", types + R"(,"sliding_window_pattern":1)")) == "fw");
   CHECK(windows(family("exaone4", types + R"(,"sliding_window_pattern":"LG")")) == "fw");
@@ -276,7 +276,7 @@ TEST_CASE("families: keys of their own", "[io]") {
   CHECK((gemma2.embedding_scale == 48 && gemma2.norm_plus_one && gemma2.activation == GateActivation::gelu_tanh));
   CHECK(family("gemma3_text", R"("attn_logit_softcapping":50,"final_logit_softcapping":30)").layer(0).attention_softcap == 0);
   CHECK(family("gemma3_text", R"("final_logit_softcapping":30)").logits_softcap == 30);
-  // The activation of old files of Gemma 1 is the tanh form, whatever they call it; the others read one key.
+  // The activation of old files of Gemma 1 is the tanh form under any name; the others read one key.
   CHECK(family("gemma", R"("hidden_act":"gelu","hidden_activation":null)").activation == GateActivation::gelu_tanh);
   CHECK(family("gemma", R"("hidden_act":"gelu_pytorch_tanh","hidden_activation":"gelu")").activation == GateActivation::gelu);
   CHECK(family("gemma2", R"("hidden_act":"silu")").activation == GateActivation::gelu_tanh);

@@ -109,7 +109,7 @@ class QuantisedFolder {
     tensors[name + ".weight"] = RawTensor::of(pith::DType::f32, {out, in}, values);
   }
 
-  /// Random codes in groups of so many inputs, 0: one for all. Scales are exact in half and bfloat16. `middle`: all zeros are there; -1:
+  /// Random codes in groups of that many inputs, 0: one for all. Scales are exact in half and bfloat16. `middle`: all zeros are there; -1:
   /// random.
   RandomCodes random(int out, int in, int bits, int group, int middle = -1) {
     RandomCodes c{out, in, bits, group == 0 ? 1 : (in + group - 1) / group, {}, {}, {}, {}};

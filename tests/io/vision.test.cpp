@@ -137,7 +137,7 @@ TEST_CASE("vision folders: what the config says, and what it leaves out", "[io]"
   CHECK((other.spec.image_token == 5 && !other.spec.drop_first && other.tower.config().features == std::vector<Index>{2}));
   CHECK(other.rows(grey_picture()).rows.rows() == 17);
   CHECK(loaded(with(R"("image_token_id":null)")).spec.image_token == 32000);
-  // what nobody reads is listed, but for what every folder may have
+  // tensors that are not read are listed, but for those that every folder may have
   made.tensors["vision_tower.vision_model.encoder.layers.7.mlp.fc1.weight"] = {1};
   made.tensors["vision_tower.vision_model.embeddings.position_ids"] = {17};
   made.tensors["vision_tower.vision_model.head.attention.in_proj_bias"] = {3};

@@ -141,7 +141,7 @@ TEST_CASE("the survivors that the law suite expects are those of the documented 
   using Set = std::set<Position>;
   CHECK(detail::survivors(scores, 4, {}) == Set{0, 3, 4, 5});
   CHECK(detail::survivors(scores, 2, {}) == Set{3, 4});              // of equals the older leaves
-  CHECK(detail::survivors(scores, 7, {}) == Set{0, 1, 3, 4, 5, 6});  // -inf leaves whatever the room
-  CHECK(detail::survivors(scores, 1, Position(6)) == Set{4, 6});     // +inf and the newest stay whatever the budget
+  CHECK(detail::survivors(scores, 7, {}) == Set{0, 1, 3, 4, 5, 6});  // -inf is evicted for any budget
+  CHECK(detail::survivors(scores, 1, Position(6)) == Set{4, 6});     // +inf and the newest stay for any budget
   CHECK(detail::survivors(scores, 5, {}) == Set{0, 3, 4, 5, 6});     // not-a-numbers rank below every number
 }

@@ -29,7 +29,7 @@ std::shared_ptr<const Matrix<float>> projection(Index columns) {
   return std::make_shared<const Matrix<float>>(pith_test::random_matrix<float>(12, columns, 3));
 }
 
-/// A policy of somebody else's.
+/// A policy of a user.
 struct Odd {
   Index keep = 3;
   Index budget() const { return keep; }

@@ -67,12 +67,12 @@ inline Eigen::MatrixXd adapted(const Eigen::MatrixXd& x, const Eigen::MatrixXd& 
   return y;
 }
 
-/// What holds for every LowRankAdapter around a layer, whatever trained it.
+/// The laws of every LowRankAdapter around a layer, trained in any way.
 ///
 ///   1  forward(x) == x (W + delta)ᵀ + bias, up to rounding
 ///   2  merged().forward(x) == forward(x), up to rounding, and the base stays as it is, bit for bit
 ///   3  rank(delta) <= rank()
-///   4  a token alone has the bits it has in company, on any number of workers
+///   4  a token alone has the bits it has in a batch, on any number of workers
 ///   5  backward(dy) == dy (W + delta), up to rounding
 template <pith::LowRankAdapter A> void check_adapter_laws(const A& adapter, std::uint64_t seed) {
   using S = typename A::Scalar;
@@ -99,9 +99,9 @@ template <pith::LowRankAdapter A> void check_adapter_laws(const A& adapter, std:
 
   pith::ThreadPool two(2);
   pith::Workspace shared(layer.workspace_bytes(tokens, 2), two), alone(layer.workspace_bytes(1));
-  pith::Matrix<S> in_company(tokens, out), by_itself(1, out);
-  layer.forward(x, in_company, shared);
-  CHECK(same_bits(in_company, y));
+  pith::Matrix<S> in_batch(tokens, out), by_itself(1, out);
+  layer.forward(x, in_batch, shared);
+  CHECK(same_bits(in_batch, y));
   layer.forward(x.middleRows(4, 1), by_itself, alone);
   CHECK(same_bits(by_itself, y.middleRows(4, 1)));
 

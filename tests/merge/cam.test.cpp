@@ -14,7 +14,7 @@ using pith_test::near;
 using pith_test::random_matrix;
 using pith_test::same_bits;
 
-TEMPLATE_TEST_CASE("CaM spreads a value over those behind it, and loses what nobody is there to take", "[merge]", float, double) {
+TEMPLATE_TEST_CASE("CaM spreads a value over the rows behind it, and drops the rest", "[merge]", float, double) {
   const Matrix<TestType> before = random_matrix<TestType>(10, 6, 1);
   const double bound = 16 * static_cast<double>(std::numeric_limits<TestType>::epsilon());
   for (const Index row : {0, 3, 8, 9})

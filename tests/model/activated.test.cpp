@@ -46,7 +46,7 @@ std::vector<Token> joined(std::vector<Token> a, const std::vector<Token>& b) {
 
 }  // namespace
 
-TEST_CASE("activated LoRA: base rows serve it, and it serves nobody else", "[model]") {
+TEST_CASE("activated LoRA: it reads rows of the base, and no other adapter reads its rows", "[model]") {
   const Decoder<float> decoder = pith_test::random_decoder<float>(pith_test::tiny_config());
   const ModelAdapter<float> one = activated_adapter(decoder, 100), other = activated_adapter(decoder, 200),
                             always = pith_test::random_adapter<float>(decoder, 3, 300);

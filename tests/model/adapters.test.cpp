@@ -22,7 +22,7 @@ using pith_test::thorough_adapter;
 
 namespace {
 
-/// A projection with an overlay on it for good, as somebody would write it by hand.
+/// A projection with its adapter built in, written by hand.
 struct Adapted {
   using Scalar = float;
   AnyLinear<float> base;
@@ -250,8 +250,7 @@ TEST_CASE("a soft prompt goes before the first token", "[model]") {
   CHECK(same_bits(Matrix<float>(behind.decode(Token{9})), Matrix<float>(frozen.decode(Token{9}))));
 }
 
-TEMPLATE_TEST_CASE("sessions decoded together have the bits of each alone, whatever adapters and policies", "[model]", float, bfloat16,
-                   Q8) {
+TEMPLATE_TEST_CASE("sessions decoded together have the bits of each alone, for all adapters and policies", "[model]", float, bfloat16, Q8) {
   DecoderConfig config = pith_test::tiny_config();
   config.head_dim = 32;
   const Decoder<float> decoder = pith_test::random_decoder<float>(config);

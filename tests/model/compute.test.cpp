@@ -46,13 +46,13 @@ void check_rounding(const LoadOptions& options, float most) {
 
 }  // namespace
 
-TEST_CASE("Compute::bf16: a token model of its own, near the exact one, the same for any company and any number of threads", "[model]") {
+TEST_CASE("Compute::bf16: a token model of its own, near the exact one, the same for any batch and any number of threads", "[model]") {
   check_rounding({.compute = Compute::bf16}, .3f);
   CHECK_THROWS_AS(load_decoder<double>(bf16_folder, {.compute = Compute::bf16}), UnsupportedError);
   CHECK_THROWS_AS(load_decoder(bf16_folder, {.weights = WeightsLayout::mapped, .compute = Compute::bf16}), UnsupportedError);
 }
 
-TEST_CASE("Compute::int15: a token model of its own, near the exact one, the same for any company and any number of threads", "[model]") {
+TEST_CASE("Compute::int15: a token model of its own, near the exact one, the same for any batch and any number of threads", "[model]") {
   check_rounding({.weights = WeightsLayout::int8, .compute = Compute::int15}, 1e-2f);
   CHECK_THROWS_AS(load_decoder<double>(bf16_folder, {.weights = WeightsLayout::int8, .compute = Compute::int15}), UnsupportedError);
   for (const WeightsLayout layout : {WeightsLayout::packed, WeightsLayout::mapped})

@@ -33,7 +33,7 @@ std::vector<Token> int4_text(std::size_t n) {
 
 }  // namespace
 
-TEST_CASE("a decoder of int4 weights is a token model, the same for any company and any number of threads", "[model]") {
+TEST_CASE("a decoder of int4 weights is a token model, the same for any batch and any number of threads", "[model]") {
   const Decoder<float> decoder = load_decoder(int4_folder, {.weights = WeightsLayout::int4});
   const std::vector<Token> text = int4_text(120);
   CHECK(pith_test::broken_token_model_law(

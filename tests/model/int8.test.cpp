@@ -26,7 +26,7 @@ std::vector<Token> held_out(std::size_t n) {
 
 }  // namespace
 
-TEST_CASE("a decoder of int8 weights is a token model, the same for any company and any number of threads", "[model]") {
+TEST_CASE("a decoder of int8 weights is a token model, the same for any batch and any number of threads", "[model]") {
   const Decoder<float> decoder = load_decoder(tiny_prose, {.weights = WeightsLayout::int8});
   const std::vector<Token> text = held_out(120);
   CHECK(pith_test::broken_token_model_law(

@@ -195,7 +195,7 @@ TEST_CASE("pruning that leaves nothing out changes no bit, nor do threads", "[mo
   CHECK(logits({.prune = {.after = 1, .keep = 60}}, serial) == logits({}, serial));
   CHECK(logits({.prune = {.after = 1, .keep = 0, .kind = TokenKind::audio}}, serial) == logits({}, serial));
   CHECK(logits({.prune = {.after = 1, .keep = 7}}, serial) == logits({.prune = {.after = 1, .keep = 7}}, pool));
-  // the last token stays, whatever its kind
+  // the last token stays, of any kind
   auto session = decoder.start(Dense{}, {.max_prompt = 90});
   session.prefill(rows, std::vector<TokenKind>(90, TokenKind::image), {.prune = {.after = 1, .keep = 0}});
   CHECK(session.caches()[1].positions(0).size() == 1);

@@ -1,4 +1,4 @@
-// Whole sessions under every policy: company, threads, rollback.
+// Whole sessions under every policy: batches, threads, rollback.
 #include <memory>
 #include <set>
 #include <vector>
@@ -30,7 +30,7 @@ struct Model {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("under every policy, merging or not, a token's bits do not depend on company or threads, and crop() is exact", "[model]",
+TEMPLATE_TEST_CASE("under every policy, merging or not, a token's bits do not depend on batch or threads, and crop() is exact", "[model]",
                    float, bfloat16, Q8, (Kv<Q8, Rotated<Q4>>)) {
   const Model model;
   ThreadPool pool(2);
@@ -51,7 +51,7 @@ TEMPLATE_TEST_CASE("under every policy, merging or not, a token's bits do not de
     const std::span<const Token> tokens(model.tokens);
     REQUIRE(alone.prefill(tokens.first(40)) == company.prefill(tokens.first(40)));
     for (std::size_t at = 40; at + 5 <= 90; at += 5) {
-      company.checkpoint();  // a draft nobody wants
+      company.checkpoint();  // a rejected draft
       company.decode(tokens.subspan(20, 7));
       company.crop(static_cast<Position>(at));
       const Matrix<float> together = company.decode(tokens.subspan(at, 5));

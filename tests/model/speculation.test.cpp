@@ -253,7 +253,7 @@ TEST_CASE("sessions that cannot take a draft are refused at construction, and ne
 
   const std::vector<Token> plain = plain_text(shipped().decoder.start(Dense{}, {.max_prompt = 160}), 11, greedy_four.sampler);
   const auto read = static_cast<Index>(shipped().prompt.size());
-  // Tokens, not rows, end a text: as many as without a draft, whatever is full.
+  // The text has as many tokens as without a draft, also where a cache is full.
   for (const Index draft_rows : {read, read + 3, Index(400)}) {
     auto full = shipped().decoder.start(Dense{}, {.max_prompt = 160, .max_tokens = read + 10});
     auto small = shipped().decoder.start(Dense{}, {.max_prompt = 160, .max_tokens = draft_rows});

@@ -133,7 +133,7 @@ TEST_CASE("SpeculativeBatch: a full cache, a conversation that ends, and what is
   CHECK_THROWS_AS(batch.add(unadapted, third, {.draft_tokens = 20}), CapacityError);
   CHECK(batch.size() == 2);
   CHECK_THROWS_AS(batch.prefill(2, models.prompt), ShapeError);
-  CHECK_FALSE(batch.step([](Index, Token) {}));  // nobody has a prompt
+  CHECK_FALSE(batch.step([](Index, Token) {}));  // no conversation has a prompt
   for (Index i = 0; i < 2; ++i) batch.prefill(i, models.prompt);
 
   // The first has room for six more tokens: it goes on without guesses where they do not fit, then throws, and the other is not disturbed.

@@ -53,7 +53,7 @@ TEMPLATE_TEST_CASE("activations are their formulas, and derivatives their slopes
   check<Tanh, TestType>({});
 }
 
-TEMPLATE_TEST_CASE("an activation's bits do not depend on place or company", "[nn]", Silu, Gelu, GeluTanh, QuickGelu, Relu, Tanh) {
+TEMPLATE_TEST_CASE("an activation's bits do not depend on place or batch", "[nn]", Silu, Gelu, GeluTanh, QuickGelu, Relu, Tanh) {
   Matrix<float> all = pith_test::random_matrix<float>(3, 37, 1, 8), out = all;
   activate(TestType{}, MatrixRef<float>(out));
   for (Index i = 0; i < all.size(); ++i) {

@@ -103,7 +103,7 @@ Eigen::MatrixXd int15_bound(const Matrix<float>& x, const Matrix<float>& w) {
 
 }  // namespace
 
-TEST_CASE("int15: exact sums of blocks, added in order, whatever the company", "[nn]") {
+TEST_CASE("int15: exact sums of blocks, added in order, for any batch", "[nn]") {
   ThreadPool pool(3);
   for (const Index in : {1, 7, 40, 128, 130, 260, 515}) {
     for (const Index out : {1, 32, 70}) {

@@ -196,7 +196,7 @@ TEST_CASE("int4: groups that scales cannot describe", "[nn]") {
   CHECK(Int4Weight(Matrix<float>(3, 0)).in() == 0);
 }
 
-TEST_CASE("int4: exact sums of groups, added in order, whatever the company", "[nn]") {
+TEST_CASE("int4: exact sums of groups, added in order, for any batch", "[nn]") {
   ThreadPool pool(3);
   for (const auto& [in, group] : {std::pair<Index, Index>{256, 32}, {200, 64}, {40, 8}, {1024, 128}, {7, 32}, {176, 88}}) {
     for (const Index out : {1, 32, 70}) {

@@ -38,7 +38,7 @@ using EveryLanes = std::tuple<detail::PlainLanes, detail::FewLanes, detail::Many
 #endif
                               >;
 
-/// A weight in groups of so many inputs, with codes, scales and zeros of all kinds, the same on every machine.
+/// A weight in groups of that many inputs, with codes, scales and zeros of all kinds, the same on every machine.
 Int4Weight any_codes(Index out, Index in, Index group, bool with_zeros) {
   std::mt19937_64 rng(7);
   const Index count = (in + group - 1) / group;

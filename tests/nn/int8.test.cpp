@@ -82,7 +82,7 @@ TEST_CASE("int8: rows that scales cannot describe", "[nn]") {
   CHECK(Int8Weight(Matrix<float>(3, 0)).in() == 0);
 }
 
-TEST_CASE("int8: a sum over codes, scaled once, whatever the company", "[nn]") {
+TEST_CASE("int8: a sum over codes, scaled once, for any batch", "[nn]") {
   ThreadPool pool(3);
   for (const Index out : {1, 31, 64, 129, 300}) {
     for (const Index in : {1, 7, 260}) {

@@ -98,7 +98,7 @@ TEST_CASE("add_low_rank: y += ((x Aᵀ) ∘ gain) Bᵀ in every shape", "[peft]"
   LowRankCase<float>(5, 64, 300, 200).check();
 }
 
-TEST_CASE("add_low_rank: a token alone, in company, with any number of workers: the same bits", "[peft]") {
+TEST_CASE("add_low_rank: a token alone, in a batch, with any number of workers: the same bits", "[peft]") {
   ThreadPool two(2), three(3);
   for (const Index tokens : {1, 2, 3, 5, 8, 64, 131}) {
     const LowRankCase<float> c(tokens, 21, 1000, 515);  // one token is work enough to share
@@ -111,7 +111,7 @@ TEST_CASE("add_low_rank: a token alone, in company, with any number of workers: 
   CHECK(same_bits(long_row.result(three), long_row.result()));
 }
 
-TEST_CASE("add_low_rank: rank 0 and a gain of 0 leave every bit, whatever the factors hold", "[peft]") {
+TEST_CASE("add_low_rank: rank 0 and a gain of 0 leave every bit, for any factors", "[peft]") {
   for (const Index tokens : {1, 9}) {
     LowRankCase<float> none(tokens, 0, 20, 30);
     none.y.setConstant(-0.f);

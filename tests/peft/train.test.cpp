@@ -202,7 +202,7 @@ TEST_CASE("AdamW: two steps by hand, state by name, and decay that needs no grad
   Matrix<double> p = Matrix<double>::Constant(1, 2, 2), g(1, 2);
   g << 1, 0;
   adam.update("p", p, g);
-  CHECK(p(0, 0) == Approx(2 * 0.95 - 0.1));  // the first step is the rate, whatever the gradient
+  CHECK(p(0, 0) == Approx(2 * 0.95 - 0.1));  // the first step is the rate, for any gradient
   CHECK(p(0, 1) == Approx(1.9));
   g << -2, 0;
   adam.update("p", p, g);
@@ -218,7 +218,7 @@ TEST_CASE("AdamW: two steps by hand, state by name, and decay that needs no grad
   CHECK_THROWS_WITH(adam.update("p", other, other), contains("value is [2, 2], expected [1, 2]"));
 }
 
-TEST_CASE("warmup_decay: up, then down to 0, and whatever is asked", "[peft]") {
+TEST_CASE("warmup_decay: up, then down to 0, at any step", "[peft]") {
   CHECK(warmup_decay(0, 4, 12) == 0);
   CHECK(warmup_decay(2, 4, 12) == 0.5);
   CHECK(warmup_decay(4, 4, 12) == 1);

@@ -11,7 +11,7 @@
 using namespace pith;
 using pith_test::random_matrix;
 
-TEMPLATE_TEST_CASE("a product's bits do not depend on company", "[property]", float, double, bfloat16, half) {
+TEMPLATE_TEST_CASE("a product's bits do not depend on the batch", "[property]", float, double, bfloat16, half) {
   using T = TestType;
   using S = arithmetic_t<T>;
   ThreadPool two(2), four(4);

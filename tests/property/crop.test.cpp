@@ -1,4 +1,4 @@
-// Random calls of every verb against clones taken before them: whatever happened in between, crop() gives back the same bits.
+// Random calls of every verb against clones taken before them: crop() restores the same bits after any of them.
 #include <cstdint>
 #include <cstdlib>
 #include <random>

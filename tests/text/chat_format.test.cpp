@@ -99,7 +99,7 @@ TEST_CASE("a conversation that a format has no place for is refused", "[text]") 
   CHECK_THROWS_WITH(ChatFormat::named("granite4").render({{"user", "a"}, {"tool", "b"}}), contains("message 1: role 'tool'"));
   CHECK_THROWS_WITH(ChatFormat::named("exaone4").render({{"critic", "a"}}), contains("message 0: role 'critic'"));
   CHECK_THROWS_WITH(ChatFormat::named("mistral-v7-tekken").render({{"critic", "a"}}), contains("message 0: role 'critic'"));
-  for (const std::string_view name : ChatFormat::names()) {  // no messages at all harm nobody
+  for (const std::string_view name : ChatFormat::names()) {  // no messages at all are no error
     ChatFormat format = ChatFormat::named(name);
     format.date = "D";
     CHECK_NOTHROW(format.render(std::vector<Message>{}));

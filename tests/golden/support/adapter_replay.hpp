@@ -47,7 +47,7 @@ inline void check_adapter(const std::filesystem::path& path, double bound = 1e-4
     if (first.rows() == 0) first = rows;
     CHECK(rows == first);  // mapped weights: the same bits
 
-    // The continuation, from a prompt read in one go, alone and in the company of sessions without the adapter.
+    // The continuation, from a prompt read in one go, alone and in a batch with sessions without the adapter.
     auto alone = decoder.start(), together = decoder.start(), base = decoder.start();
     alone.use(&adapter);
     together.use(&adapter);

@@ -29,7 +29,7 @@ struct SeenMatches {
   std::vector<Head> before, after;  ///< the gate
 };
 
-/// M, with somebody looking on.
+/// M, observed.
 template <class M> struct Watched : pith::WrappedRule<M> {
   std::shared_ptr<SeenMatches> seen;
   Watched(M rule, std::shared_ptr<SeenMatches> s) : pith::WrappedRule<M>{std::move(rule)}, seen(std::move(s)) {}
