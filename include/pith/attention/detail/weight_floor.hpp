@@ -141,9 +141,9 @@ template <class S> class FloorSearch {
   }
 
   /// Σ e over the weights below each limit, in every step-th block.
-  template <Index N> static std::array<double, N> sums(const std::array<S, N>& limits, const S* weights, Index blocks, Index step) {
+  template <std::size_t N> static std::array<double, N> sums(const std::array<S, N>& limits, const S* weights, Index blocks, Index step) {
     std::array<double, N> total{};
-    Packet limit[std::size_t(N)], sum[std::size_t(N)];
+    Packet limit[N], sum[N];
     for (std::size_t k = 0; k < limits.size(); ++k) limit[k] = V::broadcast(limits[k]);
     for (Index first = 0; first < blocks; first += 64) {
       for (std::size_t k = 0; k < limits.size(); ++k) sum[k] = V::zero();
