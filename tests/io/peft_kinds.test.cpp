@@ -8,6 +8,7 @@
 
 #include "io/tiny_adapter.hpp"
 #include "io/tiny_checkpoint.hpp"
+#include "support/alloc_counter.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
 #include "support/random_matrix.hpp"
@@ -218,5 +219,133 @@ TEST_CASE("IA3 over a module that is adapted twice, and other files that contrad
     kind_refused<FormatError>(rows, "replaces rows of 'lm_head', which the config does not name");
     CHECK_THROWS_WITH(kind_bound(rows, decoder_of_kinds(tied)),
                       contains("by other numbers than of 'model.embed_tokens', which the decoder ties"));
+  }
+}
+
+namespace {
+
+/// What loading takes beyond what is there already, refused or not.
+std::size_t kind_peak(const TinyAdapter& adapter, const Decoder<float>& decoder) {
+  const TempFolder folder;
+  adapter.write(folder);
+  const pith_test::PeakScope scope;
+  try {
+    load_adapter(folder.path(), decoder);
+  } catch (const FormatError&) {
+  }
+  return scope.bytes();
+}
+/// Loading takes no more than a few times the folder's numbers.
+void check_peak(const TinyAdapter& adapter) {
+  std::size_t numbers = 0;
+  for (const auto& tensor : adapter.tensors) numbers += static_cast<std::size_t>(tensor.second.size());
+  const Decoder<float> decoder = decoder_of_kinds({});
+  if (pith_test::counting_available()) CHECK(kind_peak(adapter, decoder) < 4 * sizeof(double) * numbers + (1 << 20));
+}
+
+const std::string only_q = kind_layers[0] + "self_attn.q_proj", only_up = kind_layers[1] + "mlp.up_proj";
+
+}  // namespace
+
+// Each of these folders has a few MB; taken at its word, it would keep the loader busy for hours or ask for gigabytes.
+TEST_CASE("No number of a small folder makes it cost more than its size and the decoder's", "[io]") {
+  SECTION("OFT: terms of a series") {
+    TinyAdapter oft = kind_folder(
+        R"({"peft_type":"OFT","peft_version":"0.18.1","oft_block_size":2,"num_cayley_neumann_terms":2147483647,"target_modules":["layers.0.self_attn.q_proj"]})");
+    oft.put(TinyAdapter::name(only_q, "oft_R.weight"), 4, 1);
+    kind_refused<FormatError>(oft, "key 'num_cayley_neumann_terms' is '2147483647', expected a whole number from 1 to 32");
+    oft.config["num_cayley_neumann_terms"] = 32;
+    CHECK_NOTHROW(kind_bound(oft, decoder_of_kinds({})));
+    oft.config["num_cayley_neumann_terms"] = 2147483647;
+    oft.config["use_cayley_neumann"] = false;  // then nothing reads it
+    CHECK_NOTHROW(kind_bound(oft, decoder_of_kinds({})));
+  }
+  SECTION("HRA: more reflections than inputs") {
+    for (const bool orthogonal : {false, true})
+      for (const Index r : {Index(9), Index(100'000)}) {
+        TinyAdapter hra = kind_folder(R"({"peft_type":"HRA","target_modules":["layers.0.self_attn.q_proj"]})");
+        hra.config["r"] = r;
+        hra.config["apply_GS"] = orthogonal;
+        hra.put(TinyAdapter::name(only_q, "hra_u"), 8, r);
+        kind_refused<FormatError>(hra, "hra_u' holds " + std::to_string(r) + " reflections of 8 inputs, expected at most one for each");
+        check_peak(hra);
+      }
+    TinyAdapter all = kind_folder(R"({"peft_type":"HRA","r":8,"target_modules":["layers.0.self_attn.q_proj"]})");
+    all.put(TinyAdapter::name(only_q, "hra_u"), 8, 8);
+    CHECK_NOTHROW(kind_bound(all, decoder_of_kinds({})));
+  }
+  SECTION("VeRA: matrices that are drawn") {
+    TinyAdapter vera =
+        kind_folder(R"({"peft_type":"VERA","r":1025,"save_projection":false,"target_modules":["layers.0.self_attn.q_proj"]})");
+    vera.put(TinyAdapter::name(only_q, "vera_lambda_b"), 8);
+    vera.put(TinyAdapter::name(only_q, "vera_lambda_d"), 1025);
+    kind_refused<FormatError>(vera, "r is 1025 and save_projection false, expected an r of at most 1024 for the decoder's [8, 8]");
+    vera.put(TinyAdapter::name(only_q, "vera_lambda_d"), 1'000'000);
+    vera.config["r"] = 1'000'000;
+    kind_refused<FormatError>(vera, "r is 1000000 and save_projection false");
+    check_peak(vera);
+    vera.put(TinyAdapter::name(only_q, "vera_lambda_d"), 1024);
+    vera.config["r"] = 1024;
+    CHECK_NOTHROW(kind_bound(vera, decoder_of_kinds({})));
+  }
+  SECTION("RandLoRA: a rank above that of any weight") {
+    for (const Index r : {Index(1024), Index(1025)}) {
+      TinyAdapter random = kind_folder(R"({"peft_type":"RANDLORA","randlora_alpha":2,"target_modules":["layers.0.self_attn.q_proj"]})");
+      random.config["r"] = r;
+      random.put("base_model.randlora_A", r, 8);
+      random.put("base_model.randlora_B", 8, r);
+      random.shapes = {{"base_model.randlora_A", {r, 1, 8}}, {"base_model.randlora_B", {8, 1, r}}};
+      random.put(TinyAdapter::name(only_q, "randlora_lambda"), r, 1);
+      random.put(TinyAdapter::name(only_q, "randlora_gamma"), 1, 8);
+      if (r == 1024)
+        CHECK_NOTHROW(kind_bound(random, decoder_of_kinds({})));
+      else
+        kind_refused<FormatError>(random, "randlora_lambda' is of rank 1025, expected at most 1024 for the decoder's [8, 8]");
+    }
+  }
+  SECTION("LoHa: of a high rank ΔW itself is kept, not its pairs of components") {
+    const Index r = 3000;
+    TinyAdapter loha = kind_folder(R"({"peft_type":"LOHA","r":3000,"alpha":2,"target_modules":["layers.1.mlp.up_proj"]})");
+    const Matrix<float> a1 = loha.put(TinyAdapter::name(only_up, "hada_w1_a"), 6, r),
+                        b1 = loha.put(TinyAdapter::name(only_up, "hada_w1_b"), r, 8),
+                        a2 = loha.put(TinyAdapter::name(only_up, "hada_w2_a"), 6, r),
+                        b2 = loha.put(TinyAdapter::name(only_up, "hada_w2_b"), r, 8);
+    const TinyCheckpoint tiny;
+    TinyCheckpoint changed = tiny;
+    for (Index o = 0; o < 6; ++o)
+      for (Index i = 0; i < 8; ++i) {
+        double one = 0, two = 0;
+        for (Index k = 0; k < r; ++k) one += double(a1(o, k)) * b1(k, i), two += double(a2(o, k)) * b2(k, i);
+        changed.tensors.at(only_up + ".weight")(o, i) += static_cast<float>(2 / double(r) * one * two);
+      }
+    check_kind(tiny, loha, changed);
+    check_peak(loha);
+  }
+  SECTION("MiSS: rows of D that no input reads") {
+    const Index r = 300'000;
+    TinyAdapter miss =
+        kind_folder(R"({"peft_type":"MISS","r":300000,"mini_r":3,"init_weights":"mini","target_modules":["layers.1.mlp.up_proj"]})");
+    const Matrix<float> d = miss.put(TinyAdapter::name(only_up, "miss_block"), r, 3);
+    const TinyCheckpoint tiny;
+    TinyCheckpoint changed = tiny;
+    for (Index o = 0; o < 6; ++o)
+      for (Index i = 0; i < 8; ++i) changed.tensors.at(only_up + ".weight")(o, i) += d(i, o % 3);  // input i reads row i mod r
+    check_kind(tiny, miss, changed);
+    check_peak(miss);
+  }
+  SECTION("OFT: one block shared by all inputs") {
+    TinyAdapter oft = kind_folder(
+        R"({"peft_type":"OFT","oft_block_size":2,"block_share":true,"use_cayley_neumann":false,"target_modules":["layers.0.self_attn.q_proj"]})");
+    const double q = double(oft.put(TinyAdapter::name(only_q, "oft_R.weight"), 1, 1)(0, 0)), n = 1 + q * q;
+    const TinyCheckpoint tiny;
+    TinyCheckpoint changed = tiny;
+    Matrix<float>& w = changed.tensors.at(only_q + ".weight");
+    for (Index o = 0; o < 8; ++o)
+      for (Index i = 0; i < 8; i += 2) {  // W' = W Rᵀ with R = (I + Q)⁻¹ (I - Q) = [[1 - q², -2 q], [2 q, 1 - q²]] / (1 + q²)
+        const double c = (1 - q * q) / n, s = 2 * q / n, x = w(o, i), y = w(o, i + 1);
+        w(o, i) = static_cast<float>(c * x - s * y);
+        w(o, i + 1) = static_cast<float>(s * x + c * y);
+      }
+    check_kind(tiny, oft, changed);
   }
 }

@@ -42,7 +42,8 @@ LinearAdapter<S> make_overlay(const PeftFolder& folder, std::string_view module,
 /// others to it. All other numbers, and LoRA on a table, are widened.
 ///
 /// Cost     a copy of the adapter's numbers; for DoRA and HRA one pass over the weights it adapts, for RandLoRA and MiSS's "bat" a copy of
-///          them
+///          them. Whatever a folder says: memory of a few times the folder's and the adapted weights' size, and a few times as many
+///          multiply-adds as their numbers times the decoder's width
 /// Throws   what PeftFolder throws; FormatError naming the module if folder and decoder do not match, or the tensor if a factor does not
 ///          fit bfloat16; UnsupportedError for FactorType::bf16 and a kind that has no factors
 template <class S> ModelAdapter<S> load_adapter(const PeftFolder& folder, const Decoder<S>& decoder, AdapterOptions options = {});

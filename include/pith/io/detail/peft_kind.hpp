@@ -84,6 +84,10 @@ struct KindShape {
 /// What all modules of a folder share: VeRA's and RandLoRA's projections, widened.
 template <class S> using KindShared = std::shared_ptr<const VeraProjections<S>>;
 
+/// The largest rank of random matrices that modules share: that of any delta, or what small models are given in papers. Such a rank takes a
+/// few numbers of a file, but matrices as wide as the decoder.
+inline Index most_shared_rank(Index out, Index in) { return (std::max)(Index(1024), (std::min)(out, in)); }
+
 /// The projection that is changed: outputs first … of the module, all of it unless the base joins several projections in one module.
 template <class S> struct KindPlace {
   const AnyLinear<S>& base;

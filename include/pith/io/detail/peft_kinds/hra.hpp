@@ -25,6 +25,8 @@ class HraKind final : public PeftKind {
   std::span<const std::string_view> endings() const override { return names; }
   void check(const KindModule& m) const override {
     m.expect(0, {-1, rank_}, " by r");
+    if (rank_ > m.shape(0)[0])  // as many make any rotation, and their products cost rank² · inputs
+      m.refuse(0, text("holds ", rank_, " reflections of ", m.shape(0)[0], " inputs, expected at most one for each input: lower r"));
     static_cast<void>(directions(m));
   }
   KindShape shape(const KindModule& m) const override { return {.in = m.shape(0)[0]}; }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -46,9 +47,10 @@ class MissKind final : public PeftKind {
     if (form_ == Form::mini && place.module_out % mini_ != 0)
       m.refuse(0, text("has ", mini_, " columns, which do not divide the decoder's ", place.module_out, " outputs"));
     const Matrix<S> d = m.load<S>(0);
-    LowRankTerm<S> term{Matrix<S>::Zero(rank_, place.in()), Matrix<S>(rank_, place.out()), Vector<S>::Ones(rank_)};
-    for (Index i = 0; i < place.in(); ++i) term.a_rows(i % rank_, i) = S(1);
-    for (Index o = 0; o < place.out(); ++o) term.b_rows.col(o) = d.col((place.first + o) % d.cols());
+    const Index read = (std::min)(rank_, place.in());  // no input falls to the rows of D after these
+    LowRankTerm<S> term{Matrix<S>::Zero(read, place.in()), Matrix<S>(read, place.out()), Vector<S>::Ones(read)};
+    for (Index i = 0; i < place.in(); ++i) term.a_rows(i % read, i) = S(1);
+    for (Index o = 0; o < place.out(); ++o) term.b_rows.col(o) = d.col((place.first + o) % d.cols()).head(read);
     LinearAdapter<S> out;
     out.terms.push_back(std::move(term));
     return out;

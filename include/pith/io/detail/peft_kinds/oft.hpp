@@ -28,7 +28,7 @@ class OftKind final : public PeftKind {
   explicit OftKind(const JsonFields& c)
       : blocks_(c.size("r", 0, 0)),
         shared_(c.boolean("block_share", false)),
-        terms_(c.boolean("use_cayley_neumann", true) ? c.size("num_cayley_neumann_terms", 5) : 0) {
+        terms_(c.boolean("use_cayley_neumann", true) ? c.size("num_cayley_neumann_terms", 5, 1, most_terms) : 0) {
     const auto refuse = [&](std::string_view what) { raise<UnsupportedError>("pith: ", in_quotes(c.file()), ": ", what); };
     if (c.boolean("coft", false)) refuse("key 'coft' is true: the constrained form projects its weights again on every call");
     if (c.find("oft_block_size") == nullptr)
@@ -55,7 +55,8 @@ class OftKind final : public PeftKind {
       m.refuse(0, text("has blocks of ", b, ", which do not fill the decoder's ", place.in(), " inputs"));
     const Matrix<double> packed = m.load<double>(0);
     BlockTurn<S> turn{.blocks = Matrix<S>(place.in(), b)};
-    for (Index i = 0; i < count; ++i) turn.blocks.middleRows(i * b, b) = rotation<double>(packed, shared_ ? 0 : i, b).template cast<S>();
+    for (Index i = 0; i < (shared_ ? 1 : count); ++i) turn.blocks.middleRows(i * b, b) = rotation<double>(packed, i, b).template cast<S>();
+    for (Index i = 1; i < count && shared_; ++i) turn.blocks.middleRows(i * b, b) = turn.blocks.topRows(b);
     LinearAdapter<S> out;
     out.turns.push_back(std::move(turn));
     return out;
@@ -63,6 +64,7 @@ class OftKind final : public PeftKind {
 
  private:
   static constexpr std::array<std::string_view, 1> names{"oft_R.weight"};
+  static constexpr Index most_terms = 32;  ///< each costs a product of the blocks; PEFT takes 5
 
   static Index size(const KindModule& m) { return static_cast<Index>(std::lround((1 + std::sqrt(1 + 8 * double(m.shape(0)[1]))) / 2)); }
   /// Whether a version is 0.minor or later.

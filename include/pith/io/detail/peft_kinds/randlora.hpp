@@ -72,6 +72,8 @@ class RandLoraKind final : public PeftKind {
     const Matrix<S>&a = place.shared->a_rows, &b = place.shared->b_rows;
     const Index shorter = (std::min)(place.module_out, place.in()), longer = (std::max)(place.module_out, place.in());
     const Index blocks = lambda.cols(), flat = blocks * rank_;
+    if (const Index most = most_shared_rank(longer, shorter); rank_ > most)
+      m.refuse(0, text("is of rank ", rank_, ", expected at most ", most, " for the decoder's ", shape_text(place.module_out, place.in())));
     if (gamma.cols() != shorter) m.refuse(1, text("is for a side of ", gamma.cols(), ", expected the decoder's ", shorter));
     if (a.cols() < shorter || b.rows() < longer || b.cols() < flat)
       m.refuse(0, text("needs shared matrices for ", shape_text(longer, shorter), ", which are smaller"));

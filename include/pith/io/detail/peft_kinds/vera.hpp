@@ -60,6 +60,10 @@ class VeraKind final : public PeftKind {
       out.a_rows = out.a_rows.leftCols(most_in).eval();
       out.b_rows = out.b_rows.leftCols(most_out).eval();
     } else {
+      if (const Index most = most_shared_rank(most_out, most_in); rank_ > most)
+        raise<FormatError>("pith: ", in_quotes(file.name()), ": r is ", rank_, " and save_projection false, expected an r of at most ",
+                           most, " for the decoder's ", shape_text(most_out, most_in),
+                           ": save the adapter again with save_projection true");
       std::mt19937 generator(key_);
       out.a_rows = drawn<S>(rank_, most_in, most_in, generator);
       out.b_rows = drawn<S>(most_out, rank_, rank_, generator).transpose();
