@@ -200,6 +200,46 @@ void add_adapters(Seeds seeds) {
                    {"num_transformer_submodules", 1}};
   prefix.put("prompt_embeddings", 2, 16);
   add(prefix);
+
+  // The kinds beyond LoRA, each over one projection of 8 outputs and 8 inputs.
+  struct Part {
+    std::string ending;  ///< of the projection, or the whole name of what all share
+    std::vector<pith::Index> shape;
+  };
+  const auto kind = [&](const char* config, const std::vector<Part>& parts) {
+    pith_test::TinyAdapter adapter;
+    adapter.tensors.clear();
+    adapter.config = nlohmann::ordered_json::parse(config);
+    if (!adapter.config.contains("target_modules")) adapter.config["target_modules"] = {"layers.0.self_attn.q_proj"};
+    for (const Part& part : parts) {
+      const std::string name = part.ending.starts_with("base_model.") ? part.ending : pith_test::TinyAdapter::name(q, part.ending);
+      pith::Index size = 1;
+      for (const pith::Index extent : part.shape) size *= extent;
+      adapter.put(name, part.shape[0], size / part.shape[0]);
+      adapter.shapes[name] = part.shape;
+    }
+    add(adapter);
+  };
+  kind(R"({"peft_type":"IA3","feedforward_modules":[]})", {{"ia3_l", {8, 1}}});
+  kind(R"({"peft_type":"VERA","r":3})",
+       {{"vera_lambda_b", {8}}, {"vera_lambda_d", {3}}, {"base_model.vera_A", {3, 8}}, {"base_model.vera_B", {8, 3}}});
+  kind(R"({"peft_type":"VERA","r":3,"save_projection":false,"projection_prng_key":7})", {{"vera_lambda_b", {8}}, {"vera_lambda_d", {3}}});
+  kind(R"({"peft_type":"LOHA","r":2,"alpha":3})",
+       {{"hada_w1_a", {8, 2}}, {"hada_w1_b", {2, 8}}, {"hada_w2_a", {8, 2}}, {"hada_w2_b", {2, 8}}});
+  kind(R"({"peft_type":"LOKR","r":1,"alpha":1,"rank_pattern":{}})", {{"lokr_w1", {2, 4}}, {"lokr_w2_a", {4, 1}}, {"lokr_w2_b", {1, 2}}});
+  kind(R"({"peft_type":"OFT","peft_version":"0.18.0","r":0,"oft_block_size":4,"num_cayley_neumann_terms":5})", {{"oft_R.weight", {2, 6}}});
+  kind(R"({"peft_type":"OFT","r":0,"oft_block_size":4,"block_share":true,"use_cayley_neumann":false})", {{"oft_R.weight", {1, 6}}});
+  kind(R"({"peft_type":"BOFT","boft_block_size":2,"boft_n_butterfly_factor":2})", {{"boft_R", {2, 4, 2, 2}}, {"boft_s", {8, 1}}});
+  kind(R"({"peft_type":"HRA","r":2,"apply_GS":true})", {{"hra_u", {8, 2}}});
+  kind(R"({"peft_type":"MISS","r":4,"mini_r":2,"init_weights":"mini"})", {{"miss_block", {4, 2}}});
+  kind(R"({"peft_type":"MISS","r":4,"init_weights":"bat"})", {{"miss_block", {2, 4, 4}}});
+  kind(R"({"peft_type":"RANDLORA","r":4,"randlora_alpha":2})", {{"randlora_lambda", {4, 2}},
+                                                                {"randlora_gamma", {2, 8}},
+                                                                {"base_model.randlora_A", {4, 1, 8}},
+                                                                {"base_model.randlora_B", {8, 2, 4}}});
+  kind(R"({"peft_type":"LN_TUNING","target_modules":["norm"],"modules_to_save":null})", {{"base_model.model.model.norm.weight", {8}}});
+  kind(R"({"peft_type":"TRAINABLE_TOKENS","token_indices":[3,1],"target_modules":["embed_tokens"]})",
+       {{"base_model.model.model.embed_tokens.trainable_tokens_delta", {2, 8}}});
 }
 
 void add_session_files(Seeds seeds) {
