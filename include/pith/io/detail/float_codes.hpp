@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -29,7 +28,7 @@ inline constexpr std::array<float, 256> e4m3_values = [] {
     const std::uint32_t exponent = code >> 3 & 15, mantissa = code & 7;
     float value = static_cast<float>(exponent == 0 ? mantissa : 8 + mantissa) / 512;
     for (std::uint32_t e = 1; e < exponent; ++e) value *= 2;
-    if ((code & 0x7f) == 0x7f) value = std::bit_cast<float>(std::uint32_t{0x7fc00000});
+    if ((code & 0x7f) == 0x7f) value = bits_as<float>(std::uint32_t{0x7fc00000});
     values[code] = code < 128 ? value : -value;
   }
   return values;
