@@ -116,6 +116,7 @@ TEST_CASE("config: what is not supported is refused by name", "[io]") {
   CHECK_THROWS_AS(only(R"("model_type":"gpt2")"), UnsupportedError);
   CHECK_THROWS_WITH(only(R"("model_type":"gpt2")"),
                     contains("'gpt2'") && contains("llama, mistral, qwen2,") && contains(" and cohere2 are"));
+  CHECK_THROWS_WITH(only(R"("model_type":"mamba2","time_step_limit":[0.0,Infinity])"), contains("'mamba2'"));
   const struct {
     const char* keys;
     const char* message;
@@ -181,7 +182,9 @@ TEST_CASE("config: nonsense is refused with file, key, found and expected", "[io
       {R"("rms_norm_eps":-1e-6)", "'rms_norm_eps'"},
       {R"("rms_norm_eps":"1e-6")", "a finite number"},
       {R"("rms_norm_eps":1e999)", "not valid JSON"},
-      {R"("rms_norm_eps":NaN)", "not valid JSON"},
+      {R"("rms_norm_eps":NaN)", "'rms_norm_eps' is 'NaN', expected a finite number"},
+      {R"("hidden_size":Infinity)", "'hidden_size' is 'Infinity', expected a whole number from 1"},
+      {R"("rope_theta":-Infinity)", "'rope_theta' is '-Infinity', expected a finite number"},
       {R"("rope_theta":0)", "'rope_theta' is '0'"},
       {R"("rope_theta":-1)", "above 0"},
       {R"("rope_theta":"x")", "a finite number"},

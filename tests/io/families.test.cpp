@@ -255,7 +255,8 @@ TEST_CASE("families: keys of their own", "[io]") {
   refused("granite", R"("logits_scaling":0)", "'logits_scaling' is '0'");
 
   // Granite 4 is dense where its file names attention in every layer and no experts; keys of recurrent layers stay in it.
-  const std::string dense = R"("num_local_experts":0,"mamba_d_state":256,"layer_types":["attention","attention"])";
+  const std::string dense =
+      R"("num_local_experts":0,"mamba_d_state":256,"time_step_limit":[0.0,Infinity],"layer_types":["attention","attention"])";
   const DecoderConfig granite4 = family("granitemoehybrid", dense + R"(,"attention_multiplier":0.25,"position_embedding_type":"rope")", 2);
   CHECK((granite4.layer(0).attention_scale == 0.25 && granite4.intermediate_size == 1024 && ropes(granite4) == "00"));
   CHECK(family("granitemoehybrid", dense + R"(,"shared_intermediate_size":96,"intermediate_size":7)", 2).intermediate_size == 96);

@@ -1,10 +1,12 @@
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <new>
 #include <string>
 #include <string_view>
@@ -14,6 +16,7 @@
 #include <pith/io/checkpoint_files.hpp>
 #include <pith/io/config_json.hpp>
 #include <pith/io/detail/json.hpp>
+#include <pith/io/detail/json_fields.hpp>
 #include <pith/io/peft_config.hpp>
 #include <pith/io/safetensors.hpp>
 
@@ -103,9 +106,14 @@ TEST_CASE("Text that is not JSON is refused by file, byte and line") {
       {"[]", "expected a JSON object"},
       {"{} {}", "not valid JSON at byte 4 (line 1)"},
       {"{\"a\":1,\n\"b\":}", "not valid JSON at byte 13 (line 2)"},
-      {"{\"a\":1,\n \"time_step_limit\": [0.0, Infinity]}", "at byte 34 (line 2): Infinity, but JSON has no NaN and no Infinity"},
-      {"{\"a\":-Infinity}", "at byte 5 (line 1): -Infinity, but JSON has no NaN and no Infinity"},
-      {"{\"a\":NaN}", "at byte 5 (line 1): NaN, but JSON has no NaN and no Infinity"},
+      {"{\"a\":1,\n \"b\":Infinit}", "not valid JSON at byte 14 (line 2)"},
+      {"{\"a\":+Infinity}", "not valid JSON at byte 6 (line 1)"},
+      {"{\"a\":NaN1}", "not valid JSON"},
+      {"{\"a\":1NaN}", "not valid JSON"},
+      {"{\"a\":[NaN NaN]}", "not valid JSON"},
+      {"{\"a\":[NaN,nan]}", "not valid JSON at byte 12 (line 1)"},
+      {"{NaN:1}", "not valid JSON"},
+      {"NaN", "expected a JSON object"},
       {std::string("{\"a\0\":1}", 8), "at byte 3 (line 1): a zero byte"},
       {std::string("{\"a\":1}\0", 8), "at byte 7 (line 1): a zero byte"},
       {"{\"a\":{\"b\":1,\"c\":2,\"b\":3}}", "key 'b' is given twice"},
@@ -123,6 +131,28 @@ TEST_CASE("Text that is not JSON is refused by file, byte and line") {
   CHECK(parse_json(R"({"a":"Infinity, NaN: version https://git-lfs.github.com/spec/v1 \" [{"})", "x").root().size() == 1);
   CHECK(parse_json("{\"a\":" + std::string(31, '[') + std::string(31, ']') + "}", "x").root().size() == 1);
   CHECK(parse_json("{\"a\":\"" + std::string(1 << 20, 'x') + "\"}", "x").root().find("a")->get<std::string>().size() == 1 << 20);
+}
+
+TEST_CASE("NaN and Infinity are numbers, as Python writes them, until somebody needs a finite one") {
+  const std::string source = R"({"a":[ NaN,Infinity ,-Infinity,1,-1e2,11111111,0.5,111],"s":"\\\"NaN,","NaN":Infinity})";
+  const JsonDocument document = parse_json(source, "x.json");
+  const Json& list = *document.root().find("a");
+  REQUIRE(list.size() == 8);
+  CHECK(std::isnan(list[0].get<double>()));
+  const double rest[] = {std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity(), 1, -100, 11111111, 0.5, 111};
+  for (std::size_t i = 0; i < 7; ++i) CHECK(list[i + 1].get<double>() == rest[i]);
+  CHECK(list.dump() == "[NaN,Infinity,-Infinity,1,-100.0,11111111,0.5,111]");
+  CHECK(*document.root().find("s") == "\\\"NaN,");
+  CHECK(document.root().find("NaN")->get<double>() == rest[0]);
+
+  const pith::detail::JsonFields fields("x.json", document.root());
+  CHECK_THROWS_WITH(fields.number("NaN"), contains("'x.json': key 'NaN' is 'Infinity', expected a finite number"));
+  CHECK_THROWS_WITH(fields.size("NaN"), contains("key 'NaN' is 'Infinity', expected a whole number from 1"));
+  const std::string header = R"({"t":{"dtype":"U8","shape":[NaN],"data_offsets":[0,0]}})";
+  std::vector<std::byte> bytes(8 + header.size());
+  bytes[0] = std::byte(header.size());
+  std::memcpy(bytes.data() + 8, header.data(), header.size());
+  CHECK_THROWS_WITH(Safetensors{FileBytes::own(std::move(bytes), "x.safetensors")}, contains("NaN, but JSON has no NaN and no Infinity"));
 }
 
 TEST_CASE("A parser's message is short whatever the text holds") {

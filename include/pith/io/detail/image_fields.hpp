@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <iterator>
 #include <string>
@@ -107,7 +108,7 @@ class ImageFields {
     std::array<double, 3> out{};
     if (!list->is_array() || list->size() != 3) c_.refuse(key, "three numbers");
     for (std::size_t i = 0; i < 3; ++i) {
-      if (!(*list)[i].is_number()) c_.refuse(key, "three numbers");
+      if (!(*list)[i].is_number() || !std::isfinite((*list)[i].get<double>())) c_.refuse(key, "three numbers");
       out[i] = (*list)[i].get<double>();
     }
     return out;

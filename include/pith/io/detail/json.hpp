@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
+#include <limits>
 #include <string>
 #include <string_view>
 
@@ -21,15 +23,55 @@
 // Parses JSON text under limits on size and memory.
 namespace pith { inline namespace v0 { namespace detail {
 
+/// Gives the parser a text byte by byte, with NaN, Infinity and -Infinity as numbers of as many digits; `word` says which of them was given
+/// last.
+class JsonBytes {
+ public:
+  using iterator_category = std::input_iterator_tag;
+  using value_type = char;
+  using difference_type = std::ptrdiff_t;
+  using pointer = const char*;
+  using reference = char;
+
+  JsonBytes(std::string_view rest, std::string_view& word) : rest_(rest), word_(&word) { look(); }
+
+  char operator*() const { return left_ > 0 && rest_.front() != '-' ? '1' : rest_.front(); }
+  JsonBytes& operator++() {
+    const char at = rest_.front();
+    if (at == '"' && !escaped_) quoted_ = !quoted_;
+    escaped_ = quoted_ && at == '\\' && !escaped_;
+    if (left_ > 0) *word_ = here_, --left_;  // not before: the parser looks one byte beyond a number
+    rest_.remove_prefix(1);
+    if (!quoted_ && json_separators.find(at) != std::string_view::npos) look();
+    return *this;
+  }
+  bool operator==(const JsonBytes& other) const { return rest_.size() == other.rest_.size(); }
+
+ private:
+  void look() {
+    if (rest_.empty() || (rest_.front() != 'N' && rest_.front() != 'I' && rest_.front() != '-')) return;
+    const std::string_view here = rest_.substr(0, rest_.find_first_of(json_separators));
+    for (const std::string_view word : json_words)
+      if (here == word) here_ = word, left_ = word.size();
+  }
+
+  std::string_view rest_;
+  std::string_view* word_;
+  std::string_view here_;
+  std::size_t left_ = 0;  // bytes of the word here
+  bool quoted_ = false, escaped_ = false;
+};
+
 /// Builds a JsonDocument from parser events; measure_json() has found it large enough.
 class JsonBuilder {
  public:
-  JsonBuilder(std::string_view json, std::string_view file, JsonDocument& out) : json_(json), file_(file), out_(out) {}
+  JsonBuilder(std::string_view json, std::string_view file, std::string_view& word, JsonDocument& out)
+      : json_(json), file_(file), word_(word), out_(out) {}
 
   bool null() { return put(Json::Kind::null), true; }
   bool boolean(bool value) { return put(Json::Kind::boolean).boolean_ = value, true; }
-  bool number_integer(std::int64_t value) { return put(Json::Kind::whole).whole_ = value, true; }
-  bool number_unsigned(std::uint64_t value) { return put(Json::Kind::natural).natural_ = value, true; }
+  bool number_integer(std::int64_t value) { return !word_.empty() ? put_word() : (put(Json::Kind::whole).whole_ = value, true); }
+  bool number_unsigned(std::uint64_t value) { return !word_.empty() ? put_word() : (put(Json::Kind::natural).natural_ = value, true); }
   bool number_float(double value, const std::string&) { return put(Json::Kind::real).real_ = value, true; }
   bool binary(nlohmann::json::binary_t&) { return false; }  // occurs only in binary formats
   bool string(std::string& value) {
@@ -59,6 +101,13 @@ class JsonBuilder {
     key_ = {};
     if (depth_ > 0) ++open_[depth_ - 1]->count_;
     return value;
+  }
+
+  bool put_word() {
+    using Limits = std::numeric_limits<double>;
+    put(Json::Kind::real).real_ = word_ == "NaN" ? Limits::quiet_NaN() : word_ == "Infinity" ? Limits::infinity() : -Limits::infinity();
+    word_ = {};
+    return true;
   }
 
   std::string_view keep(const std::string& letters) {
@@ -94,6 +143,7 @@ class JsonBuilder {
   }
 
   std::string_view json_, file_, key_;
+  std::string_view& word_;  // the number that comes next is this word
   JsonDocument& out_;
   std::size_t next_ = 0, used_ = 0, children_ = 0, depth_ = 0;
   std::array<Json*, JsonLimits::deepest> open_{};
@@ -101,13 +151,17 @@ class JsonBuilder {
 
 /// Parses a JSON object; keys keep their order. `json` is not needed afterwards.
 ///
+/// NaN and Infinity are numbers that are not finite, as Python reads and writes them: who reads a key that needs a number refuses them, and
+/// a key that nobody reads may have them (time_step_limit of Mamba hybrids).
+///
 /// Heap     64 MB at most, under the limits of any file that pith reads
 /// Throws   FormatError naming the file: not JSON, over a limit, a repeated key, not an object
 inline JsonDocument parse_json(std::string_view json, std::string_view file, const JsonLimits& limits = {}) {
   const JsonExtent extent = measure_json(json, file, limits);
   JsonDocument document(extent.values, extent.text_bytes);
-  JsonBuilder builder(json, file, document);
-  nlohmann::json::sax_parse(json.begin(), json.end(), &builder);
+  std::string_view word;
+  JsonBuilder builder(json, file, word, document);
+  nlohmann::json::sax_parse(JsonBytes(json, word), JsonBytes({}, word), &builder);
   if (!document.root().is_object()) raise<FormatError>("pith: ", in_quotes(file), ": expected a JSON object at the top");
   return document;
 }

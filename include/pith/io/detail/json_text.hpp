@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <string>
 #include <string_view>
@@ -17,6 +18,7 @@ struct JsonLimits {
   std::size_t bytes = std::size_t{16} << 20;   ///< of the whole text
   std::size_t values = std::size_t{1} << 18;   ///< objects, lists, texts, numbers and literals
   std::size_t longest = std::size_t{1} << 20;  ///< bytes of one text between its quotes
+  bool words = true;                           ///< whether a number may be NaN, Infinity or -Infinity, which Python writes
   static constexpr std::size_t deepest = 32;   ///< nesting of objects and lists
   static constexpr std::size_t digits = 1024;  ///< bytes of a number or literal
 };
@@ -25,6 +27,11 @@ struct JsonLimits {
 struct JsonExtent {
   std::size_t values = 0, objects = 0, text_bytes = 0;
 };
+
+inline constexpr std::string_view json_separators(" \t\n\r,:[]{}\"\0", 12);  ///< bytes that end a number or literal
+
+/// What Python writes for numbers that are not finite, and JSON does not have.
+inline constexpr std::array<std::string_view, 3> json_words{"NaN", "Infinity", "-Infinity"};
 
 /// The place of a byte, for a message.
 inline std::string json_place(std::string_view json, std::size_t byte) {
@@ -42,7 +49,7 @@ inline void refuse_lfs_pointer(std::string_view bytes, std::string_view file) {
 /// Bounds the memory that parsing will need, in one pass over quotes and brackets, without allocating. `base` is the text's offset in its
 /// file.
 ///
-/// Throws   FormatError naming file and place: over a limit, a zero byte, NaN or Infinity, a Git LFS pointer
+/// Throws   FormatError naming file and place: over a limit, a zero byte, NaN or Infinity unless limits.words, a Git LFS pointer
 inline JsonExtent measure_json(std::string_view json, std::string_view file, const JsonLimits& limits = {}, std::size_t base = 0) {
   const auto refuse = [&](std::size_t byte, std::string_view what) {
     raise<FormatError>("pith: ", in_quotes(file), ": not valid JSON at ",
@@ -88,11 +95,11 @@ inline JsonExtent measure_json(std::string_view json, std::string_view file, con
       }
       default: {  // a number or literal
         const std::size_t first = at;
-        at = (std::min)(json.find_first_of(std::string_view(" \t\n\r,:[]{}\"\0", 12), at), json.size());
+        at = (std::min)(json.find_first_of(json_separators, at), json.size());
         const std::string_view word = json.substr(first, at-- - first);
         if (word.size() > limits.digits)
           refuse(first, text("a number or word of ", word.size(), " bytes, expected at most ", limits.digits));
-        if (word == "NaN" || word == "Infinity" || word == "-Infinity")
+        if (!limits.words && std::find(json_words.begin(), json_words.end(), word) != json_words.end())
           refuse(first, text(word, ", but JSON has no NaN and no Infinity: write a finite number or null"));
       }
     }

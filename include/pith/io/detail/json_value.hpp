@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -138,6 +139,11 @@ class Json {
   std::string_view letters() const { return {letters_, length_}; }
 
   template <class N> static void append_number(std::string& out, N value) {
+    if constexpr (std::is_floating_point_v<N>)
+      if (!std::isfinite(value)) {
+        out += value > 0 ? "Infinity" : value < 0 ? "-Infinity" : "NaN";
+        return;
+      }
     char digits[32];
     const auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
     out.append(digits, end);

@@ -230,8 +230,8 @@ inline SafetensorsHeader read_header(std::span<const std::byte> bytes, std::stri
     refuse(text("the header is ", length, " bytes long, expected at most ", bytes.size() - sizeof length, ", where the file ends"));
   const std::string_view json(reinterpret_cast<const char*>(bytes.data()) + sizeof length, static_cast<std::size_t>(length));
   if (json.empty() || json.front() != '{') refuse("the header does not start with '{' at byte 8");
-  const JsonExtent extent =
-      measure_json(json, file, {.bytes = max_header_bytes, .values = max_header_bytes, .longest = max_header_text_bytes}, sizeof length);
+  const JsonExtent extent = measure_json(
+      json, file, {.bytes = max_header_bytes, .values = max_header_bytes, .longest = max_header_text_bytes, .words = false}, sizeof length);
   SafetensorsHeader header;
   header.tensors.reserve((std::min)(extent.objects, max_header_entries));
   header.data_begin = sizeof length + json.size();
