@@ -34,6 +34,8 @@ template <class S = float> class Embedding {
     auto owned = std::make_shared<const Matrix<T>>(std::move(rows));
     *this = Embedding(ConstMatrixRef<T>(*owned), owned);
   }
+  /// Does not compile: column-major rows would be copied into another layout.
+  template <detail::ColumnMajor M> explicit Embedding(const M&) { detail::bindable<S, M>(); }
 
   /// Maps rows that `keep_alive` owns; without `keep_alive` the rows must outlive the embedding and its copies.
   template <EmbeddingStorage T>

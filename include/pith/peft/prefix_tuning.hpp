@@ -26,6 +26,12 @@ template <class S = float> class PrefixEncoder {
     check_shape("PrefixEncoder", "weight of second", second_.weight(), any_extent, first_.out());
   }
 
+  /// Does not compile: a column-major embedding would be copied into another layout.
+  template <detail::ColumnMajor M>
+  PrefixEncoder(const M&, Linear<S> first, Linear<S> second) : first_(std::move(first)), second_(std::move(second)) {
+    detail::bindable<S, M>();
+  }
+
   /// The prefix, as prefix_tuning() of kv/prefix_tuning.hpp takes it.
   Matrix<S> rows() const {
     Matrix<S> hidden = first_.forward(embedding_);

@@ -27,6 +27,8 @@ template <class S = float> class PromptTuning {
 
   PromptTuning() = default;
   explicit PromptTuning(Matrix<S> rows) : rows_(std::move(rows)) {}
+  /// Does not compile: column-major rows would be copied into another layout.
+  template <detail::ColumnMajor M> explicit PromptTuning(const M&) { detail::bindable<S, M>(); }
 
   /// Rows drawn from N(0, 1).
   template <std::uniform_random_bit_generator Rng> static PromptTuning random(Index tokens, Index features, Rng& rng) {
