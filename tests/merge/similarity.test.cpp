@@ -83,6 +83,24 @@ TEST_CASE("matches depend on no worker, no other row and no scale", "[merge]") {
   const Nearest<float> scaled = nearest(scaled_rows, scaled_kept);
   CHECK(alone.match == scaled.match);
   CHECK(same_bits(alone.cosine, scaled.cosine));
+  // At the bounds that nearest_rows() names: numbers of 2^-60 and more, of 2^60 and less, and rows of both.
+  enum class Bound { least, most, both };
+  const auto at_bound = [](Matrix<float> m, Bound bound) {
+    for (Index r = 0; r < m.rows(); ++r) {
+      const auto sizes = m.row(r).cwiseAbs();
+      const bool most = bound == Bound::most || (bound == Bound::both && r % 2 == 0);
+      m.row(r) *= std::ldexp(1.f, most ? 59 - std::ilogb(sizes.maxCoeff()) : -60 - std::ilogb(sizes.minCoeff()));
+      REQUIRE((sizes.minCoeff() >= 0x1p-60f && sizes.maxCoeff() <= 0x1p60f));
+      REQUIRE((most ? sizes.maxCoeff() >= 0x1p59f : sizes.minCoeff() < 0x1p-59f));
+    }
+    return m;
+  };
+  for (const Bound of_rows : {Bound::least, Bound::most, Bound::both})
+    for (const Bound of_kept : {Bound::least, Bound::most, Bound::both}) {
+      const Nearest<float> extreme = nearest(at_bound(rows, of_rows), at_bound(kept, of_kept));
+      CHECK(alone.match == extreme.match);
+      CHECK(same_bits(alone.cosine, extreme.cosine));
+    }
   const Nearest<float> last = nearest<float>(rows.bottomRows(1), kept);
   CHECK(last.match[0] == alone.match[199]);
   CHECK(last.cosine[0] == alone.cosine[199]);
