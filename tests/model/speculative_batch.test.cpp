@@ -1,8 +1,11 @@
 // Conversations with adapters and drafts of their own, verified in the same passes: each is what it would be alone, bit for bit.
+#include <algorithm>
 #include <memory>
 #include <random>
 #include <span>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <pith/core/executor.hpp>
@@ -164,6 +167,72 @@ TEST_CASE("SpeculativeBatch: a full cache, a conversation that ends, and what is
   batch.prefill(1, std::vector<Token>{1, 2, 3});
   CHECK(batch.active(1));
   CHECK(other.next_position() == static_cast<Position>(models.prompt.size()) + 30 + 3);
+}
+
+TEST_CASE("SpeculativeBatch: a step whose callback or mask throws is undone but for what was told, and disturbs no other", "[model]") {
+  const SpeculatingTogether models;
+  for (const bool in_mask : {false, true}) {
+    const float temperature = in_mask ? 0.8f : 0.f;  // tokens of a step that were not told are drawn again
+    std::vector<Speaker> alone = speakers_of(models, temperature);
+    for (std::size_t i = 0; i < alone.size(); ++i) speak_alone(alone[i], models.prompt, static_cast<std::uint32_t>(i));
+    for (std::size_t culprit = 0; culprit < alone.size(); ++culprit)
+      for (const int when : {1, 2, 6, 14})
+        for (const bool stops : {false, true}) {
+          CAPTURE(in_mask, culprit, when, stops);
+          int mask_calls = in_mask ? when : 0, callback_calls = in_mask ? 0 : when;  // until one throws; 0: none
+          const auto count_down = [](int& left) {
+            if (left > 0 && --left == 0) throw std::runtime_error("planted");
+          };
+          const auto mask = [&](auto, std::span<const Token>) { count_down(mask_calls); };
+          std::vector<Speaker> together = speakers_of(models, temperature);
+          together[culprit].options.rules.mask = LogitMask(mask);
+          SpeculativeBatch<float> batch;
+          for (std::size_t i = 0; i < together.size(); ++i) {
+            Speaker& s = together[i];
+            const std::mt19937_64 rng(static_cast<std::uint32_t>(i));
+            s.lookup ? batch.add(s.target, *s.lookup, s.options, rng) : batch.add(s.target, *s.draft_session, s.options, rng);
+            batch.prefill(static_cast<Index>(i), models.prompt);
+          }
+          const auto tell = [&](Index i, Token token) {
+            auto& text = together[static_cast<std::size_t>(i)].text;
+            text.push_back(token);
+            if (i == static_cast<Index>(culprit)) count_down(callback_calls);
+            return text.size() < speaker_tokens;
+          };
+          int thrown = 0;
+          for (bool more = true; more;) {
+            try {
+              more = batch.step(tell);
+              continue;
+            } catch (const std::runtime_error& error) {
+              CHECK(std::string(error.what()) == "planted");
+              ++thrown;
+            }
+            Speaker& s = together[culprit];
+            CHECK(batch.pending(static_cast<Index>(culprit)) == (s.text.empty() ? -1 : s.text.back()));
+            if (stops) batch.stop(static_cast<Index>(culprit));
+            if (!stops && !in_mask) continue;  // the next call crops to what was told
+            Session<float> read = std::move(speakers_of(models, temperature)[culprit].target);
+            read.prefill(models.prompt);
+            for (std::size_t t = 0; t + 1 < s.text.size(); ++t) read.decode(s.text[t]);  // just the text, without guesses
+            REQUIRE(s.target.next_position() == read.next_position());
+            const auto found = s.target.snapshot(), expected = read.snapshot();
+            for (std::size_t l = 0; l < found.layers.size(); ++l) CHECK(difference(found.layers[l], expected.layers[l]) == "");
+          }
+          CHECK(thrown == 1);
+          for (std::size_t i = 0; i < alone.size(); ++i) {
+            INFO("conversation " << i);
+            if (stops && i == culprit) {
+              CHECK_FALSE(batch.active(static_cast<Index>(i)));
+              REQUIRE(together[i].text.size() < speaker_tokens);
+              CHECK(std::equal(together[i].text.begin(), together[i].text.end(), alone[i].text.begin()));
+              continue;
+            }
+            CHECK(together[i].text == alone[i].text);
+            CHECK(difference(together[i].target, alone[i].target) == "");
+          }
+        }
+  }
 }
 
 TEST_CASE("decode_together: chunks of different lengths, each as decode() gives it", "[model]") {
