@@ -69,9 +69,15 @@ void measure(example::CommandLine& line) {
   for (const Index rows : budgets) std::printf("  %6td", rows);
   std::printf("\n");
   std::vector<double> matched;
-  for (const Variant& variant : variants()) {
+  example::Progress progress;
+  double runs_done = 0;
+  const std::vector<Variant> all_variants = variants();
+  const double all_runs = double((all_variants.size() + policy_catalogue().size() - 2) * std::size(budgets));
+  for (const Variant& variant : all_variants) {
     std::vector<example::ShortRun> runs(std::size(budgets));
     for (const std::span<const Token> window : windows.all()) {
+      progress.show(variant.name, runs_done, all_runs);
+      runs_done += double(std::size(budgets)) / double(windows.all().size());
       ReferenceQueries<float> queries(decoder.config().attention(), decoder.config().num_hidden_layers);
       session.clear();
       session.prefill(window.first(example::prompt_bytes + 1), {.queries = queries.observer()});
@@ -91,6 +97,7 @@ void measure(example::CommandLine& line) {
     }
     std::vector<double> divergence;
     for (const example::ShortRun& run : runs) divergence.push_back(example::compare(run, dense, windows.all()).divergence);
+    progress.clear();
     print_row(variant.name, divergence);
     if (std::string(variant.name) == "keys, masses, values") matched = divergence;
   }
@@ -100,10 +107,12 @@ void measure(example::CommandLine& line) {
     if (entry.name == "dense" || entry.name == "text-prior") continue;  // bytes are text, which the latter keeps whole
     std::vector<double> divergence;
     for (std::size_t b = 0; b < std::size(budgets); ++b) {
+      progress.show(std::string(entry.name), runs_done++, all_runs);
       auto evicting = decoder.start(std::span<const AnyPolicy<float>>(example::per_layer(entry, budgets[b], decoder)), options);
       divergence.push_back(example::compare(example::run_short(evicting, windows.all()), dense, windows.all()).divergence);
       best[b] = std::min(best[b], divergence.back());
     }
+    progress.clear();
     print_row(std::string(entry.name), divergence);
   }
   std::printf("\n  %-22s", "best policy / matching");

@@ -74,6 +74,7 @@ Token likeliest(ConstMatrixRef<float> logits) {
 /// Five activated adapters over one conversation: each begins at its invocation, over rows that the base read once. Returns whether each
 /// answers as over a conversation of its own.
 bool chain(const Decoder<float>& decoder, const std::vector<ModelAdapter<float>>& loaded, std::span<const Token> conversation) {
+  example::Progress progress;
   constexpr std::size_t links = 5, answer = 16;
   const SessionOptions sizes{.max_prompt = static_cast<Index>(conversation.size()) + 16,
                              .max_tokens = static_cast<Index>(conversation.size()) + 64};
@@ -99,6 +100,7 @@ bool chain(const Decoder<float>& decoder, const std::vector<ModelAdapter<float>>
   reads(session, conversation);
   const Position end = session.next_position();
   for (const ModelAdapter<float>& adapter : adapters) {
+    progress.show("activated adapters", double(shared.size()), 2 * links);
     session.use(&adapter);
     reads(session, adapter.parts().invocation);
     shared.push_back(answers(session));
@@ -108,6 +110,7 @@ bool chain(const Decoder<float>& decoder, const std::vector<ModelAdapter<float>>
   const std::size_t read_once = std::exchange(read, 0);
   const Timer each;
   for (const ModelAdapter<float>& adapter : adapters) {
+    progress.show("activated adapters", double(links + own.size()), 2 * links);
     auto alone = decoder.start(Dense{}, sizes);
     alone.use(&adapter);
     std::vector<Token> whole(conversation.begin(), conversation.end());
@@ -116,6 +119,7 @@ bool chain(const Decoder<float>& decoder, const std::vector<ModelAdapter<float>>
     own.push_back(answers(alone));
   }
   const double apart = each.seconds();
+  progress.clear();
   std::printf(
       "\n%zu activated adapters over one conversation of %zu tokens: %zu tokens read in prompts, %.0f ms; each from the start: %zu "
       "tokens, %.0f ms (%.1f times); %s\n",
@@ -235,19 +239,24 @@ int lora_switch(example::CommandLine& line) {
     }
   for (Session<float>& one : together) batch.push_back(&one);
   Matrix<float> expected(count * steps, decoder.vocab_size()), logits(count, decoder.vocab_size());
+  example::Progress progress;
   const Timer one_by_one;
-  for (std::size_t step = 0; step < steps; ++step)
+  for (std::size_t step = 0; step < steps; ++step) {
+    progress.show("nine conversations", double(step), 2 * steps);
     for (std::size_t i = 0; i < count; ++i) expected.row(static_cast<Index>(step * count + i)) = alone[i].decode(text[20 + step + i]);
+  }
   const double apart = one_by_one.seconds();
   Workspace ws(decoder.together_workspace_bytes(batch));
   double at_once = 0;
   bool same = true;
   for (std::size_t step = 0; step < steps; ++step) {
+    progress.show("nine conversations", double(steps + step), 2 * steps);
     const Timer timer;
     decoder.decode_together(batch, std::span<const Token>(text).subspan(20 + step, count), logits, ws);
     at_once += timer.seconds();
     same = same && logits == expected.middleRows(static_cast<Index>(step * count), static_cast<Index>(count));
   }
+  progress.clear();
   std::printf("\n%zu conversations, three under each: %.2f ms a token of all one by one, %.2f ms together (%.1f times faster), %s\n", count,
               1e3 * apart / steps, 1e3 * at_once / steps, apart / at_once, same ? "the same bits" : "OTHER BITS");
   const std::vector<const ModelAdapter<float>*> used{nullptr, &loaded[0], &loaded[1]};

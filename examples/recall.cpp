@@ -5,7 +5,8 @@
 //   dialogue   all questions in turn after compression, true answers stay in the cache
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
+#include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -70,13 +71,14 @@ void compress(Session<float>& session, const Decoder<float>& decoder, std::span<
   replace(session, compact(session, queries, {.budget = budget, .select = CompactOptions::Select::largest}));
 }
 
-void print(const std::string& name, const std::vector<Cell>& cells, std::ofstream& csv, std::span<const Index> budgets) {
+void print(const std::string& name, const std::vector<Cell>& cells, std::optional<example::OutputFile>& csv,
+           std::span<const Index> budgets) {
   std::printf("  %-24s", name.c_str());
   for (std::size_t b = 0; b < cells.size(); ++b) {
     std::printf("   %.3f/%.3f/%.3f", cells[b].one.share(), cells[b].others.share(), cells[b].dialogue.share());
-    if (csv.is_open())
-      csv << name << ',' << budgets[b] << ',' << cells[b].one.share() << ',' << cells[b].others.share() << ',' << cells[b].dialogue.share()
-          << '\n';
+    if (csv)
+      *csv << name << ',' << budgets[b] << ',' << cells[b].one.share() << ',' << cells[b].others.share() << ',' << cells[b].dialogue.share()
+           << '\n';
   }
   std::printf("\n");
   std::fflush(stdout);
@@ -96,8 +98,8 @@ void recall(example::CommandLine& line) {
   const Documents documents = example::recall_documents(folder / file, count);
   const SessionOptions options{.max_prompt = 512, .max_tokens = 600, .max_generated = 128, .max_draft = 8, .keep_masses = true};
   const std::vector<Index> budgets{12, 24, 32, 64, 128};
-  std::ofstream csv;
-  if (!csv_file.empty()) csv.open(csv_file);
+  std::optional<example::OutputFile> csv;
+  if (!csv_file.empty()) csv.emplace(csv_file);
   auto dense = decoder.start(Dense{}, options);
   Cell whole;
   for (const auto& document : documents)
@@ -111,15 +113,24 @@ void recall(example::CommandLine& line) {
   std::printf("\n");
   print("dense", std::vector<Cell>(budgets.size(), whole), csv, budgets);
   std::vector<Cell> by_model;
-  for (const Method& method :
-       {Method{"repeat: heads alone"}, Method{"repeat: layers share", Share::layer}, Method{"repeat: model shares", Share::model},
-        Method{"matching: own queries", Share::model, Method::By::own}, Method{"matching: repeat", Share::model, Method::By::matched}}) {
+  const Method methods[] = {{"repeat: heads alone"},
+                            {"repeat: layers share", Share::layer},
+                            {"repeat: model shares", Share::model},
+                            {"matching: own queries", Share::model, Method::By::own},
+                            {"matching: repeat", Share::model, Method::By::matched}};
+  example::Progress progress;
+  double asked = 0;
+  const double all_asked = double((std::size(methods) + policy_catalogue().size() - 2) * budgets.size() * documents.size());
+  for (const Method& method : methods) {
     std::vector<Cell> cells(budgets.size());
     for (std::size_t b = 0; b < budgets.size(); ++b)
-      for (const auto& document : documents)
+      for (const auto& document : documents) {
+        progress.show(method.name, asked++, all_asked);
         ask(
             dense, document, [&](auto& session, std::span<const Token> text) { compress(session, decoder, text, method, budgets[b]); },
             cells[b]);
+      }
+    progress.clear();
     print(method.name, cells, csv, budgets);
     if (method.share == Share::model && method.by == Method::By::repeat) by_model = cells;
   }
@@ -128,12 +139,16 @@ void recall(example::CommandLine& line) {
     std::vector<Cell> cells(budgets.size());
     for (std::size_t b = 0; b < budgets.size(); ++b) {
       auto session = decoder.start(std::span<const AnyPolicy<float>>(example::per_layer(entry, budgets[b], decoder)), options);
-      for (const auto& document : documents)
+      for (const auto& document : documents) {
+        progress.show(std::string(entry.name), asked++, all_asked);
         ask(
             session, document, [](auto& s, std::span<const Token> text) { s.prefill(text); }, cells[b]);
+      }
     }
+    progress.clear();
     print(std::string(entry.name), cells, csv, budgets);
   }
+  if (csv) csv->close();
   const std::size_t half = documents.front().questions.size() / 2;
   std::printf("\nA repeat pass whose budget the model shares, %td rows: first half of a dialogue %.3f, second half %.3f.\n",
               budgets.front(), by_model.front().dialogue.share(0, half), by_model.front().dialogue.share(half));

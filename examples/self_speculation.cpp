@@ -124,10 +124,13 @@ int self_speculation(example::CommandLine& line) {
   auto session = target_session(decoder);
   session.prefill(prompt);
   double one = 1e9, together = 1e9;
+  example::Progress progress;
   for (int i = 0; i < 200; ++i) {
+    progress.show("passes of one token and of five", i, 200);
     one = std::min(one, seconds_of([&] { session.decode(prompt.first(1)); }));
     together = std::min(together, seconds_of([&] { session.decode(prompt.first(5)); }));
   }
+  progress.clear();
   const double five = together / one;
 
   std::printf(
@@ -145,22 +148,34 @@ int self_speculation(example::CommandLine& line) {
               weight_bytes(rounded) / 1e6, held_out.size(), nats(rounded), nats(decoder));
   std::printf("  %-8s %-32s %9s %9s %12s %9s %9s\n", "text", "draft", "accepted", "per pass", "bytes/token", "fewer by", "faster by");
   double alpha = 0;
-  for (const auto& [name, sampler] : {std::pair{"sampled", sampled}, std::pair{"greedy", greedy}}) {
-    const Run alone = plain(decoder, prompt, sampler);
-    print_run(name, "none", alone, alone);
+  constexpr double all_runs = 2 * 6;
+  double runs = 0;
+  for (const auto& [text_name, sampler_of] : {std::pair{"sampled", sampled}, std::pair{"greedy", greedy}}) {
+    const char* const name = text_name;
+    const SamplerOptions& sampler = sampler_of;
+    Run alone;
+    const auto report = [&](const std::string& draft, const auto& measure) {
+      progress.show(std::string(name) + ", draft: " + draft, runs++, all_runs);
+      const Run run = measure();
+      if (draft == "none") alone = run;
+      progress.clear();
+      print_run(name, draft.c_str(), run, alone);
+      return run;
+    };
+    report("none", [&] { return plain(decoder, prompt, sampler); });
     const auto lookup = [&] { return PromptLookup(config.vocab_size); };
-    print_run(name, "prompt lookup", speculate(decoder, prompt, sampler, lookup, {}), alone);
+    report("prompt lookup", [&] { return speculate(decoder, prompt, sampler, lookup, {}); });
     const float guess_cost = float((five - 1) / 4);
-    print_run(name, "prompt lookup, adapted length", speculate(decoder, prompt, sampler, lookup, {}, DraftLength::adapted, guess_cost),
-              alone);
+    report("prompt lookup, adapted length",
+           [&] { return speculate(decoder, prompt, sampler, lookup, {}, DraftLength::adapted, guess_cost); });
     const auto start_rounded = [&] { return target_session(rounded); };
     const Reads rounded_reads{weight_bytes(rounded), double(target_rows) * row};
-    print_run(name, "int8 weights", speculate(decoder, prompt, sampler, start_rounded, rounded_reads), alone);
+    report("int8 weights", [&] { return speculate(decoder, prompt, sampler, start_rounded, rounded_reads); });
     for (const Index window : {12, 44}) {
       const auto start = [&] { return decoder.start(SinkWindow{.sinks = 4, .window = window}, {.max_prompt = prompt_tokens}); };
-      const std::string draft = "same weights, " + std::to_string(window + 4) + " rows of cache";
-      const Run run = speculate(decoder, prompt, sampler, start, {weights, double(window + 4) * row});
-      print_run(name, draft.c_str(), run, alone);
+      const Run run = report("same weights, " + std::to_string(window + 4) + " rows of cache", [&] {
+        return speculate(decoder, prompt, sampler, start, {weights, double(window + 4) * row});
+      });
       if (sampler.temperature > 0 && window == 44) alpha = double(run.stats.accepted) / double(run.stats.accepted + run.stats.rejected);
     }
   }

@@ -71,6 +71,8 @@ expect(1 "^soft_prompts: ROWS is '0', expected a whole number from 1 to 128" sof
 expect(1 "^lora_switch: one adapter is given, expected two or none" lora_switch ${prose} one)
 expect(1 "^merge_image_tokens: IMAGES is '0', expected" merge_image_tokens ${MODELS}/tiny-vlm 0)
 expect(1 "^merge_image_tokens: '.*nowhere.similarity.dat' cannot be opened for writing" merge_image_tokens ${MODELS}/tiny-vlm 8 ${MODELS}/nowhere)
+expect(1 "^recall: '.*nowhere.recall.csv' cannot be opened for writing" recall ${MODELS}/tiny-recall 1 --csv ${MODELS}/nowhere/recall.csv)
+expect(0 "sinks, window .*difference from attend" your_own_loop)
 expect(1 "^demo: '.*nowhere.short.csv' cannot be opened for writing" demo ${prose} ${MODELS}/nowhere)
 expect(1 "^chat: .*has no chat template; name a format: chatml, " chat ${prose})
 expect(1 "^chat: .*no format 'klingon'" chat ${prose} --format klingon)
