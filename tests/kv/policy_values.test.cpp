@@ -137,8 +137,27 @@ std::set<Position> observed(const ObservedAttention& policy, Index h, const std:
   return best(scores, policy.keep);
 }
 
-/// Three turns, prompts cut in these pieces, gaps between positions, tokens decoded in between: each prompt's rows are what `expected` says
-/// of the rows before and of this prompt's queries alone.
+/// The mean weight of the last queries on sinks and newest rows, then sinks and newest rows alone, or up to `keep` rows.
+std::set<Position> lazy_layer(const LazyLayer& policy, const std::set<Position>& rows, const std::vector<Position>& queries) {
+  const std::vector<Position> window = last_of(queries, policy.last);
+  double sum = 0;
+  for (const Position p : rows)
+    if (p < window.front() && (p < policy.sinks || p >= window.front() - policy.recent))
+      for (const Position q : window)
+        for (const Index h : {0, 1})
+          for (Index g = 0; g < heads_a_row; ++g) sum += weight_of(h, g, q, p);
+  const bool lazy = sum / static_cast<double>(2 * heads_a_row * static_cast<Index>(window.size())) > policy.threshold;
+  Scores scores;
+  for (const Position p : rows) scores[p] = p;
+  if (!lazy || static_cast<Index>(rows.size()) <= policy.sinks + policy.recent + policy.last) return best(scores, policy.keep);
+  std::set<Position> kept{queries.back()};  // the newest token stays
+  for (const Position p : rows)
+    if (p < policy.sinks || p >= queries.back() + 1 - policy.recent + policy.last) kept.insert(p);
+  return kept;
+}
+
+/// Four turns, the third of one token; prompts cut in these pieces, gaps between positions, tokens decoded in between: each prompt's rows
+/// are what `expected` says of the rows before and of this prompt's queries alone.
 template <class P, class F> void check_turns(const P& policy, F&& expected, bool log_sums = false) {
   for (const bool evicts_each : {true, false})
     for (const bool gaps : {false, true})
@@ -146,12 +165,13 @@ template <class P, class F> void check_turns(const P& policy, F&& expected, bool
         INFO(pieces.size() << " pieces, " << (gaps ? "gaps, " : "") << (evicts_each ? "evict() after each" : "one evict()"));
         KvCache cache(four_over_two, policy, {.max_chunk = 40, .max_generated = 40});
         Position next = 0;
-        for (Index turn = 0; turn < 3; ++turn) {
+        for (Index turn = 0; turn < 4; ++turn) {
+          const bool brief = turn == 2;
           std::vector<Position> prompt, answer;
-          for (Index t = 0; t < 24; ++t) prompt.push_back(next), next += static_cast<Position>(gaps && t % 5 == 3 ? 3 : 1);
+          for (Index t = 0; t < (brief ? 1 : 24); ++t) prompt.push_back(next), next += static_cast<Position>(gaps && t % 5 == 3 ? 3 : 1);
           std::set<Position> before[2] = {held(cache, 0), held(cache, 1)};
           std::size_t at = 0;
-          for (const Index n : pieces) {
+          for (const Index n : brief ? std::vector<Index>{1} : pieces) {
             const std::span<const Position> piece(prompt.data() + at, static_cast<std::size_t>(n));
             at += piece.size();
             feed(cache, piece, {.phase = Phase::prefill, .more = at < prompt.size()}, log_sums);
@@ -195,6 +215,79 @@ TEST_CASE("CSP keeps both lists of the last queries of its prompt, however the p
 TEST_CASE("observed attention divides by the queries of its prompt that could see a row", "[kv]") {
   const ObservedAttention policy{.keep = 11};
   check_turns(policy, [&](Index h, const auto& rows, const auto& queries) { return observed(policy, h, rows, queries); });
+}
+
+TEST_CASE("a lazy layer is told by the queries of its prompt, fewer than `last` too, over gaps", "[kv]") {
+  for (const Index sinks : {0, 1}) {
+    Index lazy = 0, decisions = 0;
+    for (const double threshold : {0.6, 0.7, 0.8, 0.9, 0.95, 1.0}) {
+      const LazyLayer policy{.keep = 50, .sinks = sinks, .recent = 2 - sinks, .last = 2 - sinks, .threshold = threshold};
+      check_turns(policy, [&](Index, const auto& rows, const auto& queries) {
+        const std::set<Position> kept = lazy_layer(policy, rows, queries);
+        lazy += static_cast<Index>(kept.size()) < std::min<Index>(policy.keep, static_cast<Index>(rows.size())), ++decisions;
+        return kept;
+      });
+    }
+    CHECK(lazy > decisions / 10);
+    CHECK(lazy < decisions - decisions / 10);
+  }
+}
+
+TEST_CASE("R-KV asks the last queries it saw, one token at a time or many, over gaps", "[kv]") {
+  constexpr Index d = 8;
+  const RKv policy{.keep = 12, .window = 4, .kernel = 3, .rows_per_eviction = 1, .lambda = 1};
+  for (const bool gaps : {false, true}) {
+    KvCache cache(four_over_two, policy, {.max_chunk = 15});
+    const Matrix<float> k = pith_test::random_matrix<float>(80, layer_width, 5), q = pith_test::random_matrix<float>(80, 32, 6);
+    std::vector<Position> at;
+    for (Index t = 0; t < 80; ++t) at.push_back(static_cast<Position>(t == 0 ? 0 : at.back() + (gaps && t % 3 == 0 ? 1 + t % 5 : 1)));
+    std::vector<Index> rows[2];  // of each head: tokens, in order
+    Index next = 0;
+    for (const Index n : {3, 11, 1, 1, 2, 7, 1, 1, 1, 1, 1, 1, 5, 1, 15, 2, 2, 1}) {
+      const auto positions = std::span<const Position>(at).subspan(static_cast<std::size_t>(next), static_cast<std::size_t>(n));
+      cache.append(k.middleRows(next, n), k.middleRows(next, n), {.positions = positions});
+      for (Index h = 0; h < 2; ++h) {
+        Matrix<float> queries(n * heads_a_row, d);  // R-KV asks for these alone
+        for (Index t = 0; t < n; ++t)
+          for (Index g = 0; g < heads_a_row; ++g) queries.row(t * heads_a_row + g) = q.row(next + t).segment((h * heads_a_row + g) * d, d);
+        const Matrix<float> weights = Matrix<float>::Zero(n * heads_a_row, cache.size(h));
+        cache.observe({.kv_head = h, .weights = weights, .queries = queries});
+      }
+      cache.evict();
+      next += n;
+      for (Index h = 0; h < 2; ++h) {
+        std::vector<Index>& order = rows[h];
+        for (Index t = next - n; t < next; ++t) order.push_back(t);
+        const Index before = static_cast<Index>(order.size()) - policy.window;
+        std::vector<double> seen(order.size(), endless), pooled = seen;
+        for (Index r = 0; r < before; ++r) seen[static_cast<std::size_t>(r)] = 0;
+        for (Index query = std::max<Index>(0, next - policy.window); query < next; ++query) {
+          std::vector<double> shares;
+          for (Index r = 0; r < before; ++r) {
+            double most = -endless;
+            for (Index g = 0; g < heads_a_row; ++g) {
+              double dot = 0;
+              for (Index i = 0; i < d; ++i)
+                dot += double(q(query, (h * heads_a_row + g) * d + i)) * double(k(order[static_cast<std::size_t>(r)], h * d + i));
+              most = std::max(most, dot / std::sqrt(double(d)));
+            }
+            shares.push_back(std::exp(most));
+          }
+          const double total = std::accumulate(shares.begin(), shares.end(), 0.0);
+          for (std::size_t r = 0; r < shares.size(); ++r) seen[r] += shares[r] / total;
+        }
+        for (Index r = 0; r < before; ++r)
+          pooled[static_cast<std::size_t>(r)] =
+              *std::max_element(seen.begin() + std::max<Index>(0, r - 1), seen.begin() + std::min(before, r + 2));
+        Scores scores;
+        for (std::size_t r = 0; r < order.size(); ++r) scores[at[static_cast<std::size_t>(order[r])]] = pooled[r];
+        const std::set<Position> kept = best(scores, policy.keep);
+        std::erase_if(order, [&](Index t) { return kept.count(at[static_cast<std::size_t>(t)]) == 0; });
+        INFO((gaps ? "gaps, " : "") << next << " tokens, head " << h);
+        REQUIRE(held(cache, h) == kept);
+      }
+    }
+  }
 }
 
 TEST_CASE("attention that a piece of a prompt owes is asked for, also of a short last piece", "[kv]") {

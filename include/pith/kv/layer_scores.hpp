@@ -20,7 +20,8 @@ template <class S> class LayerScores {
     const TokenKind* kinds = nullptr;
     const S* stats = nullptr;  ///< number s of row r at s*stats_stride + r
     S* scores = nullptr;
-    Index count = 0;  ///< free for combine()
+    Index count = 0;                 ///< free for combine()
+    std::span<const S> memory = {};  ///< numbers from observe()
   };
 
   /// `candidates` has room for the rows of all heads.
@@ -48,6 +49,7 @@ template <class S> class LayerScores {
             .kinds = {rows.kinds, n},
             .stats = {rows.stats, stats_, rows.size, stats_stride_},
             .first = first_,
+            .memory = ConstVectorRef<S>(rows.memory.data(), static_cast<Index>(rows.memory.size())),
             .candidates = candidates_};
   }
   Index& count(Index h) { return heads_[static_cast<std::size_t>(h)].count; }  ///< free for combine(), 0 at first

@@ -27,10 +27,12 @@ template <class S> class QueryWindow {
   QueryWindow(Index window, VectorRef<S> memory) : window_(window), memory_(memory) {}
 
   Index slot(Index row) const { return row % window_; }  ///< slot of the query whose token is in this row
+  /// Number of queries in the window: fewer than its length if the prompt has fewer. `memory`: KvRows::memory, in score() or combine().
+  static Index held(const ConstVectorRef<S>& memory) { return whole(memory[0]); }
 
   /// Adds the queries of a block to the window. Calls rebuild(first, end) if the sums must be recomputed from the slots of these rows.
   template <class Rebuild> void slide(const AttentionBlock<S>& seen, const KvRows<S>& rows, Rebuild&& rebuild) {
-    const Index first = seen.first_row, end = end_row(), held = static_cast<Index>(memory_[0]);
+    const Index first = seen.first_row, end = end_row(), held = (std::min)(whole(memory_[0]), first);
     // A gap before `first` means that the window has already passed the queries before it.
     const Index stays = first == end ? std::clamp(end - (rows.size() - window_), Index(0), held) : Index(0);
     if (stays < held) rebuild(end - stays, end);
@@ -42,7 +44,9 @@ template <class S> class QueryWindow {
 
  private:
   static constexpr Index digit = Index(1) << 15;  // a float is exact up to 2^24, row numbers exceed that
-  Index end_row() const { return static_cast<Index>(memory_[1]) * digit + static_cast<Index>(memory_[2]); }
+  Index end_row() const { return whole(memory_[1]) * digit + whole(memory_[2]); }
+  /// A number of the memory; 0 for what slide() never writes, as a damaged file may hold.
+  static Index whole(S number) { return number >= S(0) && number < static_cast<S>(digit * digit) ? static_cast<Index>(number) : Index(0); }
 
   Index window_;
   VectorRef<S> memory_;  ///< number of queries in the sums, and the row after the newest of them in two digits

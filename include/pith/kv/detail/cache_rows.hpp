@@ -159,7 +159,8 @@ template <KvStorage T> class CacheRows : public Progress {
                                              .positions = slab().positions(h),
                                              .kinds = slab().kinds(h),
                                              .stats = stats(h, 0, size(h)).data(),
-                                             .scores = slab().scores(h)};
+                                             .scores = slab().scores(h),
+                                             .memory = {memory.row(h).data(), static_cast<std::size_t>(memory.cols())}};
     return {rules.shape, rules.first(), next, retain, rules.facts.stats, slab().stats_stride(), layer_, slab().candidates()};
   }
 

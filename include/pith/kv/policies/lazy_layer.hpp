@@ -6,6 +6,7 @@
 #include <pith/core/check.hpp>
 #include <pith/kv/layer_scores.hpp>
 #include <pith/kv/policy.hpp>
+#include <pith/kv/query_window.hpp>
 
 namespace pith { inline namespace v0 {
 
@@ -13,7 +14,8 @@ namespace pith { inline namespace v0 {
 ///
 ///   lazy: mean_{heads, q ∈ last} Σ_{r ∈ first `sinks`, newest `recent` before the last} softmax(q Kᵀ/√d)_r > threshold
 ///
-/// Keeps    all rows, up to `keep`, or sinks + recent of them, when a prompt ends. A layer that is not lazy evicts the oldest beyond `keep`
+/// Keeps    all rows, up to `keep`, or the first `sinks` and the newest recent - last, when a prompt ends. A layer that is not lazy evicts
+///          the oldest beyond `keep`
 /// Needs    weights of the last queries
 /// Cost     one store per weight of these queries; none after the prompt
 /// Paper    SimLayerKV: arXiv:2410.13846
@@ -34,10 +36,13 @@ struct LazyLayer {
   }
   PolicyTraits traits() const { return {.prompt_only = true, .watches = last, .uneven = true, .decides = true, .eager = true}; }
   Index stats(const AttentionShape&) const { return last; }  // the weights of each of the last queries, summed over the group
-  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {
+  Index memory(const AttentionShape&) const { return QueryWindow<float>::memory_size; }
+  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats, VectorRef<S> memory) const {
     const Index group = rows.shape.group();
+    QueryWindow<S> newest(last, memory);
+    newest.slide(seen, rows, [](Index, Index) {});  // no sums: score() reads the slots
     for (Index q = 0; q < seen.weights.rows(); q += group) {
-      auto slot = stats.row(rows.positions[static_cast<std::size_t>(seen.first_row + q / group)] % last);
+      auto slot = stats.row(newest.slot(seen.first_row + q / group));
       slot.setZero();
       for (Index g = 0; g < group; ++g) slot.head(seen.weights.cols()) += seen.weights.row(q + g);
     }
@@ -55,17 +60,21 @@ struct LazyLayer {
           layer.scores(h)[r] = -std::numeric_limits<S>::infinity();
     }
   }
-  /// Mean weight of the last queries on sinks and newest rows, those of the last queries left out.
+  /// Mean weight of the last queries of this prompt on sinks and newest rows, those of these queries left out.
   template <class S> S weight_nearby(LayerScores<S>& layer) const {
-    S sum = 0;
+    S sum = 0, weights = 0;
     for (Index h = 0; h < layer.num_heads(); ++h) {
       const KvRows<S> rows = layer.rows(h);
+      const Index seen = (std::min)(QueryWindow<S>::held(rows.memory), rows.size());
+      if (seen == 0) continue;
+      weights += static_cast<S>(seen * rows.shape.group());
+      const Position first_query = rows.positions[static_cast<std::size_t>(rows.size() - seen)];  // tokens of a prompt lie in order
       for (Index r = 0; r < rows.size(); ++r)
         if (const Position p = rows.positions[static_cast<std::size_t>(r)];
-            p - rows.first < sinks || (p >= rows.next - last - recent && p < rows.next - last))
+            p < first_query && (p - rows.first < sinks || p >= first_query - recent))
           sum += rows.stats.col(r).sum();
     }
-    return layer.num_heads() == 0 ? S(0) : sum / static_cast<S>(layer.num_heads() * last * layer.rows(0).shape.group());
+    return weights == S(0) ? S(0) : sum / weights;
   }
 };
 

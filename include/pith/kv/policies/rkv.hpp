@@ -47,15 +47,16 @@ struct RKv {
   }
   PolicyTraits traits() const { return {.ordered = true, .reads_rows = true, .watches = window, .needs_queries = true}; }
   Index stats(const AttentionShape&) const { return 0; }
-  /// The number of queries held, and `window` slots of a token's queries.
+  /// The number of queries seen, and a ring of `window` slots, each with the queries of a token.
   Index memory(const AttentionShape& shape) const { return 1 + window * shape.group() * shape.head_dim; }
 
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S>, VectorRef<S> memory) const {
     const Index group = rows.shape.group(), width = group * rows.shape.head_dim;
     for (Index q = 0; q < seen.queries.rows(); q += group) {
-      S* const slot = memory.data() + 1 + rows.positions[static_cast<std::size_t>(seen.first_row + q / group)] % window * width;
+      const Index count = queries_seen(memory[0]);
+      S* const slot = memory.data() + 1 + count % window * width;
       for (Index g = 0; g < group; ++g) VectorRef<S>(slot + g * rows.shape.head_dim, rows.shape.head_dim) = seen.queries.row(q + g);
-      memory[0] = (std::min)(memory[0] + S(1), static_cast<S>(window));
+      memory[0] = static_cast<S>(count + 1 < 2 * window ? count + 1 : window);  // bounded, so that it stays exact
     }
   }
 
@@ -72,6 +73,10 @@ struct RKv {
   }
 
  private:
+  /// The count in the memory; 0 for what observe() never writes, as a damaged file may hold.
+  template <class S> Index queries_seen(S count) const {
+    return count > S(0) && count < static_cast<S>(2 * window) ? static_cast<Index>(count) : Index(0);
+  }
   /// out = C.
   template <class S> void similarity(const KvRows<S>& rows, VectorRef<S> out) const {
     const Index n = rows.size();
@@ -100,11 +105,11 @@ struct RKv {
   }
   /// scratch = A of the rows before the window, not pooled yet.
   template <class S> void attention(const KvRows<S>& rows, Index before) const {
-    const Index d = rows.shape.head_dim, group = rows.shape.group(), held = static_cast<Index>(rows.memory[0]);
+    const Index d = rows.shape.head_dim, group = rows.shape.group(), count = queries_seen(rows.memory[0]), held = (std::min)(count, window);
     const S scale = S(1) / std::sqrt(static_cast<S>(d));
     std::fill_n(rows.scratch, before, S(0));
     for (Index q = 0; q < held && before > 0; ++q) {
-      const Index slot = (Index(rows.next) - 1 - q) % window;
+      const Index slot = (count - 1 - q) % window;
       const auto logit = [&](Index r) {
         S most = -std::numeric_limits<S>::infinity();
         for (Index g = 0; g < group; ++g)
