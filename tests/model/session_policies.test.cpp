@@ -1,6 +1,7 @@
 // Whole sessions under every policy: batches, threads, rollback.
 #include <memory>
 #include <set>
+#include <string_view>
 #include <vector>
 
 #include <pith/core/executor.hpp>
@@ -91,6 +92,45 @@ TEST_CASE("a prompt in pieces under a prompt-only policy is the prompt in one", 
   }
   auto small = model.decoder.start(SnapKv{.keep = 12, .window = 6}, {.max_prompt = 40, .max_generated = 5});
   CHECK_THROWS_WITH(small.prefill(tokens.first(30), {.more = true}), contains("larger max_generated"));
+}
+
+TEST_CASE("a policy that is not prompt-only evicts after every piece of a prompt, and few of these keep the rows of the whole",
+          "[model]") {
+  const Model model;
+  const SessionOptions options{.max_prompt = 40, .max_tokens = 40, .max_generated = 10};
+  const std::span<const Token> tokens = std::span<const Token>(model.tokens).first(40);
+  const auto rows = [](const auto& session, std::size_t layer, Index h) {
+    const auto positions = session.caches()[layer].positions(h);
+    return std::set<Position>(positions.begin(), positions.end());
+  };
+  std::set<std::string_view> as_the_whole;
+  for (const PolicyEntry<float>& entry : policy_catalogue()) {
+    const AnyPolicy<float> policy = model.policy(entry, 12);
+    if (policy.traits().prompt_only) {
+      CHECK(entry.cost.find("none after the prompt") != std::string_view::npos);  // as the README names these
+      continue;
+    }
+    bool same = true;
+    for (const std::vector<std::size_t>& cuts : {std::vector<std::size_t>{17, 10, 13}, {39, 1}, {33, 4, 1, 2}}) {
+      INFO(entry.name << ", " << cuts.size() << " pieces");
+      auto whole = model.decoder.start(policy, options), said = model.decoder.start(policy, options),
+           unsaid = model.decoder.start(policy, options);
+      whole.prefill(tokens);
+      for (std::size_t piece = 0, at = 0; piece < cuts.size(); at += cuts[piece++]) {
+        said.prefill(tokens.subspan(at, cuts[piece]), {.more = piece + 1 < cuts.size()});
+        unsaid.prefill(tokens.subspan(at, cuts[piece]));
+        REQUIRE(said.logits() == unsaid.logits());
+        for (std::size_t layer = 0; layer < said.caches().size(); ++layer)
+          for (Index h = 0; h < model.config.num_key_value_heads; ++h) {
+            REQUIRE(rows(said, layer, h) == rows(unsaid, layer, h));
+            if (entry.name != "dense") REQUIRE(said.caches()[layer].size(h) <= 12);
+            if (at + cuts[piece] == tokens.size()) same = same && rows(said, layer, h) == rows(whole, layer, h);
+          }
+      }
+    }
+    if (same) as_the_whole.insert(entry.name);
+  }
+  CHECK(as_the_whole == std::set<std::string_view>{"dense", "random", "sinks", "window"});
 }
 
 TEST_CASE("a session refuses a policy that its model cannot serve before anything is read", "[model]") {

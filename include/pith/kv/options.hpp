@@ -33,7 +33,7 @@ enum class Phase : std::uint8_t { decode, prefill };
 /// Options of KvCache::append().
 struct AppendOptions {
   Phase phase = Phase::decode;
-  bool more = false;                         ///< prefill: another piece of the prompt follows
+  bool more = false;                         ///< prefill: another piece of the prompt follows; under a prompt-only policy evict() waits
   std::span<const TokenKind> kinds = {};     ///< [tokens]; empty: text
   std::span<const Position> positions = {};  ///< [tokens] increasing, from next_position() on; empty: consecutive
   std::span<const float> masses = {};        ///< [tokens] number of tokens each row stands for, if merged before; empty: 1 each

@@ -10,7 +10,7 @@
 
 namespace pith { inline namespace v0 {
 
-/// Law: a prompt in pieces keeps the rows of the whole, wherever it is cut.
+/// Law: a prompt in pieces keeps the rows of the whole, wherever it is cut; unless prompt-only, with one evict() behind all pieces.
 ///
 /// Throws   BrokenLaw
 template <KvStorage T = float>

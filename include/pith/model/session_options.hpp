@@ -127,7 +127,8 @@ struct PrefillPruning {
 
 /// Options of one prefill().
 struct PrefillOptions {
-  bool more = false;                   ///< another piece of the same prompt follows: prompt-only policies evict after the last one
+  /// Another piece of the same prompt follows: prompt-only policies evict after the last one. Others evict after each, whatever `more` is.
+  bool more = false;
   std::span<const float> masses = {};  ///< [tokens] number of tokens merged into each (SplicedPrompt::masses); empty: 1 each
   /// [tokens] the last token of this prompt that each one sees, itself or a later one: images that see each other (VisionPrompt::sight).
   /// Empty: itself.
