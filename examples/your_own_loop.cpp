@@ -56,7 +56,7 @@ void heavy_hitters() {
       Matrix<float> weights;
       const Matrix<float> exact = your_attention(queries, dense.keys(h), dense.values(h), weights);
       const Matrix<float> out = your_attention(queries, cache.keys(h), cache.values(h), weights);
-      cache.observe({.kv_head = h, .weights = weights});  // would not compile for Window, which observes nothing
+      cache.observe({.kv_head = h, .weights = weights});  // refused under Window, which watches no attention: cache.watching()
       error += (out - exact).squaredNorm();
       size += exact.squaredNorm();
     }

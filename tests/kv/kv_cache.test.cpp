@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -361,6 +362,72 @@ TEST_CASE("observe() checks all that a policy may read, and says what is wrong w
   };
   refuses(Csp{.heavy = 2, .recent = 2}, "the policy reads log_sum");
   refuses(AsksQueries{}, "the policy reads the queries");
+}
+
+TEST_CASE("observe() is refused by a policy that never asks, and left out where it does not ask now", "[kv]") {
+  const Matrix<float> rows = Matrix<float>::Ones(4, small_width), weights = Matrix<float>::Constant(8, 4, .25f),
+                      more = Matrix<float>::Constant(2, 5, .2f);
+  KvCache window(small, Window{4}, {.max_chunk = 4});
+  window.append(rows, rows);
+  const auto unseen = window.clone();
+  CHECK(!window.watching());
+  CHECK_THROWS_AS(window.observe({.weights = weights}), StateError);
+  CHECK_THROWS_WITH(window.observe({.weights = weights}), contains("under a policy that does not watch attention"));
+  CHECK(same_state(window, unseen));
+
+  KvCache snap(small, SnapKv{.keep = 4, .window = 2, .kernel = 1}, {.max_chunk = 4});
+  snap.append(rows, rows, {.phase = Phase::prefill});
+  CHECK(snap.watching());
+  for (Index h = 0; h < 2; ++h) snap.observe({.kv_head = h, .weights = weights});
+  CHECK(snap.evict() == 0);
+  snap.append(rows.topRows(1), rows.topRows(1));
+  CHECK(!snap.watching());
+  const auto before = snap.clone();
+  CHECK_THROWS_AS(snap.observe({.weights = weights}), ShapeError);  // checked like all others
+  snap.observe({.weights = more});
+  CHECK(same_state(snap, before));
+  CHECK(snap.evict() == 0);  // and nobody misses what was not shown to head 1
+}
+
+TEST_CASE("tiles of the last queries are shown in order, each once", "[kv]") {
+  const SnapKv policy{.keep = 5, .window = 4, .kernel = 1};
+  KvCache whole(small, policy, {.max_chunk = 8}), tiles = whole.clone();
+  const Matrix<float> rows = Matrix<float>::Ones(8, small_width);
+  const Matrix<float> weights = random_matrix<float>(16, 8, 5).cwiseAbs();  // two query heads a kv head
+  for (KvCache<>* cache : {&whole, &tiles}) cache->append(rows, rows, {.phase = Phase::prefill});
+  const auto tile = [&](Index h, Index first, Index count) {
+    tiles.observe({.kv_head = h, .weights = weights.middleRows(2 * first, 2 * count), .first_query = static_cast<Position>(first)});
+  };
+  for (Index h = 0; h < 2; ++h) {
+    whole.observe({.kv_head = h, .weights = weights});
+    const auto untouched = tiles.clone();
+    CHECK_THROWS_WITH(tile(h, 6, 2), contains("queries 6 .. 7 of the 8 tokens since the last evict(), but query 4 is next"));
+    tile(h, 0, 3);  // before the window
+    CHECK(same_state(tiles, untouched));
+    tile(h, 3, 3);
+    const auto half = tiles.clone();
+    CHECK_THROWS_WITH(tile(h, 5, 1), contains("but query 6 is next"));
+    CHECK_THROWS_WITH(tile(h, 7, 1), contains("but query 6 is next"));
+    CHECK(same_state(tiles, half));
+    tile(h, 6, 2);
+    CHECK_THROWS_AS(tile(h, 6, 2), StateError);
+  }
+  tiles.evict();
+  whole.evict();
+  for (Index h = 0; h < 2; ++h) {
+    Index best = 0;  // the row that stays beside the window
+    std::vector<double> sums;
+    for (Index r = 0; r < 4; ++r) {
+      sums.push_back(0);
+      for (Index q = 8; q < 16; ++q) sums.back() += double(weights(q, r));
+      if (sums.back() > sums[static_cast<std::size_t>(best)]) best = r;
+    }
+    const std::set<Position> expected{static_cast<Position>(best), 4, 5, 6, 7};
+    for (const KvCache<>* cache : {&whole, &tiles}) {
+      const auto positions = cache->positions(h);
+      CHECK(std::set<Position>(positions.begin(), positions.end()) == expected);
+    }
+  }
 }
 
 TEST_CASE("keys at cache positions are handed out only to those who say so", "[kv]") {

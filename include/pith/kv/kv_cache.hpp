@@ -75,7 +75,8 @@ template <KvStorage Storage = float> class KvCache {
   /// out.
   ///
   /// Throws   ShapeError if the weights do not cover this head's rows, or log_sum, queries or positions do not belong to them; StateError
-  ///          if the policy never asked, or for more queries than tokens were appended since the last eviction
+  ///          if the policy never asked, for more queries than tokens were appended since the last eviction, or out of order under a
+  ///          policy that watches the last ones
   void observe(const AttentionBlock<Scalar>& seen) {
     const Index h = seen.kv_head;
     state_.rules.check_head(h);
@@ -89,8 +90,9 @@ template <KvStorage Storage = float> class KvCache {
     const Index row = first + skipped;
     const AttentionBlock<Scalar> block =
         detail::last_queries(seen, (queries - skipped) * group, positions(h)[static_cast<std::size_t>(row)], row);
+    state_.check_order(h, row, queries - skipped);
     policy_.observe(block, detail::rows_of(state_, h, 0, false), state_.stats(h, 0, size(h)), VectorRef<Scalar>(state_.memory.row(h)));
-    state_.note_observed(h, row, queries - skipped);
+    state_.note_observed(h, queries - skipped);
   }
 
   /// The observer to pass to attend(), so that this cache's policy sees the weights.

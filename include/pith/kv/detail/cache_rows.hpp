@@ -88,15 +88,18 @@ template <KvStorage T> class CacheRows : public Progress {
                         " rows: expected queries of tokens that were appended");
     return row;
   }
-  /// Records that the policy was shown the attention of the tokens in these rows.
-  void note_observed(Index h, Index first, Index queries) {
-    HeadState& state = head(h);
-    if (rules.facts.traits.watches == all_queries) {
-      state.observed += queries;
-    } else {
-      const Index token = first - (state.size - unevicted), needed = (std::max)(unevicted - rules.facts.traits.watches, state.observed);
-      if (token <= needed) state.observed = (std::max)(state.observed, token + queries);
-    }
+  /// Throws   StateError if a policy of the last queries is not shown the tokens in these rows next: its window would pass the others
+  void check_order(Index h, Index first, Index queries) const {
+    if (rules.facts.traits.watches == all_queries) return;
+    const Index token = first - (size(h) - unevicted), due = due_query(h);
+    if (token != due)
+      raise<StateError>("pith::KvCache::observe: queries ", token, " .. ", token + queries - 1, " of the ", unevicted,
+                        " tokens since the last evict(), but query ", due,
+                        " is next: show the last queries of a kv head once each, in order");
+  }
+  /// Records that the policy was shown the attention of this many queries.
+  void note_observed(Index h, Index queries) {
+    head(h).observed = (rules.facts.traits.watches == all_queries ? head(h).observed : due_query(h)) + queries;
   }
   Index largest_size() const {
     Index largest = 0;
@@ -178,6 +181,9 @@ template <KvStorage T> class CacheRows : public Progress {
   bool decoding = true;  ///< the newest tokens were decoded: a prompt reads all keys
 
  protected:
+  /// The query, of the tokens since the last eviction, that a policy of the last queries is shown next.
+  Index due_query(Index h) const { return (std::max)(unevicted - rules.facts.traits.watches, head(h).observed); }
+
   void check_fits(Index tokens, const KvSlab<T>& where) const {
     if (!fits(tokens, where)) rules.raise_full(largest_size(), where.shape().rows, tokens);
   }
