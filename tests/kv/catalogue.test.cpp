@@ -53,7 +53,20 @@ TEST_CASE("a prompt in pieces keeps the rows of the whole under wrappers and eve
   prompt_laws(PromptOnly(Tova{9}), {.shape = shape, .seed = 15});
   prompt_laws(PromptOnly(Scissorhands{.keep = 14, .history = 9, .recent = 3}), {.shape = shape, .seed = 16});
   prompt_laws(CriticalValues<Adaptive<SnapKv>, float>(Adaptive(snap), o_proj), {.shape = shape, .seed = 17});
+  prompt_laws(PerHead(snap, {15, 9}), {.shape = shape, .seed = 19});
+  prompt_laws(PerHead(Protect(Newest{12}, {.sinks = 2}), {20, 4}), {.shape = shape, .seed = 20});
+  for (const double threshold : {0.3, 0.5, 0.7})
+    prompt_laws(LazyLayer{.keep = 40, .sinks = 2, .recent = 9, .last = 5, .threshold = threshold}, {.shape = shape, .seed = 21});
   prompt_laws<double>(Adaptive(snap), {.shape = {6, 1, 5}, .seed = 18});
+}
+
+TEST_CASE("wrappers that choose their own number of rows keep the laws", "[kv]") {
+  policy_laws(PerHead(SnapKv{.keep = 12, .window = 4, .kernel = 3}, {15, 9}), {.seed = 22});
+  policy_laws(LazyLayer{.keep = 14, .sinks = 2, .recent = 6, .last = 3, .threshold = 1}, {.seed = 23});
+  policy_laws(Threshold(KeyNorm{14}, {.least = -100, .window = 4}), {.seed = 24});
+  policy_laws(Growing(Tova{14}, {.ratio = 0, .interval = 4}), {.seed = 25});
+  for (const double least : {-3.0, -2.5}) prompt_laws(Threshold(KeyNorm{30}, {.least = least, .window = 4}), {.seed = 26});
+  for (const Index interval : {1, 4}) prompt_laws(Growing(KeyNorm{30}, {.ratio = 0.5, .interval = interval}), {.seed = 27});
 }
 
 TEST_CASE("a policy is found by name, and a wrong name is told the right ones", "[kv]") {

@@ -68,7 +68,9 @@ struct ByMood {
 };
 /// Protects more rows than its budget.
 struct Hoarder {
+  bool says_so = false;
   Index budget() const { return 4; }
+  PolicyTraits traits() const { return {.overfills = says_so}; }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     for (Index r = 0; r < rows.size(); ++r)
       out[r] = rows.positions[static_cast<std::size_t>(r)] < 6 ? std::numeric_limits<S>::infinity() : S(0);
@@ -80,7 +82,9 @@ struct Hoarder {
 TEST_CASE("the law suite finds policies that break a law", "[kv]") {
   const auto broken = [](const char* law) { return contains(std::string("pith::policy_laws: broken: ") + law); };
   CHECK_THROWS_WITH(policy_laws(Hoarder{}), broken("a head keeps at most its budget"));
-  CHECK_NOTHROW(policy_laws(Hoarder{}, {.beyond = 3}));  // six rows and the newest
+  CHECK_THROWS_WITH(policy_laws(Hoarder{}, {.beyond = 3}), broken("a policy that may exceed its budget has traits().overfills"));
+  CHECK_THROWS_WITH(policy_laws(Hoarder{.says_so = true}, {.beyond = 2}), broken("a head keeps at most its budget"));
+  CHECK_NOTHROW(policy_laws(Hoarder{.says_so = true}, {.beyond = 3}));  // six rows and the newest
   CHECK_THROWS_WITH(policy_laws(ByMood{}), broken("a restored cache goes on like the first"));
   CHECK_THROWS_WITH(prompt_laws(ByCalls{}), broken("a prompt in pieces keeps the rows"));
 }

@@ -7,7 +7,6 @@
 #include <optional>
 #include <random>
 #include <set>
-#include <span>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -16,9 +15,8 @@
 
 #include <pith/attention/rope.hpp>
 #include <pith/core/check.hpp>
-#include <pith/core/random.hpp>
 #include <pith/kv/any_policy.hpp>
-#include <pith/kv/attend.hpp>
+#include <pith/kv/detail/law_tokens.hpp>
 #include <pith/kv/detail/score_witness.hpp>
 #include <pith/kv/kv_cache.hpp>
 
@@ -32,24 +30,25 @@ struct BrokenLaw : std::logic_error {
 struct PolicyLawOptions {
   AttentionShape shape = {4, 2, 8};
   std::uint64_t seed = 1;
-  Index beyond = 0;  ///< rows that a head may keep over its budget because the policy scores them +inf
+  Index beyond = 0;  ///< rows that a head may keep over its budget because the policy, with traits().overfills, scores them +inf
 };
 
 namespace detail {
 
 /// The laws of policies, each a member function that throws BrokenLaw.
-template <KvStorage T> class PolicyLaws {
+template <KvStorage T> class PolicyLaws : LawTokens<T> {
  public:
-  using S = arithmetic_t<T>;
-  using Cache = KvCache<T>;
+  using typename LawTokens<T>::S, typename LawTokens<T>::Cache, typename LawTokens<T>::Tokens;
 
   PolicyLaws(AnyPolicy<S> policy, const PolicyLawOptions& options)
-      : policy_(std::move(policy)),
-        shape_(options.shape),
+      : LawTokens<T>(options.shape, true),
+        policy_(std::move(policy)),
         facts_(policy_.facts(shape_)),
         seed_(options.seed),
         beyond_(options.beyond),
-        phase_(facts_.traits.prompt_only ? Phase::prefill : Phase::decode) {}
+        phase_(facts_.traits.prompt_only ? Phase::prefill : Phase::decode) {
+    gaps_ = !(facts_.eviction == Eviction::by_age && facts_.traits.positions == RopePositions::cache);
+  }
 
   /// Law: exactly those rows stay that the policy's own scores say, ties and NaN included.
   void selection(bool few) {
@@ -128,10 +127,8 @@ template <KvStorage T> class PolicyLaws {
   const PolicyFacts& facts() const { return facts_; }
 
  private:
-  struct Tokens {
-    Matrix<S> q, k, v;
-    std::vector<TokenKind> kinds;
-  };
+  using LawTokens<T>::shape_, LawTokens<T>::gaps_, LawTokens<T>::rng_;
+  using LawTokens<T>::random_tokens, LawTokens<T>::places, LawTokens<T>::look, LawTokens<T>::read;
 
   void require(bool holds, const char* law, Index head = -1) const {
     if (holds) return;
@@ -144,42 +141,17 @@ template <KvStorage T> class PolicyLaws {
     known_ = -1;
   }
 
-  Matrix<S> random(Index rows, Index cols) {
-    Matrix<S> m(rows, cols);
-    for (Index i = 0; i < m.size(); ++i) m.data()[i] = normal<S>(rng_);
-    return m;
-  }
-  Tokens random_tokens(Index n) {
-    const Index width = shape_.num_kv_heads * shape_.head_dim;
-    Tokens tokens{random(n, shape_.num_heads * shape_.head_dim), random(n, width), random(n, width), {}};
-    for (Index t = 0; t < n; ++t) tokens.kinds.push_back(rng_() % 3 == 0 ? TokenKind::image : TokenKind::text);
-    return tokens;
-  }
-
-  /// Attends as every loop does. Nothing is rotated here, so the sinks' queries are the same.
-  static Matrix<S> look(Cache& cache, const Matrix<S>& q) { return attend(q, cache, {.q_sinks = q, .gap = cache.gap()}); }
   /// Appends random tokens, attends and evicts; `all` takes the tokens too.
   Matrix<S> step(Cache& cache, Index tokens, Phase phase, Cache* all = nullptr) {
-    const Tokens next = random_tokens(tokens);
-    cache.append(next.k, next.v, {.phase = phase});
-    if (all != nullptr) all->append(next.k, next.v);
+    Tokens next = random_tokens(tokens);
+    std::fill(next.skips.begin() + 1, next.skips.end(), Position(0));  // attend() takes neighbours
+    const std::vector<Position> positions = places(cache.next_position(), next.skips);
+    cache.append(next.k, next.v, {.phase = phase, .positions = positions});
+    if (all != nullptr) all->append(next.k, next.v, {.positions = positions});
     const Matrix<S> out = look(cache, next.q);
     cache.evict();
     fed_ += tokens;
     return out;
-  }
-  void read(Cache& cache, const Tokens& text, const std::vector<Index>& pieces, bool says_more, bool evicts_each) {
-    const Index tokens = text.k.rows();
-    Index at = 0;
-    for (const Index n : pieces) {
-      cache.append(text.k.middleRows(at, n), text.v.middleRows(at, n),
-                   {.phase = Phase::prefill,
-                    .more = says_more && at + n < tokens,
-                    .kinds = std::span(text.kinds).subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(n))});
-      look(cache, text.q.middleRows(at, n));
-      at += n;
-      if (evicts_each || at == tokens) cache.evict();
-    }
   }
   /// Turns keys at cache positions, as a model does after every eviction.
   void turn(Cache& cache) const {
@@ -219,8 +191,10 @@ template <KvStorage T> class PolicyLaws {
     for (Index h = 0; h < shape_.num_kv_heads; ++h) {
       const std::set<Position> now = held(cache, h);
       std::set<Position>& earlier = before[static_cast<std::size_t>(h)];
-      if (!facts_.traits.ragged && facts_.budget != unlimited)
+      if (!facts_.traits.ragged && facts_.budget != unlimited) {
         require(cache.size(h) <= facts_.budget + beyond_, "a head keeps at most its budget", h);
+        require(cache.size(h) <= facts_.budget || facts_.traits.overfills, "a policy that may exceed its budget has traits().overfills", h);
+      }
       require(static_cast<Index>(now.size()) == cache.size(h), "a token has one row", h);
       for (const Position p : now) require(p > known_ || earlier.count(p) == 1, "a token that left does not return", h);
       if (facts_.traits.keeps_newest) require(now.count(next - 1) == 1, "the newest token stays", h);
@@ -228,14 +202,15 @@ template <KvStorage T> class PolicyLaws {
       if (facts_.traits.ordered) require(std::is_sorted(positions.begin(), positions.end()), "rows stay in order", h);
       if (facts_.eviction == Eviction::by_age) {
         std::set<Position> expected;
-        const Index n = (std::min)(Index(next), facts_.budget);
-        for (Index i = 0; i < n; ++i) expected.insert(static_cast<Position>(i < facts_.initial ? i : next - n + i));
+        const Index count = all.size(h), n = (std::min)(count, facts_.budget);
+        for (Index i = 0; i < n; ++i) expected.insert(all.positions(h)[static_cast<std::size_t>(i < facts_.initial ? i : count - n + i)]);
         require(now == expected, "by age the first rows and the newest stay", h);
       }
       const Matrix<S> k = stored(Rows::keys, cache, h), v = stored(Rows::values, cache, h);
       const Matrix<S> first_k = stored(Rows::keys, all, h), first_v = stored(Rows::values, all, h);
       for (Index r = 0; r < cache.size(h); ++r) {
-        const Index p = positions[static_cast<std::size_t>(r)];
+        const auto every = all.positions(h);
+        const Index p = std::lower_bound(every.begin(), every.end(), positions[static_cast<std::size_t>(r)]) - every.begin();
         require(v.row(r) == first_v.row(p) && (cache.reindexes() || k.row(r) == first_k.row(p)), "a row that stays is unchanged", h);
       }
       earlier = now;
@@ -285,12 +260,10 @@ template <KvStorage T> class PolicyLaws {
   }
 
   AnyPolicy<S> policy_;
-  AttentionShape shape_;
   PolicyFacts facts_;
   std::uint64_t seed_;
   Index beyond_;
   Phase phase_;
-  std::mt19937_64 rng_;
   Index fed_ = 0;
   Position known_ = -1;  ///< newest token of the rows compared last
 };
