@@ -68,10 +68,10 @@ template <class S> class Overlays {
     Workspace ws(base.workspace_bytes(x.rows()) + linear_adapter_workspace_bytes<S>(x.rows()));
     LinearAdapter<S> overlay;
     if (adapted && folder_.contains(module)) {
-      overlay = make_overlay(folder_, module, base);
+      overlay = load_linear_adapter(folder_, module, base);
       unused_.erase(module);
     }
-    forward_overlaid(base, &overlay, x, y, ws);
+    forward_adapted(base, &overlay, x, y, ws);
     return y;
   }
   void done() const { CHECK(unused_ == std::set<std::string>{}); }

@@ -377,14 +377,14 @@ TEST_CASE("load_adapter: a folder and a decoder that do not fit are refused by t
     };
     const TempFolder folder;
     adapter.write(folder);
-    CHECK_NOTHROW(make_overlay(PeftFolder(folder.path()), bound_q, AnyLinear<float>(Opaque{})));  // plain LoRA needs none
+    CHECK_NOTHROW(load_linear_adapter(PeftFolder(folder.path()), bound_q, AnyLinear<float>(Opaque{})));  // plain LoRA needs none
     adapter.config["use_dora"] = true;
     for (const std::string layer : {"model.layers.0.", "model.layers.1."}) {
       adapter.put(TinyAdapter::name(layer + "self_attn.q_proj", "lora_magnitude_vector"), 8);
       adapter.put(TinyAdapter::name(layer + "mlp.up_proj", "lora_magnitude_vector"), 6);
     }
     adapter.write(folder);
-    CHECK_THROWS_AS(make_overlay(PeftFolder(folder.path()), bound_q, AnyLinear<float>(Opaque{})), UnsupportedError);
+    CHECK_THROWS_AS(load_linear_adapter(PeftFolder(folder.path()), bound_q, AnyLinear<float>(Opaque{})), UnsupportedError);
   }
 }
 

@@ -29,7 +29,7 @@ struct Adapted {
   LinearAdapter<float> overlay;
   Index in() const { return base.in(); }
   Index out() const { return base.out(); }
-  void forward(ConstMatrixRef<float> x, MatrixRef<float> y, Workspace& ws) const { forward_overlaid(base, &overlay, x, y, ws); }
+  void forward(ConstMatrixRef<float> x, MatrixRef<float> y, Workspace& ws) const { forward_adapted(base, &overlay, x, y, ws); }
   std::size_t workspace_bytes(Index tokens, Index workers = 1) const {
     return base.workspace_bytes(tokens, workers) + linear_adapter_workspace_bytes<float>(tokens, workers);
   }

@@ -94,8 +94,7 @@ TEST_CASE("a prompt in pieces under a prompt-only policy is the prompt in one", 
   CHECK_THROWS_WITH(small.prefill(tokens.first(30), {.more = true}), contains("larger max_generated"));
 }
 
-TEST_CASE("a policy that is not prompt-only evicts after every piece of a prompt, and few of these keep the rows of the whole",
-          "[model]") {
+TEST_CASE("a policy that is not prompt-only evicts after every piece of a prompt, and few of these keep the rows of the whole", "[model]") {
   const Model model;
   const SessionOptions options{.max_prompt = 40, .max_tokens = 40, .max_generated = 10};
   const std::span<const Token> tokens = std::span<const Token>(model.tokens).first(40);

@@ -132,7 +132,7 @@ TEST_CASE("closest_lora: the best of its rank for scales, rotations, Kronecker p
     const auto computed = [&](const LinearAdapter<double>& by) {
       Matrix<double> y(x.rows(), out);
       Workspace ws(1 << 16);
-      forward_overlaid(base, &by, x, y, ws);
+      forward_adapted(base, &by, x, y, ws);
       return y;
     };
     // ΔW by unit inputs
@@ -141,7 +141,7 @@ TEST_CASE("closest_lora: the best of its rank for scales, rotations, Kronecker p
       Matrix<double> unit = Matrix<double>::Zero(2, in), y(2, out), plain(2, out);
       unit(0, i) = 1;
       Workspace ws(1 << 16);
-      forward_overlaid(base, &change, unit, y, ws);
+      forward_adapted(base, &change, unit, y, ws);
       base.forward(unit, plain, ws);
       delta.col(i) = ((y.row(0) - y.row(1)) - (plain.row(0) - plain.row(1))).transpose();
     }

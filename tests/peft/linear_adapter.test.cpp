@@ -34,7 +34,7 @@ template <class S>
 Matrix<S> overlaid(const AnyLinear<S>& base, const LinearAdapter<S>* overlay, const Matrix<S>& x, ExecutorRef executor = serial) {
   Workspace ws(base.workspace_bytes(x.rows(), executor.size()) + linear_adapter_workspace_bytes<S>(x.rows(), executor.size()), executor);
   Matrix<S> y(x.rows(), base.out());
-  forward_overlaid(base, overlay, x, y, ws);
+  forward_adapted(base, overlay, x, y, ws);
   return y;
 }
 

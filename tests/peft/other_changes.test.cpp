@@ -24,10 +24,10 @@ template <class S> Matrix<S> changed_rows(const AnyLinear<S>& base, const Linear
   Matrix<S> y(x.rows(), base.out());
   change.check("test", base.out(), base.in());
   Workspace ws(base.workspace_bytes(x.rows()) + linear_adapter_workspace_bytes<S>(x.rows()) + change.more_workspace_bytes(x.rows()));
-  forward_overlaid(base, &change, x, y, ws);
+  forward_adapted(base, &change, x, y, ws);
   for (Index t = 0; t < x.rows(); ++t) {
     Matrix<S> row(1, base.out());
-    forward_overlaid(base, &change, Matrix<S>(x.row(t)), row, ws);
+    forward_adapted(base, &change, Matrix<S>(x.row(t)), row, ws);
     CHECK(same_bits(row, Matrix<S>(y.row(t))));
   }
   return y;

@@ -27,7 +27,8 @@ namespace pith { inline namespace v0 {
 /// Cost     a copy of the module's numbers; for DoRA, HRA, RandLoRA and MiSS's "bat" one pass over the base weight
 /// Throws   FormatError if the two do not match; UnsupportedError if base values are needed that it does not expose
 template <class S>
-LinearAdapter<S> make_overlay(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base, AdapterOptions options = {});
+LinearAdapter<S> load_linear_adapter(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base,
+                                     AdapterOptions options = {});
 
 /// Loads a PEFT folder for a decoder: any kind that read_peft_config() knows, but prefixes. Modules are named as in the base's own folder:
 /// where that keeps several projections in one tensor, a module changes all of them.
@@ -61,7 +62,7 @@ template <KvStorage T> KvPrefix load_prefix(const std::filesystem::path& folder,
 }
 
 template <class S>
-LinearAdapter<S> make_overlay(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base, AdapterOptions options) {
+LinearAdapter<S> load_linear_adapter(const PeftFolder& folder, std::string_view module, const AnyLinear<S>& base, AdapterOptions options) {
   detail::check_factors(folder, options.factors);
   if (folder.has_kind(module)) return detail::kind_overlay<S>(folder, module, {.base = base, .module_out = base.out()});
   PeftModule<S> tensors = folder.load<S>(module, options.factors);

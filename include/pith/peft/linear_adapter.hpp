@@ -98,8 +98,8 @@ template <class S = float> struct LinearAdapter {
 
 /// Computes base(x) and applies a change to it; nullptr: base(x), with the same bits.
 template <class S>
-void forward_overlaid(const AnyLinear<S>& base, const LinearAdapter<S>* overlay, std::type_identity_t<ConstMatrixRef<S>> x,
-                      std::type_identity_t<MatrixRef<S>> y, Workspace& ws) {
+void forward_adapted(const AnyLinear<S>& base, const LinearAdapter<S>* overlay, std::type_identity_t<ConstMatrixRef<S>> x,
+                     std::type_identity_t<MatrixRef<S>> y, Workspace& ws) {
   const bool replaced = overlay != nullptr && !overlay->replacement.empty();
   const AnyLinear<S>& used = replaced ? overlay->replacement : base;
   if (overlay != nullptr && !overlay->turns.empty()) {

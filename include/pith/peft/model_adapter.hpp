@@ -97,7 +97,7 @@ template <class S = float> class ModelAdapter {
     check();
     parts_.embed_tokens = parts_.embed_tokens.scaled(static_cast<S>(target_.embedding_scale));
     if (!parts_.embedding.empty()) parts_.embedding = parts_.embedding.scaled(static_cast<S>(target_.embedding_scale));
-    for_each_overlay([&](const std::string&, const LinearAdapter<S>& overlay, Index, Index) {
+    for_each_projection([&](const std::string&, const LinearAdapter<S>& overlay, Index, Index) {
       plain_ = plain_ && overlay.turns.empty() && overlay.more.empty();
     });
     fingerprint_ = compute_fingerprint();
@@ -130,7 +130,7 @@ template <class S = float> class ModelAdapter {
 
  private:
   /// Calls visit(name, overlay, out, in) for every projection and the head.
-  template <class Visit> void for_each_overlay(Visit&& visit) const {
+  template <class Visit> void for_each_projection(Visit&& visit) const {
     for (std::size_t l = 0; l < parts_.layers.size(); ++l)
       for (std::size_t p = 0; p < num_projections; ++p)
         visit(detail::text("layers[", l, "].", projection_names[p]), parts_.layers[l].projections[p], target_.out(Projection(p)),
@@ -149,7 +149,7 @@ template <class S = float> class ModelAdapter {
   void check() const {
     if (!parts_.layers.empty() && static_cast<Index>(parts_.layers.size()) != target_.num_layers)
       raise<ShapeError>("pith::ModelAdapter: ", parts_.layers.size(), " layers, expected ", target_.num_layers, ", or none at all");
-    for_each_overlay([](const std::string& name, const LinearAdapter<S>& overlay, Index out, Index in) {
+    for_each_projection([](const std::string& name, const LinearAdapter<S>& overlay, Index out, Index in) {
       overlay.check("ModelAdapter: " + name, out, in);
     });
     for_each_norm([&](const std::string& name, const AnyNorm<S>& norm, Index features) {
@@ -173,7 +173,7 @@ template <class S = float> class ModelAdapter {
   std::uint64_t compute_fingerprint() const {
     detail::Fingerprint f;
     const auto numbers = [&](const auto& m) { detail::hash_numbers(f, m); };
-    for_each_overlay([&](const std::string&, const LinearAdapter<S>& overlay, Index out, Index in) {
+    for_each_projection([&](const std::string&, const LinearAdapter<S>& overlay, Index out, Index in) {
       f.number(overlay.terms.size() + overlay.narrow_terms.size());
       overlay.for_each_term([&](const auto& term) {  // the same numbers are the same adapter in any type
         detail::hash_widened<S>(f, term.a_rows);
@@ -218,7 +218,7 @@ template <class S = float> class ModelAdapter {
 
 template <class S> std::size_t ModelAdapter<S>::bytes() const {
   std::size_t sum = parts_.embed_tokens.bytes() + parts_.embedding.bytes() + static_cast<std::size_t>(parts_.prompt.size()) * sizeof(S);
-  for_each_overlay([&](const std::string&, const LinearAdapter<S>& overlay, Index, Index) { sum += overlay.bytes(); });
+  for_each_projection([&](const std::string&, const LinearAdapter<S>& overlay, Index, Index) { sum += overlay.bytes(); });
   for_each_norm([&](const std::string&, const AnyNorm<S>& norm, Index) { sum += norm.bytes(); });
   return sum;
 }
