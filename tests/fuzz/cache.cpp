@@ -68,9 +68,13 @@ template <pith::KvStorage T> struct CacheSide {
 
   explicit CacheSide(const KvCase& c)
       : cache(c.shape, pith_test::policy_of(c), c.options, pith::make_merge<float>(c.merge)),
-        prompt_buffer(
-            c.shape, c.rows + 16,
-            {.stats = 4, .reads_rows = true, .combines = true, .angles = true, .keep_masses = c.options.keep_masses, .merges = true}) {}
+        prompt_buffer(c.shape, c.rows + 16,
+                      {.stats = 4,
+                       .reads_rows = true,
+                       .combines = true,
+                       .cache_positions = true,
+                       .keep_masses = c.options.keep_masses,
+                       .merges = true}) {}
   bool same(const CacheSide& twin) const { return same_cache(cache, twin.cache); }
 };
 

@@ -19,8 +19,9 @@ template <class X> bool same_list(const std::vector<X>& a, const std::vector<X>&
 template <pith::KvStorage T> bool same_snapshot(const pith::KvSnapshot<T>& a, const pith::KvSnapshot<T>& b) {
   return a.layout == b.layout && a.next == b.next && a.next_rope_position == b.next_rope_position && a.unevicted == b.unevicted &&
          a.prefill == b.prefill && a.more == b.more && a.heads == b.heads && same_list(a.keys, b.keys) && same_list(a.values, b.values) &&
-         a.positions == b.positions && a.angles == b.angles && a.kinds == b.kinds && pith_test::same_bits(a.stats, b.stats) &&
-         pith_test::same_bits(a.memory, b.memory) && same_list(a.masses, b.masses) && same_list(a.gate, b.gate);
+         a.positions == b.positions && a.rope_positions == b.rope_positions && a.kinds == b.kinds &&
+         pith_test::same_bits(a.stats, b.stats) && pith_test::same_bits(a.memory, b.memory) && same_list(a.masses, b.masses) &&
+         same_list(a.gate, b.gate);
 }
 
 /// Whether two caches are the same to the last bit, as far as each shows it.
@@ -61,7 +62,7 @@ template <pith::KvStorage T> void damage(pith::KvSnapshot<T>& s, Reader& in) {
       any(s.positions);
       break;
     case 7:
-      any(s.angles);
+      any(s.rope_positions);
       break;
     case 8:
       if (!s.kinds.empty()) s.kinds[0] = static_cast<pith::TokenKind>(value);

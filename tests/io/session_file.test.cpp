@@ -227,7 +227,7 @@ TEST_CASE("numbers no session could have come to are refused", "[io]") {
   refused("numbers of values", [](Whole&, Layer& l) { l.values.clear(); });
   refused("columns of stats", [](Whole&, Layer& l) { l.stats.resize(0, 3); });
   refused("rows of memory", [](Whole&, Layer& l) { l.memory.resize(1, 0); });
-  refused("1 angles", [](Whole&, Layer& l) { l.angles.push_back(0); });
+  refused("1 rope positions", [](Whole&, Layer& l) { l.rope_positions.push_back(0); });
 
   // A window that is not full yet has no ring to turn: rows would leave in the wrong order.
   auto part = talk.decoder.start(SinkWindow{.sinks = 2, .window = 30});
@@ -260,11 +260,11 @@ TEST_CASE("numbers no session could have come to are refused", "[io]") {
   turning.prefill(talk.all.first(30));
   SessionSnapshot<float> angles = turning.snapshot();
   CHECK(turning.problem(angles).empty());
-  std::swap(angles.layers[1].angles[2], angles.layers[1].angles[7]);
-  CHECK_THAT(turning.problem(angles), contains("head 0: angle"));
+  std::swap(angles.layers[1].rope_positions[2], angles.layers[1].rope_positions[7]);
+  CHECK_THAT(turning.problem(angles), contains("head 0: rope position"));
   angles = turning.snapshot();
   ++angles.layers[1].next_rope_position;
-  CHECK_THAT(turning.problem(angles), contains("with layer 1 at angle 13, expected 12"));
+  CHECK_THAT(turning.problem(angles), contains("with layer 1 at rope position 13, expected 12"));
 
   auto fresh = talk.decoder.start(Dense{});
   SessionSnapshot<float> nothing = fresh.snapshot();

@@ -255,7 +255,7 @@ TEST_CASE("a prompt buffer holds one cache's rows at a time", "[kv]") {
 
 TEST_CASE("a prompt buffer may keep more of a row than its cache does", "[kv]") {
   KvPromptBuffer<float> prompt_buffer(
-      small, 60, {.stats = 3, .reads_rows = true, .combines = true, .angles = true, .keep_masses = true, .merges = true});
+      small, 60, {.stats = 3, .reads_rows = true, .combines = true, .cache_positions = true, .keep_masses = true, .merges = true});
   const auto same = [&](auto policy) {
     KvCache away(small, policy, {.max_chunk = 1}), home(small, policy, {.max_chunk = 20});
     KvStream<float> a(small, 7), b(small, 7);

@@ -125,7 +125,7 @@ TEST_CASE("snapshots are equal when every number is, and only then", "[kv]") {
   CHECK(differs([](auto& s) { s.keys[3] = -s.keys[3]; }));
   CHECK(differs([](auto& s) { s.values.pop_back(); }));
   CHECK(differs([](auto& s) { ++s.positions[0]; }));
-  CHECK(differs([](auto& s) { ++s.angles[1]; }));
+  CHECK(differs([](auto& s) { ++s.rope_positions[1]; }));
   CHECK(differs([](auto& s) { s.kinds[1] = TokenKind::image; }));
   CHECK(differs([](auto& s) { s.stats(0, 2) += 1; }));
   CHECK(differs([](auto& s) { s.memory(0, 0) += 1; }));

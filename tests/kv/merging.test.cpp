@@ -118,9 +118,13 @@ TEMPLATE_TEST_CASE("a prompt in a prompt buffer is merged as it is at home", "[k
       Cache home(shape, policy, {.max_chunk = 40, .keep_masses = true}, merging.make());
       Cache away(shape, policy, {.max_chunk = 1, .keep_masses = true}, merging.make());
       const PolicyFacts facts = policy.facts(shape);
-      KvPromptBuffer<TestType> prompt_buffer(
-          shape, 50,
-          {.stats = facts.stats, .reads_rows = true, .combines = facts.combines, .angles = true, .keep_masses = true, .merges = true});
+      KvPromptBuffer<TestType> prompt_buffer(shape, 50,
+                                             {.stats = facts.stats,
+                                              .reads_rows = true,
+                                              .combines = facts.combines,
+                                              .cache_positions = true,
+                                              .keep_masses = true,
+                                              .merges = true});
       KvStream<float> stream(shape, 9);
       for (int turn = 0; turn < 2; ++turn) {
         const Matrix<float> q = stream.random(30, 128), k = stream.random(30, 64), v = stream.random(30, 64);

@@ -146,7 +146,7 @@ TEST_CASE("gaps of many evictions are closed at once: angles are ranks, keys wha
       const auto positions = cache.positions(h);
       const Position p = positions[static_cast<std::size_t>(r)];
       const Position rank = static_cast<Position>(std::count_if(positions.begin(), positions.end(), [&](Position o) { return o < p; }));
-      CHECK(snapshot.angles[static_cast<std::size_t>(h * 6 + r)] == rank);
+      CHECK(snapshot.rope_positions[static_cast<std::size_t>(h * 6 + r)] == rank);
       const Matrix<float> key = cache.keys(h, RopePositions::cache).row(r);
       for (Index i = 0; i < 8; ++i) {  // the pair i, i + 8 turned by rank * 10000^(-2i/16), in double
         const double a = double(plain[static_cast<std::size_t>(p)](0, h * 16 + i)),

@@ -42,7 +42,7 @@ TEST_CASE("check_room() refuses exactly what the verbs refuse", "[kv]") {
   for (int walk = 0; walk < 80; ++walk) {
     const AnyPolicy<float>& policy = policies[static_cast<std::size_t>(walk) % std::size(policies)];
     KvCache cache(room_shape, policy, {.max_chunk = 1 + below(4), .max_draft = below(4), .max_tokens = 20, .max_generated = below(9)});
-    KvPromptBuffer<float> buffer(room_shape, 16, {.stats = 8, .combines = true, .angles = true});
+    KvPromptBuffer<float> buffer(room_shape, 16, {.stats = 8, .combines = true, .cache_positions = true});
     KvStream<float> stream(room_shape, static_cast<std::uint64_t>(walk));
     for (int step = 0; step < 12; ++step) {
       const auto& state = detail::CacheInternals::state(cache);

@@ -69,7 +69,7 @@ template <KvStorage T> bool same_caches(const Session<float, T>& a, const Sessio
     const KvSnapshot<T> x = a.caches()[layer].snapshot(), y = b.caches()[layer].snapshot();
     if (x.layout != y.layout || x.next != y.next || x.next_rope_position != y.next_rope_position || x.unevicted != y.unevicted ||
         x.prefill != y.prefill || x.more != y.more || x.heads != y.heads || !same_bytes(x.keys, y.keys) ||
-        !same_bytes(x.values, y.values) || x.positions != y.positions || x.angles != y.angles || x.kinds != y.kinds ||
+        !same_bytes(x.values, y.values) || x.positions != y.positions || x.rope_positions != y.rope_positions || x.kinds != y.kinds ||
         !same_bytes(x.stats, y.stats) || !same_bytes(x.memory, y.memory))
       return false;
   }

@@ -19,7 +19,7 @@ template <pith::KvStorage T> std::string difference(const pith::KvSnapshot<T>& a
     return x.size() == y.size() && (x.empty() || std::memcmp(x.data(), y.data(), x.size() * sizeof(T)) == 0);
   };
   if (!same(a.keys, b.keys) || !same(a.values, b.values)) return "rows";
-  if (a.positions != b.positions || a.angles != b.angles || a.kinds != b.kinds) return "marks of rows";
+  if (a.positions != b.positions || a.rope_positions != b.rope_positions || a.kinds != b.kinds) return "marks of rows";
   if (a.stats != b.stats) return "stats";
   if (a.memory != b.memory) return "memory";
   if (a.masses != b.masses || a.gate != b.gate) return "masses";

@@ -62,7 +62,7 @@ template <KvStorage T> void write_cache(SafetensorsWriter& writer, const std::st
   add("keys", dtype_of<Unit>(), s.keys, s.rows());
   add("values", dtype_of<Unit>(), s.values, s.rows());
   add("positions", DType::i32, s.positions, s.rows());
-  if (!s.angles.empty()) add("angles", DType::i32, s.angles, s.rows());
+  if (!s.rope_positions.empty()) add("angles", DType::i32, s.rope_positions, s.rows());
   add("kinds", DType::u8, s.kinds, s.rows());
   writer.add(prefix + "stats", s.stats);
   writer.add(prefix + "memory", s.memory);
@@ -94,7 +94,7 @@ class SnapshotReader {
             .keys = values<T>(prefix + "keys", dtype_of<Unit>()),
             .values = values<T>(prefix + "values", dtype_of<Unit>()),
             .positions = values<Position>(prefix + "positions", DType::i32),
-            .angles = optional<Position>(prefix + "angles", DType::i32),
+            .rope_positions = optional<Position>(prefix + "angles", DType::i32),
             .kinds = values<TokenKind>(prefix + "kinds", DType::u8),
             .stats = matrix<arithmetic_t<T>>(prefix + "stats"),
             .memory = matrix<arithmetic_t<T>>(prefix + "memory"),

@@ -24,7 +24,7 @@ struct KvPromptBufferOptions {
   Index stats = 0;                ///< numbers per row
   bool reads_rows = false;        ///< some score() or admit() reads keys and values
   bool combines = false;          ///< some policy combines the scores of all heads
-  bool angles = false;            ///< some policy uses cache positions
+  bool cache_positions = false;   ///< some policy uses cache positions
   bool keep_masses = false;       ///< merged rows count as the tokens they stand for
   bool merges = false;            ///< some cache merges what it evicts
   ExecutorRef executor = serial;  ///< threads for merging; must outlive the prompt buffer
@@ -44,7 +44,7 @@ template <KvStorage T = float> class KvPromptBuffer {
                .rows = checked_rows(shape, rows, options),
                .head_dim = shape.head_dim,
                .stats = options.stats,
-               .angles = options.angles,
+               .angles = options.cache_positions,
                .scores = true,
                .combines = options.combines,
                .widened = (options.reads_rows || options.merges) && !std::is_same_v<T, arithmetic_t<T>>,

@@ -22,7 +22,7 @@ template <KvStorage T> struct KvSnapshot {
   std::vector<std::int64_t> heads = {};       ///< [kv heads][3] rows, the oldest row of a ring, queries seen since the last eviction
   std::vector<T> keys = {}, values = {};      ///< [rows of all heads][head_dim], head by head; codes in bytes
   std::vector<Position> positions = {};       ///< [rows of all heads]
-  std::vector<Position> angles = {};          ///< [rows of all heads] rope positions, or empty
+  std::vector<Position> rope_positions = {};  ///< [rows of all heads] rope positions, or empty
   std::vector<TokenKind> kinds = {};          ///< [rows of all heads]
   Matrix<S> stats = {};                       ///< [stats, rows of all heads]
   Matrix<S> memory = {};                      ///< [kv heads, memory]
@@ -41,8 +41,9 @@ template <KvStorage T> struct KvSnapshot {
     };
     return a.layout == b.layout && a.next == b.next && a.next_rope_position == b.next_rope_position && a.unevicted == b.unevicted &&
            a.lost_initial == b.lost_initial && a.prefill == b.prefill && a.more == b.more && a.heads == b.heads &&
-           a.positions == b.positions && a.angles == b.angles && a.kinds == b.kinds && bits(a.keys, b.keys) && bits(a.values, b.values) &&
-           matrices(a.stats, b.stats) && matrices(a.memory, b.memory) && bits(a.masses, b.masses) && bits(a.gate, b.gate);
+           a.positions == b.positions && a.rope_positions == b.rope_positions && a.kinds == b.kinds && bits(a.keys, b.keys) &&
+           bits(a.values, b.values) && matrices(a.stats, b.stats) && matrices(a.memory, b.memory) && bits(a.masses, b.masses) &&
+           bits(a.gate, b.gate);
   }
 };
 

@@ -171,7 +171,7 @@ std::string snapshot_problem(const SessionSnapshot<S, T>& s, std::uint64_t model
         return text("with layer ", layer, " in the middle of a call: head ", h / 3, " saw ", held.heads[h], " queries, expected 0");
     for (std::size_t h = 0; caches[layer].reindexes() && h < held.heads.size(); h += 3)  // such a cache has no gaps in any head
       if (held.next_rope_position - caches[layer].first_position() != held.heads[h])
-        return text("with layer ", layer, " at angle ", held.next_rope_position, ", expected ",
+        return text("with layer ", layer, " at rope position ", held.next_rope_position, ", expected ",
                     caches[layer].first_position() + held.heads[h]);
     if (s.layers[layer].next != s.layers[0].next)
       return text("with layer ", layer, " at position ", s.layers[layer].next, ", layer 0 at ", s.layers[0].next);

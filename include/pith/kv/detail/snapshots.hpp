@@ -83,7 +83,7 @@ template <KvStorage T> class Snapshots {
       append(out.keys, home.keys(h), head.size * key_units_);
       append(out.values, home.values(h), head.size * value_units_);
       append(out.positions, home.positions(h), head.size);
-      if (home.shape().angles) append(out.angles, home.angles(h), head.size);
+      if (home.shape().angles) append(out.rope_positions, home.angles(h), head.size);
       append(out.kinds, home.kinds(h), head.size);
       if (home.shape().masses) append(out.masses, home.masses(h), head.size);
     }
@@ -107,7 +107,7 @@ template <KvStorage T> class Snapshots {
     for (const std::string& wrong :
          {count("numbers of heads", static_cast<Index>(s.heads.size()), 3 * heads),
           count("kinds", static_cast<Index>(s.kinds.size()), rows),
-          count("angles", static_cast<Index>(s.angles.size()), rules.angles() ? rows : 0),
+          count("rope positions", static_cast<Index>(s.rope_positions.size()), rules.angles() ? rows : 0),
           count("numbers of keys", static_cast<Index>(s.keys.size()), rows * key_units_),
           count("numbers of values", static_cast<Index>(s.values.size()), rows * value_units_),
           count("columns of stats", s.stats.cols(), rows), count("stats a row", s.stats.rows(), state_.home.shape().stats),
@@ -117,13 +117,13 @@ template <KvStorage T> class Snapshots {
       if (!wrong.empty()) return wrong;
     if (s.next < rules.first() || s.next_rope_position < rules.first() || s.next_rope_position > s.next || s.unevicted < 0 ||
         s.unevicted > s.next - rules.first())
-      return text("next position ", s.next, ", angle ", s.next_rope_position, ", ", s.unevicted, " tokens since the last eviction");
+      return text("next position ", s.next, ", rope position ", s.next_rope_position, ", ", s.unevicted, " tokens since the last eviction");
     if (s.lost_initial < 0 || s.lost_initial > rules.facts.initial)
       return text(s.lost_initial, " sinks taken out, expected 0 .. ", rules.facts.initial);
     if (s.more && !s.prefill) return text("between two pieces of a prompt, but its newest tokens were decoded");
-    for (const Position a : s.angles)
+    for (const Position a : s.rope_positions)
       if (a < rules.first() || a >= s.next_rope_position)
-        return text("angle ", a, ", expected ", rules.first(), " .. ", s.next_rope_position - 1);
+        return text("rope position ", a, ", expected ", rules.first(), " .. ", s.next_rope_position - 1);
     for (const S mass : s.masses)
       if (!(mass > S(0) && std::isfinite(mass))) return text("mass ", mass, ", expected a finite number above 0");
     for (const TokenKind kind : s.kinds)
@@ -144,7 +144,7 @@ template <KvStorage T> class Snapshots {
       home.scout(h, 0, head.size);
       copy(s.values, home.values(h), home.value_stride());
       copy(s.positions, home.positions(h), 1);
-      if (home.shape().angles) copy(s.angles, home.angles(h), 1);
+      if (home.shape().angles) copy(s.rope_positions, home.angles(h), 1);
       copy(s.kinds, home.kinds(h), 1);
       for (Index r = 0; home.shape().masses && r < head.size; ++r) home.set_mass(h, r, s.masses[static_cast<std::size_t>(first + r)]);
       if (s.stats.size() > 0) home.stats(h, 0, head.size) = s.stats.middleCols(first, head.size);
@@ -192,7 +192,7 @@ template <KvStorage T> class Snapshots {
     return first == s.rows() ? std::string() : text(s.rows(), " rows, but the heads have ", first);
   }
 
-  /// Checks the rows of one head against head 0: by age all heads hold the same tokens; at cache positions angles ascend.
+  /// Checks the rows of one head against head 0: by age all heads hold the same tokens; at cache positions rope positions ascend.
   std::string together_problem(const KvSnapshot<T>& s, Index h, Index first) const {
     const CacheRules& rules = state_.rules;
     const Index size = head_number(s, h, 0);
@@ -205,11 +205,12 @@ template <KvStorage T> class Snapshots {
     if (!rules.angles()) return {};
     std::vector<std::pair<Position, Position>> rows;
     for (Index r = first; r < first + size; ++r)
-      rows.emplace_back(s.positions[static_cast<std::size_t>(r)], s.angles[static_cast<std::size_t>(r)]);
+      rows.emplace_back(s.positions[static_cast<std::size_t>(r)], s.rope_positions[static_cast<std::size_t>(r)]);
     std::sort(rows.begin(), rows.end());
     for (std::size_t r = 1; r < rows.size(); ++r)
       if (rows[r].second <= rows[r - 1].second)
-        return text("head ", h, ": angle ", rows[r].second, " at position ", rows[r].first, ", expected more than ", rows[r - 1].second);
+        return text("head ", h, ": rope position ", rows[r].second, " at position ", rows[r].first, ", expected more than ",
+                    rows[r - 1].second);
     return {};
   }
 

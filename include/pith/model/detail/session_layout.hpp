@@ -37,7 +37,7 @@ template <class S, KvStorage T> struct SessionLayout {
       const bool turns = facts.traits.positions == RopePositions::cache && facts.eviction == Eviction::by_score;
       detail::check_layer_policy(config, static_cast<Index>(layer), facts, turns, std::same_as<T, S>);
       keeps_all = keeps_all && facts.eviction == Eviction::never;
-      needs.angles = needs.angles || turns;
+      needs.cache_positions = needs.cache_positions || turns;
       caches.emplace_back(shape, per_layer[layer],
                           KvCacheOptions{.max_chunk = 1,
                                          .max_draft = options.max_draft,
