@@ -1,4 +1,6 @@
 // Memory runs out, at every place where it can: std::bad_alloc comes out, nothing leaks, and what was there before is as it was.
+#include <nlohmann/json.hpp>
+
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -14,12 +16,14 @@
 #include <pith/model.hpp>
 #include <pith/peft.hpp>
 
+#include "io/quantised_folder.hpp"
 #include "io/temp_folder.hpp"
 #include "io/tiny_adapter.hpp"
 #include "io/tiny_checkpoint.hpp"
 #include "support/alloc_counter.hpp"
 #include "support/catch.hpp"
 #include "support/random_matrix.hpp"
+#include "support/same_session.hpp"
 #include "support/tiny_model.hpp"
 
 using namespace pith;
@@ -81,13 +85,23 @@ template <class F> std::uint64_t fail_each(F&& call) {
 
 /// A checkpoint of one layer, and adapters for it.
 struct OneLayer {
-  pith_test::TempFolder folder, lora, prompt;
+  pith_test::TempFolder folder, sharded, lora, vera, prompt, prefix;
 
   OneLayer() {
     pith_test::TinyCheckpoint checkpoint;
     checkpoint.config.replace(checkpoint.config.find("layers\":2"), 9, "layers\":1");
     const auto kept = [](const std::string& name) { return name.find("layers.1") == std::string::npos; };
     checkpoint.write(folder, kept);
+    const auto first_shard = [](const std::string& name) { return name.find("mlp") != std::string::npos; };
+    const std::string shards[] = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"};
+    checkpoint.write(
+        sharded, [&](const std::string& name) { return kept(name) && first_shard(name); }, shards[0]);
+    checkpoint.write(
+        sharded, [&](const std::string& name) { return kept(name) && !first_shard(name); }, shards[1]);
+    nlohmann::json index;
+    for (const auto& tensor : checkpoint.tensors)
+      if (kept(tensor.first)) index["weight_map"][tensor.first] = shards[first_shard(tensor.first) ? 0 : 1];
+    sharded.write("model.safetensors.index.json", index.dump());
     pith_test::TinyAdapter adapter;
     std::erase_if(adapter.tensors, [](const auto& tensor) { return tensor.first.find("layers.1") != std::string::npos; });
     adapter.config["rank_pattern"] = {{".*up_proj", 2}};
@@ -100,6 +114,20 @@ struct OneLayer {
     soft.config = {{"peft_type", "PROMPT_TUNING"}, {"num_virtual_tokens", 3}, {"token_dim", 8}, {"num_layers", 1}};
     soft.put("prompt_embeddings", 3, 8);
     soft.write(prompt);
+    pith_test::TinyAdapter shared;
+    shared.tensors.clear();
+    shared.config = {{"peft_type", "VERA"}, {"r", 3}, {"target_modules", {"q_proj"}}};
+    const std::string q = "model.layers.0.self_attn.q_proj";
+    shared.put(shared.name(q, "vera_lambda_b"), 8);
+    shared.put(shared.name(q, "vera_lambda_d"), 3);
+    shared.put("base_model.vera_A", 3, 8);
+    shared.put("base_model.vera_B", 8, 3);
+    shared.write(vera);
+    pith_test::TinyAdapter ahead;
+    ahead.tensors.clear();
+    ahead.config = {{"peft_type", "PREFIX_TUNING"}, {"num_virtual_tokens", 2}, {"token_dim", 4}, {"num_layers", 1}};
+    ahead.put("prompt_embeddings", 2, 8);
+    ahead.write(prefix);
   }
   Decoder<float> load(WeightsLayout weights = WeightsLayout::packed) const {
     return load_decoder<float>(folder.path(), {.weights = weights});
@@ -143,7 +171,17 @@ TEST_CASE("loading a decoder or an adapter without memory", "[hot_path]") {
     CHECK(fail_each([&] { files.load(weights); }) > 100);
   const Decoder<float> decoder = files.load();
   CHECK(fail_each([&] { load_adapter(files.lora.path(), decoder); }) > 100);
+  CHECK(fail_each([&] { load_adapter(files.vera.path(), decoder); }) > 50);
   CHECK(fail_each([&] { load_adapter(files.prompt.path(), decoder); }) > 20);
+  CHECK(fail_each([&] { load_prefix(files.prefix.path(), decoder); }) > 20);
+  CHECK(fail_each([&] { load_decoder<float>(files.sharded.path()); }) > 100);
+
+  pith_test::QuantisedFolder quantised(nlohmann::json::parse(R"({"quant_method":"awq","group_size":-1})"),
+                                       {.hidden = 8, .inner = 8, .heads = 1, .kv_heads = 1, .head_dim = 8, .vocab = 5});
+  quantised.modules([&](const std::string& name, int out, int in) { quantised.awq(name, quantised.random(out, in, 4, 0)); });
+  const pith_test::TempFolder coded;
+  quantised.write(coded);
+  CHECK(fail_each([&] { load_decoder<float>(coded.path()); }) > 100);
 
   const std::string broken = files.folder.read("config.json");  // a refusal needs memory for its words
   files.folder.write("config.json", broken.substr(0, 100));
@@ -252,7 +290,13 @@ TEST_CASE("sessions, prefixes and files of them without memory", "[hot_path]") {
     talk(twin);
     const SessionSnapshot<float, float> snapshot = twin.snapshot();
     CHECK(fail_each([&] { session.snapshot(); }) > 5);
-    fail_each([&] { session.restore(snapshot); });
+    const SessionSnapshot<float, float> earlier = other.snapshot();
+    fail_each([&] { session.restore(earlier); }, [&] { session.restore(snapshot); },
+              [&] {
+                if (const std::string what = pith_test::difference(session, other); !what.empty())
+                  FAIL("a session that could not be restored is as it was, but for its " << what);
+              });
+    CHECK(pith_test::difference(session, twin) == "");
     CHECK(unchanged());
     if (policy.budget() == unlimited) {
       CHECK(fail_each([&] { session.freeze(); }) > 3);
