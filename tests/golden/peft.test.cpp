@@ -7,9 +7,13 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
+#include <initializer_list>
+#include <random>
 #include <set>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <pith/attention.hpp>
@@ -19,6 +23,7 @@
 
 #include "golden/support/adapter_replay.hpp"
 #include "golden/support/golden_file.hpp"
+#include "io/temp_folder.hpp"
 #include "support/catch.hpp"
 #include "support/tiny_model.hpp"
 
@@ -223,7 +228,94 @@ template <class S> void check_folder(const PeftFolder& folder, const fs::path& i
   golden.done();
 }
 
+// ------------------------------------------------------------------------------------- a prefix of heads of five features
+
+/// A tensor of a folder or golden file in double, to be read by its indices.
+struct Made {
+  std::vector<Index> shape;
+  std::vector<double> numbers;
+  Made(std::vector<Index> extents, std::mt19937_64* rng) : shape(std::move(extents)) {
+    Index size = 1;
+    for (const Index extent : shape) size *= extent;
+    numbers.assign(static_cast<std::size_t>(size), 0);
+    if (rng != nullptr)
+      for (double& x : numbers) x = double((*rng)() % 65) / 16 - 2;  // exact in float
+  }
+  double& at(std::initializer_list<Index> indices) {
+    Index offset = 0;
+    std::size_t axis = 0;
+    for (const Index i : indices) offset = offset * shape[axis++] + i;
+    return numbers[static_cast<std::size_t>(offset)];
+  }
+};
+
+/// Writes a prefix-tuning folder as PEFT lays it out, and what attention over it gives by plain loops in double.
+void write_odd_prefix(const fs::path& folder) {
+  constexpr Index layers = 2, soft = 3, heads = 4, kv_heads = 2, dim = 5, batch = 2, tokens = 4;
+  std::mt19937_64 rng(7);
+  const auto write = [&](SafetensorsWriter& writer, const std::string& name, const Made& made) {
+    writer.add(name, DType::f64, made.shape, std::as_bytes(std::span(made.numbers)));
+  };
+  Made prompt({soft, layers * 2 * kv_heads * dim}, &rng);  // for a token: layer, key or value, head, feature
+  SafetensorsWriter adapter, golden;
+  write(adapter, "prompt_embeddings", prompt);
+  adapter.write(folder / "adapter_model.safetensors");
+  std::ofstream(folder / "adapter_config.json")
+      << R"({"peft_type":"PREFIX_TUNING","num_virtual_tokens":3,"token_dim":10,"num_layers":2,"num_attention_heads":2,)"
+      << R"("encoder_hidden_size":10,"prefix_projection":false,"num_transformer_submodules":1})";
+  for (const auto& [key, number] : {std::pair<const char*, Index>{"num_layers", layers},
+                                    {"num_virtual_tokens", soft},
+                                    {"query_heads", heads},
+                                    {"kv_heads", kv_heads},
+                                    {"head_dim", dim},
+                                    {"batch", batch},
+                                    {"tokens", tokens}})
+    golden.metadata(key, std::to_string(number));
+  for (Index l = 0; l < layers; ++l) {
+    Made q({batch, heads, tokens, dim}, &rng), k({batch, kv_heads, tokens, dim}, &rng), v({batch, kv_heads, tokens, dim}, &rng),
+        out({batch, heads, tokens, dim}, nullptr), mass({batch, heads, tokens}, nullptr), keys({kv_heads, soft, dim}, nullptr),
+        values({kv_heads, soft, dim}, nullptr);
+    for (Index h = 0; h < kv_heads; ++h)
+      for (Index t = 0; t < soft; ++t)
+        for (Index d = 0; d < dim; ++d) {
+          keys.at({h, t, d}) = prompt.at({t, ((2 * l) * kv_heads + h) * dim + d});
+          values.at({h, t, d}) = prompt.at({t, ((2 * l + 1) * kv_heads + h) * dim + d});
+        }
+    for (Index b = 0; b < batch; ++b)
+      for (Index h = 0; h < heads; ++h)
+        for (Index t = 0; t < tokens; ++t) {
+          const Index from = h / (heads / kv_heads);
+          double sum = 0, of_prefix = 0;
+          for (Index row = 0; row <= soft + t; ++row) {  // the whole prefix, then the tokens so far
+            double score = 0;
+            for (Index d = 0; d < dim; ++d)
+              score += q.at({b, h, t, d}) * (row < soft ? keys.at({from, row, d}) : k.at({b, from, row - soft, d}));
+            const double weight = std::exp(score / std::sqrt(double(dim)));
+            sum += weight;
+            if (row < soft) of_prefix += weight;
+            for (Index d = 0; d < dim; ++d)
+              out.at({b, h, t, d}) += weight * (row < soft ? values.at({from, row, d}) : v.at({b, from, row - soft, d}));
+          }
+          for (Index d = 0; d < dim; ++d) out.at({b, h, t, d}) /= sum;
+          mass.at({b, h, t}) = of_prefix / sum;
+        }
+    const std::string layer = "layer" + std::to_string(l) + ".";
+    const std::pair<const char*, const Made*> parts[] = {
+        {"q", &q}, {"k", &k}, {"v", &v}, {"attn_out", &out}, {"prefix_mass", &mass}, {"prefix_K", &keys}, {"prefix_V", &values}};
+    for (const auto& [name, made] : parts) write(golden, layer + name, *made);
+  }
+  golden.write(folder / "io.safetensors");
+}
+
 }  // namespace
+
+TEST_CASE("golden.peft: a prefix of an odd head size, which no decoder with rotary embeddings has", "[golden]") {
+  const TempFolder folder;
+  write_odd_prefix(folder.path());
+  const PeftFolder opened(folder.path());
+  check_folder<float>(opened, folder / "io.safetensors");
+  check_folder<double>(opened, folder / "io.safetensors");
+}
 
 TEST_CASE("golden.peft: every folder that PEFT wrote", "[golden]") {
   int layers = 0, decoders = 0;
