@@ -72,15 +72,17 @@ class KvOracle : public KvBeliefs {
 
   bool watching() const { return s_.facts.observes && (!prompt_only() || prefilled()); }
   Refusal refuses_observe(Index queries) const {
-    const Index shown = s_.facts.traits.watches == pith::all_queries ? now_.seen : 0;
-    return s_.facts.observes && queries <= now_.unevicted - shown ? Refusal::none : Refusal::state;
+    const Index window = s_.facts.traits.watches, shown = window == pith::all_queries ? now_.seen : 0;
+    if (!s_.facts.observes || queries > now_.unevicted - shown) return Refusal::state;
+    if (!watching() || window == pith::all_queries) return Refusal::none;
+    // Of the last queries each is shown once, in order; those before them are left out.
+    const Index first = std::max(now_.unevicted - queries, now_.unevicted - window);
+    return first == std::max(now_.unevicted - window, now_.seen) ? Refusal::none : Refusal::state;
   }
   /// weight(h, query, p): what the query heads of kv head h gave to the row at p, together.
   template <class F> void observe(const SeenCache& after, Index queries, F&& weight) {
     if (!watching()) return;
-    const Index window = s_.facts.traits.watches, token = now_.unevicted - queries;
-    if (window == pith::all_queries) now_.seen += queries;
-    if (window != pith::all_queries && token <= std::max(now_.unevicted - window, now_.seen)) now_.seen = now_.unevicted;
+    now_.seen = s_.facts.traits.watches == pith::all_queries ? now_.seen + queries : now_.unevicted;
     now_.unobserved = 0;
     if (!by_h2o()) return adopt_stats(after, pith::unlimited);
     for (Index h = 0; h < heads(); ++h)
