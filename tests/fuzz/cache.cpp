@@ -148,9 +148,11 @@ template <pith::KvStorage T> class CacheCalls {
         const Index tokens = in_.number();
         const bool lent = in_.flag();
         return sides_.call([&](Twin& s) {
-          const auto& state = pith::detail::CacheInternals::state(s.cache);
-          lent ? state.check_reserve(tokens, &s.prompt_buffer) : state.check_room(tokens, {}, nullptr);
-          s.cache.reserve(tokens, lent ? &s.prompt_buffer : nullptr);
+          pith::KvPromptBuffer<T>* const buffer = lent ? &s.prompt_buffer : nullptr;
+          const Outcome expected = attempt([&] { pith::detail::CacheInternals::state(s.cache).check_reserve(tokens, buffer); });
+          demand(expected == Outcome::done || attempt([&] { s.cache.reserve(tokens, buffer); }) == expected, "what is refused is refused");
+          s.cache.reserve(tokens, buffer);
+          demand(expected == Outcome::done, "what is not refused is carried out");
           return none();
         });
       }
@@ -195,7 +197,24 @@ template <pith::KvStorage T> class CacheCalls {
                                   .kinds = kinds,
                                   .positions = positions,
                                   .masses = masses};
+    if (tokens > 0) compare_room(tokens, how);
     sides_.call([&](Twin& s) { return s.cache.append(k, v, how), none(); });
+  }
+
+  /// check_room() refuses what reserve() and append() refuse, and nothing else.
+  void compare_room(Index tokens, const pith::AppendOptions& how) {
+    if (how.phase == pith::Phase::decode && tokens > 1) return;  // one by one, with an eviction after each
+    const auto width = heads() * cache().shape().head_dim;
+    const Matrix zeros = Matrix::Zero(tokens, width);
+    std::optional<pith::KvCache<T>> trial;
+    if (attempt([&] { trial.emplace(cache().clone()); }) != Outcome::done) return;  // in the prompt buffer
+    auto* const buffer = how.phase == pith::Phase::prefill ? &sides_.told().prompt_buffer : nullptr;
+    const Outcome expected = attempt([&] { pith::detail::CacheInternals::state(cache()).check_room(tokens, how, buffer); });
+    const Outcome outcome = attempt([&] {
+      if (buffer != nullptr) trial->reserve(tokens, buffer);
+      trial->append(zeros, zeros, how);
+    });
+    demand((expected == Outcome::done) == (outcome == Outcome::done), "check_room() refuses what the verbs refuse");
   }
 
   /// What a loop does: append, attend, evict.

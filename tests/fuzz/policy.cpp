@@ -80,6 +80,100 @@ template <class P> Any critical(P policy, Reader& in, const pith::AttentionShape
   return out;
 }
 
+pith::Leverage<float> leverage(Reader& in, const pith::AttentionShape& shape) {
+  pith::Leverage<float> policy{.rope = any_rope(in, shape.head_dim), .keep = in.number(), .sinks = in.number()};
+  const Index columns = in.below(8);
+  if (columns > 4)
+    policy.sketch = std::make_shared<pith::Matrix<float>>(
+        pith_test::random_matrix<float>(columns == 5 ? 3 : shape.num_kv_heads * shape.head_dim, columns == 6 ? 0 : in.below(160), 4));
+  return policy;
+}
+pith::NonCausal non_causal(Reader& in) {
+  return {.keep = in.number(), .sinks = in.number(), .chunk = in.number(), .kernel = in.number(), .padded_chunk = in.flag()};
+}
+pith::RKv reasoning(Reader& in) {
+  pith::RKv policy{.keep = in.number(), .window = in.number(), .kernel = in.number(), .rows_per_eviction = in.number()};
+  policy.lambda = in.real();
+  policy.threshold = in.real();
+  if (in.flag()) policy.spare = pith::RKv::Spare::first;
+  return policy;
+}
+pith::LazyLayer lazy(Reader& in) {
+  return {.keep = in.number(), .sinks = in.number(), .recent = in.number(), .last = in.number(), .threshold = in.real()};
+}
+std::vector<Index> rows_each(Reader& in, const pith::AttentionShape& shape) {
+  std::vector<Index> rows(static_cast<std::size_t>(in.below(8) == 0 ? in.below(4) : shape.num_kv_heads));
+  for (Index& each : rows) each = in.number();
+  return rows;
+}
+pith::ThresholdOptions threshold(Reader& in) {
+  pith::ThresholdOptions options{.least = in.real(), .window = in.number()};
+  if (in.flag()) options.least = -options.least;  // what norms and ages are above
+  return options;
+}
+pith::GrowingOptions growing(Reader& in) { return {.ratio = in.real(), .interval = in.number()}; }
+
+/// The policies and wrappers that came later, behind bytes of their own: older inputs keep their meaning.
+Any later_policy(Reader& in, const pith::AttentionShape& shape) {
+  using namespace pith;
+  switch (in.below(15)) {
+    case 0:
+      return leverage(in, shape);
+    case 1:
+      return non_causal(in);
+    case 2: {
+      Compactor<float> policy{.leverage = leverage(in, shape), .attention = non_causal(in)};
+      policy.blend = in.real();
+      policy.recent = in.number();
+      return policy;
+    }
+    case 3: {
+      CapKv<float> policy{.rope = any_rope(in, shape.head_dim), .keep = in.number(), .sinks = in.number()};
+      policy.future = in.number();
+      policy.tau = in.real();
+      return policy;
+    }
+    case 4:
+      return reasoning(in);
+    case 5:
+      return lazy(in);
+    case 6:
+      return Newest{in.number()};
+    case 7: {
+      const SnapKv inner = snap(in);
+      return PerHead(inner, rows_each(in, shape));
+    }
+    case 8: {
+      const Protect inner(Newest{in.number()}, protect(in));
+      return PerHead(inner, rows_each(in, shape));
+    }
+    case 9: {
+      const KeyNorm inner{in.number()};
+      return Threshold(inner, threshold(in));
+    }
+    case 10: {
+      const HeavyHitter inner = heavy(in);
+      return Threshold(inner, threshold(in));
+    }
+    case 11: {
+      const Tova inner{in.number()};
+      return Growing(inner, growing(in));
+    }
+    case 12: {
+      const SnapKv inner = snap(in);
+      return Growing(inner, growing(in));
+    }
+    case 13: {
+      const RKv inner = reasoning(in);
+      return Protect(inner, protect(in));
+    }
+    default: {
+      const auto inner = leverage(in, shape);
+      return Adaptive(inner, adaptive(in));
+    }
+  }
+}
+
 Any any_policy(Reader& in, const pith::AttentionShape& shape) {
   using namespace pith;
   switch (in.below(36)) {
@@ -177,6 +271,8 @@ Any any_policy(Reader& in, const pith::AttentionShape& shape) {
       const Protect inner(snap(in), protect(in));
       return Adaptive(inner, adaptive(in));
     }
+    case 33:
+      return later_policy(in, shape);
     default: {  // by name; of a name in the catalogue most often
       const auto entries = policy_catalogue<float>();
       const std::size_t entry = in.byte() % (entries.size() + 1);

@@ -229,9 +229,9 @@ class SessionCalls {
 
 void run_session(Bytes bytes) {
   Reader in(bytes);
-  Setting setting{.kind = static_cast<std::size_t>(in.byte()) % tiny_kinds, .kind_above = 0, .file = 0, .options = {}};
+  Setting setting{.kind = tiny_kind(in.byte()), .kind_above = 0, .file = 0, .options = {}};
   const std::size_t above = in.byte();
-  setting.kind_above = above < 192 ? setting.kind : above % tiny_kinds;
+  setting.kind_above = above < 192 ? setting.kind : tiny_kind(above);
   const Index sizes = in.byte();
   setting.options = {.max_prompt = std::array<Index, 4>{12, 12, 8, 1}[static_cast<std::size_t>(sizes & 3)],
                      .max_tokens = std::array<Index, 4>{40, 20, 16, 9}[static_cast<std::size_t>(sizes >> 2 & 3)],

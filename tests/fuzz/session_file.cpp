@@ -27,7 +27,7 @@ Session begun(std::size_t kind) {
 
 void run_session_file(Bytes bytes) {
   if (bytes.empty()) return;
-  const std::size_t kind = bytes[0] % tiny_kinds;
+  const std::size_t kind = tiny_kind(bytes[0]);
   const std::filesystem::path path = scratch() / "session.safetensors", again = scratch() / "again.safetensors";
   write_file(path, text_of(bytes.subspan(1)));
   Session session = begun(kind);

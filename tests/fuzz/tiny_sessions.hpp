@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <string_view>
@@ -9,6 +10,7 @@
 #include <pith/merge.hpp>
 #include <pith/model.hpp>
 
+#include "fuzz/fuzz.hpp"
 #include "fuzz/twins.hpp"
 #include "support/tiny_model.hpp"
 
@@ -34,16 +36,21 @@ struct TinyKind {
   pith::Index rows;
 };
 inline constexpr std::array tiny_ways{
-    TinyKind{"dense", "drop", 6},       TinyKind{"window", "drop", 6},    TinyKind{"sinks", "drop", 6},
-    TinyKind{"h2o", "drop", 6},         TinyKind{"h2o-cache", "drop", 6}, TinyKind{"scissorhands", "drop", 6},
-    TinyKind{"tova", "drop", 5},        TinyKind{"observed", "drop", 6},  TinyKind{"snapkv", "drop", 6},
-    TinyKind{"adakv", "drop", 6},       TinyKind{"csp", "drop", 6},       TinyKind{"text-prior", "drop", 6},
-    TinyKind{"expected", "drop", 6},    TinyKind{"critical", "drop", 6},  TinyKind{"knorm", "averaged", 6},
-    TinyKind{"keydiff", "drop", 6},     TinyKind{"lagkv", "drop", 12},    TinyKind{"cur", "drop", 8},
-    TinyKind{"chunkkv", "drop", 16},    TinyKind{"random", "drop", 6},    TinyKind{"h2o", "d2o", 6},
-    TinyKind{"snapkv", "pivotal", 6},   TinyKind{"tova", "weighted", 4},  TinyKind{"h2o-cache", "values-only", 6},
-    TinyKind{"adakv", "normalized", 6}, TinyKind{"window", "averaged", 6}};
+    TinyKind{"dense", "drop", 6},       TinyKind{"window", "drop", 6},     TinyKind{"sinks", "drop", 6},
+    TinyKind{"h2o", "drop", 6},         TinyKind{"h2o-cache", "drop", 6},  TinyKind{"scissorhands", "drop", 6},
+    TinyKind{"tova", "drop", 5},        TinyKind{"observed", "drop", 6},   TinyKind{"snapkv", "drop", 6},
+    TinyKind{"adakv", "drop", 6},       TinyKind{"csp", "drop", 6},        TinyKind{"text-prior", "drop", 6},
+    TinyKind{"expected", "drop", 6},    TinyKind{"critical", "drop", 6},   TinyKind{"knorm", "averaged", 6},
+    TinyKind{"keydiff", "drop", 6},     TinyKind{"lagkv", "drop", 12},     TinyKind{"cur", "drop", 8},
+    TinyKind{"chunkkv", "drop", 16},    TinyKind{"random", "drop", 6},     TinyKind{"h2o", "d2o", 6},
+    TinyKind{"snapkv", "pivotal", 6},   TinyKind{"tova", "weighted", 4},   TinyKind{"h2o-cache", "values-only", 6},
+    TinyKind{"adakv", "normalized", 6}, TinyKind{"window", "averaged", 6}, TinyKind{"leverage", "drop", 6},
+    TinyKind{"non-causal", "drop", 6},  TinyKind{"compactor", "drop", 8},  TinyKind{"capkv", "drop", 6},
+    TinyKind{"rkv", "drop", 8},         TinyKind{"rkv", "averaged", 5}};
 inline constexpr std::size_t tiny_kinds = tiny_ways.size();
+
+/// The way that a byte chooses. High bytes choose those that came after the first 26: older inputs keep their meaning.
+inline std::size_t tiny_kind(std::size_t byte) { return byte < 208 ? byte % 26 : 26 + (byte - 208) % (tiny_kinds - 26); }
 
 inline pith::AnyPolicy<float> tiny_policy(std::size_t kind, std::size_t layer = 0) {
   const pith::Decoder<float>& decoder = tiny_decoder();
@@ -56,6 +63,12 @@ inline pith::AnyPolicy<float> tiny_policy(std::size_t kind, std::size_t layer = 
       of_layers.push_back(std::make_shared<const pith::Matrix<float>>(std::move(weight)));
     }
     return of_layers;
+  }();
+  [[maybe_unused]] static const bool complete = [] {
+    for (const auto& entry : pith::policy_catalogue<float>())
+      demand(std::any_of(tiny_ways.begin(), tiny_ways.end(), [&](const TinyKind& way) { return way.policy == entry.name; }),
+             "sessions are tried under every policy of the catalogue");
+    return true;
   }();
   return pith::make_policy<float>(tiny_ways[kind].policy, tiny_ways[kind].rows, {rope, o_proj[layer]});
 }
