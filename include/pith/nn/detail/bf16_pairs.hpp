@@ -25,7 +25,8 @@ inline std::uint32_t rounded_to_bfloat16(float v) {
 inline constexpr bool has_bf16_pairs = true;
 
 /// Whether the dot product pays. One instruction on 512 bits takes as long as one multiply-add of floats on AMD (Zen 4: products of 128
-/// tokens at 1.7 times the speed), and four times as long on Intel (Sapphire Rapids: .57 times).
+/// tokens at 1.7 times the speed), and four times as long on Intel (Sapphire Rapids: .57 times). Intel's tiles (AMX) are not used: they add
+/// even and odd inputs apart, so a token among many would not have the bits that it has alone.
 inline bool bf16_pairs_pay() {
   static const bool amd = __builtin_cpu_is("amd");
   return amd;
