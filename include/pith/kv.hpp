@@ -1,8 +1,8 @@
 #pragma once
 
 // The KV cache and its eviction policies.
-// compact.hpp and compact_options.hpp (Attention Matching, which needs more of Eigen) and policy_laws.hpp (for tests of your own policies)
-// are included by name.
+// Not here, but included by name: compact.hpp and compact_options.hpp (Attention Matching, which needs more of Eigen), and policy_laws.hpp
+// with its policy_law_options.hpp (for tests of your own policies).
 #include <pith/kv/any_policy.hpp>                   // a policy chosen at run time
 #include <pith/kv/attend.hpp>                       // attention over a cache, with memory of its own
 #include <pith/kv/budget.hpp>                       // rows at a compression ratio

@@ -5,6 +5,7 @@
 
 #include <pith/kv/any_policy.hpp>
 #include <pith/kv/detail/policy_laws.hpp>
+#include <pith/kv/policy_law_options.hpp>
 
 // The laws that every policy of pith obeys, for the tests of your own policy. No umbrella includes this header.
 

@@ -7,7 +7,6 @@
 #include <optional>
 #include <random>
 #include <set>
-#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -19,21 +18,9 @@
 #include <pith/kv/detail/law_tokens.hpp>
 #include <pith/kv/detail/score_witness.hpp>
 #include <pith/kv/kv_cache.hpp>
+#include <pith/kv/policy_law_options.hpp>
 
-namespace pith { inline namespace v0 {
-
-/// A policy breaks a law: says which, after how many random tokens, and in which head.
-struct BrokenLaw : std::logic_error {
-  using std::logic_error::logic_error;
-};
-
-struct PolicyLawOptions {
-  AttentionShape shape = {4, 2, 8};
-  std::uint64_t seed = 1;
-  Index beyond = 0;  ///< rows that a head may keep over its budget because the policy, with traits().overfills, scores them +inf
-};
-
-namespace detail {
+namespace pith { inline namespace v0 { namespace detail {
 
 /// The laws of policies, each a member function that throws BrokenLaw.
 template <KvStorage T> class PolicyLaws : LawTokens<T> {
@@ -268,6 +255,4 @@ template <KvStorage T> class PolicyLaws : LawTokens<T> {
   Position known_ = -1;  ///< newest token of the rows compared last
 };
 
-}  // namespace detail
-
-}}  // namespace pith::v0
+}}}  // namespace pith::v0::detail
