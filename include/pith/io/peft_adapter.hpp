@@ -43,7 +43,7 @@ LinearAdapter<S> load_linear_adapter(const PeftFolder& folder, std::string_view 
 /// others to it. All other numbers, and LoRA on a table, are widened.
 ///
 /// Cost     a copy of the adapter's numbers; for DoRA and HRA one pass over the weights it adapts, for RandLoRA and MiSS's "bat" a copy of
-///          them. Whatever a folder says: memory of a few times the folder's and the adapted weights' size, and a few times as many
+///          them. Of any folder: memory of a few times the folder's and the adapted weights' size, and a few times as many
 ///          multiply-adds as their numbers times the decoder's width
 /// Throws   what PeftFolder throws; FormatError naming the module if folder and decoder do not match, or the tensor if a factor does not
 ///          fit bfloat16; UnsupportedError for FactorType::bf16 and a kind that has no factors

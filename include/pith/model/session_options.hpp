@@ -127,7 +127,7 @@ struct PrefillPruning {
 
 /// Options of one prefill().
 struct PrefillOptions {
-  /// Another piece of the same prompt follows: prompt-only policies evict after the last one. Others evict after each, whatever `more` is.
+  /// Another piece of the same prompt follows: prompt-only policies evict after the last one. Others evict after each piece either way.
   bool more = false;
   std::span<const float> masses = {};  ///< [tokens] number of tokens merged into each (SplicedPrompt::masses); empty: 1 each
   /// [tokens] the last token of this prompt that each one sees, itself or a later one: images that see each other (VisionPrompt::sight).
