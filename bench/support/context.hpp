@@ -37,7 +37,7 @@ template <pith::KvStorage T> void begin_at(pith::Session<float, T>& session, Ind
   filled.layout = empty.layout;
   filled.next = static_cast<Position>(context);
   filled.next_rope_position = static_cast<Position>(caches[0].reindexes() ? rows : context);
-  if (caches[0].reindexes()) filled.angles = filled.positions;
+  if (caches[0].reindexes()) filled.rope_positions = filled.positions;
   for (std::size_t h = 0; h < static_cast<std::size_t>(heads); ++h) filled.heads[3 * h + 1] = empty.heads[3 * h + 1];
   const auto first = static_cast<Position>(empty.heads[1]);  // those at the beginning of the text stay, by age
   for (Position& p : filled.positions)
