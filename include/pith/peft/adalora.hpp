@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include <pith/core/check.hpp>
+#include <pith/core/products.hpp>
 #include <pith/core/view.hpp>
 #include <pith/peft/detail/factors.hpp>
 #include <pith/peft/detail/fresh.hpp>
@@ -131,12 +132,13 @@ AdaLoraAdapter<S> fresh_adalora(Index in, Index out, Index rank, const AdaLoraOp
 /// Shapes   gradient [rank, features]
 template <class S>
 S orthogonality(ConstMatrixRef<S> components, std::type_identity_t<MatrixRef<S>>* gradient = nullptr, std::type_identity_t<S> weight = 1) {
-  Matrix<S> gap = components * components.transpose();
+  Matrix<S> gap = detail::times_transposed<S>(components, components);
   gap.diagonal().array() -= S(1);
   const S norm = gap.norm();
   if (gradient != nullptr && norm > S(0)) {
     check_shape("orthogonality", "gradient", *gradient, components.rows(), components.cols());
-    gradient->noalias() += (S(2) * weight / norm) * gap * components;
+    gap *= S(2) * weight / norm;
+    *gradient += detail::times<S>(gap, components);
   }
   return norm;
 }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
+#include <pith/core/products.hpp>
 #include <pith/core/view.hpp>
 #include <pith/nn/linear.hpp>
 #include <pith/peft/combine.hpp>
@@ -61,8 +62,8 @@ template <class S>
 DecomposedWeight<S> taken_out(ConstMatrixRef<S> weight, const Matrix<double>& down, const Matrix<double>& up, const LoraOptions& options) {
   LoraAdapter<S> adapter(down.cast<S>().eval(), up.cast<S>().eval(), options);
   const LoraAdapter<S>& a = adapter;
-  const Matrix<double> delta = double(a.scale()) * a.up().template cast<double>() * a.down().template cast<double>();
-  Matrix<S> residual = (weight.template cast<double>() - delta).template cast<S>();
+  const Matrix<double> delta = double(a.scale()) * transposed_times<double>(in_double<S>(a.up_rows()), in_double<S>(a.down_rows()));
+  Matrix<S> residual = (in_double<S>(weight) - delta).template cast<S>();
   return {std::move(adapter), std::move(residual)};
 }
 
@@ -89,7 +90,8 @@ template <class S> DecomposedWeight<S> pissa(ConstMatrixRef<S> weight, Index ran
     raise<ShapeError>("pith::pissa: scale ", scale, ", expected above 0: it is taken out of both factors");
   const detail::Svd w = detail::svd(weight.template cast<double>());
   const Vector<double> root = (w.s.head(rank) / scale).cwiseSqrt();
-  return detail::taken_out<S>(weight, root.asDiagonal() * w.vt.topRows(rank), w.u.leftCols(rank) * root.asDiagonal(), options);
+  return detail::taken_out<S>(weight, detail::with_scaled_rows<double>(w.vt.topRows(rank), root),
+                              detail::with_scaled_columns<double>(w.u.leftCols(rank), root), options);
 }
 
 /// OLoRA: B and A start as the first columns of Q and rows of R, with W = Q R. They do not absorb the scale: residual = W - scale · B A.
@@ -130,14 +132,14 @@ LoraAdapter<S> combine_svd(std::span<const WeightedLora<S>> terms, const SvdComb
   for (const WeightedLora<S>& term : terms) {
     const LoraAdapter<S>& a = *term.adapter;
     const double scale = double(a.scale());
-    deltas.push_back(scale * a.up().template cast<double>() * a.down().template cast<double>());
+    deltas.push_back(scale * detail::transposed_times<double>(detail::in_double<S>(a.up_rows()), detail::in_double<S>(a.down_rows())));
     weights.push_back(options.as_published ? detail::combined_weight(term) : term.weight);
     if (options.rank < 0) rank = (std::max)(rank, a.rank());
   }
   const Matrix<double> delta = detail::combine_parts(std::move(deltas), weights, options.deltas, rng);
   detail::check_decomposition<double>("combine_svd", delta, rank);
   detail::Svd d = detail::svd(delta);
-  Matrix<double> up = d.u.leftCols(rank) * d.s.head(rank).asDiagonal(), down = d.vt.topRows(rank);
+  Matrix<double> up = detail::with_scaled_columns<double>(d.u.leftCols(rank), d.s.head(rank)), down = d.vt.topRows(rank);
   if (options.clamp < 1) {
     std::vector<double> all(up.data(), up.data() + up.size());
     all.insert(all.end(), down.data(), down.data() + down.size());
@@ -189,10 +191,10 @@ template <class S> ClosestLora<S> closest_lora(const AnyLinear<S>& base, const L
   bias -= bias_of(base);
   const detail::Svd d = detail::svd(delta);
   const Vector<double> root = d.s.head(rank).cwiseSqrt();
-  const Matrix<S> down = (root.asDiagonal() * d.vt.topRows(rank)).template cast<S>(),
-                  up = (d.u.leftCols(rank) * root.asDiagonal()).template cast<S>();
+  const Matrix<S> down = detail::with_scaled_rows<double>(d.vt.topRows(rank), root).template cast<S>(),
+                  up = detail::with_scaled_columns<double>(d.u.leftCols(rank), root).template cast<S>();
   const Vector<S> moved = bias.isZero(0) ? Vector<S>() : Vector<S>(bias.template cast<S>());
-  const double size = delta.norm(), rest = (delta - up.template cast<double>() * down.template cast<double>()).norm();
+  const double size = delta.norm(), rest = (delta - detail::times<double>(detail::in_double<S>(up), detail::in_double<S>(down))).norm();
   return {LoraAdapter<S>(down, up, {.alpha = double(rank)}, moved), size > 0 ? rest / size : 0};
 }
 

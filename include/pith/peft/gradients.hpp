@@ -2,6 +2,7 @@
 // Gradients of a low-rank adapter.
 
 #include <pith/core/check.hpp>
+#include <pith/core/products.hpp>
 #include <pith/core/view.hpp>
 #include <pith/peft/low_rank.hpp>
 
@@ -29,7 +30,7 @@ template <class S> struct LowRankGradients {
 ///
 /// Shapes   x [tokens, in] · dy [tokens, out] · of the gradients the first rank rows change
 /// Cost     6·tokens·rank·(in + out) flops
-/// Heap     t, u and Eigen's temporaries
+/// Heap     t, u, both again, and Eigen's temporaries
 /// Throws   ShapeError if the shapes disagree, before any gradient changes
 template <LowRankAdapter A>
 void low_rank_backward(ConstMatrixRef<typename A::Scalar> x, const A& adapter, ConstMatrixRef<typename A::Scalar> dy,
@@ -46,9 +47,9 @@ void low_rank_backward(ConstMatrixRef<typename A::Scalar> x, const A& adapter, C
   check_shape("low_rank_backward", "grads.bias", grads.bias, up.cols(), 1);
   if (rank > grads.down_rows.rows()) [[unlikely]]
     raise<ShapeError>("pith::low_rank_backward: gradients of ", grads.down_rows.rows(), " components for a rank of ", rank);
-  const Matrix<S> t = x * down.transpose(), u = dy * up.transpose();
-  grads.down_rows.topRows(rank).noalias() += (u * gain.asDiagonal()).transpose() * x;
-  grads.up_rows.topRows(rank).noalias() += (t * gain.asDiagonal()).transpose() * dy;
+  const Matrix<S> t = detail::times_transposed<S>(x, down), u = detail::times_transposed<S>(dy, up);
+  detail::add_transposed_times<S>(detail::with_scaled_columns<S>(u, gain), x, grads.down_rows.topRows(rank));
+  detail::add_transposed_times<S>(detail::with_scaled_columns<S>(t, gain), dy, grads.up_rows.topRows(rank));
   if constexpr (requires { adapter.lambda(); }) grads.lambda.head(rank) += adapter.scale() * t.cwiseProduct(u).colwise().sum().transpose();
   if constexpr (requires { adapter.scaled_bias(), adapter.scale(); })
     if (adapter.scaled_bias().size() > 0) grads.bias += adapter.scale() * dy.colwise().sum().transpose();

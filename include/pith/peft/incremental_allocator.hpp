@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
+#include <pith/core/products.hpp>
 #include <pith/core/view.hpp>
 #include <pith/peft/increlora.hpp>
 #include <pith/peft/rank_allocator.hpp>
@@ -30,7 +31,7 @@ struct IncrementalOptions {
 /// IncreLoRA's score of a module: Σ |ΔW ∘ dL/dΔW| / √(out · in) with dL/dΔW = dyᵀ x; ΔW includes the scale and the reserve.
 ///
 /// Shapes   x [tokens, in] · dy [tokens, out]
-/// Heap     two matrices of the size of the weight
+/// Heap     two matrices of the size of the weight; x, dy, A and B in double
 /// Throws   ShapeError if the shapes disagree
 template <LowRankAdapter A>
 double increment_score(const A& adapter, ConstMatrixRef<typename A::Scalar> x, ConstMatrixRef<typename A::Scalar> dy) {
@@ -40,8 +41,9 @@ double increment_score(const A& adapter, ConstMatrixRef<typename A::Scalar> x, C
   check_shape("increment_score", "dy", dy, x.rows(), up.cols());
   if (down.cols() == 0 || up.cols() == 0) return 0;
   const Vector<double> gain = ConstVectorRef<S>(adapter.gain()).template cast<double>();
-  const Matrix<double> delta = up.template cast<double>().transpose() * gain.asDiagonal() * down.template cast<double>();
-  const Matrix<double> gradient = dy.template cast<double>().transpose() * x.template cast<double>();
+  const Matrix<double> b_rows = detail::with_scaled_rows<double>(detail::in_double<S>(up), gain);
+  const Matrix<double> delta = detail::transposed_times<double>(b_rows, detail::in_double<S>(down));
+  const Matrix<double> gradient = detail::transposed_times<double>(detail::in_double<S>(dy), detail::in_double<S>(x));
   return delta.cwiseProduct(gradient).cwiseAbs().sum() / std::sqrt(double(down.cols()) * double(up.cols()));
 }
 

@@ -5,6 +5,7 @@
 #include <random>
 
 #include <pith/core/check.hpp>
+#include <pith/core/products.hpp>
 #include <pith/core/random.hpp>
 #include <pith/core/view.hpp>
 #include <pith/peft/lora.hpp>
@@ -98,8 +99,8 @@ LoraFactors<S> fresh_factors(Index in, Index out, Index rank, const LoraInit& in
       Matrix<double> a(half, in), b(out, half);
       detail::fill_normal<double>(a, 0.1, rng);
       detail::fill_normal<double>(b, 0.1, rng);
-      f.down = (q.topRows(half).transpose() * a).template cast<S>();
-      f.up = (b * q.bottomRows(half)).template cast<S>();
+      f.down = detail::transposed_times<double>(q.topRows(half), a).template cast<S>();
+      f.up = detail::times<double>(b, q.bottomRows(half)).template cast<S>();
       break;
     }
   }

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include <pith/core/check.hpp>
+#include <pith/core/products.hpp>
 #include <pith/core/random.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
@@ -121,7 +122,7 @@ void backward(const LinearView<S, S>& layer, std::type_identity_t<ConstMatrixRef
   check_shape("backward", "x", x, any_extent, layer.in());
   check_shape("backward", "dy", dy, x.rows(), layer.out());
   check_shape("backward", "grads.weight", grads.weight, layer.out(), layer.in());
-  grads.weight.noalias() += dy.transpose() * x;
+  detail::add_transposed_times<S>(dy, x, grads.weight);
   if (grads.bias.size() > 0) grads.bias += dy.colwise().sum().transpose();
   if (dx.size() > 0) layer.backward(dy, dx, ws);
 }

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include <pith/core/products.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/kv/compact_options.hpp>
@@ -97,7 +98,7 @@ class AttentionMatch {
         mass[from + i] = row.sum();
         for (Index j = 0; j < t; ++j) weights(from + i, j) = row[kept[static_cast<std::size_t>(j)] - first];
       }
-      target.middleRows(from, size).noalias() = logits.topRows(size) * m_.values.middleRows(first, end - first);
+      write_times<double>(logits.topRows(size), m_.values.middleRows(first, end - first), target.middleRows(from, size));
     });
     if (o_.masses) solve_masses(sums, mass, weights, out.log_mass);
     if (o_.values) solve_values(mass, weights, target, out);
@@ -127,7 +128,7 @@ class AttentionMatch {
     for (Index from = 0; from < n; from += block) {
       const Index size = (std::min)(block, n - from);
       auto here = logits.topRows(size);
-      here.noalias() = m_.queries.middleRows(from, size) * m_.keys.middleRows(first, width).transpose();
+      write_times_transposed<double>(m_.queries.middleRows(from, size), m_.keys.middleRows(first, width), here);
       here *= m_.scale;
       if (m_.softcap > 0) here = m_.softcap * (here.array() / m_.softcap).tanh();
       here.rowwise() += m_.log_mass.segment(first, width).transpose();
@@ -139,11 +140,11 @@ class AttentionMatch {
     const Index t = weights.cols();
     MatchVector counts = MatchVector::Ones(mass.size());
     if (o_.rows == CompactOptions::Rows::largest) counts = (sums.log_sum - sums.top).array().exp();
-    const MatchMatrix rows = counts.asDiagonal() * weights;
+    const MatchMatrix rows = with_scaled_rows<double>(weights, counts);
     MatchMatrix gram = MatchMatrix::Zero(t, t);
     gram.selfadjointView<Eigen::Lower>().rankUpdate(rows.transpose());
     gram.triangularView<Eigen::StrictlyUpper>() = gram.transpose();
-    const MatchVector right = rows.transpose() * counts.cwiseProduct(mass);
+    const MatchVector right = transposed_times<double>(rows, MatchVector(counts.cwiseProduct(mass)));
     const MatchVector w = box_least_squares(std::move(gram), right, o_);
     for (Index j = 0; j < t; ++j) {
       log_mass[static_cast<std::size_t>(j)] = static_cast<float>(std::log(w[j]));
@@ -161,8 +162,8 @@ class AttentionMatch {
     gram.selfadjointView<Eigen::Lower>().rankUpdate(weights.transpose());
     const double lambda = o_.ridge * gram.trace() / static_cast<double>(t);
     gram.diagonal().array() += lambda;
-    if (o_.pull == CompactOptions::Pull::own) target.noalias() -= weights * out.values;
-    const MatchMatrix right = weights.transpose() * target;
+    if (o_.pull == CompactOptions::Pull::own) target -= times<double>(weights, out.values);
+    const MatchMatrix right = transposed_times<double>(weights, target);
     const Eigen::LDLT<Eigen::Ref<MatchMatrix>, Eigen::Lower> solver(gram);
     MatchMatrix change = solver.solve(right);
     if (o_.pull == CompactOptions::Pull::own) change += out.values;

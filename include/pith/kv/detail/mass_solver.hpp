@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include <pith/core/products.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/kv/compact_options.hpp>
@@ -26,7 +27,7 @@ inline Vector<double> box_least_squares(Matrix<double> gram, const Vector<double
   const double mu = o.mass_pull * gram.trace() / static_cast<double>(t);
   gram.diagonal().array() += mu;
   const Vector<double> b = right.array() + mu;
-  Vector<double> w = Vector<double>::Ones(t), gw = gram * w;
+  Vector<double> w = Vector<double>::Ones(t), gw = times<double>(gram, w);
   for (Index sweep = 0; sweep < o.sweeps; ++sweep) {
     double moved = 0;
     for (Index j = 0; j < t; ++j) {
@@ -51,7 +52,7 @@ inline std::vector<Index> pursue_columns(const Matrix<double>& all, Index count,
   std::vector<Index> taken;
   std::vector<bool> is_taken(static_cast<std::size_t>(rows), false);
   for (Index round = 0; static_cast<Index>(taken.size()) < (std::min)(count, rows); ++round) {
-    const Vector<double> agrees = all.transpose() * missing;
+    const Vector<double> agrees = transposed_times<double>(all, missing);
     const Index step = (std::min)(o.pursuit_step, (std::min)(count, rows) - static_cast<Index>(taken.size()));
     for (Index s = 0; s < step; ++s) {
       Index best = -1;
@@ -64,13 +65,13 @@ inline std::vector<Index> pursue_columns(const Matrix<double>& all, Index count,
     Matrix<double> columns(all.rows(), t);
     for (Index j = 0; j < t; ++j) columns.col(j) = all.col(taken[static_cast<std::size_t>(j)]);
     if (round % o.pursuit_interval == 0 || t == (std::min)(count, rows)) {
-      w = box_least_squares(columns.transpose() * columns, columns.transpose() * whole, o);
+      w = box_least_squares(transposed_times<double>(columns, columns), transposed_times<double>(columns, whole), o);
     } else {
       const Index before = w.size();
       w.conservativeResize(t);
       w.tail(t - before).setConstant(std::exp(o.least_log_mass));
     }
-    missing = whole - columns * w;
+    missing = whole - times<double>(columns, w);
   }
   return taken;
 }

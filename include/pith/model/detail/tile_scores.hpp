@@ -10,6 +10,7 @@
 
 #include <pith/attention/kv_view.hpp>
 #include <pith/core/check.hpp>
+#include <pith/core/products.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/kv/detail/slab.hpp>
@@ -49,9 +50,9 @@ template <class S> void check_o_proj(const DecoderConfig& config, std::span<cons
 template <KvStorage T> Matrix<arithmetic_t<T>> tile_logits(const LookTile<T>& tile, const KvRun<T>& run, std::span<const Index> rows) {
   using S = arithmetic_t<T>;
   const Index d = tile.attention.queries.cols(), n = static_cast<Index>(rows.size());
-  Matrix<S> keys(n, d), out(tile.attention.queries.rows(), n);
+  Matrix<S> keys(n, d);
   for (Index j = 0; j < n; ++j) widen_key(key_of(run, rows[static_cast<std::size_t>(j)]), keys.data() + j * d, d);
-  out.noalias() = tile.attention.queries * keys.transpose();
+  Matrix<S> out = times_transposed<S>(tile.attention.queries, keys);
   out *= tile.scale;
   if (tile.softcap > 0) out = tile.softcap * (out.array() / tile.softcap).tanh();
   for (Index j = 0; run.log_mass != nullptr && j < n; ++j)

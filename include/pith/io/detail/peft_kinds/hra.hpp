@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include <pith/core/products.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/io/detail/json_fields.hpp>
@@ -34,8 +35,8 @@ class HraKind final : public PeftKind {
     const Matrix<double> u = directions(m);
     Matrix<double> t = 2 * Matrix<double>::Identity(rank_, rank_);
     for (Index i = 1; i < rank_ && !orthogonal_; ++i)
-      t.col(i).head(i) = -2 * (t.topLeftCorner(i, i) * (u.leftCols(i).transpose() * u.col(i)));
-    const Matrix<double> b = -(place.weight() * u) * t;
+      t.col(i).head(i) = -2 * times<double>(t.topLeftCorner(i, i), transposed_times<double>(u.leftCols(i), u.col(i)));
+    const Matrix<double> b = -times<double>(times<double>(place.weight(), u), t);
     LinearAdapter<S> out;
     out.terms.push_back({u.transpose().template cast<S>(), b.transpose().template cast<S>(), Vector<S>::Ones(rank_)});
     return out;

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include <pith/core/products.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/io/detail/json_fields.hpp>
@@ -60,7 +61,7 @@ class LohaKind final : public PeftKind {
   }
   template <class S> static std::shared_ptr<const KroneckerChange<S>> whole(const KindModule& m, const KindPlace<S>& place) {
     const auto product = [&](std::size_t a, std::size_t b) {
-      return Matrix<double>(m.load<double>(a).middleRows(place.first, place.out()) * m.load<double>(b));
+      return times<double>(m.load<double>(a).middleRows(place.first, place.out()), m.load<double>(b));
     };
     const Matrix<S> delta = (double(m.scale<S>()) * product(0, 1).cwiseProduct(product(2, 3))).template cast<S>();
     return std::make_shared<const KroneckerChange<S>>(Matrix<S>(Matrix<S>::Ones(1, 1)), ConstMatrixRef<S>(delta));

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include <pith/core/products.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/io/detail/cayley.hpp>
@@ -86,7 +87,7 @@ class OftKind final : public PeftKind {
     Matrix<T> sum = Matrix<T>::Identity(b, b), power = sum;
     const Index last = terms_ == 3 ? 3 : terms_ - 1;
     for (Index n = 1; n <= last; ++n) {
-      power = (power * q).eval();
+      power = times<T>(power, q);
       sum += T(n == last && last > 1 ? 1 : 2) * power;
     }
     return sum;

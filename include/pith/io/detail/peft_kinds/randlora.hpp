@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include <pith/core/products.hpp>
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/io/detail/json_fields.hpp>
@@ -81,7 +82,7 @@ class RandLoraKind final : public PeftKind {
     for (Index k = 0; k < rank_; ++k)
       for (Index n = 0; n < blocks; ++n)
         ua.row(k * blocks + n) = lambda(k, n) * a.row(k).head(shorter).template cast<double>().cwiseProduct(gamma.row(n));
-    const Matrix<double> delta = scale_ * (b.topLeftCorner(longer, flat).template cast<double>() * ua);  // [longer, shorter]
+    const Matrix<double> delta = scale_ * times<double>(in_double<S>(b.topLeftCorner(longer, flat)), ua);  // [longer, shorter]
     Matrix<double> w = place.weight();
     if (place.in() > place.module_out)
       w += delta.middleCols(place.first, place.out()).transpose();
