@@ -38,6 +38,7 @@ int main(int, char** argv) {
 
 #include "io/temp_folder.hpp"
 #include "support/catch.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 namespace {
@@ -92,7 +93,8 @@ void houlsby(const Numbers& D, const Numbers& U, const Numbers& hidden, const Nu
   pith::Matrix<float> y = adapter.forward(hidden, residual, norm);  // norm(hidden + relu(hidden Dᵀ) Uᵀ + residual)
   // --- end
   CHECK(y.rows() == hidden.rows());
-  Numbers expected = hidden + (hidden * D.transpose()).cwiseMax(0.f) * U.transpose() + residual;
+  using pith_test::times_transposed;
+  Numbers expected = hidden + times_transposed(times_transposed(hidden, D).cwiseMax(0), U).cast<float>() + residual;
   norm.forward(Numbers(expected), expected);
   CHECK((y - expected).norm() < 1e-4f * expected.norm());
 }

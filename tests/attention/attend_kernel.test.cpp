@@ -10,12 +10,16 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
 using namespace pith::detail;
 using pith_test::near;
 using pith_test::same_bits;
+using pith_test::times;
+using pith_test::times_transposed;
+using pith_test::transposed;
 
 namespace {
 
@@ -55,11 +59,9 @@ TEMPLATE_TEST_CASE("kernels give the same bits for every group of queries, in pl
 
   const Rows<S> copied{staged.data(), layout.padded(), count, nullptr};
   const Matrix<S> score = scores<4>(arranged, copied), sum = sums<4>(weights, copied, layout.padded());
-  CHECK(near(score, .5 * pith_test::widened<double>(queries) * pith_test::widened<double>(rows).transpose(),
-             pith_test::dot_bound<S>(pith_test::widened<double>(queries), pith_test::widened<double>(rows))));
+  CHECK(near(score, .5 * times_transposed(queries, rows), pith_test::dot_bound<S>(queries, rows)));
   for (Index q = 0; q < 4; ++q) layout.restore(sum.data() + q * layout.padded(), S(2), back.data() + q * dim);
-  CHECK(near(back, 2 * pith_test::widened<double>(weights) * pith_test::widened<double>(rows),
-             2 * pith_test::dot_bound<S>(pith_test::widened<double>(weights), pith_test::widened<double>(rows).transpose())));
+  CHECK(near(back, 2 * times(weights, rows), 2 * pith_test::dot_bound<S>(weights, transposed(pith_test::widened<double>(rows)))));
 
   CHECK(near(scores<1>(arranged, copied), score, 0));
   CHECK(near(scores<2>(arranged, copied), score, 0));
@@ -103,7 +105,7 @@ TEST_CASE("kernels give the same bits for 8-bit rows in registers and written ou
   CHECK(same_bits(Matrix<float>(staged.leftCols(dim)), Matrix<float>(decoded.cast<float>())));
   const Rows<float> copied{staged.data(), layout.padded(), count, nullptr};
   const Matrix<float> score = scores<4>(arranged, copied), sum = sums<4>(weights, copied, layout.padded());
-  CHECK(near(score, queries.cast<double>() * decoded.transpose(), pith_test::dot_bound<float>(queries.cast<double>(), decoded)));
+  CHECK(near(score, times_transposed(queries, decoded), pith_test::dot_bound<float>(queries, decoded)));
   if (!layout.whole) return;
   for (const Q8* ahead : {static_cast<const Q8*>(nullptr), static_cast<const Q8*>(rows.data())}) {
     const Rows<Q8> there{rows.data(), stride, count, ahead};

@@ -13,6 +13,7 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -89,10 +90,10 @@ template <class T> struct StoredRows {
     Matrix<double> out(q.rows(), q.cols());
     for (Index t = 0; t < q.rows(); ++t)
       for (Index h = 0; h < shape.num_heads; ++h) {
-        const auto of_head = [&](const Matrix<S>& m) { return m.middleRows(h / shape.group() * rows, rows).template cast<double>(); };
-        Vector<double> p = of_head(k) * q.row(t).segment(h * d, d).transpose().template cast<double>() / std::sqrt(static_cast<double>(d));
+        const auto of_head = [&](const Matrix<S>& m) { return m.middleRows(h / shape.group() * rows, rows); };
+        Vector<double> p = pith_test::times_transposed(of_head(k), q.row(t).segment(h * d, d)).col(0) / std::sqrt(static_cast<double>(d));
         p = (p.array() - p.maxCoeff()).exp().matrix().eval();
-        out.row(t).segment(h * d, d) = (p.transpose() * of_head(v)) / p.sum();
+        out.row(t).segment(h * d, d) = pith_test::transposed_times(p, of_head(v)) / p.sum();
       }
     return out;
   }

@@ -19,6 +19,7 @@
 #include "golden/support/kv_rows.hpp"
 #include "golden/support/replay_folder.hpp"
 #include "support/catch.hpp"
+#include "support/products.hpp"
 
 using namespace pith;
 using namespace pith_test;
@@ -161,10 +162,10 @@ void attention_matching(Golden& golden) {
     const Vector<double> beta = Eigen::Map<const Vector<float>>(solved.log_mass.data(), t).cast<double>();
     CHECK(mass_error(e, theirs, beta) <= mass_error(e, theirs, their_beta) * (1 + 1e-5));
     if (biased) {  // where values are solved for, theirs forget the masses that rows have; ours are the optimum with them
-      const Matrix<double> x = kept_weights(e, theirs, beta), y = kept_weights(e, all_rows(k.rows()), none) * v;
-      CHECK((x.transpose() * (x * solved.values - y)).cwiseAbs().maxCoeff() < 1e-6);
+      const Matrix<double> x = kept_weights(e, theirs, beta), y = times(kept_weights(e, all_rows(k.rows()), none), v);
+      CHECK(transposed_times(x, times(x, solved.values) - y).cwiseAbs().maxCoeff() < 1e-6);
       const Matrix<double> without = kept_weights(exponentials(q, k, none), theirs, their_beta);
-      if (inside) CHECK((without.transpose() * (without * their_values - y)).cwiseAbs().maxCoeff() < 1e-4);
+      if (inside) CHECK(transposed_times(without, times(without, their_values) - y).cwiseAbs().maxCoeff() < 1e-4);
     }
     if (!inside) continue;
     CHECK(distance(beta, golden.get(name + "_beta").row({})) <= beta_bound);

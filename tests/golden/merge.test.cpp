@@ -26,6 +26,7 @@
 #include "golden/support/replay_folder.hpp"
 #include "golden/support/vlm_trace.hpp"
 #include "support/catch.hpp"
+#include "support/products.hpp"
 
 using namespace pith;
 using namespace pith_test;
@@ -363,14 +364,17 @@ void lookm_attention_layer(Golden& golden) {
     CHECK(((ours - theirs).array().abs() <= 1e-5f + 1e-4f * theirs.array().abs()).all());
   };
   const auto call = [&](Index first, Index n, Phase phase) {
-    const Matrix<float> rows = x.middleRows(first, n), v = rows * wv.transpose();
-    Matrix<float> q = rows * wq.transpose(), k = rows * wk.transpose();
+    const auto projected = [&](const Matrix<float>& w) -> Matrix<float> {
+      return pith_test::times_transposed(x.middleRows(first, n), w).cast<float>();
+    };
+    const Matrix<float> v = projected(wv);
+    Matrix<float> q = projected(wq), k = projected(wk);
     Ids positions(static_cast<std::size_t>(n));
     std::iota(positions.begin(), positions.end(), static_cast<Position>(first));
     rope.rotate(q, positions);
     rope.rotate(k, positions);
     cache.append(k, v, {.phase = phase, .kinds = std::span(kinds).subspan(0, phase == Phase::prefill ? kinds.size() : 0)});
-    const Matrix<float> out = look(cache, q, n) * wo.transpose();
+    const Matrix<float> out = pith_test::times_transposed(look(cache, q, n), wo).cast<float>();
     for (Index h = 0; h < heads && phase == Phase::prefill; ++h) near_enough(cache.stats(h), slice(golden.get("score"), {}).row(h));
     cache.evict();
     return out;

@@ -25,6 +25,7 @@
 #include "golden/support/golden_file.hpp"
 #include "io/temp_folder.hpp"
 #include "support/catch.hpp"
+#include "support/products.hpp"
 #include "support/tiny_model.hpp"
 
 using namespace pith;
@@ -196,14 +197,12 @@ template <class S> void check_prefix(const PeftFolder& folder, Golden& golden) {
     }
   }
   if (!golden.says("prefix_projection") || golden.word("prefix_projection") != "true") return;
-  const auto encoder = [&](const char* name) { return matrix_of<double>(golden.get(std::string("encoder.") + name)); };
-  const Matrix<double> hidden =
-      ((encoder("embedding.weight") * encoder("transform.0.weight").transpose()).rowwise() + encoder("transform.0.bias").col(0).transpose())
-          .array()
-          .tanh()
-          .matrix();
-  const Matrix<double> projected =
-      (hidden * encoder("transform.2.weight").transpose()).rowwise() + encoder("transform.2.bias").col(0).transpose();
+  const auto encoder = [&](const std::string& name) { return matrix_of<double>(golden.get("encoder." + name)); };
+  const auto through = [&](const Matrix<double>& x, const std::string& layer) {
+    return pith_test::with_bias(pith_test::times_transposed(x, encoder(layer + ".weight")), encoder(layer + ".bias").col(0));
+  };
+  const Matrix<double> hidden = through(encoder("embedding.weight"), "transform.0").array().tanh();
+  const Matrix<double> projected = through(hidden, "transform.2");
   CHECK((projected - folder.load_prompt<double>()).cwiseAbs().maxCoeff() <= 1e-6);  // what is saved is the projected prefix
 }
 

@@ -18,8 +18,11 @@
 #include "golden/support/vlm_trace.hpp"
 #include "io/temp_folder.hpp"
 #include "support/catch.hpp"
+#include "support/products.hpp"
 
 using namespace pith;
+using pith_test::times_transposed;
+using pith_test::transposed_times;
 
 namespace golden_two_images {
 namespace {
@@ -56,20 +59,22 @@ struct OneLayer {
   Projected project(const Rows& x, Index first) const {
     const Rows n = normed(x, "model.layers.0.input_layernorm");
     const std::string at = "model.layers.0.self_attn.";
-    Projected out{n * weight(at + "q_proj").transpose(), n * weight(at + "k_proj").transpose(), n * weight(at + "v_proj").transpose()};
+    Projected out{times_transposed(n, weight(at + "q_proj")), times_transposed(n, weight(at + "k_proj")),
+                  times_transposed(n, weight(at + "v_proj"))};
     rotate(out.q, first);
     rotate(out.k, first);
     return out;
   }
   /// The logits that follow a token whose attention gave `attended` [1, hidden].
   Rows logits(Rows x, const Rows& attended) const {
-    x += attended * weight("model.layers.0.self_attn.o_proj").transpose();
+    x += times_transposed(attended, weight("model.layers.0.self_attn.o_proj"));
     const Rows n = normed(x, "model.layers.0.post_attention_layernorm");
-    const Rows gate = n * weight("model.layers.0.mlp.gate_proj").transpose(), up = n * weight("model.layers.0.mlp.up_proj").transpose();
+    const Rows gate = times_transposed(n, weight("model.layers.0.mlp.gate_proj")),
+               up = times_transposed(n, weight("model.layers.0.mlp.up_proj"));
     Rows mid = gate;
     for (Index i = 0; i < mid.cols(); ++i) mid(0, i) = gate(0, i) / (1 + std::exp(-gate(0, i))) * up(0, i);
-    x += mid * weight("model.layers.0.mlp.down_proj").transpose();
-    return normed(x, "model.norm") * weight("lm_head").transpose();
+    x += times_transposed(mid, weight("model.layers.0.mlp.down_proj"));
+    return times_transposed(normed(x, "model.norm"), weight("lm_head"));
   }
 };
 
@@ -146,7 +151,7 @@ class TwoImages {
         std::iota(seen.begin(), seen.end(), 0);
         const Vector<double> p = probabilities(all.q.row(t), all.k, h, seen);
         score.head(t + 1) += p;
-        if (t == n - 1) attended.middleCols(h * head_dim, head_dim) = p.transpose() * all.v.middleCols(h * head_dim, head_dim);
+        if (t == n - 1) attended.middleCols(h * head_dim, head_dim) = transposed_times(p, all.v.middleCols(h * head_dim, head_dim));
       }
       std::vector<Index>& rows = kept[static_cast<std::size_t>(h)];
       std::vector<Index> images;

@@ -17,6 +17,7 @@
 #include "io/tiny_checkpoint.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 namespace {
@@ -494,7 +495,7 @@ TEST_CASE("LoRA folders that are written are read back, number by number", "[io]
   check(up1, up);
   const PeftModule<float> k = read.load<float>(k1);
   CHECK(k.gain == Vector<float>::Ones(2));
-  CHECK(k.up == Matrix<float>(uneven.b_rows.transpose() * uneven.gains.asDiagonal()));
+  CHECK(k.up.cast<double>() == pith_test::with_scaled_columns(uneven.b_rows.transpose(), uneven.gains));
   CHECK(read.load<float>(head).up == Matrix<float>::Zero(5, 1));
   const ModelAdapter<float> loaded = load_adapter(read, decoder);
   CHECK(loaded.projection(0, Projection::q) != nullptr);
@@ -528,8 +529,9 @@ TEST_CASE("LoRA folders that are written are read back, number by number", "[io]
     flat.add(bound_q, ada);
     flat.write(folder / "flat");
     const PeftModule<float> tensors = PeftFolder(folder / "flat").load<float>(bound_q);
-    CHECK(pith_test::near(Matrix<float>(tensors.up * tensors.gain.asDiagonal() * tensors.down),
-                          Matrix<float>(ada.up() * ada.gain().asDiagonal() * ada.down()), 1e-5));
+    using pith_test::times, pith_test::with_scaled_columns;
+    CHECK(pith_test::near(times(with_scaled_columns(tensors.up, tensors.gain), tensors.down),
+                          times(with_scaled_columns(ada.up(), ada.gain()), ada.down()), 1e-5));
   }
   SECTION("what PEFT could not read") {
     const auto refused = [](const std::string& module, const LowRankTerm<float>& term, const std::string& text) {

@@ -10,14 +10,15 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 namespace pith_test {
 
 /// What an adapter shows, in double: products of them are compiled once, not once for each kind of adapter.
 struct ShownAdapter {
-  Eigen::MatrixXd down, up;
-  Eigen::VectorXd gain;
+  pith::Matrix<double> down, up;
+  pith::Vector<double> gain;
   double epsilon;  ///< of its scalar
 
   Eigen::Index rank() const { return down.rows(); }
@@ -32,11 +33,11 @@ template <pith::LowRankAdapter A> ShownAdapter shown(const A& adapter) {
 }
 
 /// B diag(gain) A.
-inline Eigen::MatrixXd delta_of(const ShownAdapter& a) { return a.up.transpose() * a.gain.asDiagonal() * a.down; }
-template <pith::LowRankAdapter A> Eigen::MatrixXd delta_of(const A& adapter) { return delta_of(shown(adapter)); }
+inline pith::Matrix<double> delta_of(const ShownAdapter& a) { return plain_product(with_scaled_columns(transposed(a.up), a.gain), a.down); }
+template <pith::LowRankAdapter A> pith::Matrix<double> delta_of(const A& adapter) { return delta_of(shown(adapter)); }
 
 /// Pivots that are more than rounding, by elimination with the largest of all that is left.
-inline pith::Index rank_of(Eigen::MatrixXd m) {
+inline pith::Index rank_of(pith::Matrix<double> m) {
   const double least = m.size() == 0 ? 0 : double(m.rows() + m.cols()) * std::numeric_limits<double>::epsilon() * m.cwiseAbs().maxCoeff();
   for (pith::Index rank = 0;; ++rank) {
     if (rank == std::min(m.rows(), m.cols())) return rank;
@@ -51,20 +52,20 @@ inline pith::Index rank_of(Eigen::MatrixXd m) {
 /// What rounding in its scalar may do to x (W + B diag(gain) A)ᵀ + bias: each of the chains rounds once per term.
 ///
 /// Shapes   as the result, [tokens, out]
-inline Eigen::MatrixXd adapted_bound(const Eigen::MatrixXd& x, const Eigen::MatrixXd& w, const Eigen::VectorXd& bias,
-                                     const ShownAdapter& a) {
-  const Eigen::MatrixXd through = x.cwiseAbs() * a.down.cwiseAbs().transpose() * a.gain.cwiseAbs().asDiagonal() * a.up.cwiseAbs();
-  Eigen::MatrixXd size = x.cwiseAbs() * w.cwiseAbs().transpose() + through;
-  if (bias.size() > 0) size.rowwise() += bias.cwiseAbs().transpose();
+inline pith::Matrix<double> adapted_bound(const pith::Matrix<double>& x, const pith::Matrix<double>& w, const pith::Vector<double>& bias,
+                                          const ShownAdapter& a) {
+  const pith::Matrix<double> t = times_transposed(magnitudes(x), magnitudes(a.down));
+  pith::Matrix<double> size = plain_product(with_scaled_columns(t, magnitudes(a.gain).col(0)), magnitudes(a.up));
+  size += times_transposed(magnitudes(x), magnitudes(w));
+  if (bias.size() > 0) size = with_bias(size, bias.cwiseAbs());
   return size * (a.epsilon * double(x.cols() + a.rank() + 6));
 }
 
 /// x (W + delta)ᵀ + bias.
-inline Eigen::MatrixXd adapted(const Eigen::MatrixXd& x, const Eigen::MatrixXd& w, const Eigen::MatrixXd& delta,
-                               const Eigen::VectorXd& bias) {
-  Eigen::MatrixXd y = x * (w + delta).transpose();
-  if (bias.size() > 0) y.rowwise() += bias.transpose();
-  return y;
+inline pith::Matrix<double> adapted(const pith::Matrix<double>& x, const pith::Matrix<double>& w, const pith::Matrix<double>& delta,
+                                    const pith::Vector<double>& bias) {
+  const pith::Matrix<double> y = times_transposed(x, w + delta);
+  return bias.size() > 0 ? with_bias(y, bias) : y;
 }
 
 /// The laws of every LowRankAdapter around a layer, trained in any way.
@@ -85,10 +86,10 @@ template <pith::LowRankAdapter A> void check_adapter_laws(const A& adapter, std:
   INFO("rank " << adapter.rank() << " between " << in << " and " << out << ", seed " << seed);
 
   const ShownAdapter in_double = shown(adapter);
-  const Eigen::MatrixXd xd = x.template cast<double>(), w = base.weight().template cast<double>(), delta = delta_of(in_double);
-  Eigen::VectorXd bias = base.bias().template cast<double>();
+  const pith::Matrix<double> xd = x.template cast<double>(), w = base.weight().template cast<double>(), delta = delta_of(in_double);
+  pith::Vector<double> bias = base.bias().template cast<double>();
   if (const pith::ConstVectorRef<S> more = pith::detail::scaled_bias_of(adapter); more.size() > 0) bias += more.template cast<double>();
-  const Eigen::MatrixXd expected = adapted(xd, w, delta, bias), bound = adapted_bound(xd, w, bias, in_double);
+  const pith::Matrix<double> expected = adapted(xd, w, delta, bias), bound = adapted_bound(xd, w, bias, in_double);
   const pith::Matrix<S> y = layer.forward(x);
   CHECK(near(y, expected, bound, seed));
 
@@ -108,8 +109,8 @@ template <pith::LowRankAdapter A> void check_adapter_laws(const A& adapter, std:
   pith::Matrix<S> dx(tokens, in);
   pith::Workspace ws(layer.workspace_bytes(tokens));
   layer.backward(dy, dx, ws);
-  const Eigen::MatrixXd dyd = dy.template cast<double>();
-  CHECK(near(dx, adapted(dyd, w.transpose(), delta.transpose(), {}), adapted_bound(dyd, w.transpose(), {}, in_double.turned()), seed));
+  const pith::Matrix<double> dyd = dy.template cast<double>();
+  CHECK(near(dx, adapted(dyd, transposed(w), transposed(delta), {}), adapted_bound(dyd, transposed(w), {}, in_double.turned()), seed));
 }
 
 }  // namespace pith_test

@@ -10,6 +10,7 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -33,7 +34,7 @@ template <class S> Nearest<S> nearest(const Matrix<S>& rows, const Matrix<S>& ke
 }
 
 Matrix<double> cosines(const Matrix<double>& rows, const Matrix<double>& kept) {
-  Matrix<double> out = rows * kept.transpose();
+  Matrix<double> out = pith_test::times_transposed(rows, kept);
   for (Index e = 0; e < out.rows(); ++e)
     for (Index c = 0; c < out.cols(); ++c) {
       const double norms = rows.row(e).norm() * kept.row(c).norm();

@@ -13,6 +13,7 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -189,7 +190,7 @@ TEST_CASE("ToMe keeps mass, size by size, through several layers; and tracks whe
   }
   CHECK(x.rows() < tokens / 2);
   CHECK(mass.sum() == tokens);
-  CHECK(near((x.transpose() * mass).eval(), x0.colwise().sum().transpose().eval(), 1e-13 * tokens));
+  CHECK(near(pith_test::transposed_times(x, mass), x0.colwise().sum().transpose().eval(), 1e-13 * tokens));
   for (Index row = 0; row < x.rows(); ++row) {  // each row is the mean of all that went there, and within them
     Vector<double> sum = Vector<double>::Zero(dim), least = sum.array() + 9, most = sum.array() - 9;
     double count = 0;

@@ -13,6 +13,7 @@
 
 #include "support/catch.hpp"
 #include "support/plain_decoder.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 #include "support/tiny_adapters.hpp"
 #include "support/tiny_model.hpp"
@@ -59,8 +60,8 @@ void check_pruned(const Decoder<float>& decoder, const AnyPolicy<float>& policy,
     const auto& cache = full.caches()[static_cast<std::size_t>(after - 1)];
     const RopePositions positions_of = closes_up ? RopePositions::cache : RopePositions::text;
     for (Index h = 0; h < config.num_attention_heads; ++h) {
-      const Vector<double> logit = cache.keys(h / group, positions_of).cast<double>() *
-                                   last.row(0).segment(h * d, d).cast<double>().transpose() / std::sqrt(double(d));
+      const Vector<double> logit =
+          pith_test::times_transposed(cache.keys(h / group, positions_of), last.row(0).segment(h * d, d)).col(0) / std::sqrt(double(d));
       const Vector<double> weights = logit.array().exp();
       for (Index r = 0; r < 90; ++r)
         scores[static_cast<std::size_t>(cache.positions(h / group)[static_cast<std::size_t>(r)])] += weights[r] / weights.sum();

@@ -7,6 +7,7 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -72,11 +73,12 @@ TEST_CASE("bf16: activations are rounded to nearest, halves to even, and stay wh
 TEST_CASE("bf16: within the rounding of the activations", "[nn]") {
   const Matrix<bfloat16> w = random_matrix<bfloat16>(100, 512, 1);
   const Matrix<float> x = random_matrix<float>(30, 512, 2);
-  const Eigen::MatrixXd wide = pith_test::widened(w).cast<double>(), expected = x.cast<double>() * wide.transpose();
-  const Eigen::MatrixXd bound = x.cast<double>().cwiseAbs() * wide.cwiseAbs().transpose() * (1. / 256 / 2 + 600 * 1.2e-7);
+  const Matrix<double> expected = pith_test::times_transposed(x, w);
+  const Matrix<double> bound =
+      pith_test::times_transposed(pith_test::magnitudes(x), pith_test::magnitudes(w)) * (1. / 256 / 2 + 600 * 1.2e-7);
   const Bf16Linear layer(w);
   CHECK(near(layer.forward(x), expected, bound, 1));
-  CHECK((layer.forward(x).cast<double>() - expected).norm() > 1e-4 * expected.norm());
+  CHECK((pith_test::widened<double>(layer.forward(x)) - expected).norm() > 1e-4 * expected.norm());
   CHECK(same_bits(AnyLinear<float>(layer).forward(x), layer.forward(x)));
 }
 

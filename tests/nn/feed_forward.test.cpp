@@ -4,6 +4,7 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -14,17 +15,18 @@ TEST_CASE("FeedForward and SwiGlu equal their formulas in double, in tiles or no
   const Matrix<double> x = random_matrix<double>(tokens, in, 1), gate = random_matrix<double>(hidden, in, 2),
                        up = random_matrix<double>(hidden, in, 3), down = random_matrix<double>(in, hidden, 4);
   const Vector<double> b = random_matrix<double>(hidden, 1, 5);
-  Eigen::MatrixXd g = x * gate.transpose(), u = x * up.transpose(), with_bias = u.rowwise() + b.transpose();
+  const Matrix<double> g = pith_test::times_transposed(x, gate), u = pith_test::times_transposed(x, up),
+                       shifted = pith_test::with_bias(u, b);
   const auto silu = [](double z) { return z / (1 + std::exp(-z)); };
   const auto gelu = [](double z) { return 0.5 * z * std::erfc(-z / std::sqrt(2.0)); };
   const double bound = 1e-15 * 24 * 40 * 64;  // two sums of that length over numbers of that size
   const SwiGlu swiglu{Linear<double>{gate}, Linear<double>{up}, Linear<double>{down}};
-  CHECK(pith_test::near(swiglu.forward(x), Eigen::MatrixXd(g.unaryExpr(silu).cwiseProduct(u)) * down.transpose(), bound));
+  CHECK(pith_test::near(swiglu.forward(x), pith_test::times_transposed(g.unaryExpr(silu).cwiseProduct(u), down), bound));
   const SwiGlu geglu{Linear<double>{gate}, Linear<double>{up}, Linear<double>{down}, GateActivation::gelu};
   CHECK(geglu.activation() == GateActivation::gelu);
-  CHECK(pith_test::near(geglu.forward(x), Eigen::MatrixXd(g.unaryExpr(gelu).cwiseProduct(u)) * down.transpose(), bound));
+  CHECK(pith_test::near(geglu.forward(x), pith_test::times_transposed(g.unaryExpr(gelu).cwiseProduct(u), down), bound));
   const FeedForward plain{Linear<double>{up, b}, Linear<double>{down}};
-  CHECK(pith_test::near(plain.forward(x), Eigen::MatrixXd(with_bias.unaryExpr(gelu)) * down.transpose(), bound));
+  CHECK(pith_test::near(plain.forward(x), pith_test::times_transposed(shifted.unaryExpr(gelu), down), bound));
 }
 
 TEST_CASE("blocks of layers take any LinearOp and check that they fit", "[nn]") {

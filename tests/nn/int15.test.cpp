@@ -14,6 +14,7 @@
 #include "support/catch.hpp"
 #include "support/layer_laws.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 #include "support/rounded_blocks.hpp"
 
@@ -24,6 +25,8 @@ using pith_test::contains;
 using pith_test::near;
 using pith_test::random_matrix;
 using pith_test::same_bits;
+using pith_test::times_transposed;
+using pith_test::with_bias;
 
 namespace {
 
@@ -89,13 +92,14 @@ Matrix<float> int15_by_the_law(const Int8Weight& weight, const Matrix<float>& x,
 }
 
 /// What rounding x may do: half a step a weight of each block, and float rounding of the sums.
-Eigen::MatrixXd int15_bound(const Matrix<float>& x, const Matrix<float>& w) {
-  Eigen::MatrixXd bound = pith_test::dot_bound<float>(x, w);
+Matrix<double> int15_bound(const Matrix<float>& x, const Matrix<float>& w) {
+  Matrix<double> bound = pith_test::dot_bound<float>(x, w);
   for (Index t = 0; t < x.rows(); ++t) {
     for (Index first = 0; first < x.cols(); first += 128) {
       const Index n = std::min<Index>(128, x.cols() - first);
       const double step = double(x.row(t).segment(first, n).cwiseAbs().maxCoeff()) / 16319;
-      bound.row(t) += (w.middleCols(first, n).cast<double>().cwiseAbs().rowwise().sum() * (step / 2 * (1 + 1e-3))).transpose();
+      for (Index o = 0; o < w.rows(); ++o)
+        for (Index k = first; k < first + n; ++k) bound(t, o) += std::abs(double(w(o, k))) * (step / 2 * (1 + 1e-3));
     }
   }
   return bound;
@@ -144,12 +148,12 @@ TEST_CASE("int15: near the product that its weights stand for", "[nn]") {
   const Int8Linear layer(random_matrix<float>(64, 2048, 1), bias, Compute::int15);
   Matrix<float> w(64, 2048), x = random_matrix<float>(9, 2048, 2);
   layer.copy_weight(0, w);
-  const auto product = [&] { return Eigen::MatrixXd(x.cast<double>() * w.cast<double>().transpose()); };
+  const auto product = [&] { return times_transposed(x, w); };
   const Int8Linear no_bias(layer.weight(), {}, Compute::int15);
-  CHECK((no_bias.forward(x).cast<double>() - product()).norm() < 6e-5 * product().norm());
+  CHECK((pith_test::widened<double>(no_bias.forward(x)) - product()).norm() < 6e-5 * product().norm());
   for (Index k = 0; k < x.size(); k += 64) x.data()[k] *= 30;
-  const Eigen::MatrixXd bound = int15_bound(x, w).rowwise() + bias.cast<double>().cwiseAbs().transpose() * 1.2e-7;
-  CHECK(near(layer.forward(x), Eigen::MatrixXd(product().rowwise() + bias.cast<double>().transpose()), bound, 1));
+  const Matrix<double> bound = with_bias(int15_bound(x, w), (bias.cwiseAbs() * 1.2e-7f).eval());
+  CHECK(near(layer.forward(x), with_bias(product(), bias), bound, 1));
   CHECK(same_bits(AnyLinear<float>(layer).forward(x), layer.forward(x)));
   CHECK(!same_bits(Int8Linear(layer.weight(), bias).forward(x), layer.forward(x)));
 }

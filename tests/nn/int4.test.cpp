@@ -11,6 +11,7 @@
 #include "support/catch.hpp"
 #include "support/layer_laws.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 #include "support/rounded_blocks.hpp"
 
@@ -21,6 +22,8 @@ using pith_test::contains;
 using pith_test::near;
 using pith_test::random_matrix;
 using pith_test::same_bits;
+using pith_test::times_transposed;
+using pith_test::with_bias;
 
 namespace {
 
@@ -101,18 +104,18 @@ Matrix<float> int4_by_the_law(const Int4Weight& weight, const Matrix<float>& x, 
 }
 
 /// What rounding x may do: half a step a weight of each block, and float rounding of the sums.
-Eigen::MatrixXd int4_bound(const Matrix<float>& x, const Matrix<float>& w, Index group, const std::vector<std::int32_t>& order) {
-  Eigen::MatrixXd bound = pith_test::dot_bound<float>(x, w);
+Matrix<double> int4_bound(const Matrix<float>& x, const Matrix<float>& w, Index group, const std::vector<std::int32_t>& order) {
+  Matrix<double> bound = pith_test::dot_bound<float>(x, w);
   for (Index t = 0; t < x.rows(); ++t) {
     for (Index first = 0; first < x.cols(); first += group) {
       double most = 0;
-      Eigen::VectorXd sums = Eigen::VectorXd::Zero(w.rows());
+      std::vector<double> sums(std::size_t(w.rows()), 0.);
       for (Index place = first; place < std::min(x.cols(), first + group); ++place) {
         const Index k = order.empty() ? place : order[std::size_t(place)];
         most = std::max(most, std::abs(double(x(t, k))));
-        sums += w.col(k).cast<double>().cwiseAbs();
+        for (Index o = 0; o < w.rows(); ++o) sums[std::size_t(o)] += std::abs(double(w(o, k)));
       }
-      bound.row(t) += (sums * (most / 16319 / 2 * (1 + 1e-3))).transpose();
+      for (Index o = 0; o < w.rows(); ++o) bound(t, o) += sums[std::size_t(o)] * (most / 16319 / 2 * (1 + 1e-3));
     }
   }
   return bound;
@@ -234,9 +237,8 @@ TEST_CASE("int4: near the product that its weights stand for", "[nn]") {
       Matrix<float> x = random_matrix<float>(9, 512, 2);
       for (Index k = 0; k < x.size(); k += 64) x.data()[k] *= 30;
       const Matrix<float> w = file.decoded();
-      const Eigen::MatrixXd expected = (x.cast<double>() * w.cast<double>().transpose()).rowwise() + bias.cast<double>().transpose();
-      const Eigen::MatrixXd bound =
-          int4_bound(x, w, group, layer.weight().order()).rowwise() + bias.cast<double>().cwiseAbs().transpose() * 1.2e-7;
+      const Matrix<double> expected = with_bias(times_transposed(x, w), bias);
+      const Matrix<double> bound = with_bias(int4_bound(x, w, group, layer.weight().order()), (bias.cwiseAbs() * 1.2e-7f).eval());
       CHECK(near(layer.forward(x), expected, bound, 1));
       CHECK(same_bits(AnyLinear<float>(layer).forward(x), layer.forward(x)));
       CHECK(AnyLinear<float>(layer).bytes() == layer.weight().bytes() + 64 * sizeof(float));

@@ -8,13 +8,17 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
 using pith_test::contains;
+using pith_test::magnitudes;
 using pith_test::near;
 using pith_test::random_matrix;
 using pith_test::same_bits;
+using pith_test::times_transposed;
+using pith_test::with_bias;
 
 namespace {
 
@@ -113,17 +117,18 @@ TEST_CASE("int8: the layer is one over what it decodes to", "[nn]") {
   const Int8Linear layer(w, bias);
   Matrix<float> shown(100, 60);
   layer.copy_weight(0, shown);
-  const Eigen::MatrixXd expected = (x.cast<double>() * shown.cast<double>().transpose()).rowwise() + bias.cast<double>().transpose();
-  const Eigen::MatrixXd bound = pith_test::dot_bound<float>(x, shown).rowwise() + bias.cast<double>().cwiseAbs().transpose() * 2 * 1.2e-7;
+  const Matrix<double> expected = with_bias(times_transposed(x, shown), bias);
+  const Matrix<double> bound = with_bias(pith_test::dot_bound<float>(x, shown), (bias.cwiseAbs() * 2.4e-7f).eval());
   CHECK(near(layer.forward(x), expected, bound, 1));
   CHECK(same_bits(AnyLinear<float>(layer).forward(x), layer.forward(x)));
   CHECK(AnyLinear<float>(layer).bytes() == layer.weight().bytes() + 100 * sizeof(float));
 
   // Against the weights as they were: each product is off by at most half a scale times |x|.
-  const Eigen::VectorXd scales = w.cast<double>().cwiseAbs().rowwise().maxCoeff() / 254;
-  const Eigen::MatrixXd rounding = x.cast<double>().cwiseAbs().rowwise().sum() * scales.transpose();
-  const Eigen::MatrixXd exact = (x.cast<double>() * w.cast<double>().transpose()).rowwise() + bias.cast<double>().transpose();
-  CHECK(near(layer.forward(x), exact, Eigen::MatrixXd(rounding * (1 + 1e-5) + bound), 1));
+  Matrix<double> off = bound;
+  const Matrix<double> sizes = magnitudes(x), weights = magnitudes(w);
+  for (Index t = 0; t < x.rows(); ++t)
+    for (Index o = 0; o < w.rows(); ++o) off(t, o) += sizes.row(t).sum() * weights.row(o).maxCoeff() / 254 * (1 + 1e-5);
+  CHECK(near(layer.forward(x), with_bias(times_transposed(x, w), bias), off, 1));
 }
 
 TEST_CASE("int8: no inputs leave the bias", "[nn]") {

@@ -9,6 +9,7 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -128,7 +129,7 @@ TEST_CASE("linear: backward is the product with W, whoever holds it", "[nn]") {
   linear.backward(dy, owned, ws);
   LinearView{linear}.backward(dy, mapped, ws);
   AnyLinear<float>(linear).backward(dy, erased, ws);
-  CHECK(near(owned, dy.cast<double>() * w.cast<double>(), pith_test::dot_bound<float>(dy, back), 2));
+  CHECK(near(owned, pith_test::times(dy, w), pith_test::dot_bound<float>(dy, back), 2));
   CHECK(same_bits(mapped, owned));
   CHECK(same_bits(erased, owned));
 

@@ -8,6 +8,7 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -71,12 +72,10 @@ template <class T> void check_shape_of_product(Index tokens, Index out, Index in
   matmul(x, ConstMatrixRef<T>(w), bias, from_map, ws);
   CHECK(ws.used() == 0);
 
-  Eigen::MatrixXd reference = x.template cast<double>() * wide.template cast<double>().transpose();
-  Eigen::MatrixXd bound = pith_test::dot_bound<S>(x, wide);
+  Matrix<double> reference = pith_test::times_transposed(x, wide), bound = pith_test::dot_bound<S>(x, wide);
   if (with_bias) {
-    reference.rowwise() += bias.template cast<double>().transpose();
-    bound.rowwise() += (static_cast<double>(in + 2) * static_cast<double>(std::numeric_limits<S>::epsilon())) *
-                       bias.template cast<double>().cwiseAbs().transpose();
+    reference = pith_test::with_bias(reference, bias);
+    bound = pith_test::with_bias(bound, (static_cast<S>(in + 2) * std::numeric_limits<S>::epsilon() * bias.cwiseAbs()).eval());
   }
   CHECK(near(from_panels, reference, bound, 2));
   CHECK(same_bits(from_panels, chains<S>(x, wide, bias)));
@@ -163,7 +162,7 @@ TEMPLATE_TEST_CASE("matmul_transposed: the product from the other side", "[nn]",
       Workspace ws(matmul_workspace_bytes<T>(tokens, 210, pool.size()), pool);
       Matrix<S> dx = garbage<S>(tokens, in);
       matmul_transposed(dy, ConstMatrixRef<T>(w), dx, ws);
-      CHECK(near(dx, dy.template cast<double>() * wide.template cast<double>(), pith_test::dot_bound<S>(dy, back), 2));
+      CHECK(near(dx, pith_test::times(dy, wide), pith_test::dot_bound<S>(dy, back), 2));
       CHECK(same_bits(dx, chains<S>(dy, back, {})));
     }
   }

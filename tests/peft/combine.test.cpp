@@ -11,6 +11,7 @@
 #include "support/catch.hpp"
 #include "support/decompositions.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -28,7 +29,7 @@ struct Terms {
       b{random_matrix<double>(3, 12, 3), random_matrix<double>(10, 3, 4), {.alpha = 4, .rslora = true}},
       c{random_matrix<double>(5, 12, 5), random_matrix<double>(10, 5, 6), {.alpha = 5}};
   std::vector<WeightedLora<double>> all{{&a, 0.5}, {&b, -2}, {&c, 0.25}}, equal{{&a, 0.5}, {&b, -2}};
-  Eigen::MatrixXd sum() const { return 0.5 * delta_of(a) - 2 * delta_of(b) + 0.25 * delta_of(c); }
+  Matrix<double> sum() const { return 0.5 * delta_of(a) - 2 * delta_of(b) + 0.25 * delta_of(c); }
 };
 
 }  // namespace
@@ -90,7 +91,7 @@ TEST_CASE("pissa and olora: the residual and the adapter are the weight again; m
   CHECK(double(pissa<float>(w, 4).residual.norm()) == Approx(svd.singularValues().tail(5).norm()).epsilon(1e-5));
   const LoraAdapter<float> smallest = mica<float>(w, 2);
   CHECK(smallest.down().isZero(0));
-  CHECK(double((smallest.up_rows() * w).norm()) == Approx(svd.singularValues().tail(2).norm()).epsilon(1e-5));
+  CHECK(double(pith_test::times(smallest.up_rows(), w).norm()) == Approx(svd.singularValues().tail(2).norm()).epsilon(1e-5));
 }
 
 TEST_CASE("combinations and decompositions: what makes no sense is refused", "[peft]") {

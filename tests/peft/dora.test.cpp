@@ -8,6 +8,7 @@
 #include "laws/adapter_laws.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -24,7 +25,7 @@ struct DoraCase {
   LoraAdapter<double> adapter{random_matrix<double>(3, 12, 3), random_matrix<double>(70, 3, 4), {.alpha = 6}};
   Vector<double> magnitude = random_vector<double>(70, 5);
   Matrix<double> x = random_matrix<double>(5, 12, 6);
-  Eigen::MatrixXd v = base.weight() + pith_test::delta_of(adapter);
+  Matrix<double> v = base.weight() + pith_test::delta_of(adapter);
 };
 
 }  // namespace
@@ -32,10 +33,10 @@ struct DoraCase {
 TEST_CASE("DoraLinear: y = bias + m / n ∘ x (W + ΔW)ᵀ", "[peft]") {
   const DoraCase c;
   const DoraLinear layer(LinearView{c.base}, c.adapter, c.magnitude);
-  const Eigen::VectorXd d = c.magnitude.cwiseQuotient(c.v.rowwise().norm());
-  const Eigen::MatrixXd scaled = d.asDiagonal() * c.v;
-  const Eigen::MatrixXd expected = (c.x * scaled.transpose()).rowwise() + c.base.bias().transpose();
-  CHECK(near(layer.norm(), c.v.rowwise().norm(), 1e-14 * c.v.norm()));
+  const Vector<double> norms = c.v.rowwise().norm(), d = c.magnitude.cwiseQuotient(norms);
+  const Matrix<double> scaled = pith_test::transposed(pith_test::with_scaled_columns(pith_test::transposed(c.v), d));
+  const Matrix<double> expected = pith_test::with_bias(pith_test::times_transposed(c.x, scaled), c.base.bias());
+  CHECK(near(layer.norm(), norms, 1e-14 * c.v.norm()));
   const double bound = 40 * 2.3e-16 * (1 + d.cwiseAbs().maxCoeff()) * 12 * c.v.cwiseAbs().maxCoeff();  // 12 + 3 products, norm and quotient
   CHECK(near(layer.forward(c.x), expected, bound));
   CHECK(near(layer.merged().forward(c.x), expected, bound));
@@ -45,7 +46,7 @@ TEST_CASE("DoraLinear: y = bias + m / n ∘ x (W + ΔW)ᵀ", "[peft]") {
   Matrix<double> dx(5, 12);
   Workspace ws(layer.workspace_bytes(5));
   layer.backward(dy, dx, ws);
-  CHECK(near(dx, dy * scaled, 70 * bound));
+  CHECK(near(dx, pith_test::times(dy, scaled), 70 * bound));
 }
 
 TEST_CASE("DoraLinear: where the magnitude is the norm, the bits of LoRA; fresh, the bits of the base", "[peft]") {

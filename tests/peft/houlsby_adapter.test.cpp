@@ -11,6 +11,7 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -155,9 +156,11 @@ TEST_CASE("prefix tuning: every query sees the whole prefix, unrotated, and the 
                                       Linear<double>(random_matrix<double>(6, 16, 2), random_vector<double>(6, 3)),
                                       Linear<double>(random_matrix<double>(64, 6, 4), random_vector<double>(64, 5)));
   const Matrix<double> rows = encoder.rows();
-  const Matrix<double> hidden =
-      ((encoder.embedding() * encoder.first().weight().transpose()).rowwise() + encoder.first().bias().transpose()).array().tanh();
-  CHECK(near(rows, (hidden * encoder.second().weight().transpose()).rowwise() + encoder.second().bias().transpose(), 1e-13));
+  const auto through = [](const Matrix<double>& x, const Linear<double>& layer) {
+    return pith_test::with_bias(pith_test::times_transposed(x, layer.weight()), layer.bias());
+  };
+  const Matrix<double> hidden = through(encoder.embedding(), encoder.first()).array().tanh();
+  CHECK(near(rows, through(hidden, encoder.second()), 1e-13));
 
   const KvPrefix prefix = prefix_tuning<double>(rows, shape, layers);
   CHECK(prefix.next_position() == virtual_tokens);

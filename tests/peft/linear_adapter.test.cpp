@@ -14,6 +14,7 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -39,14 +40,13 @@ Matrix<S> overlaid(const AnyLinear<S>& base, const LinearAdapter<S>* overlay, co
 }
 
 /// What y ← out_scale ∘ (x Wᵀ + b + Σ terms) + bias is, in double.
-template <class S> Eigen::MatrixXd naive_overlay(const Linear<S>& base, const LinearAdapter<S>& o, const Matrix<S>& x) {
-  Eigen::MatrixXd y = x.template cast<double>() * base.weight().template cast<double>().transpose();
-  if (base.bias().size() > 0) y.rowwise() += Eigen::RowVectorXd(base.bias().template cast<double>().transpose());
+template <class S> Matrix<double> naive_overlay(const Linear<S>& base, const LinearAdapter<S>& o, const Matrix<S>& x) {
+  Matrix<double> y = pith_test::times_transposed(x, base.weight());
+  if (base.bias().size() > 0) y = pith_test::with_bias(y, base.bias());
   for (const LowRankTerm<S>& t : o.terms)
-    y += x.template cast<double>() * t.a_rows.template cast<double>().transpose() * t.gains.template cast<double>().asDiagonal() *
-         t.b_rows.template cast<double>();
-  if (o.out_scale.size() > 0) y = y * o.out_scale.template cast<double>().asDiagonal();
-  if (o.bias.size() > 0) y.rowwise() += Eigen::RowVectorXd(o.bias.template cast<double>().transpose());
+    y += pith_test::times(pith_test::with_scaled_columns(pith_test::times_transposed(x, t.a_rows), t.gains), t.b_rows);
+  if (o.out_scale.size() > 0) y = pith_test::with_scaled_columns(y, o.out_scale);
+  if (o.bias.size() > 0) y = pith_test::with_bias(y, o.bias);
   return y;
 }
 

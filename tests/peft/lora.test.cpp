@@ -15,6 +15,7 @@
 #include "laws/adapter_laws.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -37,7 +38,7 @@ struct OwnLayer {
   Matrix<float> w;
   Index in() const { return w.cols(); }
   Index out() const { return w.rows(); }
-  void forward(ConstMatrixRef<float> x, MatrixRef<float> y, Workspace&) const { y.noalias() = x * w.transpose(); }
+  void forward(ConstMatrixRef<float> x, MatrixRef<float> y, Workspace&) const { y = detail::times_transposed<float>(x, w); }
 };
 
 }  // namespace
@@ -128,9 +129,9 @@ TEST_CASE("LoraLinear: any base can be wrapped, and adapters stack", "[peft]") {
 
   static_assert(LinearOp<LoraLinear<OwnLayer>> && !DenseLinear<LoraLinear<OwnLayer>> && !BackwardLinear<LoraLinear<OwnLayer>>);
   static_assert(DenseLinear<LoraLinear<LoraLinear<Linear<float>>>> && BackwardLinear<LoraLinear<LoraLinear<Linear<float>>>>);
-  const Eigen::MatrixXd expected = x.cast<double>() * (w.cast<double>() + pith_test::delta_of(one)).transpose();
+  const Matrix<double> expected = pith_test::times_transposed(x, pith_test::widened<double>(w) + pith_test::delta_of(one));
   CHECK(near(LoraLinear(OwnLayer{w}, one).forward(x), expected,
-             pith_test::adapted_bound(x.cast<double>(), w.cast<double>(), {}, pith_test::shown(one)), 2));
+             pith_test::adapted_bound(pith_test::widened<double>(x), pith_test::widened<double>(w), {}, pith_test::shown(one)), 2));
 }
 
 TEST_CASE("LoraLinear: merging rounds once, however many adapters are stacked", "[peft]") {
@@ -220,7 +221,7 @@ TEST_CASE("fresh adapters start as their names say", "[peft]") {
   const LoraFactors<double> orthogonal = start(LoraStart::orthogonal);
   CHECK(deviation(orthogonal.down) > 0.01);
   CHECK(deviation(orthogonal.up) > 0.01);
-  CHECK((orthogonal.up * orthogonal.down).cwiseAbs().maxCoeff() < 1e-14);
+  CHECK(pith_test::times(orthogonal.up, orthogonal.down).cwiseAbs().maxCoeff() < 1e-14);
   CHECK_THROWS_WITH(fresh_factors<float>(4, 4, 3, {LoraStart::orthogonal}, rng), contains("3 is odd"));
   CHECK_THROWS_AS(fresh_factors<float>(-1, 4, 3, {}, rng), ShapeError);
   CHECK_THROWS_AS(fresh_factors<float>(4, 4, 3, {LoraStart::normal, -1}, rng), ShapeError);

@@ -7,6 +7,7 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -169,7 +170,7 @@ TEST_CASE("add_low_rank: an adapter and its bias", "[peft]") {
   adapter.beta = random_matrix<double>(7, 1, 6);
   Matrix<double> shifted = c.y;
   add_low_rank(c.x, adapter, shifted, ws);
-  CHECK(same_bits(shifted, Matrix<double>(y.rowwise() + adapter.beta.transpose())));
+  CHECK(same_bits(shifted, pith_test::with_bias(y, adapter.beta)));
 
   adapter.beta = Vector<double>::Ones(6);
   CHECK_THROWS_WITH(add_low_rank(c.x, adapter, shifted, ws), contains("bias has 6 entries, expected 7"));

@@ -8,6 +8,7 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -98,7 +99,7 @@ TEST_CASE("add_multi_lora: adapters of any kind, and what does not fit", "[peft]
 TEST_CASE("LoraEmbedding: a token's row and its column of A", "[peft]") {
   const Matrix<double> w = random_matrix<double>(9, 5, 1), a = random_matrix<double>(3, 9, 2), b = random_matrix<double>(5, 3, 3);
   const LoraEmbedding<double> table(Embedding<double>(w), a, b, {.alpha = 6});
-  const Matrix<double> all = w + 2 * (b * a).transpose();
+  const Matrix<double> all = w + 2 * pith_test::transposed(pith_test::times(b, a));
   const std::vector<Token> ids{8, 0, 8, 3};
   Matrix<double> rows(4, 5), merged(9, 5);
   table.gather(ids, rows);

@@ -7,6 +7,7 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -14,6 +15,10 @@ using pith_test::contains;
 using pith_test::random_matrix;
 using pith_test::random_vector;
 using pith_test::same_bits;
+using pith_test::times;
+using pith_test::times_transposed;
+using pith_test::transposed;
+using pith_test::with_scaled_columns;
 
 namespace {
 
@@ -41,7 +46,7 @@ template <class S> void check_change(const LinearAdapter<S>& change, const Matri
   change.change_weight(0, told);
   const double bound = 64 * double(std::numeric_limits<S>::epsilon()) * weight.cwiseAbs().maxCoeff() * changed_in;
   CHECK(pith_test::near(told, weight, bound));
-  CHECK(pith_test::near(changed_rows(base, change, x), (x.template cast<double>() * weight.transpose()).eval(), bound * 4));
+  CHECK(pith_test::near(changed_rows(base, change, x), times_transposed(x, weight), bound * 4));
 }
 
 }  // namespace
@@ -92,13 +97,13 @@ TEMPLATE_TEST_CASE("shared projections, block turns, replaced rows: together and
     for (Index i = 0; i < changed_in; ++i) p(i, f == 1 ? turn.place[static_cast<std::size_t>(i)] : i) = 1;
     for (Index i = 0; i < changed_in; ++i)
       for (Index j = 0; j < size; ++j) r(i, i / size * size + j) = double(turn.blocks(i, j));
-    factors.push_back(p * r * p.transpose());
+    factors.push_back(times_transposed(times(p, r), p));
     turned.turns.push_back(std::move(turn));
   }
-  with_turns = w * (factors[0] * factors[1]).transpose();
+  with_turns = times_transposed(w, times(factors[0], factors[1]));
   check_change<S>(turned, w, with_turns);
   turned.out_scale = random_vector<S>(changed_out, 12);
-  check_change<S>(turned, w, (turned.out_scale.template cast<double>().asDiagonal() * with_turns).eval());
+  check_change<S>(turned, w, transposed(with_scaled_columns(transposed(with_turns), turned.out_scale)));
   BlockTurn<S> twice{.blocks = random_matrix<S>(changed_in, 1, 1), .place = std::vector<Index>(changed_in, 0)};
   CHECK_THROWS_AS(twice.check("test", changed_in), ShapeError);
   CHECK_THROWS_AS((BlockTurn<S>{.blocks = random_matrix<S>(changed_in, 5, 1)}.check("test", changed_in)), ShapeError);

@@ -12,6 +12,7 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 
 using namespace pith;
@@ -109,7 +110,7 @@ TEST_CASE("backward: DoRA's with its norm held, which is all that is held", "[pe
   backward(layer, x, dy, grads, dx, ws);
   // With n held the layer is LoRA under a diagonal: its gradients are those of LoRA for dy ∘ m / n.
   const Vector<double> d = std::as_const(layer).magnitude().cwiseQuotient(layer.norm());
-  const Matrix<double> scaled = dy * d.asDiagonal();
+  const Matrix<double> scaled = pith_test::with_scaled_columns(dy, d);
   const LoraLinear plain(LinearView{base}, std::as_const(layer).adapter());
   LowRankGradients<double> expected = gradients_of(plain);
   Matrix<double> expected_dx(4, 5);
@@ -228,7 +229,8 @@ TEST_CASE("warmup_decay: up, then down to 0, at any step", "[peft]") {
 }
 
 TEST_CASE("training: every adapter learns a delta of its rank", "[peft]") {
-  const Matrix<double> w = random_matrix<double>(8, 10, 1), goal = w + random_matrix<double>(8, 2, 2) * random_matrix<double>(2, 10, 3);
+  const Matrix<double> w = random_matrix<double>(8, 10, 1),
+                       goal = w + pith_test::times(random_matrix<double>(8, 2, 2), random_matrix<double>(2, 10, 3));
   const Linear<double> base(w);
   std::mt19937_64 rng(4);
   const auto train = [&](auto layer, auto&& before_step) {
@@ -239,7 +241,7 @@ TEST_CASE("training: every adapter learns a delta of its rank", "[peft]") {
       before_step(layer, step);
       Matrix<double> x(16, 10);
       for (Index i = 0; i < x.size(); ++i) x.data()[i] = normal<double>(rng);
-      const Matrix<double> gap = layer.forward(x) - x * goal.transpose(), dy = gap / 16;
+      const Matrix<double> gap = layer.forward(x) - pith_test::times_transposed(x, goal), dy = gap / 16;
       loss = gap.squaredNorm() / 32;
       if (step == 0) first = loss;
       auto grads = gradients_of(layer);

@@ -10,6 +10,8 @@
 #include <string>
 #include <type_traits>
 
+#include "support/products.hpp"
+
 namespace pith_test {
 
 /// The outcome of near(): true, or a text that names the worst entry.
@@ -55,10 +57,9 @@ Nearness near(const Actual& actual, const Expected& expected, const Bound& bound
 /// What rounding may do to a sum of k products: k * eps * Σ|a||b|, with room for the final rounding.
 ///
 /// Shapes   a [rows, k] · b [cols, k] · result [rows, cols] the bound of a bᵀ computed in S
-template <class S, class A, class B> Eigen::MatrixXd dot_bound(const A& a, const B& b) {
+template <class S, class A, class B> pith::Matrix<double> dot_bound(const A& a, const B& b) {
   const double eps = static_cast<double>(std::numeric_limits<S>::epsilon());
-  const Eigen::MatrixXd magnitude = a.template cast<double>().cwiseAbs() * b.template cast<double>().cwiseAbs().transpose();
-  return (static_cast<double>(a.cols()) + 2) * eps * magnitude;
+  return (static_cast<double>(a.cols()) + 2) * eps * times_transposed(magnitudes(a), magnitudes(b));
 }
 
 }  // namespace pith_test

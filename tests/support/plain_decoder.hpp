@@ -12,6 +12,8 @@
 #include <pith/model.hpp>
 #include <pith/peft.hpp>
 
+#include "support/products.hpp"
+
 namespace pith_test {
 
 /// A decoder written down plainly in double, every sum in the order of its index: it shares weights and DecoderConfig with pith, no kernel.
@@ -130,7 +132,7 @@ template <class S> class PlainDecoder {
       };
       const auto project = [&](pith::Projection p, const Row& in) {
         const pith::AnyLinear<S>& base = pith::detail::projection_of(decoder_.weights().layers[l], p);
-        return Row(with(base, adapter_ == nullptr ? nullptr : &adapter_->parts().layers[l][p]) * in);
+        return Row(times(with(base, adapter_ == nullptr ? nullptr : &adapter_->parts().layers[l][p]), in).col(0));
       };
       const auto prepared = [&](pith::Projection p, pith::NormPlace place, const Row& in) {
         Row heads = project(p, in);
@@ -186,7 +188,7 @@ template <class S> class PlainDecoder {
     pith::Matrix<double> out = weight.template cast<double>();
     if (overlay != nullptr)
       for (const pith::LowRankTerm<S>& term : overlay->terms)
-        out += (term.b_rows.transpose() * term.gains.asDiagonal()).template cast<double>() * term.a_rows.template cast<double>();
+        out += times(with_scaled_columns(transposed(pith_test::widened<double>(term.b_rows)), term.gains), term.a_rows);
     return out;
   }
 
@@ -248,10 +250,10 @@ template <class S> class PlainDecoder {
       values.row(rows) = stored<false>(cache.values, v.segment(h * d, d));
       for (Index g = 0; g < group; ++g) {
         const Index head = (h * group + g) * d;
-        Row weights = keys * q.segment(head, d);
+        Row weights = times(keys, q.segment(head, d)).col(0);
         for (Index r = 0; r <= rows; ++r) weights[r] = weight(spec, weights[r], mass[r]);
         weights /= weights.sum();
-        out.segment(head, d) = values.transpose() * weights;
+        out.segment(head, d) = transposed_times(values, weights).col(0);
       }
     }
     return out;

@@ -9,6 +9,7 @@
 #include <pith/vision.hpp>
 
 #include "support/catch.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 #include "support/tiny_vision.hpp"
 
@@ -176,7 +177,7 @@ TEST_CASE("PruMerge+ adds rows at equal distances", "[vision]") {
   const ImageFeatures<float> seen = vision.look(tiles, ws, taps_for(ImageReduction::prumerge_plus));
   const Matrix<double> query = seen.last_class_query.row(0).cast<double>(), keys = seen.last_keys.cast<double>(),
                        features = seen.features.bottomRows(36).cast<double>();
-  Matrix<double> weights = (query * keys.transpose() / std::sqrt(24.)).array().exp();
+  Matrix<double> weights = (pith_test::times_transposed(query, keys) / std::sqrt(24.)).array().exp();
   weights /= weights.sum();
   std::vector<Index> order(36);
   std::iota(order.begin(), order.end(), 0);

@@ -9,12 +9,14 @@
 
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/products.hpp"
 #include "support/random_matrix.hpp"
 #include "support/tiny_vision.hpp"
 
 using namespace pith;
 using pith_test::contains;
 using pith_test::random_matrix;
+using pith_test::times_transposed;
 using pith_test::tiny_tower;
 
 namespace {
@@ -35,9 +37,8 @@ struct PlainTower {
   template <class S> static Wide linear(const AnyLinear<S>& l, const Wide& x) {
     Matrix<S> w(l.out(), l.in());
     l.copy_weight(0, w);
-    Wide y = x * w.template cast<double>().transpose();
-    if (l.bias().size() > 0) y.rowwise() += l.bias().template cast<double>().transpose();
-    return y;
+    const Wide y = times_transposed(x, w);
+    return l.bias().size() > 0 ? pith_test::with_bias(y, l.bias()) : y;
   }
   template <class S> static Wide norm(const LayerNorm<S>& n, const Wide& x) {
     Wide y = x;
@@ -122,14 +123,14 @@ struct PlainTower {
       const Wide v = linear(layer.v, a);
       Wide out(x.rows(), x.cols());
       for (Index h = 0; h < c.num_attention_heads; ++h) {
-        Wide weights = seen.q.middleCols(h * d, d) * seen.k.middleCols(h * d, d).transpose() / std::sqrt(double(d));
+        Wide weights = times_transposed(seen.q.middleCols(h * d, d), seen.k.middleCols(h * d, d)) / std::sqrt(double(d));
         for (Index t = 0; t < x.rows(); ++t) {
           for (Index other = 0; other < x.rows(); ++other)
             weights(t, other) = (height > 0 && padding(other - before) ? 0 : std::exp(weights(t, other))) *
                                 (proportional ? masses[static_cast<std::size_t>(other)] : 1);
           weights.row(t) /= weights.row(t).sum();
         }
-        out.middleCols(h * d, d) = weights * v.middleCols(h * d, d);
+        out.middleCols(h * d, d) = pith_test::times(weights, v.middleCols(h * d, d));
         seen.attention.push_back(weights);
       }
       x += linear(layer.out, out);
@@ -350,14 +351,14 @@ TEST_CASE("projectors are their formulas", "[vision]") {
     CHECK(off(expected, rows_of(p, serial).cast<double>()) < 1e-4);
     CHECK(rows_of(p, serial) == rows_of(p, pool));
   };
-  Wide hidden = wide * w1.cast<double>().transpose();
+  Wide hidden = times_transposed(wide, w1);
   for (Index i = 0; i < hidden.size(); ++i) hidden.data()[i] *= .5 * std::erfc(-hidden.data()[i] / std::sqrt(2.));
-  check({MlpProjector<float>{Linear<float>(w1), Linear<float>(w2)}}, hidden * w2.cast<double>().transpose());
-  check({PlainProjector<float>{Linear<float>(w1)}}, wide * w1.cast<double>().transpose());
+  check({MlpProjector<float>{Linear<float>(w1), Linear<float>(w2)}}, times_transposed(hidden, w2));
+  check({PlainProjector<float>{Linear<float>(w1)}}, times_transposed(wide, w1));
   Wide blocks(9, 32), means = Wide::Zero(4, 8);
   for (Index r = 0; r < 9; ++r)
     for (Index i = 0; i < 4; ++i) blocks.row(r).segment(8 * i, 8) = wide.row((r / 3 * 2 + i / 2) * 6 + r % 3 * 2 + i % 2);
-  check({PixelShuffleProjector<float>{Linear<float>(w4), 2}}, blocks * w4.cast<double>().transpose());
+  check({PixelShuffleProjector<float>{Linear<float>(w4), 2}}, times_transposed(blocks, w4));
   for (Index p = 0; p < 36; ++p) means.row(p / 6 / 3 * 2 + p % 6 / 3) += wide.row(p) / 9;
   const Projector<float> pooled{PooledProjector<float>{Linear<float>(w1), RmsNorm<float>(scale, 1e-6f), 3}};
   Matrix<float> averages(4, 8);
@@ -365,7 +366,7 @@ TEST_CASE("projectors are their formulas", "[vision]") {
   CHECK(off(means, averages.cast<double>()) < 1e-6);
   for (Index r = 0; r < 4; ++r)
     means.row(r) = means.row(r).cwiseProduct(scale.cast<double>().transpose()) / std::sqrt(means.row(r).squaredNorm() / 8 + 1e-6);
-  check(pooled, means * w1.cast<double>().transpose());
+  check(pooled, times_transposed(means, w1));
 
   Workspace ws(pooled.workspace_bytes(6));
   Matrix<float> y(4, 5);
