@@ -69,9 +69,9 @@ TEMPLATE_TEST_CASE("victims are the lowest scores, older first among equals, NaN
 
 TEST_CASE("infinities overrule the budget", "[kv]") {
   constexpr float inf = std::numeric_limits<float>::infinity();
-  CHECK(detail::leaving<float>(std::vector<float>{1, 2, 3, 4}, 3) == 1);
-  CHECK(detail::leaving<float>(std::vector<float>{-inf, -inf, 3, 4}, 3) == 2);
-  CHECK(detail::leaving<float>(std::vector<float>{inf, inf, inf, 4}, 2) == 1);
-  CHECK(detail::leaving<float>(std::vector<float>{inf, inf, inf, inf}, 2) == 0);
-  CHECK(detail::leaving<float>(std::vector<float>{-inf, -inf}, 2) == 2);
+  CHECK(detail::count_to_evict<float>(std::vector<float>{1, 2, 3, 4}, 3) == 1);
+  CHECK(detail::count_to_evict<float>(std::vector<float>{-inf, -inf, 3, 4}, 3) == 2);
+  CHECK(detail::count_to_evict<float>(std::vector<float>{inf, inf, inf, 4}, 2) == 1);
+  CHECK(detail::count_to_evict<float>(std::vector<float>{inf, inf, inf, inf}, 2) == 0);
+  CHECK(detail::count_to_evict<float>(std::vector<float>{-inf, -inf}, 2) == 2);
 }

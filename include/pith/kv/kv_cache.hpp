@@ -122,8 +122,8 @@ template <KvStorage Storage = float> class KvCache {
     if (together) selection.score_together(retain);
     Index dropped = 0;
     for (Index h = 0; h < state_.heads(); ++h)
-      dropped += state_.plan_head(h, together || due(h) ? selection.leaving(h, retain, together) : 0);
-    for (Index h = 0; h < state_.heads(); ++h) state_.close_head(h, selection.victims(h, state_.leaving(h)), coming);
+      dropped += state_.plan_head(h, together || due(h) ? selection.count_victims(h, retain, together) : 0);
+    for (Index h = 0; h < state_.heads(); ++h) state_.close_head(h, selection.victims(h, state_.planned_evictions(h)), coming);
     if (rules.merge.merges && dropped > 0) state_.merge(merge_);
     state_.end_eviction(coming);
     return dropped;

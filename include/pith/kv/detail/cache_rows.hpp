@@ -144,17 +144,18 @@ template <KvStorage T> class CacheRows : public Progress {
     check_fits(1, slab());
   }
 
-  /// Plans the eviction of `leaving` rows of a head, and throws if it is impossible while nothing has changed yet.
-  Index plan_head(Index h, Index leaving) {
-    sizes_after_[static_cast<std::size_t>(h)] = size(h) - leaving;
+  /// Plans the eviction of `evicted` rows of a head, and throws if it is impossible while nothing has changed yet.
+  Index plan_head(Index h, Index evicted) {
+    sizes_after_[static_cast<std::size_t>(h)] = size(h) - evicted;
     if (in_prompt_buffer()) check_home(h);
-    if (rules.angles() && size(h) == size(0) && leaving != size(0) - sizes_after_[0])
-      rules.raise_uneven(sizes_after_[0], size(h) - leaving);
+    if (rules.angles() && size(h) == size(0) && evicted != size(0) - sizes_after_[0])
+      rules.raise_uneven(sizes_after_[0], size(h) - evicted);
     if (rules.merge.merges && journal.recording())
-      journal.check_merges(h, leaving - rules.unseen({slab().positions(h), std::size_t(size(h))}, next));
-    return leaving;
+      journal.check_merges(h, evicted - rules.unseen({slab().positions(h), std::size_t(size(h))}, next));
+    return evicted;
   }
-  Index leaving(Index h) const { return size(h) - sizes_after_[static_cast<std::size_t>(h)]; }
+  /// Number of rows that plan_head() has planned to evict from a head.
+  Index planned_evictions(Index h) const { return size(h) - sizes_after_[static_cast<std::size_t>(h)]; }
   /// The scores of all heads, as combine() sees them.
   LayerScores<S> layer(Index retain) {
     for (Index h = 0; h < heads(); ++h)

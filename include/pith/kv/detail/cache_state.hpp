@@ -24,7 +24,7 @@ template <KvStorage T> class CacheState : public CacheRows<T> {
  public:
   using S = arithmetic_t<T>;
   using Rows::fits, Rows::largest_size, Rows::check_append, Rows::check_reserve, Rows::refresh;
-  using Rows::heads, Rows::head, Rows::size, Rows::slab, Rows::stats, Rows::initial, Rows::leaving, Rows::in_prompt_buffer;
+  using Rows::heads, Rows::head, Rows::size, Rows::slab, Rows::stats, Rows::initial, Rows::planned_evictions, Rows::in_prompt_buffer;
   using Rows::next, Rows::next_rope_position, Rows::unevicted, Rows::lost_initial, Rows::last;
   using Rows::rules, Rows::home, Rows::journal, Rows::memory, Rows::merging, Rows::decoding;
 
@@ -78,8 +78,9 @@ template <KvStorage T> class CacheState : public CacheRows<T> {
 
   /// Removes the victims of a head from its storage; a policy by age names none, and the oldest rows leave.
   void close_head(Index h, std::span<const std::int32_t> victims, Index coming) {
-    if (in_prompt_buffer() && rules.facts.traits.ragged) home.put_head(h, size(h) - leaving(h));
-    RowCompaction<T>{home, journal, h, rules.merge.merges}.close(head(h), slab(), rules.facts, victims, initial(), leaving(h), coming > 0);
+    if (in_prompt_buffer() && rules.facts.traits.ragged) home.put_head(h, size(h) - planned_evictions(h));
+    RowCompaction<T>{home, journal, h, rules.merge.merges}.close(head(h), slab(), rules.facts, victims, initial(), planned_evictions(h),
+                                                                 coming > 0);
   }
 
   /// Merges the victims, which close_head() has put behind the survivors, into the survivors.

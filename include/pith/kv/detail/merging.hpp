@@ -55,9 +55,8 @@ template <KvStorage T> struct LayerMerge {
 
   /// `staying`: number of rows that head h keeps, its first ones.
   void run(const AnyMerge<S>& rule, std::span<const HeadState> heads, std::span<const Index> staying, MergeState<T>& state) {
-    const auto leaving = [&](Index h) { return heads[static_cast<std::size_t>(h)].size - staying[static_cast<std::size_t>(h)]; };
     const auto for_heads = [&](auto&& f) {
-      for (Index h = 0; h < static_cast<Index>(heads.size()); ++h) f(h, staying[static_cast<std::size_t>(h)], leaving(h));
+      for (std::size_t h = 0; h < heads.size(); ++h) f(static_cast<Index>(h), staying[h], heads[h].size - staying[h]);
     };
     for_heads([&](Index h, Index kept, Index evicted) {
       RowCompaction<T>{slab, journal, h, true}.sort_victims(kept, kept + evicted);

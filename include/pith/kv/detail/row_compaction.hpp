@@ -40,19 +40,19 @@ template <KvStorage T> struct RowCompaction {
   Index head;
   bool merges = false;  ///< victims are to be merged
 
-  /// `slab`: the slab with the rows, home or the prompt buffer. `leaving`: number of rows to evict; `victims`: which, unless the policy is
+  /// `slab`: the slab with the rows, home or the prompt buffer. `evicted`: number of rows to evict; `victims`: which, unless the policy is
   /// by age. `initial`: rows in front that policies by age never evict. `more`: the eviction makes room for further tokens.
   void close(HeadState& state, KvSlab<T>& slab, const PolicyFacts& facts, std::span<const std::int32_t> victims, Index initial,
-             Index leaving, bool more) {
+             Index evicted, bool more) {
     const bool by_age = facts.eviction == Eviction::by_age;
     if (&slab == &home) {
-      close_in_place(state, facts, victims, initial, leaving, more);
+      close_in_place(state, facts, victims, initial, evicted, more);
     } else if (merges) {
       HeadState straight = state;
       straight.cursor = initial;  // rows land in order of age
-      RowCompaction<T>{slab, journal, head, true}.close_in_place(straight, facts, victims, initial, leaving, true);
+      RowCompaction<T>{slab, journal, head, true}.close_in_place(straight, facts, victims, initial, evicted, true);
     } else {
-      by_age ? bring_home_by_age(slab, state.size, leaving, initial) : bring_home(slab, state.size, victims);
+      by_age ? bring_home_by_age(slab, state.size, evicted, initial) : bring_home(slab, state.size, victims);
     }
   }
 
@@ -96,29 +96,29 @@ template <KvStorage T> struct RowCompaction {
   }
 
  private:
-  void close_in_place(HeadState& state, const PolicyFacts& facts, std::span<const std::int32_t> victims, Index initial, Index leaving,
+  void close_in_place(HeadState& state, const PolicyFacts& facts, std::span<const std::int32_t> victims, Index initial, Index evicted,
                       bool more) {
-    if (leaving > 0 && facts.eviction != Eviction::by_age) {
+    if (evicted > 0 && facts.eviction != Eviction::by_age) {
       close_up(state.size, victims, facts.traits.ordered);
-    } else if (leaving > 0 && !more && facts.retain == facts.budget) {
-      close_ring(state, leaving, initial);
-    } else if (leaving > 0) {
-      close_by_age(state, facts.budget, leaving, initial);
+    } else if (evicted > 0 && !more && facts.retain == facts.budget) {
+      close_ring(state, evicted, initial);
+    } else if (evicted > 0) {
+      close_by_age(state, facts.budget, evicted, initial);
     }
   }
 
-  /// Overwrites the oldest `leaving` rows of a window's ring, in order of age from the cursor, by the newest rows.
-  void close_ring(HeadState& state, Index leaving, Index initial) {
-    const Index ring = state.size - leaving - initial, moved = (std::min)(leaving, ring), oldest = state.cursor - initial;
+  /// Overwrites the oldest `evicted` rows of a window's ring, in order of age from the cursor, by the newest rows.
+  void close_ring(HeadState& state, Index evicted, Index initial) {
+    const Index ring = state.size - evicted - initial, moved = (std::min)(evicted, ring), oldest = state.cursor - initial;
     const auto around = [&](Index steps) { return initial + oldest + steps - (oldest + steps < ring ? 0 : ring); };  // avoids a division
     for (Index i = 0; i < moved; ++i) replace(around(i), state.size - moved + i);
     state.cursor = around(moved);
   }
 
   /// The same if fewer rows than the whole ring stay: they end up in order of age.
-  void close_by_age(const HeadState& state, Index budget, Index leaving, Index initial) {
+  void close_by_age(const HeadState& state, Index budget, Index evicted, Index initial) {
     straighten(state, budget, initial);
-    for (Index to = initial; to < state.size - leaving; ++to) replace(to, to + leaving);
+    for (Index to = initial; to < state.size - evicted; ++to) replace(to, to + evicted);
   }
 
   /// Fills the holes of the victims with the last survivors; with `ordered`, survivors move up and keep their order.
@@ -148,8 +148,8 @@ template <KvStorage T> struct RowCompaction {
     }
   }
 
-  void bring_home_by_age(const KvSlab<T>& prompt_buffer, Index n, Index leaving, Index initial) {
-    for (Index to = 0; to < n - leaving; ++to) home.copy_row(head, to, prompt_buffer, to < initial ? to : to + leaving);
+  void bring_home_by_age(const KvSlab<T>& prompt_buffer, Index n, Index evicted, Index initial) {
+    for (Index to = 0; to < n - evicted; ++to) home.copy_row(head, to, prompt_buffer, to < initial ? to : to + evicted);
   }
 
   void replace(Index to, Index from) {

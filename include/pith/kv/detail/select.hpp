@@ -51,7 +51,7 @@ template <class S> std::int32_t first_to_leave(std::span<const S> score, std::sp
 }
 
 /// Number of scored rows to evict so that `retain` stay; -inf always leaves, +inf never.
-template <class S> Index leaving(std::span<const S> score, Index retain) {
+template <class S> Index count_to_evict(std::span<const S> score, Index retain) {
   constexpr S inf = std::numeric_limits<S>::infinity();
   std::int32_t kept = 0, gone = 0;  // as wide as a float: the loop runs in packets
   for (const S s : score) {

@@ -54,11 +54,11 @@ template <KvStorage T> struct Selection {
   }
 
   /// Scores a head, unless `scored`, and returns the number of rows to evict from it.
-  Index leaving(Index h, Index retain, bool scored) {
+  Index count_victims(Index h, Index retain, bool scored) {
     if (state.rules.by_age()) return (std::max<Index>)(state.size(h) - retain, 0);
     if (!scored) score(h);
     overrule(h);
-    return detail::leaving(std::span<const S>(scores(h), static_cast<std::size_t>(state.size(h))), retain);
+    return count_to_evict(std::span<const S>(scores(h), static_cast<std::size_t>(state.size(h))), retain);
   }
 
   /// The rows to evict from a scored head, ascending, valid until the next choice; none under a policy by age, which needs their number
