@@ -16,17 +16,21 @@
 #include <pith/kv/policies/at_cache_positions.hpp>  // a policy at cache positions, for endless streams
 #include <pith/kv/policies/cap_kv.hpp>              // CapKV: values that lie outside of what others span
 #include <pith/kv/policies/chunkwise.hpp>           // ChunkKV: keeps or evicts whole chunks of neighbours
+#include <pith/kv/policies/compactor.hpp>           // Compactor: leverage and non-causal attention together
 #include <pith/kv/policies/critical_values.hpp>     // CriticalKV: weighted by what values add to the output
 #include <pith/kv/policies/csp.hpp>                 // CSP: ranks rows of text and images by self and by cross attention
 #include <pith/kv/policies/cur.hpp>                 // CurDKV: rows of high leverage in keys and values
 #include <pith/kv/policies/dense.hpp>               // keeps every row
 #include <pith/kv/policies/expected_attention.hpp>  // rows that future queries are expected to attend to
+#include <pith/kv/policies/growing.hpp>             // a budget that grows with the text
 #include <pith/kv/policies/heavy_hitter.hpp>        // H2O: the rows with most attention so far, and the newest
 #include <pith/kv/policies/key_diff.hpp>            // KeyDiff: the keys least similar to the mean key
 #include <pith/kv/policies/key_norm.hpp>            // KNorm: the keys of smallest norm
 #include <pith/kv/policies/lagkv.hpp>               // LagKV: tokens that spread more than the tokens after them
 #include <pith/kv/policies/lazy_layer.hpp>          // SimLayerKV: layers that look only at sinks and the newest rows
-#include <pith/kv/policies/leverage.hpp>            // leverage, non-causal attention, and both: Compactor
+#include <pith/kv/policies/leverage.hpp>            // leverage: keys that lie outside of what others span
+#include <pith/kv/policies/newest.hpp>              // the newest rows, by score, for wrappers
+#include <pith/kv/policies/non_causal.hpp>          // rows that their chunk's queries look at, before or behind
 #include <pith/kv/policies/observed_attention.hpp>  // the rows with most attention per query of the prompt
 #include <pith/kv/policies/per_head.hpp>            // a budget for each head: DuoAttention, LU-KV
 #include <pith/kv/policies/prompt_only.hpp>         // evicts when a prompt ends, never while decoding
@@ -37,7 +41,7 @@
 #include <pith/kv/policies/scissorhands.hpp>        // Scissorhands: the rows most often above average
 #include <pith/kv/policies/sink_window.hpp>         // StreamingLLM: the first tokens and the newest
 #include <pith/kv/policies/snapkv.hpp>              // SnapKV: the rows that a prompt's last queries attend to
-#include <pith/kv/policies/threshold.hpp>           // a threshold instead of a budget, and budgets that grow
+#include <pith/kv/policies/threshold.hpp>           // DMS: a threshold instead of a budget
 #include <pith/kv/policies/tova.hpp>                // TOVA: drops the row that the newest query attends to least
 #include <pith/kv/policies/window.hpp>              // sliding window: the newest rows
 #include <pith/kv/policy.hpp>                       // the interface of a policy, for writing your own

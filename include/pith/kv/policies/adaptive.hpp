@@ -11,6 +11,16 @@
 
 namespace pith { inline namespace v0 {
 
+/// How Adaptive divides the budget of a layer among its heads.
+struct AdaptiveOptions {
+  enum class Rule : std::uint8_t {
+    blended,  ///< as released: count·(1 - floor) + share·floor, rounded to even; the sum may miss the total by a few
+    exact,    ///< each head keeps its best floor·share rows, the best rows of all heads fill up the total
+  };
+  double floor = 0.2;  ///< share of an equal budget that every head keeps
+  Rule rule = Rule::exact;
+};
+
 /// AdaKV: the heads of a layer share one budget; a head keeps as many rows as it has scores among the best of all heads.
 ///
 ///   kept_h = #{top num_kv_heads·budget scores of all heads, in h}, at least floor·budget
@@ -23,15 +33,6 @@ namespace pith { inline namespace v0 {
 /// Needs    what P needs
 /// Cost     one selection among the rows of all heads, once
 /// Paper    AdaKV: arXiv:2407.11550
-struct AdaptiveOptions {
-  enum class Rule : std::uint8_t {
-    blended,  ///< as released: count·(1 - floor) + share·floor, rounded to even; the sum may miss the total by a few
-    exact,    ///< each head keeps its best floor·share rows, the best rows of all heads fill up the total
-  };
-  double floor = 0.2;
-  Rule rule = Rule::exact;
-};
-
 template <class P> struct Adaptive : WrappedPolicy<P> {
   AdaptiveOptions options;
 

@@ -1,9 +1,6 @@
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstddef>
-#include <cstdint>
 #include <limits>
 #include <memory>
 
@@ -82,119 +79,6 @@ template <class S = float> struct Leverage {
       centred(r);
       out[r] = gram.form(x);
     }
-  }
-};
-
-/// Attention without a causal mask within chunks: keeps rows that their chunk's queries look at, before or behind.
-///
-///   score_r = pool_avg(‖v_r‖ · mean_{g ∈ group} Σ_{q ∈ chunk} softmax over the chunk (q·k)_r), without 1/√d
-///
-/// Keeps    `keep` rows by this score, the first `sinks` among them, when a prompt ends
-/// Needs    queries, keys and values
-/// Cost     2·chunk·head_dim per query head and row, once; group·head_dim numbers a row for the queries
-/// Paper    a half of Compactor: arXiv:2507.08143
-struct NonCausal {
-  Index keep = 1024;          ///< rows kept
-  Index sinks = 4;            ///< initial tokens, always kept
-  Index chunk = 256;          ///< rows that look at each other
-  Index kernel = 3;           ///< rows pooled together, odd; rows past the ends count as 0
-  bool padded_chunk = false;  ///< as released: the last chunk is filled up with keys of logit 0, and queries that look at all alike
-
-  Index budget() const { return keep; }
-  void check(const AttentionShape&) const {
-    detail::check_count("NonCausal", "keep", keep, 1);
-    detail::check_count("NonCausal", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
-    detail::check_count("NonCausal", "chunk", chunk, 1);
-    detail::check_count("NonCausal", "kernel", kernel, 1);
-    if (kernel % 2 == 0)
-      raise<ShapeError>("pith::NonCausal: kernel is ", kernel, ", expected an odd number: as many rows before as behind");
-  }
-  PolicyTraits traits() const { return {.prompt_only = true, .ordered = true, .reads_rows = true, .needs_queries = true}; }
-  Index stats(const AttentionShape& shape) const { return shape.group() * shape.head_dim; }
-  template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {
-    const Index group = rows.shape.group(), d = rows.shape.head_dim;
-    for (Index q = 0; q < seen.queries.rows(); ++q)
-      for (Index i = 0; i < d; ++i) stats(q % group * d + i, seen.first_row + q / group) = seen.queries(q, i);
-  }
-  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
-    raw(rows, 0, rows.size(), out.data(), rows.scratch);
-    for (Index r = 0; r < rows.size(); ++r)
-      if (rows.positions[static_cast<std::size_t>(r)] - rows.first < sinks) out[r] = std::numeric_limits<S>::infinity();
-  }
-  /// Scores of the rows first .. end - 1 among themselves: out[first .. end - 1]; `scratch` [end].
-  template <class S> void raw(const KvRows<S>& rows, Index first, Index end, S* out, S* scratch) const {
-    const Index d = rows.shape.head_dim, group = rows.shape.group();
-    for (Index from = first; from < end; from += chunk) {
-      const Index to = (std::min)(end, from + chunk), missing = padded_chunk ? from + chunk - to : Index(0);
-      std::fill(scratch + from, scratch + to, static_cast<S>(group * missing) / static_cast<S>(chunk));
-      for (Index g = 0; g < group; ++g)
-        for (Index q = from; q < to; ++q) {
-          S top = missing > 0 ? S(0) : -std::numeric_limits<S>::infinity(), total = 0;
-          for (Index r = from; r < to; ++r) {
-            out[r] = 0;
-            for (Index i = 0; i < d; ++i) out[r] += rows.stats(g * d + i, q) * rows.keys(r, i);
-            top = (std::max)(top, out[r]);
-          }
-          for (Index r = from; r < to; ++r) total += out[r] = std::exp(out[r] - top);
-          total += static_cast<S>(missing) * std::exp(-top);
-          for (Index r = from; r < to; ++r) scratch[r] += out[r] / total;
-        }
-      for (Index r = from; r < to; ++r) scratch[r] *= rows.values.row(r).norm() / static_cast<S>(group);
-    }
-    const Index reach = kernel / 2;
-    for (Index r = first; r < end; ++r) {
-      out[r] = 0;
-      for (Index j = (std::max)(first, r - reach); j <= (std::min)(end - 1, r + reach); ++j) out[r] += scratch[j] / static_cast<S>(kernel);
-    }
-  }
-};
-
-/// Compactor: leverage of keys and attention without a causal mask, each in deviations from its mean in the head.
-///
-///   score_r = blend · z(leverage_r) + z(non-causal_r)
-///
-/// Released code takes the deviations over all heads together, where its comments say head by head.
-///
-/// Keeps    `keep` rows, the first `sinks` and the newest `recent` among them, when a prompt ends
-/// Needs    queries, keys and values
-/// Cost     of both
-/// Paper    Compactor: arXiv:2507.08143
-template <class S = float> struct Compactor {
-  Leverage<S> leverage;
-  NonCausal attention = {};
-  double blend = 0.35;  ///< weight of the leverage
-  Index recent = 4;     ///< newest tokens, always kept
-
-  Index budget() const { return leverage.keep; }
-  void check(const AttentionShape& shape) const {
-    leverage.check(shape);
-    attention.check(shape);
-    detail::check_amount("Compactor", "blend", blend);
-    detail::check_count("Compactor", "recent", recent, 0, leverage.keep - leverage.sinks, "sinks and newest rows are part of keep");
-  }
-  PolicyTraits traits() const { return attention.traits(); }
-  Index stats(const AttentionShape& shape) const { return attention.stats(shape); }
-  void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const { attention.observe(seen, rows, stats); }
-  void score(const KvRows<S>& rows, VectorRef<S> out) const {
-    Index first = 0, end = rows.size();
-    while (first < end && rows.positions[static_cast<std::size_t>(first)] - rows.first < leverage.sinks) ++first;
-    while (end > first && rows.positions[static_cast<std::size_t>(end - 1)] >= rows.next - recent) --end;
-    out.setConstant(std::numeric_limits<S>::infinity());
-    if (end - first < 2) {
-      out.segment(first, end - first).setZero();
-      return;
-    }
-    const auto spread = [&](S* x) {
-      VectorRef<S> v(x + first, end - first);
-      const S mean = v.mean();
-      const S deviation = std::sqrt((v.array() - mean).square().sum() / static_cast<S>(end - first - 1));
-      v = (v.array() - mean) / (std::max)(deviation, (std::numeric_limits<S>::min)());
-    };
-    attention.raw(rows, first, end, out.data(), rows.scratch);
-    spread(out.data());
-    leverage.raw(rows, first, end, rows.scratch);
-    spread(rows.scratch);
-    for (Index r = first; r < end; ++r) out[r] += static_cast<S>(blend) * rows.scratch[r];
   }
 };
 

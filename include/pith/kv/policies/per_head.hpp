@@ -1,9 +1,8 @@
 #pragma once
 
-#include <algorithm>
 #include <concepts>
+#include <cstddef>
 #include <limits>
-#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -12,20 +11,6 @@
 #include <pith/kv/wrapped_policy.hpp>
 
 namespace pith { inline namespace v0 {
-
-/// The newest rows, by score: what wrappers may change, unlike Window, which evicts by age.
-///
-/// Keeps    `keep` newest rows
-/// Needs    nothing
-/// Cost     one look at each score
-struct Newest {
-  Index keep = 1024;  ///< rows kept
-  Index budget() const { return keep; }
-  void check(const AttentionShape&) const { detail::check_count("Newest", "keep", keep, 1); }
-  template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
-    for (Index r = 0; r < rows.size(); ++r) out[r] = static_cast<S>(rows.positions[static_cast<std::size_t>(r)] - rows.next);
-  }
-};
 
 /// A number of rows for each kv head of a layer, from a profile made beforehand: head_budgets() (LU-KV), or all rows for retrieval heads
 /// and a few for streaming ones (DuoAttention).
