@@ -45,6 +45,7 @@
 #include <pith/kv/policies/tova.hpp>                // TOVA: drops the row that the newest query attends to least
 #include <pith/kv/policies/window.hpp>              // sliding window: the newest rows
 #include <pith/kv/policy.hpp>                       // the interface of a policy, for writing your own
+#include <pith/kv/policy_checks.hpp>                // checks of single numbers, for the check() of a policy
 #include <pith/kv/policy_facts.hpp>                 // the constant answers of a policy
 #include <pith/kv/prefix.hpp>                       // rows shared by many conversations
 #include <pith/kv/prefix_tuning.hpp>                // prefix tuning: learned keys and values in front

@@ -55,13 +55,13 @@ struct CompactOptions {
     finite("most_log_mass", most_log_mass);
     if (least_log_mass > 0 || most_log_mass < 0 || least_log_mass < -80 || most_log_mass > 80)
       raise<ShapeError>("pith::CompactOptions: log masses within ", least_log_mass, " .. ", most_log_mass, ", expected -80 .. 0 .. 80");
-    detail::check_amount("CompactOptions", "mass_pull", mass_pull);
-    detail::check_amount("CompactOptions", "ridge", ridge);
-    detail::check_count("CompactOptions", "sweeps", sweeps, 1);
-    detail::check_count("CompactOptions", "chunk", chunk, 0);
-    detail::check_count("CompactOptions", "pool", pool, 1);
-    detail::check_count("CompactOptions", "pursuit_step", pursuit_step, 1);
-    detail::check_count("CompactOptions", "pursuit_interval", pursuit_interval, 1);
+    check_amount("CompactOptions", "mass_pull", mass_pull);
+    check_amount("CompactOptions", "ridge", ridge);
+    check_count("CompactOptions", "sweeps", sweeps, 1);
+    check_count("CompactOptions", "chunk", chunk, 0);
+    check_count("CompactOptions", "pool", pool, 1);
+    check_count("CompactOptions", "pursuit_step", pursuit_step, 1);
+    check_count("CompactOptions", "pursuit_interval", pursuit_interval, 1);
     if (pool % 2 == 0) raise<ShapeError>("pith::CompactOptions: pool is ", pool, ", expected an odd number: as many rows before as behind");
     if (select == Select::pursuit && (budget.share != RowBudget::Share::head || chunk > 0))
       raise<ShapeError>("pith::CompactOptions: pursuit selects in one head's rows at a time: Share::head, without chunks");

@@ -9,8 +9,8 @@
 #include <pith/core/types.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
-#include <pith/kv/detail/policy_checks.hpp>
 #include <pith/kv/detail/select.hpp>
+#include <pith/kv/policy_checks.hpp>
 
 // What an eviction policy is: the members KvCache calls, what each is shown, and helpers for writing one.
 
@@ -97,7 +97,9 @@ struct PolicyTraits {
 //   (neither)                                               static constexpr budget() == unlimited: every row stays
 // It may have
 //   PolicyTraits traits() const                             what it needs of the cache and the attention kernel
-//   void check(const AttentionShape&) const                 throws if its numbers are invalid for this layer; called before other members
+//   void check(const AttentionShape&) const                 throws if its numbers are invalid for this layer (policy_checks.hpp); called
+//   before
+//                                                           other members
 //   Index retain() const                                    rows left by one eviction, 1 .. budget(); less: evictions are rarer and larger
 //   Index stats(const AttentionShape&) const                numbers kept for each row; they move with their row. Filled by
 //     void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const

@@ -13,8 +13,8 @@
 
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
-#include <pith/kv/detail/policy_checks.hpp>
 #include <pith/kv/detail/select.hpp>
+#include <pith/kv/policy_checks.hpp>
 
 // Which rows of all layers stay, by a score of each: for budgets that heads, layers or a whole model share.
 
@@ -36,13 +36,13 @@ struct RowBudget {
 
   /// Throws   ShapeError for numbers out of range, or a wrong number of budgets
   void check(std::size_t heads) const {
-    detail::check_count("RowBudget", "rows", rows, 1);
-    detail::check_count("RowBudget", "sinks", sinks, 0, rows, "sinks are part of the rows");
-    detail::check_count("RowBudget", "recent", recent, 0, rows - sinks, "sinks and newest rows are part of the rows");
-    detail::check_share("RowBudget", "floor", floor);
+    check_count("RowBudget", "rows", rows, 1);
+    check_count("RowBudget", "sinks", sinks, 0, rows, "sinks are part of the rows");
+    check_count("RowBudget", "recent", recent, 0, rows - sinks, "sinks and newest rows are part of the rows");
+    check_share("RowBudget", "floor", floor);
     if (!of_head.empty() && of_head.size() != heads)
       raise<ShapeError>("pith::RowBudget: of_head has ", of_head.size(), " budgets, expected ", heads, ", one a kv head of each layer");
-    for (const Index each : of_head) detail::check_count("RowBudget", "of_head", each, 0);
+    for (const Index each : of_head) check_count("RowBudget", "of_head", each, 0);
   }
 };
 
@@ -51,11 +51,11 @@ struct RowBudget {
 /// Shapes   removed, result [heads]; each result 1 .. rows
 /// Throws   ShapeError for a share outside 0 .. 1
 inline std::vector<Index> head_budgets(Index rows, std::span<const float> removed) {
-  detail::check_count("head_budgets", "rows", rows, 1);
+  check_count("head_budgets", "rows", rows, 1);
   std::vector<float> ideal, rest;
   std::vector<Index> kept;
   for (const float share : removed) {
-    detail::check_share("head_budgets", "removed", static_cast<double>(share));
+    check_share("head_budgets", "removed", static_cast<double>(share));
     ideal.push_back((1.f - share) * static_cast<float>(rows));
     kept.push_back(static_cast<Index>(std::floor(ideal.back())));
     rest.push_back(ideal.back() - std::floor(ideal.back()));

@@ -9,6 +9,13 @@
 
 namespace pith { inline namespace v0 {
 
+/// Whether P has score(): around any other policy a wrapper must not have it either.
+template <class P, class S>
+concept ScoresRows = detail::has_score<P, S>;
+/// Whether P has combine(), which decides for all heads together.
+template <class P, class S>
+concept CombinesHeads = detail::combines_heads<P, S>;
+
 /// The base of policies that change another scoring policy: it forwards every member to `inner`, and a wrapper overrides some.
 ///
 /// Constructors of wrappers take exactly a P (std::same_as<P> auto). A wrapper around AnyPolicy, which every policy converts to, would
@@ -52,22 +59,20 @@ template <class P> struct WrappedPolicy {
     inner.observe(seen, rows, stats, memory);
   }
   template <class S>
-  requires detail::has_score<P, S>
+  requires ScoresRows<P, S>
   void score(const KvRows<S>& rows, VectorRef<S> out) const { inner.score(rows, out); }
   template <class S>
-  requires detail::combines_heads<P, S>
+  requires CombinesHeads<P, S>
   void combine(LayerScores<S>& layer) const { inner.combine(layer); }
 };
 
-namespace detail {
-
+/// Checks that the policy inside leaves scores for a wrapper to change; `inside`: its traits.
+///
 /// Throws   ShapeError around a policy whose decision a wrapper would undo
 inline void check_undecided(std::string_view wrapper, const PolicyTraits& inside) {
   if (inside.decides)
     raise<ShapeError>("pith::", wrapper, ": around a policy that decides itself which rows stay (Adaptive, Chunkwise, Csp): it ",
                       "leaves no scores to share out or average; put one of the two around a policy that scores");
 }
-
-}  // namespace detail
 
 }}  // namespace pith::v0

@@ -59,7 +59,7 @@ template <class S> void turn_behind(const Decoder<S>& decoder, Position next, Re
 template <class S, KvStorage T>
 void add_looking(const Session<S, T>& session, std::span<const Token> tokens, Index chunk, ReferenceQueries<S>& queries,
                  const LookOptions<S>& options = {}) {
-  detail::check_count("add_looking", "chunk", chunk, 1);
+  check_count("add_looking", "chunk", chunk, 1);
   for (std::size_t done = 0; done < tokens.size(); done += static_cast<std::size_t>(chunk))
     session.look(
         tokens.subspan(done, (std::min)(static_cast<std::size_t>(chunk), tokens.size() - done)),

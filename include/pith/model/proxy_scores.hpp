@@ -49,9 +49,9 @@ template <class S = float> struct KvzipOptions {
 /// Paper    KVzip: arXiv:2505.23416
 template <class S, KvStorage T>
 RowScores kvzip_scores(const Session<S, T>& session, std::span<const Token> context, const KvzipOptions<S>& options = {}) {
-  detail::check_count("kvzip_scores", "chunk", options.chunk, 1);
-  detail::check_count("kvzip_scores", "sinks", options.sinks, 0);
-  detail::check_count("kvzip_scores", "tail", options.tail, 0);
+  check_count("kvzip_scores", "chunk", options.chunk, 1);
+  check_count("kvzip_scores", "sinks", options.sinks, 0);
+  check_count("kvzip_scores", "tail", options.tail, 0);
   detail::check_o_proj(session.config(), options.o_proj);
   const auto caches = session.caches();
   const Position first = caches.front().first_position(), length = static_cast<Position>(context.size());

@@ -41,8 +41,8 @@ template <class P> struct Adaptive : WrappedPolicy<P> {
   /// Throws   what P's check() throws; ShapeError for a share outside 0 .. 1, and around a policy that decides itself which rows stay
   void check(const AttentionShape& shape) const {
     WrappedPolicy<P>::check(shape);
-    detail::check_share("Adaptive", "floor", options.floor);
-    detail::check_undecided("Adaptive", WrappedPolicy<P>::traits());
+    check_share("Adaptive", "floor", options.floor);
+    check_undecided("Adaptive", WrappedPolicy<P>::traits());
   }
   bool combines() const { return true; }
   PolicyTraits traits() const {
@@ -51,9 +51,9 @@ template <class P> struct Adaptive : WrappedPolicy<P> {
     return traits;
   }
   template <class S>
-  requires detail::has_score<P, S>
+  requires ScoresRows<P, S>
   void combine(LayerScores<S>& layer) const {
-    if constexpr (detail::combines_heads<P, S>) this->inner.combine(layer);
+    if constexpr (CombinesHeads<P, S>) this->inner.combine(layer);
     options.rule == AdaptiveOptions::Rule::exact ? fill(layer) : blend(layer);
   }
 

@@ -31,10 +31,10 @@ template <class S = float> struct CapKv {
 
   Index budget() const { return keep; }
   void check(const AttentionShape& shape) const {
-    detail::check_count("CapKv", "keep", keep, 1);
-    detail::check_count("CapKv", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
-    detail::check_count("CapKv", "future", future, 1, Index(1) << 20);
-    detail::check_amount("CapKv", "tau", tau);
+    check_count("CapKv", "keep", keep, 1);
+    check_count("CapKv", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
+    check_count("CapKv", "future", future, 1, Index(1) << 20);
+    check_amount("CapKv", "tau", tau);
     if (rope == nullptr || rope->options().head_dim != shape.head_dim)
       raise<ShapeError>("pith::CapKv: expected a rope for heads of ", shape.head_dim, ": Decoder::rope(layer)");
     if (rope->options().by_length())

@@ -28,8 +28,8 @@ template <class P> struct Chunkwise : WrappedPolicy<P> {
   /// Throws   what P's check() throws; ShapeError for a chunk length below 1, and around a policy that decides itself which rows stay
   void check(const AttentionShape& shape) const {
     WrappedPolicy<P>::check(shape);
-    detail::check_count("Chunkwise", "chunk", chunk, 1);
-    detail::check_undecided("Chunkwise", WrappedPolicy<P>::traits());
+    check_count("Chunkwise", "chunk", chunk, 1);
+    check_undecided("Chunkwise", WrappedPolicy<P>::traits());
   }
   bool combines() const { return true; }
   PolicyTraits traits() const {
@@ -38,9 +38,9 @@ template <class P> struct Chunkwise : WrappedPolicy<P> {
     return traits;
   }
   template <class S>
-  requires detail::has_score<P, S>
+  requires ScoresRows<P, S>
   void combine(LayerScores<S>& layer) const {
-    if constexpr (detail::combines_heads<P, S>) this->inner.combine(layer);
+    if constexpr (CombinesHeads<P, S>) this->inner.combine(layer);
     constexpr S inf = std::numeric_limits<S>::infinity();
     const Index n = layer.size(0), length = chunk, chunks = (n + length - 1) / length;
     VectorRef<S> total = layer.scores(0);

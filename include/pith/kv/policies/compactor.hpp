@@ -31,8 +31,8 @@ template <class S = float> struct Compactor {
   void check(const AttentionShape& shape) const {
     leverage.check(shape);
     attention.check(shape);
-    detail::check_amount("Compactor", "blend", blend);
-    detail::check_count("Compactor", "recent", recent, 0, leverage.keep - leverage.sinks, "sinks and newest rows are part of keep");
+    check_amount("Compactor", "blend", blend);
+    check_count("Compactor", "recent", recent, 0, leverage.keep - leverage.sinks, "sinks and newest rows are part of keep");
   }
   PolicyTraits traits() const { return attention.traits(); }
   Index stats(const AttentionShape& shape) const { return attention.stats(shape); }

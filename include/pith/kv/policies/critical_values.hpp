@@ -34,8 +34,8 @@ template <class P, class S = float> struct CriticalValues : WrappedPolicy<P> {
     WrappedPolicy<P>::check(shape);
     if (o_proj == nullptr) raise<ShapeError>("pith::CriticalValues: o_proj is null, expected the output projection of the layer");
     check_shape("CriticalValues", "o_proj", *o_proj, any_extent, shape.num_heads * shape.head_dim);
-    detail::check_share("CriticalValues", "first_stage", first_stage);
-    detail::check_amount("CriticalValues", "epsilon", static_cast<double>(epsilon));
+    check_share("CriticalValues", "first_stage", first_stage);
+    check_amount("CriticalValues", "epsilon", static_cast<double>(epsilon));
     if (WrappedPolicy<P>::traits().uneven)
       raise<ShapeError>("pith::CriticalValues: around a policy that itself decides which rows stay: there is no score to weigh");
   }
@@ -44,7 +44,7 @@ template <class P, class S = float> struct CriticalValues : WrappedPolicy<P> {
     traits.reads_rows = true;
     return traits;
   }
-  void score(const KvRows<S>& rows, VectorRef<S> out) const requires detail::has_score<P, S> {
+  void score(const KvRows<S>& rows, VectorRef<S> out) const requires ScoresRows<P, S> {
     this->inner.score(rows, out);
     const Index certain = static_cast<Index>(static_cast<double>(this->retain()) * first_stage);
     best_rows(rows, ConstVectorRef<S>(out), certain, [&](Index r) { out[r] = std::numeric_limits<S>::infinity(); });

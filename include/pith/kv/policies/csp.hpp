@@ -33,13 +33,13 @@ struct Csp {
   double cross_ratio = 0.5;  ///< share of the rows chosen by the cross list
   double n = 1;              ///< the n of softmax_n
   Picks picks = Picks::either;
-  Index budget() const { return detail::sum_of_rows(heavy, recent); }
+  Index budget() const { return sum_of_rows(heavy, recent); }
   void check(const AttentionShape&) const {
-    detail::check_count("Csp", "heavy", heavy, 0);
-    detail::check_count("Csp", "recent", recent, 1, detail::most_rows - heavy);
-    detail::check_count("Csp", "protects", protects, -1, budget(), "protected rows are part of heavy + recent");
-    detail::check_share("Csp", "cross_ratio", cross_ratio);
-    detail::check_amount("Csp", "n", n);
+    check_count("Csp", "heavy", heavy, 0);
+    check_count("Csp", "recent", recent, 1, max_head_rows - heavy);
+    check_count("Csp", "protects", protects, -1, budget(), "protected rows are part of heavy + recent");
+    check_share("Csp", "cross_ratio", cross_ratio);
+    check_amount("Csp", "n", n);
   }
   PolicyTraits traits() const { return {.prompt_only = true, .watches = recent, .needs_log_sum = true, .uneven = true, .decides = true}; }
   Index stats(const AttentionShape&) const { return 2 + recent; }  // self, cross, then one slot per query of the window

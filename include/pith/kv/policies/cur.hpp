@@ -22,9 +22,9 @@ struct Cur {
   Index block = 16;   ///< rows compared with each other
   Index budget() const { return keep; }
   void check(const AttentionShape&) const {
-    detail::check_count("Cur", "keep", keep, 1);
-    detail::check_count("Cur", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
-    detail::check_count("Cur", "block", block, 1);
+    check_count("Cur", "keep", keep, 1);
+    check_count("Cur", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
+    check_count("Cur", "block", block, 1);
   }
   PolicyTraits traits() const { return {.prompt_only = true, .ordered = true, .reads_rows = true}; }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {

@@ -39,11 +39,11 @@ template <class S = float> struct ExpectedAttention {
   /// Throws   ShapeError for invalid numbers, without a rope and with one of another head_dim; UnsupportedError for dynamic rope and for a
   ///          longrope of two tables, because their queries cannot be rotated back
   void check(const AttentionShape& shape) const {
-    detail::check_count("ExpectedAttention", "keep", keep, 1);
-    detail::check_count("ExpectedAttention", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
-    detail::check_count("ExpectedAttention", "future", future, 1, most_future);
-    detail::check_amount("ExpectedAttention", "epsilon", static_cast<double>(epsilon));
-    detail::check_amount("ExpectedAttention", "scale", static_cast<double>(scale));
+    check_count("ExpectedAttention", "keep", keep, 1);
+    check_count("ExpectedAttention", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
+    check_count("ExpectedAttention", "future", future, 1, most_future);
+    check_amount("ExpectedAttention", "epsilon", static_cast<double>(epsilon));
+    check_amount("ExpectedAttention", "scale", static_cast<double>(scale));
     if (rope == nullptr) raise<ShapeError>("pith::ExpectedAttention: rope is null, expected that of the model");
     if (rope->options().head_dim != shape.head_dim)
       raise<ShapeError>("pith::ExpectedAttention: the rope turns heads of ", rope->options().head_dim, ", the layer has heads of ",
@@ -84,7 +84,7 @@ template <class S = float> struct ExpectedAttention {
       const S* const moments = rows.memory.data() + g * per_head(d);
       for (Index r = 0; r < n; ++r)
         rows.scratch[r] = is_sink(rows, r) ? -std::numeric_limits<S>::infinity() : expected(moments, rows, r, cosines, sines);
-      detail::softmax_row<S>(rows.scratch, rows.scratch, n);
+      softmax(MatrixRef<S>(rows.scratch, 1, n));
       out += ConstVectorRef<S>(rows.scratch, n) / static_cast<S>(group);
     }
     for (Index r = 0; r < n; ++r)
@@ -98,7 +98,7 @@ template <class S = float> struct ExpectedAttention {
   /// μ·R̄ᵀk/√d + (R̄ᵀk)ᵀ Σ (R̄ᵀk) / 2d: rotating the key back is cheaper than rotating the Gaussian forward.
   S expected(const S* moments, const KvRows<S>& rows, Index r, const S* cosines, const S* sines) const {
     const Index d = rows.shape.head_dim;
-    const detail::RopePairs<S> pairs = rope->pairs();
+    const auto pairs = rope->pairs();
     S turned[Rope<S>::max_head_dim];
     for (Index i = pairs.width; i < d; ++i) turned[i] = rows.keys(r, i);
     for (Index i = 0; i < pairs.half(); ++i) {

@@ -32,9 +32,9 @@ template <class P> struct Growing : WrappedPolicy<P> {
   /// Throws   what P's check() throws; ShapeError for numbers out of range, and around a policy that decides itself which rows stay
   void check(const AttentionShape& shape) const {
     WrappedPolicy<P>::check(shape);
-    detail::check_undecided("Growing", WrappedPolicy<P>::traits());
-    detail::check_share("Growing", "ratio", options.ratio);
-    detail::check_count("Growing", "interval", options.interval, 1);
+    check_undecided("Growing", WrappedPolicy<P>::traits());
+    check_share("Growing", "ratio", options.ratio);
+    check_count("Growing", "interval", options.interval, 1);
   }
   PolicyTraits traits() const {
     PolicyTraits traits = WrappedPolicy<P>::traits();
@@ -42,7 +42,7 @@ template <class P> struct Growing : WrappedPolicy<P> {
     return traits;
   }
   template <class S>
-  requires detail::has_score<P, S>
+  requires ScoresRows<P, S>
   void score(const KvRows<S>& rows, VectorRef<S> out) const {
     this->inner.score(rows, out);
     const Index seen = rows.next - rows.first;

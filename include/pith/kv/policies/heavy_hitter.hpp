@@ -18,11 +18,11 @@ namespace pith { inline namespace v0 {
 struct HeavyHitter {
   Index heavy = 512;   ///< rows kept for their accumulated attention (k in the paper)
   Index recent = 512;  ///< newest rows, always kept
-  Index budget() const { return detail::sum_of_rows(heavy, recent); }
+  Index budget() const { return sum_of_rows(heavy, recent); }
   void check(const AttentionShape&) const {
-    detail::check_count("HeavyHitter", "heavy", heavy, 0);
-    detail::check_count("HeavyHitter", "recent", recent, 0, detail::most_rows - heavy);
-    detail::check_count("HeavyHitter", "heavy + recent", heavy + recent, 1);
+    check_count("HeavyHitter", "heavy", heavy, 0);
+    check_count("HeavyHitter", "recent", recent, 0, max_head_rows - heavy);
+    check_count("HeavyHitter", "heavy + recent", heavy + recent, 1);
   }
   Index stats(const AttentionShape&) const { return 1; }
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {

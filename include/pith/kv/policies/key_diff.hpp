@@ -22,8 +22,8 @@ struct KeyDiff {
   Index rows_per_eviction = 1;  ///< rows evicted at once; more: fewer sweeps
   Index budget() const { return keep; }
   void check(const AttentionShape&) const {
-    detail::check_count("KeyDiff", "keep", keep, 1);
-    detail::check_count("KeyDiff", "rows_per_eviction", rows_per_eviction, 1, keep);
+    check_count("KeyDiff", "keep", keep, 1);
+    check_count("KeyDiff", "rows_per_eviction", rows_per_eviction, 1, keep);
   }
   Index retain() const { return keep + 1 - rows_per_eviction; }
   PolicyTraits traits() const { return {.reads_rows = true}; }

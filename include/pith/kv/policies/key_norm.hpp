@@ -16,7 +16,7 @@ namespace pith { inline namespace v0 {
 struct KeyNorm {
   Index keep = 1024;  ///< rows kept
   Index budget() const { return keep; }
-  void check(const AttentionShape&) const { detail::check_count("KeyNorm", "keep", keep, 1); }
+  void check(const AttentionShape&) const { check_count("KeyNorm", "keep", keep, 1); }
   Index stats(const AttentionShape&) const { return 1; }
   template <class S> void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const {
     for (Index r = 0; r < fresh.size(); ++r) stats(0, r) = -fresh.keys.row(r).norm();

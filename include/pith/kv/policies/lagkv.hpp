@@ -28,9 +28,9 @@ struct LagKv {
   Index lag = 128;    ///< tokens of a part
   Index budget() const { return keep; }
   void check(const AttentionShape&) const {
-    detail::check_count("LagKv", "keep", keep, 1);
-    detail::check_count("LagKv", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
-    detail::check_count("LagKv", "lag", lag, 1, detail::most_rows / 2);
+    check_count("LagKv", "keep", keep, 1);
+    check_count("LagKv", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
+    check_count("LagKv", "lag", lag, 1, max_head_rows / 2);
   }
   PolicyTraits traits() const { return {.prompt_only = true, .ordered = true, .reads_rows = true}; }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
@@ -94,7 +94,7 @@ struct LagKv {
     out /= static_cast<S>((std::max)(Index(1), scaled));
     for_scaled([&](Index r, S number) { squares[r] += (number - out[r]) * (number - out[r]); });
     out = (squares / static_cast<S>((std::max)(Index(1), scaled - 1))).cwiseSqrt();
-    detail::softmax_row<S>(out.data(), out.data(), lag);
+    softmax(MatrixRef<S>(out.data(), 1, lag));
   }
 };
 

@@ -28,11 +28,11 @@ struct LazyLayer {
 
   Index budget() const { return keep; }
   void check(const AttentionShape&) const {
-    detail::check_count("LazyLayer", "keep", keep, 1);
-    detail::check_count("LazyLayer", "sinks", sinks, 0, keep, "they are part of keep");
-    detail::check_count("LazyLayer", "recent", recent, 1, keep - sinks, "sinks and newest rows are part of keep");
-    detail::check_count("LazyLayer", "last", last, 1, recent, "the last queries' tokens are among the newest");
-    detail::check_share("LazyLayer", "threshold", threshold);
+    check_count("LazyLayer", "keep", keep, 1);
+    check_count("LazyLayer", "sinks", sinks, 0, keep, "they are part of keep");
+    check_count("LazyLayer", "recent", recent, 1, keep - sinks, "sinks and newest rows are part of keep");
+    check_count("LazyLayer", "last", last, 1, recent, "the last queries' tokens are among the newest");
+    check_share("LazyLayer", "threshold", threshold);
   }
   PolicyTraits traits() const { return {.prompt_only = true, .watches = last, .uneven = true, .decides = true, .eager = true}; }
   Index stats(const AttentionShape&) const { return last; }  // the weights of each of the last queries, summed over the group

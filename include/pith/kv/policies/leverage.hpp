@@ -27,8 +27,8 @@ template <class S = float> struct Leverage {
 
   Index budget() const { return keep; }
   void check(const AttentionShape& shape) const {
-    detail::check_count("Leverage", "keep", keep, 1);
-    detail::check_count("Leverage", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
+    check_count("Leverage", "keep", keep, 1);
+    check_count("Leverage", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
     if (rope == nullptr || rope->options().head_dim != shape.head_dim)
       raise<ShapeError>("pith::Leverage: expected a rope for heads of ", shape.head_dim, ": Decoder::rope(layer)");
     if (rope->options().by_length())

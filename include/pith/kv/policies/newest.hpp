@@ -14,7 +14,7 @@ namespace pith { inline namespace v0 {
 struct Newest {
   Index keep = 1024;  ///< rows kept
   Index budget() const { return keep; }
-  void check(const AttentionShape&) const { detail::check_count("Newest", "keep", keep, 1); }
+  void check(const AttentionShape&) const { check_count("Newest", "keep", keep, 1); }
   template <class S> void score(const KvRows<S>& rows, VectorRef<S> out) const {
     for (Index r = 0; r < rows.size(); ++r) out[r] = static_cast<S>(rows.positions[static_cast<std::size_t>(r)] - rows.next);
   }

@@ -27,10 +27,10 @@ struct NonCausal {
 
   Index budget() const { return keep; }
   void check(const AttentionShape&) const {
-    detail::check_count("NonCausal", "keep", keep, 1);
-    detail::check_count("NonCausal", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
-    detail::check_count("NonCausal", "chunk", chunk, 1);
-    detail::check_count("NonCausal", "kernel", kernel, 1);
+    check_count("NonCausal", "keep", keep, 1);
+    check_count("NonCausal", "sinks", sinks, 0, keep - 1, "the newest row is kept as well");
+    check_count("NonCausal", "chunk", chunk, 1);
+    check_count("NonCausal", "kernel", kernel, 1);
     if (kernel % 2 == 0)
       raise<ShapeError>("pith::NonCausal: kernel is ", kernel, ", expected an odd number: as many rows before as behind");
   }

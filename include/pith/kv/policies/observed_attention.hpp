@@ -19,7 +19,7 @@ namespace pith { inline namespace v0 {
 struct ObservedAttention {
   Index keep = 1024;  ///< rows kept
   Index budget() const { return keep; }
-  void check(const AttentionShape&) const { detail::check_count("ObservedAttention", "keep", keep, 1); }
+  void check(const AttentionShape&) const { check_count("ObservedAttention", "keep", keep, 1); }
   PolicyTraits traits() const { return {.prompt_only = true}; }
   Index stats(const AttentionShape&) const { return 2; }  // the sum of weights received, and their number
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>& rows, MatrixRef<S> stats) const {

@@ -31,13 +31,13 @@ template <class P> struct PerHead : WrappedPolicy<P> {
   ///          decides itself which rows stay
   void check(const AttentionShape& shape) const {
     WrappedPolicy<P>::check(shape);
-    detail::check_undecided("PerHead", WrappedPolicy<P>::traits());
+    check_undecided("PerHead", WrappedPolicy<P>::traits());
     if (static_cast<Index>(rows.size()) != shape.num_kv_heads)
       raise<ShapeError>("pith::PerHead: ", rows.size(), " budgets for ", shape.num_kv_heads, " kv heads");
     Index sum = 0;
     for (const Index each : rows) {
-      detail::check_count("PerHead", "rows", each, 1);
-      sum = detail::sum_of_rows(sum, each);
+      check_count("PerHead", "rows", each, 1);
+      sum = sum_of_rows(sum, each);
     }
     if (sum > shape.num_kv_heads * this->budget())
       raise<ShapeError>("pith::PerHead: ", sum, " rows of all heads, expected at most ", shape.num_kv_heads, " times the budget of ",
@@ -50,9 +50,9 @@ template <class P> struct PerHead : WrappedPolicy<P> {
     return traits;
   }
   template <class S>
-  requires detail::has_score<P, S>
+  requires ScoresRows<P, S>
   void combine(LayerScores<S>& layer) const {
-    if constexpr (detail::combines_heads<P, S>) this->inner.combine(layer);
+    if constexpr (CombinesHeads<P, S>) this->inner.combine(layer);
     constexpr S stays = std::numeric_limits<S>::infinity();
     for (Index h = 0; h < layer.num_heads(); ++h) {
       VectorRef<S> score = layer.scores(h);

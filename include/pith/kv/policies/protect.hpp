@@ -34,8 +34,8 @@ template <class P> struct Protect : WrappedPolicy<P> {
 
   void check(const AttentionShape& shape) const {
     WrappedPolicy<P>::check(shape);
-    detail::check_count("Protect", "sinks", options.sinks, 0);
-    detail::check_count("Protect", "recent", options.recent, 0);
+    check_count("Protect", "sinks", options.sinks, 0);
+    check_count("Protect", "recent", options.recent, 0);
   }
 
   PolicyTraits traits() const {
@@ -45,13 +45,13 @@ template <class P> struct Protect : WrappedPolicy<P> {
   }
 
   template <class S>
-  requires detail::has_score<P, S>
+  requires ScoresRows<P, S>
   void score(const KvRows<S>& rows, VectorRef<S> out) const {
     this->inner.score(rows, out);
     mark(rows, out);
   }
   template <class S>
-  requires detail::combines_heads<P, S>
+  requires CombinesHeads<P, S>
   void combine(LayerScores<S>& layer) const {
     this->inner.combine(layer);
     for (Index h = 0; h < layer.num_heads(); ++h) mark(layer.rows(h), layer.scores(h));

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
-#include <pith/kv/detail/policy_checks.hpp>
+#include <pith/kv/policy_checks.hpp>
 
 namespace pith { inline namespace v0 {
 
@@ -39,7 +39,7 @@ struct Pyramid {
   /// The other published formula: real numbers, for a share `ratio` of `tokens` removed. All budgets are equal if the pyramid does not fit.
   std::vector<Index> budgets_at(double ratio, Index tokens) const {
     check(window, tokens);
-    detail::check_share("Pyramid", "ratio", ratio);
+    check_share("Pyramid", "ratio", ratio);
     const double length = static_cast<double>(tokens), rows = length * (1 - ratio), most = length - static_cast<double>(window);
     double low = rows / static_cast<double>(beta), high = 2 * rows - low;
     if (high >= most) {
@@ -55,7 +55,7 @@ struct Pyramid {
 
  private:
   void check(Index rows, Index tokens) const {
-    constexpr Index most = detail::most_rows;
+    constexpr Index most = max_head_rows;
     if (layers < 1 || layers > most || window < 0 || beta < 1 || rows < window || rows > most || tokens < 0 || tokens > most)
       raise<ShapeError>("pith::Pyramid: ", layers, " layers, window ", window, ", beta ", beta, ", ", rows, " rows of ", tokens,
                         " tokens: expected at least 1 layer, beta 1 and a window's rows");

@@ -19,7 +19,7 @@ struct Random {
   Index keep = 1024;       ///< rows kept
   std::uint64_t seed = 1;  ///< the same seed gives the same numbers on every machine
   Index budget() const { return keep; }
-  void check(const AttentionShape&) const { detail::check_count("Random", "keep", keep, 1); }
+  void check(const AttentionShape&) const { check_count("Random", "keep", keep, 1); }
   Index stats(const AttentionShape&) const { return 1; }
   template <class S> void admit(const KvRows<S>& fresh, MatrixRef<S> stats) const {
     for (Index r = 0; r < fresh.size(); ++r) {

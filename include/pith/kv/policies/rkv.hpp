@@ -37,11 +37,11 @@ struct RKv {
   Index budget() const { return keep; }
   Index retain() const { return keep - rows_per_eviction + 1; }
   void check(const AttentionShape&) const {
-    detail::check_count("RKv", "keep", keep, 1);
-    detail::check_count("RKv", "window", window, 1, keep, "the window is part of keep");
-    detail::check_count("RKv", "kernel", kernel, 1);
-    detail::check_count("RKv", "rows_per_eviction", rows_per_eviction, 1, keep - window + 1, "the window stays");
-    detail::check_share("RKv", "lambda", lambda);
+    check_count("RKv", "keep", keep, 1);
+    check_count("RKv", "window", window, 1, keep, "the window is part of keep");
+    check_count("RKv", "kernel", kernel, 1);
+    check_count("RKv", "rows_per_eviction", rows_per_eviction, 1, keep - window + 1, "the window stays");
+    check_share("RKv", "lambda", lambda);
     if (kernel % 2 == 0) raise<ShapeError>("pith::RKv: kernel is ", kernel, ", expected an odd number: as many rows before as behind");
     if (!std::isfinite(threshold)) raise<ShapeError>("pith::RKv: threshold is ", threshold, ", expected a finite number");
   }

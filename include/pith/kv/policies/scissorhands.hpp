@@ -23,9 +23,9 @@ struct Scissorhands {
   Index recent = 10;    ///< newest rows, always kept (r)
   Index budget() const { return keep; }
   void check(const AttentionShape&) const {
-    detail::check_count("Scissorhands", "keep", keep, 1);
-    detail::check_count("Scissorhands", "history", history, 2);
-    detail::check_count("Scissorhands", "recent", recent, 0, retain(), "half of keep is left after an eviction");
+    check_count("Scissorhands", "keep", keep, 1);
+    check_count("Scissorhands", "history", history, 2);
+    check_count("Scissorhands", "recent", recent, 0, retain(), "half of keep is left after an eviction");
   }
   Index retain() const { return keep - keep / 2; }        // evicts m = B/2 at once
   Index stats(const AttentionShape&) const { return 3; }  // marks in this half of the history, in the previous half, index of this half

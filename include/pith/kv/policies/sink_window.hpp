@@ -20,10 +20,10 @@ struct SinkWindow {
   Index sinks = 4;                                 ///< initial tokens, never evicted
   Index window = 1020;                             ///< newest rows kept besides
   RopePositions positions = RopePositions::cache;  ///< cache: as published; text: sinks keep their distance in the text
-  Index budget() const { return detail::sum_of_rows(sinks, window); }
+  Index budget() const { return sum_of_rows(sinks, window); }
   void check(const AttentionShape&) const {
-    detail::check_count("SinkWindow", "window", window, 1);
-    detail::check_count("SinkWindow", "sinks", sinks, 0, detail::most_rows - window);
+    check_count("SinkWindow", "window", window, 1);
+    check_count("SinkWindow", "sinks", sinks, 0, max_head_rows - window);
   }
   Index initial() const { return sinks; }
   PolicyTraits traits() const { return {.positions = positions}; }

@@ -29,9 +29,9 @@ struct SnapKv {
   Group group = Group::mean;  ///< how the query heads of a kv head are combined, before pooling
   Index budget() const { return keep; }
   void check(const AttentionShape&) const {
-    detail::check_count("SnapKv", "keep", keep, 1);
-    detail::check_count("SnapKv", "window", window, 1, keep, "the window is part of keep");
-    detail::check_count("SnapKv", "kernel", kernel, 1);
+    check_count("SnapKv", "keep", keep, 1);
+    check_count("SnapKv", "window", window, 1, keep, "the window is part of keep");
+    check_count("SnapKv", "kernel", kernel, 1);
     if (kernel % 2 == 0) raise<ShapeError>("pith::SnapKv: kernel is ", kernel, ", expected an odd number: as many rows before as behind");
   }
   PolicyTraits traits() const { return {.prompt_only = true, .ordered = true, .watches = window}; }

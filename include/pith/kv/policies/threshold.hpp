@@ -36,8 +36,8 @@ template <class P> struct Threshold : WrappedPolicy<P> {
   /// Throws   what P's check() throws; ShapeError for numbers out of range, and around a policy that decides itself which rows stay
   void check(const AttentionShape& shape) const {
     WrappedPolicy<P>::check(shape);
-    detail::check_undecided("Threshold", WrappedPolicy<P>::traits());
-    detail::check_count("Threshold", "window", options.window, 0, this->budget(), "the window is part of P's budget");
+    check_undecided("Threshold", WrappedPolicy<P>::traits());
+    check_count("Threshold", "window", options.window, 0, this->budget(), "the window is part of P's budget");
     if (std::isnan(options.least)) raise<ShapeError>("pith::Threshold: least is not a number");
   }
   PolicyTraits traits() const {
@@ -46,7 +46,7 @@ template <class P> struct Threshold : WrappedPolicy<P> {
     return traits;
   }
   template <class S>
-  requires detail::has_score<P, S>
+  requires ScoresRows<P, S>
   void score(const KvRows<S>& rows, VectorRef<S> out) const {
     this->inner.score(rows, out);
     for (Index r = 0; r < rows.size(); ++r)

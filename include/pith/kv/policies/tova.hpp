@@ -16,7 +16,7 @@ namespace pith { inline namespace v0 {
 struct Tova {
   Index keep = 1024;  ///< rows kept
   Index budget() const { return keep; }
-  void check(const AttentionShape&) const { detail::check_count("Tova", "keep", keep, 1); }
+  void check(const AttentionShape&) const { check_count("Tova", "keep", keep, 1); }
   PolicyTraits traits() const { return {.keeps_newest = false, .watches = 1}; }
   Index stats(const AttentionShape&) const { return 1; }
   template <class S> void observe(const AttentionBlock<S>& seen, const KvRows<S>&, MatrixRef<S> stats) const {

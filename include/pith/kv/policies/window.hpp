@@ -15,7 +15,7 @@ namespace pith { inline namespace v0 {
 struct Window {
   Index window = 1024;  ///< rows kept
   Index budget() const { return window; }
-  void check(const AttentionShape&) const { detail::check_count("Window", "window", window, 1); }
+  void check(const AttentionShape&) const { check_count("Window", "window", window, 1); }
   Index initial() const { return 0; }
 };
 

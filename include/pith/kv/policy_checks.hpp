@@ -9,19 +9,19 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 
-// Checks of single numbers, from which policies build their check().
+// Checks of single numbers, for the check() of a policy.
 
-namespace pith { inline namespace v0 { namespace detail {
+namespace pith { inline namespace v0 {
 
-inline constexpr Index most_rows = (std::numeric_limits<std::int32_t>::max)() / 2;  ///< no head of a cache holds more
+inline constexpr Index max_head_rows = (std::numeric_limits<std::int32_t>::max)() / 2;  ///< no head of a cache holds more
 
 /// Throws   ShapeError unless least <= value <= most, CapacityError for more than a cache can hold; `why` explains the bound
-inline void check_count(std::string_view policy, std::string_view name, Index value, Index least, Index most = most_rows,
+inline void check_count(std::string_view policy, std::string_view name, Index value, Index least, Index most = max_head_rows,
                         std::string_view why = {}) {
   if (value >= least && value <= most) return;
   const std::string wrong =
-      text("pith::", policy, ": ", name, " is ", value, ", expected ", least, " .. ", most, why.empty() ? "" : ": ", why);
-  value > most_rows ? raise<CapacityError>(wrong) : raise<ShapeError>(wrong);
+      detail::text("pith::", policy, ": ", name, " is ", value, ", expected ", least, " .. ", most, why.empty() ? "" : ": ", why);
+  value > max_head_rows ? raise<CapacityError>(wrong) : raise<ShapeError>(wrong);
 }
 
 /// Throws   ShapeError unless the number is a share, 0 .. 1; NaN is not
@@ -42,4 +42,4 @@ inline constexpr Index sum_of_rows(Index a, Index b) {
   return a > most - b ? most : a + b;
 }
 
-}}}  // namespace pith::v0::detail
+}}  // namespace pith::v0
