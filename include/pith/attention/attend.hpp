@@ -53,16 +53,6 @@ template <class S> struct AttentionTile {
 /// An observer that watches nothing and costs nothing.
 struct NoObserver {};
 
-/// Workspace bytes for attend(). `rows`: rows of the largest head, prefix included, and 32 more where heads have three runs;
-/// `tokens`: most queries of a call, 1 if it only decodes.
-template <class S = float>
-std::size_t attend_workspace_bytes(const AttentionShape& shape, Index rows, Index workers = 1, Index tokens = detail::attention_tile) {
-  shape.check("attend_workspace_bytes");
-  const detail::TileMemory<S> memory(shape, rows, tokens);
-  return Workspace::bytes_for<S>(
-      detail::checked_product("attend_workspace_bytes", memory.size, std::clamp(workers, Index(1), shape.num_kv_heads)));
-}
-
 namespace detail {
 
 /// Checks the arguments of attend(); returns the rows of the largest head.
@@ -211,6 +201,16 @@ void attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, const KvVie
       }
     }
   });
+}
+
+/// Workspace bytes for attend(). `rows`: rows of the largest head, prefix included, and 32 more where heads have three runs;
+/// `tokens`: most queries of a call, 1 if it only decodes.
+template <class S = float>
+std::size_t attend_workspace_bytes(const AttentionShape& shape, Index rows, Index workers = 1, Index tokens = detail::attention_tile) {
+  shape.check("attend_workspace_bytes");
+  const detail::TileMemory<S> memory(shape, rows, tokens);
+  return Workspace::bytes_for<S>(
+      detail::checked_product("attend_workspace_bytes", memory.size, std::clamp(workers, Index(1), shape.num_kv_heads)));
 }
 
 }}  // namespace pith::v0

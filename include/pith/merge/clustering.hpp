@@ -25,12 +25,6 @@ struct ClusterOptions {
   RowOrder order = RowOrder::spatial;  ///< published: the best centre first
 };
 
-/// Bytes of workspace that match_clusters() needs: it stores all distances, because it reads them more than once.
-template <class S> std::size_t cluster_workspace_bytes(Index rows) {
-  return Workspace::bytes_for<S>(detail::checked_product("cluster_workspace_bytes", rows, rows)) + 3 * Workspace::bytes_for<S>(rows) +
-         Workspace::bytes_for<std::int32_t>(rows);
-}
-
 namespace detail {
 
 /// out(i, j) = |xᵢ - xⱼ|² / dim, from the differences, so that equal rows have distance 0. A distance that is NaN becomes infinite.
@@ -96,6 +90,12 @@ void match_clusters(std::type_identity_t<ConstMatrixRef<S>> rows, const ClusterO
   }
   if (options.order == RowOrder::spatial) return map.place();
   map.place({centres, static_cast<std::size_t>(options.clusters)});
+}
+
+/// Bytes of workspace that match_clusters() needs: it stores all distances, because it reads them more than once.
+template <class S> std::size_t cluster_workspace_bytes(Index rows) {
+  return Workspace::bytes_for<S>(detail::checked_product("cluster_workspace_bytes", rows, rows)) + 3 * Workspace::bytes_for<S>(rows) +
+         Workspace::bytes_for<std::int32_t>(rows);
 }
 
 /// The same with memory of its own: `match_clusters(x, {.clusters = 16}).merged(x)`.

@@ -16,13 +16,6 @@
 
 namespace pith { inline namespace v0 {
 
-/// Bytes of workspace that pick_diverse() needs: it stores all similarities, because any two rows may have to be compared.
-template <class S> std::size_t diverse_workspace_bytes(Index rows, Index dim, Index workers = 1) {
-  return Workspace::bytes_for<S>(detail::checked_product("diverse_workspace_bytes", rows, rows)) + Workspace::bytes_for<S>(rows) +
-         Workspace::bytes_for<bool>(rows) +
-         nearest_workspace_bytes<S>(detail::checked_product("diverse_workspace_bytes", 2, rows), dim, workers);
-}
-
 /// DivPrune: picks rows greedily so that the smallest distance between two picked rows is large.
 ///
 ///   next = argmax_r min_p (1 - cos(r, p)),   p: the rows picked so far; for the first pick all other rows
@@ -68,6 +61,13 @@ template <class S> void pick_diverse(ConstMatrixRef<S> rows, std::span<std::int3
       comes_near(r, pick);
     }
   }
+}
+
+/// Bytes of workspace that pick_diverse() needs: it stores all similarities, because any two rows may have to be compared.
+template <class S> std::size_t diverse_workspace_bytes(Index rows, Index dim, Index workers = 1) {
+  return Workspace::bytes_for<S>(detail::checked_product("diverse_workspace_bytes", rows, rows)) + Workspace::bytes_for<S>(rows) +
+         Workspace::bytes_for<bool>(rows) +
+         nearest_workspace_bytes<S>(detail::checked_product("diverse_workspace_bytes", 2, rows), dim, workers);
 }
 
 /// The same with memory of its own: the `count` most diverse rows, in the order of picking.

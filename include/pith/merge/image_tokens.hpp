@@ -22,11 +22,6 @@ struct ImageTokens {
   Index keep = 0;   ///< number of image tokens to keep
 };
 
-/// Bytes of workspace that keep_image_tokens() needs.
-template <class S> std::size_t keep_image_workspace_bytes(Index image_tokens) {
-  return Workspace::bytes_for<S>(image_tokens) + 2 * Workspace::bytes_for<std::int32_t>(image_tokens);
-}
-
 namespace detail {
 
 inline void check_image(const char* where, const ImageTokens& image, Index tokens) {
@@ -66,6 +61,11 @@ void keep_image_tokens(ConstMatrixRef<S> attention, const ImageTokens& image, st
   for (std::int32_t& token : best) token += static_cast<std::int32_t>(image.first);
   std::iota(kept.begin(), kept.begin() + image.first, 0);
   std::iota(kept.begin() + image.first + image.keep, kept.end(), static_cast<std::int32_t>(image.first + image.count));
+}
+
+/// Bytes of workspace that keep_image_tokens() needs.
+template <class S> std::size_t keep_image_workspace_bytes(Index image_tokens) {
+  return Workspace::bytes_for<S>(image_tokens) + 2 * Workspace::bytes_for<std::int32_t>(image_tokens);
 }
 
 /// The same with memory of its own: the tokens kept, ascending.

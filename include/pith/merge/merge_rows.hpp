@@ -30,11 +30,6 @@ template <class S> struct LeavingRows {
   ConstVectorRef<S> mass = {};     ///< [evicted], or empty: 1 each
 };
 
-/// Bytes of workspace that merge_rows() needs.
-template <class S> std::size_t merge_workspace_bytes(Index kept, Index evicted) {
-  return 2 * Workspace::bytes_for<std::int32_t>(kept) + Workspace::bytes_for<S>(kept) + Workspace::bytes_for<S>(evicted);
-}
-
 namespace detail {
 
 /// x' = (a x + Σ b_e x_e) / z, after the checks. Work and memory touched grow with the evicted rows, not with the kept rows.
@@ -112,6 +107,11 @@ void merge_rows(MergedRows<S> kept, const std::type_identity_t<LeavingRows<S>>& 
                 const Rule& rule, Workspace& ws) {
   detail::check_merge(kept, evicted, match);
   detail::mix_rows<S>(kept, evicted, match, rule, ws);
+}
+
+/// Bytes of workspace that merge_rows() needs.
+template <class S> std::size_t merge_workspace_bytes(Index kept, Index evicted) {
+  return 2 * Workspace::bytes_for<std::int32_t>(kept) + Workspace::bytes_for<S>(kept) + Workspace::bytes_for<S>(evicted);
 }
 
 /// The same with a workspace of its own.

@@ -115,13 +115,6 @@ template <class S> struct ImagePatches {
   ConstVectorRef<S> attention;  ///< [patches] weights given by the class token
 };
 
-/// Bytes of workspace that prumerge() needs: it stores a row of cosines for each kept patch.
-template <class S> std::size_t prumerge_workspace_bytes(Index patches, Index kept, Index dim, Index workers = 1) {
-  return Workspace::bytes_for<S>(detail::checked_product("prumerge_workspace_bytes", kept, dim)) +
-         Workspace::bytes_for<S>(detail::checked_product("prumerge_workspace_bytes", kept, patches)) +
-         Workspace::bytes_for<std::int32_t>(patches) + nearest_workspace_bytes<S>(patches + kept, dim, workers);
-}
-
 /// PruMerge: adds to each kept patch its nearest neighbours, weighted by the class token's attention a; one more row sums the rest.
 ///
 ///   out_i = xᵢ + Σ a_j x_j over the nearest patches j of i, kept or not;   out_k = Σ a_j x_j over all patches j that are not kept
@@ -169,6 +162,13 @@ void prumerge(const ImagePatches<S>& image, std::span<const std::int32_t> kept, 
     for (Index j = 0; j <= closest; ++j)
       if (order[j] != patch) out.row(i) += image.attention[order[j]] * image.rows.row(order[j]);
   }
+}
+
+/// Bytes of workspace that prumerge() needs: it stores a row of cosines for each kept patch.
+template <class S> std::size_t prumerge_workspace_bytes(Index patches, Index kept, Index dim, Index workers = 1) {
+  return Workspace::bytes_for<S>(detail::checked_product("prumerge_workspace_bytes", kept, dim)) +
+         Workspace::bytes_for<S>(detail::checked_product("prumerge_workspace_bytes", kept, patches)) +
+         Workspace::bytes_for<std::int32_t>(patches) + nearest_workspace_bytes<S>(patches + kept, dim, workers);
 }
 
 /// The same with memory of its own: [kept + 1, features].

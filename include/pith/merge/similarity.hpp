@@ -17,21 +17,6 @@
 
 namespace pith { inline namespace v0 {
 
-/// Bytes of workspace that nearest_rows() needs: they grow with the kept rows, never with rows times kept.
-///
-/// `rows` is the largest number of rows in one call; pass it if it is small.
-template <class S>
-std::size_t nearest_workspace_bytes(Index kept, Index dim, Index workers = 1, Index rows = (std::numeric_limits<Index>::max)()) {
-  const auto product = [](Index a, Index b) { return detail::checked_product("nearest_workspace_bytes", a, b); };
-  const Index panel = product(dim, detail::panel_width), panels = product(kept, 1) / detail::panel_width + 1;
-  const Index together = product(workers, detail::rows_together(dim));
-  const Index packed = rows <= detail::rows_together(dim) ? Index(1) : panels;
-  return Workspace::bytes_for<S>(product(panels, detail::panel_width)) + Workspace::alignment +
-         3 * Workspace::bytes_for<S>(product(together, detail::Simd<S>::width)) + Workspace::bytes_for<S>(product(packed, panel)) +
-         Workspace::bytes_for<S>(product(together, dim + detail::similar_gap)) +
-         Workspace::bytes_for<S>(product(together, detail::panel_width));
-}
-
 /// Finds the kept row that each row is most similar to: match[e] = argmax_c cos(row e, kept c), cosine[e] = max_c cos(row e, kept c).
 ///
 /// Of equal cosines the first kept row wins, or the one of lowest position if `positions` of the kept rows are given. A row of zeros has
@@ -54,6 +39,21 @@ void nearest_rows(ConstMatrixRef<S> rows, std::type_identity_t<ConstMatrixRef<S>
   if (!positions.empty() && static_cast<Index>(positions.size()) != m)
     raise<ShapeError>("pith::nearest_rows: ", positions.size(), " positions for ", m, " kept rows");
   detail::NearestRows<S>{rows, kept, match, cosine, ws, positions}.find();
+}
+
+/// Bytes of workspace that nearest_rows() needs: they grow with the kept rows, never with rows times kept.
+///
+/// `rows` is the largest number of rows in one call; pass it if it is small.
+template <class S>
+std::size_t nearest_workspace_bytes(Index kept, Index dim, Index workers = 1, Index rows = (std::numeric_limits<Index>::max)()) {
+  const auto product = [](Index a, Index b) { return detail::checked_product("nearest_workspace_bytes", a, b); };
+  const Index panel = product(dim, detail::panel_width), panels = product(kept, 1) / detail::panel_width + 1;
+  const Index together = product(workers, detail::rows_together(dim));
+  const Index packed = rows <= detail::rows_together(dim) ? Index(1) : panels;
+  return Workspace::bytes_for<S>(product(panels, detail::panel_width)) + Workspace::alignment +
+         3 * Workspace::bytes_for<S>(product(together, detail::Simd<S>::width)) + Workspace::bytes_for<S>(product(packed, panel)) +
+         Workspace::bytes_for<S>(product(together, dim + detail::similar_gap)) +
+         Workspace::bytes_for<S>(product(together, detail::panel_width));
 }
 
 /// The whole similarity matrix: out[e, c] = cos(row e, kept c).

@@ -41,26 +41,12 @@ inline Index clipped_r(Index tokens, const BipartiteOptions& options) {
   return std::clamp(options.r, Index(0), (std::max)(Index(0), tokens - options.protect) / 2);
 }
 
-/// Bytes of workspace that match_bipartite() and match_every_kth() need.
-template <class S> std::size_t token_match_workspace_bytes(Index tokens, Index dim, Index workers = 1) {
-  return 2 * Workspace::bytes_for<std::int32_t>(tokens) + Workspace::bytes_for<S>(tokens) +
-         nearest_workspace_bytes<S>(tokens, dim, workers);
-}
-
 namespace detail {
 
 /// Every `step`-th row from `first` on.
 template <class S> ConstMatrixRef<S> every_row(const ConstMatrixRef<S>& rows, Index first, Index step) {
   const Index count = first < rows.rows() ? (rows.rows() - first + step - 1) / step : 0;
   return {count > 0 ? rows.data() + first * rows.outerStride() : nullptr, count, rows.cols(), step * rows.outerStride()};
-}
-
-/// A map that match(map, workspace) fills.
-template <class S, class Match> TokenMap<S> matched(const ConstMatrixRef<S>& metric, Match&& match) {
-  TokenMap<S> map(metric.rows());
-  Workspace ws(token_match_workspace_bytes<S>(metric.rows(), metric.cols()));
-  match(map, ws);
-  return map;
 }
 
 }  // namespace detail
@@ -107,6 +93,24 @@ void match_bipartite(std::type_identity_t<ConstMatrixRef<S>> metric, const Bipar
   for (Index o = 0; o < odd.rows(); ++o) put(first_odd + 2 * o);
   map.place({order, static_cast<std::size_t>(rows)});
 }
+
+/// Bytes of workspace that match_bipartite() and match_every_kth() need.
+template <class S> std::size_t token_match_workspace_bytes(Index tokens, Index dim, Index workers = 1) {
+  return 2 * Workspace::bytes_for<std::int32_t>(tokens) + Workspace::bytes_for<S>(tokens) +
+         nearest_workspace_bytes<S>(tokens, dim, workers);
+}
+
+namespace detail {
+
+/// A map that match(map, workspace) fills.
+template <class S, class Match> TokenMap<S> matched(const ConstMatrixRef<S>& metric, Match&& match) {
+  TokenMap<S> map(metric.rows());
+  Workspace ws(token_match_workspace_bytes<S>(metric.rows(), metric.cols()));
+  match(map, ws);
+  return map;
+}
+
+}  // namespace detail
 
 /// The same with memory of its own: `match_bipartite(keys, {.r = 16}).merged(x)`.
 ///

@@ -42,9 +42,6 @@ inline void check_part(const char* where, Index count, Index rows) {
 
 }  // namespace detail
 
-/// Bytes of workspace that top_rows() needs.
-inline std::size_t top_rows_workspace_bytes(Index rows) { return Workspace::bytes_for<std::int32_t>(rows); }
-
 /// Fills `best` with the rows of the highest scores, best first. Of equal scores the lowest row comes first; NaN comes last.
 ///
 /// Shapes   scores [rows] · best [any number up to rows]
@@ -60,6 +57,9 @@ template <class S> void top_rows(ConstVectorRef<S> scores, std::span<std::int32_
   detail::best_first(scores.data(), n, count, order);
   std::copy_n(order, count, best.begin());
 }
+
+/// Bytes of workspace that top_rows() needs.
+inline std::size_t top_rows_workspace_bytes(Index rows) { return Workspace::bytes_for<std::int32_t>(rows); }
 
 /// The same with memory of its own: the `count` rows of the highest scores, best first.
 ///

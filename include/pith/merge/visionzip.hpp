@@ -30,13 +30,6 @@ struct TargetPlusMean {
   template <class S> MergeMix<S> mix(S, S count, S) const { return {count, count}; }
 };
 
-/// Bytes of workspace that match_visionzip() needs.
-template <class S> std::size_t visionzip_workspace_bytes(Index tokens, Index dim, Index workers = 1) {
-  return 4 * Workspace::bytes_for<std::int32_t>(tokens) + Workspace::bytes_for<S>(tokens) +
-         2 * Workspace::bytes_for<S>(detail::checked_product("visionzip_workspace_bytes", tokens, dim)) +
-         nearest_workspace_bytes<S>(tokens, dim, workers);
-}
-
 /// VisionZip: keeps the class token and the dominant tokens; each other token joins the contextual token of highest cosine.
 ///
 /// Dominant tokens have the largest Σ_heads attention. Apply the map with map.merge(hidden, out, TargetPlusMean{}, ws) or another rule. A
@@ -96,6 +89,13 @@ void match_visionzip(std::type_identity_t<ConstMatrixRef<S>> attention, std::typ
   }
   if (options.order == RowOrder::spatial) return map.place();
   map.place({order, static_cast<std::size_t>(1 + options.dominant + targets)});
+}
+
+/// Bytes of workspace that match_visionzip() needs.
+template <class S> std::size_t visionzip_workspace_bytes(Index tokens, Index dim, Index workers = 1) {
+  return 4 * Workspace::bytes_for<std::int32_t>(tokens) + Workspace::bytes_for<S>(tokens) +
+         2 * Workspace::bytes_for<S>(detail::checked_product("visionzip_workspace_bytes", tokens, dim)) +
+         nearest_workspace_bytes<S>(tokens, dim, workers);
 }
 
 /// The same with memory of its own: `match_visionzip(attention, metric, {.dominant = 54}).merged(x, TargetPlusMean{})`.

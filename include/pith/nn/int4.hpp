@@ -206,12 +206,6 @@ inline void Int4Weight::copy_rows(Index first_row, MatrixRef<float> rows) const 
   }
 }
 
-/// Bytes of workspace that a product with 4-bit weights needs at most, either way; monotone in tokens.
-inline std::size_t matmul_workspace_bytes(const Int4Weight& w, Index tokens, Index workers = 1) {
-  return (std::max)(w.product().workspace_bytes(tokens, workers),
-                    detail::int4_transposed_workspace_bytes(w.shape(), !w.order().empty(), tokens, workers));
-}
-
 /// y = x Wᵀ + bias for 4-bit weights. In each group of inputs x is rounded to integers of 15 bits: step · q with step = max |x| / 16319,
 /// an error of 4e-5 of the product, a quarter of what rounding x to half costs.
 ///
@@ -227,6 +221,12 @@ inline std::size_t matmul_workspace_bytes(const Int4Weight& w, Index tokens, Ind
 inline void matmul(ConstMatrixRef<float> x, const Int4Weight& w, ConstVectorRef<float> bias, MatrixRef<float> y, Workspace& ws) {
   detail::check_product("matmul", x, w.in(), w.out(), bias.size(), y);
   w.product().run(x, bias, y, ws);
+}
+
+/// Bytes of workspace that a product with 4-bit weights needs at most, either way; monotone in tokens.
+inline std::size_t matmul_workspace_bytes(const Int4Weight& w, Index tokens, Index workers = 1) {
+  return (std::max)(w.product().workspace_bytes(tokens, workers),
+                    detail::int4_transposed_workspace_bytes(w.shape(), !w.order().empty(), tokens, workers));
 }
 
 /// y = x W for 4-bit weights, as the backward pass of a layer needs it; x is not rounded.

@@ -156,12 +156,6 @@ struct Int8Panels : PackedPanels<std::int8_t> {
 
 }  // namespace detail
 
-/// Bytes of workspace that a product with 8-bit weights needs at most; monotone in tokens.
-inline std::size_t matmul_workspace_bytes(const Int8Weight& w, Index tokens, Index workers = 1, Compute compute = Compute::exact) {
-  return compute == Compute::int15 ? w.product().workspace_bytes(tokens, workers)
-                                   : matmul_workspace_bytes<std::int8_t>(tokens, w.in(), workers);
-}
-
 /// y = x Wᵀ + bias for 8-bit weights: y[t, o] = scale[o] · Σ_k x[t, k] code[o, k] + bias[o]. x is not rounded.
 ///
 /// Under Compute::int15 each block of 128 inputs is rounded to integers of 15 bits: step · q with step = max |x| / 16319, an error of 5e-5
@@ -184,6 +178,12 @@ inline void matmul(ConstMatrixRef<float> x, const Int8Weight& w, ConstVectorRef<
   if (compute == Compute::int15) return w.product().run(x, bias, y, ws);
   detail::product(detail::Product<float>{x, {}, y},
                   detail::Int8Panels{{w.codes()}, w.scales().data(), bias.size() != 0 ? bias.data() : nullptr}, ws);
+}
+
+/// Bytes of workspace that a product with 8-bit weights needs at most; monotone in tokens.
+inline std::size_t matmul_workspace_bytes(const Int8Weight& w, Index tokens, Index workers = 1, Compute compute = Compute::exact) {
+  return compute == Compute::int15 ? w.product().workspace_bytes(tokens, workers)
+                                   : matmul_workspace_bytes<std::int8_t>(tokens, w.in(), workers);
 }
 
 /// y = x Wᵀ + bias for 8-bit weights: the cheapest form for decoding and for draft models. Copies share the codes. Compute::int15 reads

@@ -82,11 +82,6 @@ template <class S = float> struct Vision {
   /// Makes the tiles of an image: ImageRecipe::prepare().
   ImageTiles prepare(const ImageView& image, Index images = 1) const { return recipe.prepare(image, images); }
 
-  /// Bytes of workspace for look() and project().
-  std::size_t workspace_bytes(Index workers = 1) const {
-    return (std::max)(tower.workspace_bytes(workers), projector.workspace_bytes(tower.config().grid() + 1, workers));
-  }
-
   /// Runs the tower over the tiles of an image. Tokens that are merged inside it have the features of their row, so that rows made of
   /// blocks of patches still find all of them.
   ///
@@ -160,6 +155,11 @@ template <class S = float> struct Vision {
     const ImageTiles tiles = prepare(image, images);
     Workspace ws(workspace_bytes(executor.size()), executor);
     return project(tiles, look(tiles, ws), ws);
+  }
+
+  /// Bytes of workspace for look() and project().
+  std::size_t workspace_bytes(Index workers = 1) const {
+    return (std::max)(tower.workspace_bytes(workers), projector.workspace_bytes(tower.config().grid() + 1, workers));
   }
 
   /// Numbers of the tower's tokens as numbers of an image's rows, by which rows are chosen: averaged over the patches of a row, scaled and
