@@ -10,7 +10,7 @@
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
-#include <pith/nn/matmul.hpp>
+#include <pith/nn/detail/matmul_kernel.hpp>
 
 // The kernel of nearest_rows() and similarity_matrix(): products of rows, a panel of kept rows at a time, and the largest cosine of each.
 namespace pith { inline namespace v0 { namespace detail {

@@ -11,7 +11,7 @@
 #include <pith/core/view.hpp>
 #include <pith/nn/detail/activation_blocks.hpp>
 #include <pith/nn/detail/integer_kernel.hpp>
-#include <pith/nn/matmul.hpp>
+#include <pith/nn/detail/matmul_kernel.hpp>
 #include <pith/nn/packed.hpp>
 
 namespace pith { inline namespace v0 { namespace detail {
