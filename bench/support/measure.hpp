@@ -11,7 +11,7 @@
 #include <vector>
 
 #include <pith/core.hpp>
-#include <pith/core/integer_lanes.hpp>
+#include <pith/core/detail/integer_lanes.hpp>
 #include <pith/core/simd.hpp>
 
 /// What every benchmark measures beside its subject: the limits of this machine, in the same run.

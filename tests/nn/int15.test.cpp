@@ -6,8 +6,8 @@
 #include <tuple>
 #include <vector>
 
+#include <pith/core/detail/integer_lanes.hpp>
 #include <pith/core/executor.hpp>
-#include <pith/core/integer_lanes.hpp>
 #include <pith/nn/int8.hpp>
 #include <pith/nn/linear.hpp>
 

@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include <pith/core/integer_lanes.hpp>
+#include <pith/core/detail/integer_lanes.hpp>
 #include <pith/nn/int4.hpp>
 
 #include "support/catch.hpp"

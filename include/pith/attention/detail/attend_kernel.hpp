@@ -6,7 +6,7 @@
 
 #include <pith/attention/detail/block_rows.hpp>
 #include <pith/attention/detail/row_layout.hpp>
-#include <pith/core/processor.hpp>
+#include <pith/core/detail/processor.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <pith/core/integer_lanes.hpp>
+#include <pith/core/detail/integer_lanes.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
 #include <pith/nn/detail/bf16_pairs.hpp>

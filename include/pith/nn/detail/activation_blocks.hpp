@@ -6,8 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include <pith/core/detail/simd_rounding.hpp>
 #include <pith/core/simd.hpp>
-#include <pith/core/simd_rounding.hpp>
 #include <pith/core/view.hpp>
 
 namespace pith { inline namespace v0 { namespace detail {

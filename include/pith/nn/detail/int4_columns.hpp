@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include <pith/core/nibbles.hpp>
+#include <pith/core/detail/nibbles.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/nn/detail/int4_panels.hpp>

@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include <pith/core/integer_lanes.hpp>
-#include <pith/core/processor.hpp>
+#include <pith/core/detail/integer_lanes.hpp>
+#include <pith/core/detail/processor.hpp>
 #include <pith/core/view.hpp>
 #include <pith/nn/detail/activation_blocks.hpp>
 #include <pith/nn/detail/int4_panels.hpp>

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include <pith/core/check.hpp>
-#include <pith/core/nibbles.hpp>
+#include <pith/core/detail/nibbles.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 #include <pith/nn/packed.hpp>

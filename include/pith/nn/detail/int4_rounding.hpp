@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <limits>
 
+#include <pith/core/detail/simd_rounding.hpp>
 #include <pith/core/simd.hpp>
-#include <pith/core/simd_rounding.hpp>
 #include <pith/core/view.hpp>
 #include <pith/nn/packed.hpp>
 

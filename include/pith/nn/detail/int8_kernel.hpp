@@ -1,20 +1,38 @@
 #pragma once
-// Panels of 8-bit weights as the kernel of integers reads them.
+// Panels of 8-bit weights as the kernels of floats and of integers read them.
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
-#include <pith/core/integer_lanes.hpp>
-#include <pith/core/processor.hpp>
+#include <pith/core/detail/integer_lanes.hpp>
+#include <pith/core/detail/processor.hpp>
+#include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 #include <pith/nn/detail/activation_blocks.hpp>
 #include <pith/nn/detail/integer_kernel.hpp>
 #include <pith/nn/detail/matmul_kernel.hpp>
+#include <pith/nn/detail/panel_kernel.hpp>
 #include <pith/nn/packed.hpp>
 
 namespace pith { inline namespace v0 { namespace detail {
+
+/// Panels of codes; finish() scales their sums to outputs.
+struct Int8Panels : PackedPanels<std::int8_t> {
+  const float* scales;
+  const float* bias;  // nullptr: none
+
+  void finish(const Product<float>& o, Share panels) const {
+    using V = Simd<float>;
+    const Index column = panels.begin * panel_width, n = (std::min)(panels.end * panel_width, o.out) - column;
+    for (Index t = 0; t < o.tokens; ++t) {
+      float* y = o.y + t * o.y_stride + column;
+      map_packets(y, scales + column, y, n, [](V::Packet sum, V::Packet scale) { return V::mul(sum, scale); });
+      if (bias != nullptr) map_packets(y, bias + column, y, n, [](V::Packet scaled, V::Packet b) { return V::add(scaled, b); });
+    }
+  }
+};
 
 /// The rows of 8-bit panels by blocks of activations; each output has one scale.
 struct Int8Source {

@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include <pith/core/integer_lanes.hpp>
-#include <pith/core/processor.hpp>
+#include <pith/core/detail/integer_lanes.hpp>
+#include <pith/core/detail/processor.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/nn/detail/activation_blocks.hpp>

@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include <pith/core/check.hpp>
-#include <pith/core/processor.hpp>
+#include <pith/core/detail/processor.hpp>
 #include <pith/core/view.hpp>
 #include <pith/core/workspace.hpp>
 #include <pith/nn/detail/panel_kernel.hpp>

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <type_traits>
 
-#include <pith/core/processor.hpp>
+#include <pith/core/detail/processor.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/view.hpp>
 #include <pith/nn/packed.hpp>

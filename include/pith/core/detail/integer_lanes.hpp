@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <type_traits>
 
-#include <pith/core/integer_lanes_neon.hpp>
-#include <pith/core/integer_lanes_sse2.hpp>
-#include <pith/core/integer_lanes_x86.hpp>
-#include <pith/core/nibbles.hpp>
+#include <pith/core/detail/integer_lanes_neon.hpp>
+#include <pith/core/detail/integer_lanes_sse2.hpp>
+#include <pith/core/detail/integer_lanes_x86.hpp>
+#include <pith/core/detail/nibbles.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
 

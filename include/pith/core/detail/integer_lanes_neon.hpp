@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include <pith/core/nibbles.hpp>
+#include <pith/core/detail/nibbles.hpp>
 #include <pith/core/types.hpp>
 
 #if defined(__aarch64__) && defined(EIGEN_VECTORIZE_NEON)

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include <pith/core/nibbles.hpp>
+#include <pith/core/detail/nibbles.hpp>
 #include <pith/core/simd.hpp>
 #include <pith/core/types.hpp>
 
