@@ -1,4 +1,5 @@
 #pragma once
+// The version of pith.
 
 #define PITH_VERSION_MAJOR 0
 #define PITH_VERSION_MINOR 2

@@ -1,4 +1,5 @@
 #pragma once
+// What wrappers are made of: policies that change another policy's scores.
 
 #include <concepts>
 #include <string_view>

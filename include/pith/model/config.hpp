@@ -1,4 +1,5 @@
 #pragma once
+// The description of a decoder: its sizes, norms, ropes, and what each layer computes.
 
 #include <algorithm>
 #include <cmath>

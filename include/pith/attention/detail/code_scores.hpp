@@ -1,4 +1,5 @@
 #pragma once
+// Scores of rows of Q8 by products of bytes, where the processor has them.
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,5 @@
 #pragma once
+// The door through which sessions and row editing reach the state of a cache.
 
 #include <pith/core/types.hpp>
 #include <pith/kv/detail/cache_state.hpp>

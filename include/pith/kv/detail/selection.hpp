@@ -1,4 +1,5 @@
 #pragma once
+// Which rows of a cache its policy evicts.
 
 #include <algorithm>
 #include <cstdint>

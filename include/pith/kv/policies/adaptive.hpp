@@ -1,4 +1,5 @@
 #pragma once
+// AdaKV: the heads of a layer share one budget.
 
 #include <cmath>
 #include <concepts>

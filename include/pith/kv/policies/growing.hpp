@@ -1,4 +1,5 @@
 #pragma once
+// A budget that grows with the text.
 
 #include <algorithm>
 #include <concepts>

@@ -1,4 +1,5 @@
 #pragma once
+// Keeps chosen rows regardless of a policy's scores.
 
 #include <concepts>
 #include <limits>

@@ -1,4 +1,5 @@
 #pragma once
+// DMS: a threshold in place of a budget.
 
 #include <cmath>
 #include <concepts>

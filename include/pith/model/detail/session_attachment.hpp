@@ -1,4 +1,5 @@
 #pragma once
+// The adapter that a session uses.
 
 #include <algorithm>
 #include <array>
