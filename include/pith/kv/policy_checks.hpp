@@ -15,7 +15,9 @@ namespace pith { inline namespace v0 {
 
 inline constexpr Index max_head_rows = (std::numeric_limits<std::int32_t>::max)() / 2;  ///< no head of a cache holds more
 
-/// Throws   ShapeError unless least <= value <= most, CapacityError for more than a cache can hold; `why` explains the bound
+/// Checks a number of rows or tokens; `why` explains the bound in the message.
+///
+/// Throws   ShapeError unless least <= value <= most, CapacityError for more than a cache can hold
 inline void check_count(std::string_view policy, std::string_view name, Index value, Index least, Index most = max_head_rows,
                         std::string_view why = {}) {
   if (value >= least && value <= most) return;
@@ -24,11 +26,15 @@ inline void check_count(std::string_view policy, std::string_view name, Index va
   value > max_head_rows ? raise<CapacityError>(wrong) : raise<ShapeError>(wrong);
 }
 
-/// Throws   ShapeError unless the number is a share, 0 .. 1; NaN is not
+/// Checks a share of something.
+///
+/// Throws   ShapeError unless 0 <= value <= 1
 inline void check_share(std::string_view policy, std::string_view name, double value) {
   if (!(value >= 0 && value <= 1)) raise<ShapeError>("pith::", policy, ": ", name, " is ", value, ", expected 0 .. 1");
 }
 
+/// Checks a weight, a scale or another amount.
+///
 /// Throws   ShapeError unless the number is finite and not negative
 inline void check_amount(std::string_view policy, std::string_view name, double value) {
   if (!(value >= 0 && value <= (std::numeric_limits<double>::max)()))
