@@ -1,5 +1,6 @@
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 
 #include <pith/core/executor.hpp>
 #include <pith/nn/bf16.hpp>
@@ -21,6 +22,22 @@ namespace {
 static_assert(DenseLinear<Bf16Linear>);
 
 Matrix<float> through_bfloat16(const Matrix<float>& x) { return x.cast<bfloat16>().cast<float>(); }
+
+/// A chain of multiply-adds in plain code; `tiny_as_zero`: one that takes numbers below the smallest normal float for 0.
+float plain_chain(const Matrix<float>& x, Index t, const Matrix<float>& w, Index o, float bias, bool tiny_as_zero) {
+  const auto taken = [&](float v) { return tiny_as_zero && std::abs(v) < std::numeric_limits<float>::min() ? std::copysign(0.f, v) : v; };
+  float sum = bias;
+  for (Index k = 0; k < x.cols(); ++k) {
+    const float a = taken(x(t, k)), b = taken(w(o, k));
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMAF)
+    sum = taken(std::fma(a, b, taken(sum)));
+#else
+    const float product = a * b;
+    sum = taken(product + taken(sum));
+#endif
+  }
+  return sum;
+}
 
 }  // namespace
 
@@ -44,11 +61,57 @@ TEST_CASE("bf16: the bits of the exact layer over rounded activations, for any n
         CHECK(same_bits(y, expected.topRows(tokens)));
         if (!detail::has_bf16_pairs || in % 2 != 0) continue;  // the processor's dot product, whether it is fast or not
         y.setZero();
-        detail::bf16_product(x.topRows(tokens), layer.weight(), layer.bias(), y, parallel, true);
+        detail::bf16_product(x.topRows(tokens), layer.weight(), layer.bias(), y, parallel, detail::Bf16Kernel::pairs);
         CHECK(same_bits(y, expected.topRows(tokens)));
       }
     }
   }
+}
+
+TEST_CASE("bf16: numbers below the smallest normal float count the same for any number of tokens", "[nn]") {
+  constexpr Index most = 40, out = 70;
+  const float tiny = std::numeric_limits<float>::min();
+  ThreadPool pool(3);
+  bool counted = false;
+  for (const Index in : {6, 7, 258}) {
+    const bool as_zero = detail::bf16_pairs_pay() && in % 2 == 0;  // elsewhere they count
+    // Exponents of all kinds: tiny inputs, tiny weights, and products and sums that are tiny though neither factor is.
+    Matrix<float> x = random_matrix<float>(most, in, 1), w = random_matrix<float>(out, in, 2);
+    for (Index t = 0; t < most; ++t)
+      for (Index k = 0; k < in; ++k) x(t, k) *= t % 4 == 0 ? tiny : t % 4 == 1 ? std::ldexp(1.f, -100 + int(k % 90)) : 1e-19f;
+    for (Index o = 0; o < out; ++o)
+      for (Index k = 0; k < in; ++k) w(o, k) *= o % 3 == 0 ? 1e-19f : o % 3 == 1 ? tiny : 1e37f;
+    const Matrix<bfloat16> narrow = w.cast<bfloat16>();
+    const Matrix<float> wide = pith_test::widened(narrow), rounded = through_bfloat16(x);
+    Vector<float> bias = Vector<float>(out);
+    for (Index o = 0; o < out; ++o) bias(o) = o % 2 == 0 ? tiny / 4 : 3 * tiny;
+    const Bf16Linear layer(narrow, bias);
+    Matrix<float> expected(most, out);
+    for (Index t = 0; t < most; ++t)
+      for (Index o = 0; o < out; ++o) {
+        expected(t, o) = plain_chain(rounded, t, wide, o, bias(o), as_zero);
+        counted = counted || expected(t, o) != plain_chain(rounded, t, wide, o, bias(o), !as_zero);
+      }
+    INFO("in " << in);
+    for (const Index tokens : {1, 2, 12, 13, 40}) {
+      Matrix<float> y(tokens, out);
+      Workspace ws(layer.workspace_bytes(tokens, 3), pool);
+      layer.forward(x.topRows(tokens), y, ws);
+      CHECK(same_bits(y, expected.topRows(tokens)));
+    }
+    Matrix<float> alone(1, out);
+    for (Index t = 0; t < most; ++t) {
+      Workspace ws(layer.workspace_bytes(1));
+      layer.forward(x.row(t), alone, ws);
+      CHECK(same_bits(alone, expected.row(t)));
+    }
+  }
+  CHECK(counted);
+  const volatile float half_of = tiny;
+  CHECK(half_of / 2 > 0);  // tiny numbers count in everything else, on this thread and the others
+  pool(3, [&](Index) {
+    if (!(half_of / 2 > 0)) throw std::logic_error("tiny numbers are taken for 0 behind a product");
+  });
 }
 
 TEST_CASE("bf16: activations are rounded to nearest, halves to even, and stay what they are beyond numbers", "[nn]") {

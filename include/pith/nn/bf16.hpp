@@ -19,8 +19,9 @@ namespace pith { inline namespace v0 {
 /// Cost     2·tokens·in·out flops; on AMD with AVX512-BF16, more tokens than a register tile holds take two multiply-adds an instruction
 /// Heap     at construction only
 /// Throws   ShapeError if the shapes disagree
-/// Law      the bits of PackedLinear<float, bfloat16> of x̂, for one token and many, but that the processor's dot product
-///          takes numbers below the smallest normal float for 0
+/// Law      a token's bits depend on its own row of x and on the weights only, for one token and many. They are those of
+///          PackedLinear<float, bfloat16> of x̂, but that on AMD with AVX512-BF16, for an even number of inputs, numbers below the smallest
+///          normal float count as 0: in x̂, weights, bias and sums
 class Bf16Linear {
  public:
   using Scalar = float;
@@ -34,7 +35,7 @@ class Bf16Linear {
 
   void forward(ConstMatrixRef<float> x, MatrixRef<float> y, Workspace& ws) const {
     detail::check_product("Bf16Linear", x, in(), out(), bias_.size(), y);
-    detail::bf16_product(x, weight_, bias(), y, ws, detail::in_bf16_pairs(x.rows(), in()));
+    detail::bf16_product(x, weight_, bias(), y, ws, detail::bf16_kernel(x.rows(), in()));
   }
   Matrix<float> forward(ConstMatrixRef<float> x) const { return detail::forward_alone(*this, x); }
 

@@ -33,7 +33,7 @@ inline bool bf16_pairs_pay() {
 }
 
 /// Two inputs of an output in a word, the first in the upper half: the processor's dot product multiplies and adds it first, each with one
-/// rounding, so that a chain has the bits of multiply-adds on floats. It takes numbers below the smallest normal float for 0.
+/// rounding, so that a chain has the bits of multiply-adds on floats that take numbers below the smallest normal float for 0.
 struct Bf16Pair {
   std::uint32_t bits;
 
@@ -65,21 +65,55 @@ struct Bf16Panels {
     return reinterpret_cast<const Bf16Pair*>(scratch);
   }
 };
+
+/// While it lives, this thread's multiply-adds take numbers below the smallest normal float for 0, arguments and sums, as the dot product
+/// does. The memory clobbers keep loads and stores, and so the arithmetic between them, inside.
+class TinyAsZero {
+ public:
+  TinyAsZero() : before_(_mm_getcsr()) {
+    _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON | denormals_are_zero);
+    asm volatile("" : : : "memory");
+  }
+  TinyAsZero(const TinyAsZero&) = delete;
+  TinyAsZero& operator=(const TinyAsZero&) = delete;
+  ~TinyAsZero() {
+    asm volatile("" : : : "memory");
+    _mm_setcsr(before_);
+  }
+
+ private:
+  static constexpr unsigned denormals_are_zero = 0x40;
+  unsigned before_;
+};
+
+/// Panels for tokens too few for pairs, with the bits of pairs.
+struct Bf16FewTokens : PackedPanels<bfloat16> {};
+inline void product_streamed(const Product<float>& o, const Bf16FewTokens& w, Share panels) {
+  const TinyAsZero as_in_pairs;
+  product_streamed(o, static_cast<const PackedPanels<bfloat16>&>(w), panels);
+}
 #else
 inline constexpr bool has_bf16_pairs = false;
 inline bool bf16_pairs_pay() { return false; }
 #endif
 
-/// Whether a product of this many tokens is best computed in pairs: where the weights are not what it waits for.
-inline bool in_bf16_pairs(Index tokens, Index in) { return tokens > TileShape<float>::tokens && in > 0 && in % 2 == 0 && bf16_pairs_pay(); }
+/// How products are computed: one multiply-add for each input, the same with tiny numbers taken for 0, or a dot product for two inputs.
+enum class Bf16Kernel { floats, floats_as_in_pairs, pairs };
+
+/// In pairs where weights are not what it waits for, and with the bits of pairs for any number of tokens.
+inline Bf16Kernel bf16_kernel(Index tokens, Index in) {
+  if (in <= 0 || in % 2 != 0 || !bf16_pairs_pay()) return Bf16Kernel::floats;
+  return tokens > TileShape<float>::tokens ? Bf16Kernel::pairs : Bf16Kernel::floats_as_in_pairs;
+}
 
 inline std::size_t bf16_workspace_bytes(Index tokens, Index in, Index workers) {
   return tokens <= 0 ? 0 : Workspace::bytes_for<float>(tokens, in) + matmul_workspace_bytes<bfloat16>(tokens, in, workers);
 }
 
-/// y = x̂ Wᵀ + bias, x̂ being x rounded to bfloat16; in pairs of inputs, of which there must then be an even number, or one by one.
+/// y = x̂ Wᵀ + bias, x̂ being x rounded to bfloat16. Pairs need an even number of inputs, floats_as_in_pairs at most a tile of tokens.
 inline void bf16_product(const ConstMatrixRef<float>& x, const PackedWeight<bfloat16>& w, const ConstVectorRef<float>& bias,
-                         MatrixRef<float> y, Workspace& ws, bool pairs) {
+                         MatrixRef<float> y, Workspace& ws, Bf16Kernel kernel) {
+  const bool pairs = kernel == Bf16Kernel::pairs;
   const Workspace::Scope scope(ws);
   const Index tokens = x.rows(), in = x.cols();
   const Index width = pairs ? in / 2 : in;
@@ -101,6 +135,7 @@ inline void bf16_product(const ConstMatrixRef<float>& x, const PackedWeight<bflo
   const ConstMatrixRef<float> narrow(rounded, tokens, width);
 #if defined(__AVX512BF16__) && defined(EIGEN_VECTORIZE_AVX512)
   if (pairs) return product(Product<float>{narrow, bias, y}, Bf16Panels{w}, ws);
+  if (kernel == Bf16Kernel::floats_as_in_pairs) return product(Product<float>{narrow, bias, y}, Bf16FewTokens{{w}}, ws);
 #endif
   matmul(narrow, w, bias, y, ws);
 }
