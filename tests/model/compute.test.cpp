@@ -49,7 +49,28 @@ void check_rounding(const LoadOptions& options, float most) {
 TEST_CASE("Compute::bf16: a token model of its own, near the exact one, the same for any batch and any number of threads", "[model]") {
   check_rounding({.compute = Compute::bf16}, .3f);
   CHECK_THROWS_AS(load_decoder<double>(bf16_folder, {.compute = Compute::bf16}), UnsupportedError);
-  CHECK_THROWS_AS(load_decoder(bf16_folder, {.weights = WeightsLayout::mapped, .compute = Compute::bf16}), UnsupportedError);
+  for (const WeightsLayout layout : {WeightsLayout::mapped, WeightsLayout::int8, WeightsLayout::int4})
+    CHECK_THROWS_WITH(load_decoder(bf16_folder, {.weights = layout, .compute = Compute::bf16}),
+                      pith_test::contains("Compute::bf16 is for float decoders whose weights are packed"));
+}
+
+TEST_CASE("Compute::bf16: modules of codes, of half and of float beside bfloat16 are computed as ever", "[model]") {
+  std::vector<Token> text = example::byte_tokens(bf16_folder / "heldout.txt");
+  text.resize(30);
+  for (Token& t : text) t %= 64;
+  int mixed = 0;
+  for (const char* const name : {"awq-qwen2-g64-skip", "bnb-int8-llama", "fp8-llama-block32", "ct-w4a16-qwen2-asym-g16"}) {
+    const std::filesystem::path folder = std::filesystem::path(PITH_GOLDEN_DEFAULT_DIR) / "quant" / name;
+    bool rounds = false;
+    for (const StoredModule& module : load_checkpoint(folder).modules) rounds = rounds || module.format == "BF16";
+    const Matrix<float> exact = load_decoder(folder).forward(text),
+                        rounded = load_decoder(folder, {.compute = Compute::bf16}).forward(text);
+    INFO(name);
+    CHECK((rounded != exact) == rounds);
+    mixed += rounds;
+  }
+  CHECK(mixed > 0);
+  CHECK(mixed < 4);
 }
 
 TEST_CASE("Compute::int15: a token model of its own, near the exact one, the same for any batch and any number of threads", "[model]") {

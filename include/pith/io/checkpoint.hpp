@@ -79,7 +79,7 @@ template <class S> Checkpoint<S> load_checkpoint(const std::filesystem::path& fo
     if (const std::string_view rounding = detail::rounding_name(options.weights); !rounding.empty())
       raise<UnsupportedError>("pith::load_checkpoint: ", rounding,
                               " weights are computed in float: load_decoder<float>(), or WeightsLayout::packed");
-  if (options.compute == Compute::bf16 && (!std::is_same_v<S, float> || options.weights == WeightsLayout::mapped))
+  if (options.compute == Compute::bf16 && (!std::is_same_v<S, float> || options.weights != WeightsLayout::packed))
     raise<UnsupportedError>(
         "pith::load_checkpoint: Compute::bf16 is for float decoders whose weights are packed: load_decoder<float>(), "
         "WeightsLayout::packed");

@@ -36,8 +36,8 @@ struct LoadProgress {
 
 struct LoadOptions {
   WeightsLayout weights = WeightsLayout::packed;
-  /// bf16: packed bfloat16 projections round what they multiply (Bf16Linear). int15: 8-bit projections and heads do (Int8Linear), under
-  /// `int8` and `int4`. Float decoders only.
+  /// bf16: bfloat16 projections round what they multiply (Bf16Linear), under `packed`. int15: 8-bit projections and heads do (Int8Linear),
+  /// under `int8` and `int4`. Float decoders only. Modules of other weights in the same folder are computed as ever.
   Compute compute = Compute::exact;
   std::string config = "config.json";     ///< the configuration's file name inside the folder
   std::optional<bool> check_finite = {};  ///< refuse NaN and infinite weights; unset: yes, but not if mapped, which reads no data
