@@ -5,7 +5,8 @@
 // of_read   time of reading the f32 bytes of W once over the time taken: 1 is the limit for f32 and one token, 2 for 16 bit, 4 for 8
 // of_own    the same of the bytes that the weights really take: 1 is the limit for one token
 // of_dot    share of the operations on bytes that this core can do, measured between the same iterations; integers of 15 bits take
-//           two for each product
+//           two for each product. Of activations rounded to bfloat16: of the operations of the bfloat16 dot product, where this build has
+//           it
 // of_peak   share of the multiply-adds this core can do, measured between the same iterations
 // rel_err   against the product in double; a wrong result is not reported
 #include <benchmark/benchmark.h>
@@ -45,10 +46,13 @@ struct Case {
   std::string text() const { return "/tokens:" + std::to_string(tokens) + "/out:" + std::to_string(out) + "/in:" + std::to_string(in); }
 };
 
+using Peak = double (*)(double like_seconds);
+
 /// `prepare(stored)` makes one copy of the weights, of `bytes` bytes, `run(copy, x, y, ws)` multiplies by it; the copies take turns.
+/// `dot`: the peak of the dot product that it may use, or null.
 template <class T, class Prepare, class Run>
 void measure(benchmark::State& state, Case c, const Matrix<T>& stored, double bytes, Prepare prepare, Run run, std::size_t ws_bytes = 0,
-             double tolerance = 1e-5) {
+             double tolerance = 1e-5, Peak dot = nullptr) {
   const Matrix<float> x = random_matrix(c.tokens, c.in, 2);
   auto& weights = ColdCopies::of(static_cast<std::size_t>(bytes), [&] { return prepare(stored); });
   Matrix<float> y(c.tokens, c.out);
@@ -70,12 +74,12 @@ void measure(benchmark::State& state, Case c, const Matrix<T>& stored, double by
     kernel.add(seconds);
     reading.add(read.seconds());
     peak.add(peak_flops(seconds));
-    if (ws_bytes > 0) dots.add(peak_dots(seconds));
+    if (dot) dots.add(dot(seconds));
   }
   const double flops = 2.0 * static_cast<double>(c.tokens) * static_cast<double>(c.out) * static_cast<double>(c.in);
   state.counters["of_read"] = reading.median() / kernel.median();
   state.counters["of_own"] = reading.median() / kernel.median() * bytes / static_cast<double>(c.f32_bytes());
-  if (ws_bytes > 0) state.counters["of_dot"] = flops / kernel.median() / dots.median();
+  if (dot) state.counters["of_dot"] = flops / kernel.median() / dots.median();
   state.counters["of_peak"] = flops / kernel.median() / peak.median();
   state.counters["GFLOPS"] = flops / kernel.median() * 1e-9;
   state.counters["rel_err"] = error;
@@ -98,7 +102,7 @@ void rounded_bf16(benchmark::State& state, Case c) {
       state, c, Matrix<pith::bfloat16>(random_matrix(c.out, c.in, 1).cast<pith::bfloat16>()),
       static_cast<double>(c.out * c.in) * sizeof(pith::bfloat16), [](const Matrix<pith::bfloat16>& w) { return Bf16Linear(w); },
       [](const Bf16Linear& w, const Matrix<float>& x, Matrix<float>& y, Workspace& ws) { w.forward(x, y, ws); },
-      detail::bf16_workspace_bytes(c.tokens, c.in, 1), 4e-3);
+      detail::bf16_workspace_bytes(c.tokens, c.in, 1), 4e-3, has_narrow_dots ? peak_narrow_dots : nullptr);
 }
 
 /// The codes are what is read; the error is against the weights they decode to, under Compute::int15 that of x, rounded to 15 bits.
@@ -109,7 +113,8 @@ template <Compute How> void packed_int8(benchmark::State& state, Case c) {
   measure(
       state, c, decoded, static_cast<double>(rounded.bytes()), [](const Matrix<float>& w) { return Int8Weight(w); },
       [](const Int8Weight& w, const Matrix<float>& x, Matrix<float>& y, Workspace& ws) { matmul(x, w, {}, y, ws, How); },
-      How == Compute::int15 ? matmul_workspace_bytes(rounded, c.tokens, 1, How) : 0, How == Compute::int15 ? 1e-4 : 1e-5);
+      How == Compute::int15 ? matmul_workspace_bytes(rounded, c.tokens, 1, How) : 0, How == Compute::int15 ? 1e-4 : 1e-5,
+      How == Compute::int15 ? peak_dots : nullptr);
 }
 
 /// Rows of a weight as a file holds them.
@@ -139,7 +144,7 @@ template <Index Group> void packed_int4(benchmark::State& state, Case c) {
         return Int4Weight(c.out, c.in, {.size = Group}, [&](Index first, Index n) { return rows_of(rounded, first, n); });
       },
       [](const Int4Weight& w, const Matrix<float>& x, Matrix<float>& y, Workspace& ws) { matmul(x, w, {}, y, ws); },
-      matmul_workspace_bytes(rounded, c.tokens), 1e-4);
+      matmul_workspace_bytes(rounded, c.tokens), 1e-4, peak_dots);
 }
 
 template <class T> void mapped(benchmark::State& state, Case c) {
@@ -217,7 +222,29 @@ void onednn(benchmark::State& state, Case c) {
 }
 #endif
 
+/// What this core reaches at most, a second: operations in registers or, without `peak`, bytes from memory.
+struct Limit {
+  std::string name;
+  Peak peak;
+  std::string text() const { return "/" + name; }
+};
+void limit(benchmark::State& state, const Limit& of) {
+  constexpr std::size_t bytes = std::size_t(16) << 20;
+  ColdRead read(bytes);
+  Samples pace;
+  for (auto _ : state) {
+    const double start = now();
+    pace.add((of.peak ? of.peak(1e-3) : static_cast<double>(bytes) / read.seconds()) * 1e-9);
+    state.SetIterationTime(now() - start);
+  }
+  state.counters[of.peak ? "GFLOPS" : "GB/s"] = pace.median();
+}
+
 const bool registered = [] {
+  add("limit", limit, Limit{"read", nullptr});
+  add("limit", limit, Limit{"f32", peak_flops<float>});
+  if (has_narrow_dots) add("limit", limit, Limit{"bf16_dot", peak_narrow_dots});
+  add("limit", limit, Limit{"int8_dot", peak_dots});
   const auto peers = [](Case c) {
     add("packed_f32", packed<float>, c);
     add("mapped_f32", mapped<float>, c);
@@ -232,6 +259,7 @@ const bool registered = [] {
   for (const Case c : {Case{1, 2048, 2048}, Case{1, 5632, 2048}, Case{1, 2048, 8192}}) {
     peers(c);
     add("packed_bf16", packed<pith::bfloat16>, c);
+    add("rounded_bf16", rounded_bf16, c);
     add("packed_int8", packed_int8<Compute::exact>, c);
     add("rounded_int8", packed_int8<Compute::int15>, c);
     add("packed_int4", packed_int4<32>, c);
@@ -239,14 +267,14 @@ const bool registered = [] {
   }
   add("packed_f16", packed<pith::half>, Case{1, 2048, 2048});
   add("mapped_bf16", mapped<pith::bfloat16>, Case{1, 2048, 2048});
-  for (const Index tokens : {5, 8, 16, 128}) peers(Case{tokens, 2048, 2048});
-  for (const Index tokens : {5, 16, 128}) {
+  for (const Index tokens : {5, 8, 12, 13, 16, 20, 32, 128}) peers(Case{tokens, 2048, 2048});
+  for (const Index tokens : {5, 12, 13, 16, 20, 32, 128}) {
     add("packed_bf16", packed<pith::bfloat16>, Case{tokens, 2048, 2048});
     add("rounded_bf16", rounded_bf16, Case{tokens, 2048, 2048});
     add("packed_int8", packed_int8<Compute::exact>, Case{tokens, 2048, 2048});
     add("rounded_int8", packed_int8<Compute::int15>, Case{tokens, 2048, 2048});
   }
-  for (const Index tokens : {4, 8, 16, 128}) {
+  for (const Index tokens : {4, 8, 12, 13, 16, 20, 32, 128}) {
     add("packed_int4", packed_int4<32>, Case{tokens, 2048, 2048});
     add("packed_int4_g128", packed_int4<128>, Case{tokens, 2048, 2048});
   }

@@ -142,6 +142,40 @@ inline double peak_dots(double like_seconds = 0) {
   return operations / seconds;
 }
 
+/// Whether this build has a dot product of bfloat16.
+#if defined(__AVX512BF16__) && defined(EIGEN_VECTORIZE_AVX512)
+inline constexpr bool has_narrow_dots = true;
+
+/// Runs `steps` steps of each chain of bfloat16 dot products, in registers.
+[[gnu::noinline]] inline float multiply_narrow(int steps, std::uint32_t factor) {
+  constexpr int chains = 24;
+  asm volatile("" : "+m"(factor));  // a result that the compiler knows is computed once
+  const auto pairs = pith::detail::bits_as<__m512bh>(_mm512_set1_epi32(static_cast<int>(factor)));
+  __m512 sum[chains];
+  for (__m512& s : sum) s = _mm512_set1_ps(1);
+  for (int i = 0; i < steps; ++i) {
+#pragma GCC unroll 24
+    for (int c = 0; c < chains; ++c) sum[c] = _mm512_dpbf16_ps(sum[c], pairs, pairs);
+  }
+  for (int c = 1; c < chains; ++c) sum[0] = _mm512_add_ps(sum[0], sum[c]);
+  return _mm512_cvtss_f32(sum[0]);
+}
+
+/// Floating-point operations a second of one thread by that dot product.
+inline double peak_narrow_dots(double like_seconds = 0) {
+  constexpr int steps = 8192, chains = 24, products = 32;
+  double seconds = 0, flops = 0;
+  do {
+    seconds += seconds_of([] { keep(multiply_narrow(steps, 0x3c003c00u)); });  // 1/128 and 1/128
+    flops += 2.0 * products * chains * steps;
+  } while (seconds < std::min(like_seconds, .02));
+  return flops / seconds;
+}
+#else
+inline constexpr bool has_narrow_dots = false;
+inline double peak_narrow_dots(double = 0) { return 0; }
+#endif
+
 inline pith::Matrix<float> random_matrix(Index rows, Index cols, std::uint64_t seed) {
   std::mt19937_64 rng(seed);
   pith::Matrix<float> m(rows, cols);
