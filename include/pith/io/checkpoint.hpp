@@ -63,8 +63,8 @@ template <class Check> void check_config_file(const std::filesystem::path& path,
 /// a tensor inside a layer that the family does not have; ignores and lists whole layers beyond num_hidden_layers and towers of other
 /// kinds. Uses and lists a bias that the config does not declare. generation_config.json decides eos_token_id. Projections that the folder
 /// keeps in one tensor are views of its rows; norms that it keeps as w - 1 are loaded as w.
-/// Of a quantised folder, codes of four bits and bytes with a scale for each output keep their codes in any layout; other codes are widened
-/// to float, exactly, or rounded under `int8` and `int4`.
+/// Of a quantised folder, codes of four bits and bytes with a scale for each output keep their codes in any layout; other codes,
+/// also of 8 bits with a scale for each group of inputs or with zeros, are widened to float, exactly, or rounded under `int8` and `int4`.
 /// Under `mapped`, a misaligned tensor or one of a type that S is not computed from (F64 for float; anything but F64 for double) is packed
 /// instead. Norms and biases are always copied; under `int8` and `int4` they and the embedding table keep their values. With tied
 /// embeddings the table is the head, even if the file holds an lm_head.
