@@ -9,6 +9,8 @@
 // lora<r>   (-bf16: with A and B in bfloat16) the same as tg@0 with LoRA of rank r on every projection: over is what it adds to the time,
 // bytes to MB/token, both in percent.
 //           Its B is 0, which costs as much as any other: every logit has to be the plain model's, bit for bit
+// batch<n>  a token of each of n sessions, decoded together; in turns with one session alone, whose logits have to be those it has in the
+//           batch, bit for bit. times_one: a pass of the batch over the token alone; MB/token: what a pass moves, for each token
 // MB/token  weights of all projections and the head, once, and the cached rows that a token attends to
 // of_read   time in which the same threads read as many bytes as a token moves, over a token's time, measured in between: 1 is the limit
 // RSS_MB    the most memory resident at once (load: while loading), less the buffer that reading is measured on
@@ -56,10 +58,12 @@ struct WeightsKind {
 const std::vector<WeightsKind> weights_kinds{{"f32", DType::f32, WeightsLayout::packed, 1e-5},
                                              {"bf16", DType::bf16, WeightsLayout::packed, 1e-5},
                                              {"f16", DType::f16, WeightsLayout::packed, 1e-5},
+                                             {"bf16+bf16", DType::bf16, WeightsLayout::packed, 5e-2, Compute::bf16},
                                              {"int8", DType::f32, WeightsLayout::int8, 3e-2},
                                              {"int8+int15", DType::f32, WeightsLayout::int8, 3e-2, Compute::int15},
                                              {"int4", DType::f32, WeightsLayout::int4, 5e-1},
                                              {"own", {}, WeightsLayout::packed, 1e-5},
+                                             {"own+bf16", {}, WeightsLayout::packed, 5e-2, Compute::bf16},
                                              {"own-int8", {}, WeightsLayout::int8, 1e-1},
                                              {"own-int8+int15", {}, WeightsLayout::int8, 1e-1, Compute::int15},
                                              {"own-int4", {}, WeightsLayout::int4, 5e-1}};
@@ -197,8 +201,10 @@ class Bench {
               throw std::runtime_error("wrong result: " + kind.name + " weights, " + rows + " rows, " + policy.text() + ": rel_err is " +
                                        std::to_string(error));
             const Case c{rows, policy, pool, error};
-            if (a_.prompt > 0) prefill<T>(c);
+            for (const Index prompt : a_.prompts)
+              if (prompt > 0) prefill<T>(c, prompt);
             for (const Index context : policy.bounded() ? a_.bounded_contexts : a_.contexts) decode<T>(c, context);
+            for (const Index batch : a_.batches) decode_batch<T>(c, batch);
             for (const Index rank : a_.ranks)
               for (const std::string& factors : a_.factors) decode_adapted<T>(c, rank, factors);
           });
@@ -284,9 +290,8 @@ class Bench {
     finish(std::move(row));
   }
 
-  template <KvStorage T> void prefill(const Case& c) {
+  template <KvStorage T> void prefill(const Case& c, Index n) {
     const DecoderConfig& config = decoder_->config();
-    const Index n = a_.prompt;
     auto session = decoder_->start<T>(policies_of(*decoder_, c.policy),
                                       {.max_prompt = n, .max_tokens = n, .max_generated = 1, .max_draft = 0, .executor = c.executor});
     const std::vector<Token> tokens = random_tokens(n, config.vocab_size);
@@ -341,6 +346,50 @@ class Bench {
                                        {"read_GB/s", Number{bytes.median() / reading.median() * 1e-9, 1}},
                                        {"of_read", Number{reading.median() / seconds, 2}},
                                        {"cache_MB", Number{static_cast<double>(session.cache_bytes()) / mega, 1}},
+                                       {"rel_err", Number{c.error, -1}}});
+    finish(std::move(row));
+  }
+
+  template <KvStorage T> void decode_batch(const Case& c, Index n) {
+    const std::vector<Token> tokens = random_tokens((1 + a_.tokens) * n, decoder_->vocab_size());
+    const Index coming = 1 + a_.tokens;
+    const SessionOptions options{.max_prompt = 1, .max_tokens = coming, .max_generated = coming, .max_draft = 0, .executor = c.executor};
+    auto alone = decoder_->start<T>(policies_of(*decoder_, c.policy), options);
+    std::vector<Session<float, T>> sessions;
+    for (Index i = 0; i < n; ++i) sessions.push_back(decoder_->start<T>(policies_of(*decoder_, c.policy), options));
+    std::vector<Session<float, T>*> together;
+    for (auto& session : sessions) together.push_back(&session);
+    Workspace ws(decoder_->together_workspace_bytes<T>(together, c.executor.size()), c.executor);
+    Matrix<float> logits(n, decoder_->vocab_size());
+    PeakMemory::begin();
+    Samples times, times_one, reading, peaks;
+    double attended = 0;
+    for (Index t = 0; t < coming; ++t) {
+      const std::span<const Token> next = std::span(tokens).subspan(static_cast<std::size_t>(t * n), static_cast<std::size_t>(n));
+      const double seconds = seconds_of([&] { decoder_->decode_together<T>(together, next, logits, ws); });
+      const double of_one = seconds_of([&] { alone.decode(next[0]); });
+      check(logits);
+      if (logits.row(0) != alone.logits().row(0)) throw std::runtime_error("wrong result: a batch changes logits");
+      if (t == 0) continue;  // it touches every buffer once
+      attended = 0;
+      for (const auto& session : sessions) attended += attended_bytes(session);
+      times.add(seconds);
+      times_one.add(seconds / of_one);
+      reading.add(pace_.seconds(weight_bytes_ + attended, c.executor));
+      peaks.add(peak_of(c.executor, seconds));
+    }
+    const double seconds = times.median(), count = static_cast<double>(n), flops = 2 * (layer_numbers_ + head_numbers_) * count;
+    double cache_bytes = 0;
+    for (const auto& session : sessions) cache_bytes += static_cast<double>(session.cache_bytes());
+    ReportRow row = row_of(c, "batch" + std::to_string(n), seconds);
+    row.cells.insert(row.cells.end(), {{"tokens/s", Number{count / seconds, 2}},
+                                       {"ms/token", Number{seconds * 1e3 / count, 2}},
+                                       {"MB/token", Number{(weight_bytes_ + attended) / count / mega, 1}},
+                                       {"of_read", Number{reading.median() / seconds, 2}},
+                                       {"times_one", Number{times_one.median(), 2}},
+                                       {"GFLOPS", Number{flops / seconds * 1e-9, 0}},
+                                       {"of_peak", Number{flops / seconds / peaks.median(), 2}},
+                                       {"cache_MB", Number{cache_bytes / mega, 1}},
                                        {"rel_err", Number{c.error, -1}}});
     finish(std::move(row));
   }
@@ -406,9 +455,9 @@ class Bench {
 
   DecoderArguments a_;
   Pace pace_;
-  Report report_{{"model",    "params",   "weights",   "rows",      "policy",  "threads", "test",   "tokens/s",
-                  "ms/token", "MB/token", "read_GB/s", "of_read",   "over",    "bytes",   "GFLOPS", "of_peak",
-                  "cache_MB", "RSS_MB",   "seconds",   "unchecked", "reading", "rel_err"}};
+  Report report_{{"model",    "params",   "weights",   "rows",    "policy",    "threads", "test",   "tokens/s",
+                  "ms/token", "MB/token", "read_GB/s", "of_read", "times_one", "over",    "bytes",  "GFLOPS",
+                  "of_peak",  "cache_MB", "RSS_MB",    "seconds", "unchecked", "reading", "rel_err"}};
   std::string weights_;
   std::optional<Decoder<float>> decoder_;
   std::ofstream out_;

@@ -37,8 +37,8 @@ struct DecoderArguments {
   pith::DecoderConfig config;
   std::vector<std::string> weights{"f32", "bf16"}, rows{"f32"}, factors{"f32"};
   std::vector<PolicyChoice> policies;
-  std::vector<pith::Index> contexts{0, 1024, 4096, 16384}, bounded_contexts{1024, 16384, 100000}, threads, ranks;
-  pith::Index tokens = 32, prompt = 512;
+  std::vector<pith::Index> contexts{0, 1024, 4096, 16384}, bounded_contexts{1024, 16384, 100000}, threads, ranks, batches, prompts{512};
+  pith::Index tokens = 32;
   std::string format = "md";
   std::filesystem::path out, folder;
   bool own = false;  ///< `folder` holds the checkpoint to measure
@@ -49,8 +49,9 @@ constexpr std::string_view decoder_usage = R"(A whole decoder of any Llama shape
 
   --shape=135m|1.1b       SmolLM-135M's shape, or 16 layers of 2048                            [135m]
   --layers= --hidden= --ffn= --heads= --kv-heads= --head-dim= --vocab= --tied=yes|no  override it
-  --weights=f32,bf16,f16  as the file stores them; int8, int4: rounded while loading; int8+int15:
-                          under Compute::int15. own: your checkpoint as it is; own-int8,
+  --weights=f32,bf16,f16  as the file stores them; int8, int4: rounded while loading; int8+int15,
+                          bf16+bf16: under Compute::int15 and Compute::bf16. own: your
+                          checkpoint as it is, own+bf16 under Compute::bf16; own-int8,
                           own-int8+int15, own-int4: rounded                                    [f32,bf16]
   --rows=f32,bf16,f16,q8,q8+q4,q4  as the cache stores keys and values: q8+q4 8-bit keys, rotated 4-bit values [f32]
   --policies=NAME[:ROWS]  of the policy catalogue, ROWS a head                                 [dense,sinks,h2o]
@@ -60,8 +61,9 @@ constexpr std::string_view decoder_usage = R"(A whole decoder of any Llama shape
   --threads=N,...                                                                              [1, and 2 where there are]
   --lora=RANK,...         decoding with LoRA on every projection, in turns with none           [not measured]
   --factors=f32,bf16      as LoRA keeps A and B                                                [f32]
+  --batch=N,...           sessions decoded together, in turns with one alone                   [not measured]
   --tokens=N              decoded in each case                                                 [32]
-  --prompt=N              tokens of the prompt; 0: none is measured                            [512]
+  --prompt=N,...          tokens of the prompt; 0: none is measured                            [512]
   --folder=DIR            a checkpoint to measure as it is, or where to write the random one for a while
   --format=md|csv|json    of FILE, or of what is printed where there is none                   [md]
   --out=FILE              the table is printed as well
@@ -197,7 +199,8 @@ inline DecoderArguments parse_decoder_arguments(int argc, char** argv, const std
          a.factors = v.some_of({"f32", "bf16"});
        }},
       {"tokens", [&](const FlagValue& v) { a.tokens = v.number(1); }},
-      {"prompt", [&](const FlagValue& v) { a.prompt = v.number(0); }},
+      {"batch", [&](const FlagValue& v) { a.batches = v.numbers(1); }},
+      {"prompt", [&](const FlagValue& v) { a.prompts = v.numbers(0); }},
       {"folder", [&](const FlagValue& v) { a.folder = v.text(); }},
       {"format",
        [&](const FlagValue& v) {
