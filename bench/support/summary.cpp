@@ -16,6 +16,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "report.hpp"
@@ -50,13 +51,42 @@ Measure over_bytes() {
             return over && bytes ? std::optional<double>(*over - *bytes) : std::nullopt;
           }};
 }
-/// Against the same case of a peer.
-Measure faster_than(const std::string& peer) {
-  return {"times " + peer, [=](const Row& row, const Rows& rows) -> std::optional<double> {
-            const std::string same = peer + row.name.substr(row.name.find('/'));
-            for (const Row& other : rows)
-              if (other.program == row.program && other.name == same && row.seconds > 0) return other.seconds / row.seconds;
-            return std::nullopt;
+/// Seconds of another case of the program, whose name is this one's with `part` replaced, and of this one.
+std::optional<std::pair<double, double>> seconds_beside(const Row& row, const Rows& rows, const std::string& part,
+                                                        const std::string& other) {
+  const std::string name = std::regex_replace(row.name, std::regex(part), other, std::regex_constants::format_first_only);
+  for (const Row& beside : rows)
+    if (beside.program == row.program && beside.name == name && beside.seconds > 0 && row.seconds > 0)
+      return std::pair(beside.seconds, row.seconds);
+  return std::nullopt;
+}
+/// The time of the case with `part` of its name replaced by `other`, over this one's.
+Measure faster_than(const std::string& other, const std::string& part = "^[^/]*") {
+  return {"times " + other, [=](const Row& row, const Rows& rows) -> std::optional<double> {
+            const auto seconds = seconds_beside(row, rows, part, other);
+            return seconds ? std::optional<double>(seconds->first / seconds->second) : std::nullopt;
+          }};
+}
+/// The time of this many tokens over that of one.
+Measure of_one_token() {
+  return {"of one token", [](const Row& row, const Rows& rows) -> std::optional<double> {
+            const auto seconds = seconds_beside(row, rows, "tokens:[0-9]+", "tokens:1");
+            return seconds ? std::optional<double>(seconds->second / seconds->first) : std::nullopt;
+          }};
+}
+/// The time of a token among this many over that of a token among 12; `number`: how the name says how many, 12 being `twelve`.
+Measure of_twelve_tokens(const std::string& number, const std::string& twelve) {
+  return {"of a token among 12", [=](const Row& row, const Rows& rows) -> std::optional<double> {
+            const auto seconds = seconds_beside(row, rows, number + "[0-9]+", twelve);
+            std::smatch tokens;
+            if (!seconds || !std::regex_search(row.name, tokens, std::regex(number + "([0-9]+)"))) return std::nullopt;
+            return seconds->second / std::stod(tokens[1]) / (seconds->first / 12);
+          }};
+}
+Measure of_reading() {
+  return {"seconds / reading", [](const Row& row, const Rows&) -> std::optional<double> {
+            const auto seconds = row.counter("seconds"), reading = row.counter("reading");
+            return seconds && reading && *reading > 0 ? std::optional<double>(*seconds / *reading) : std::nullopt;
           }};
 }
 
@@ -69,17 +99,33 @@ struct Goal {
 };
 
 const std::vector<Goal> goals{
-    {"matmul", "packed_f32/tokens:1/.*", counter("of_read"), true, .95, false},
-    {"matmul", "packed_(bf16|f16)/tokens:1/.*", counter("of_read"), true, 1.9, false},
-    {"matmul", "packed_int8/tokens:1/.*", counter("of_read"), true, 3.6, false},
+    {"matmul", "packed_f32/tokens:1/.*", counter("of_read"), true, .98, false},
+    {"matmul", "(packed_(bf16|f16)|rounded_bf16)/tokens:1/.*", counter("of_read"), true, 1.95, false},
+    {"matmul", "(packed|rounded)_int8/tokens:1/.*", counter("of_read"), true, 3.6, false},
+    {"matmul", "packed_int4/tokens:1/.*", counter("of_own"), true, .9, false},
+    {"matmul", "packed_int4_g128/tokens:1/.*", counter("of_own"), true, 1, false},
+    {"matmul", "packed_int4(_g128)?/tokens:4/.*", of_one_token(), false, 1.3, false},
+    {"matmul", "packed_int4/tokens:16/.*", counter("of_dot"), true, .35, false},
+    {"matmul", "packed_int4_g128/tokens:16/.*", counter("of_dot"), true, .42, false},
+    {"matmul", "packed_int4/tokens:128/.*", counter("of_peak"), true, 1.35, false},
+    {"matmul", "packed_int4_g128/tokens:128/.*", counter("of_peak"), true, 1.6, false},
+    {"matmul", "rounded_int8/tokens:128/.*", counter("of_dot"), true, .38, false},
+    {"matmul", "rounded_bf16/tokens:(16|128)/.*", faster_than("packed_f32"), true, 1.6, false},
     {"matmul", "packed_f32/tokens:(8|16)/.*", faster_than("openblas"), true, 2, false},
-    {"matmul", "packed_f32/tokens:(128|512)/.*", counter("of_peak"), true, .88, false},
+    {"matmul", "packed_f32/tokens:(16|128|512)/.*", counter("of_peak"), true, .88, false},
+    {"matmul", "packed_.*/tokens:(13|16|20|32)/.*", of_twelve_tokens("tokens:", "tokens:12"), false, 1, false},
     {"lora", "lora/tokens:1/.*", over_bytes(), false, 1.5, true},
     {"lora", "lora/tokens:128/.*", counter("over"), false, 5, true},
     {"lora", "rows/tokens:64/.*", counter("over_blas"), false, 8, true},
     {"lora", "rows/tokens:64/.*", counter("over"), false, 10, true},
     {"attend", "attend_f32/tokens:1/.*/dim:64/heads:32/group:4", counter("of_read"), true, .85, false},
-    {"attend", "attend_bf16/tokens:1/.*/dim:64/heads:32/group:4", counter("of_read"), true, 1.5, false},
+    {"attend", "attend_bf16/tokens:1/.*/dim:64/heads:32/group:4", counter("of_read"), true, 1.15, false},
+    {"attend", "attend_q8/tokens:1/.*/dim:(64|128)/heads:32/group:[14]", counter("of_read"), true, 1.2, false},
+    {"attend", "attend_f32/tokens:1/.*/dim:128/.*", counter("of_read"), true, .8, false},
+    {"attend", "attend_bf16/tokens:1/.*/dim:128/.*/group:1", counter("of_read"), true, 1.5, false},
+    {"attend", "attend_q8_q4/tokens:1/rows:16384/.*/group:2", faster_than("attend_bf16"), true, 1.5, false},
+    {"attend", "attend_q8_q4/tokens:1/rows:16384/.*/group:2", faster_than("attend_q8"), true, 1, false},
+    {"attend", "attend_q8/tokens:1/.*/deviation:4/skip:10", counter("of_dense"), false, 1, false},
     {"attend", "attend_(f32|bf16)/tokens:1/rows:[0-9]{4,}/.*", counter("watching"), false, 3, true},
     {"kv_cache", "append.evict/(window|sinks)/.*", counter("us"), false, 1, false},
     {"kv_cache", "append.evict/(?!window|sinks|dense|gather).*", counter("of_attention"), false, .015, false},
@@ -90,12 +136,18 @@ const std::vector<Goal> goals{
     {"decoder", ".*/lora16", over_bytes(), false, 1.5, true},
     {"decoder", "1.1b/weights:f32/rows:f32/policy:dense/threads:1/tg@(0|16384)", counter("of_read"), true, .9, false},
     {"decoder", "1.1b/weights:bf16/rows:bf16/policy:dense/threads:1/tg@(0|4096)", counter("of_read"), true, .88, false},
+    {"decoder", "1.1b/weights:int4/rows:q8/policy:dense/threads:1/tg@0", counter("of_read"), true, .9, false},
+    {"decoder", "1.1b/weights:int4/rows:q8/policy:dense/threads:1/tg@0", faster_than("weights:int8", "weights:int4"), true, 1.7, false},
+    {"decoder", "1.1b/weights:bf16/load", of_reading(), false, 1.3, false},
+    {"decoder", ".*/weights:bf16.bf16/.*/pp[0-9]+", faster_than("weights:bf16", "weights:bf16.bf16"), true, 1.6, false},
+    {"decoder", ".*/batch(13|16|20|32)", of_twelve_tokens("batch", "batch12"), false, 1, false},
 };
 
 /// Counters a reader compares, in this order.
-const std::vector<std::string> shown{"of_read",   "of_peak",      "GFLOPS",     "times_one", "faster",      "over",      "bytes",
-                                     "over_blas", "of_attention", "of_prefill", "watching",  "validating",  "GB/s",      "tokens/s",
-                                     "MB/token",  "RSS_MB",       "accepted",   "per_pass",  "of_products", "of_linear", "tile_seconds"};
+const std::vector<std::string> shown{"of_read",    "of_own",   "of_peak",    "of_dot",      "of_dense",  "GFLOPS",
+                                     "times_one",  "faster",   "over",       "bytes",       "over_blas", "of_attention",
+                                     "of_prefill", "watching", "validating", "GB/s",        "tokens/s",  "MB/token",
+                                     "RSS_MB",     "accepted", "per_pass",   "of_products", "of_linear", "tile_seconds"};
 
 std::string number(double value) {
   std::ostringstream text;
