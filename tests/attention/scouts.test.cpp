@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -224,6 +225,174 @@ TEST_CASE("keys made to break bounds do not", "[attend][scouts]") {
       }
     }
   }
+}
+
+namespace {
+
+/// One head's keys and two queries that are made to break bounds.
+struct Broken {
+  Matrix<float> k, q;       ///< [n, d] and [1, 2 d], uniform in -1 .. 1 at first
+  std::vector<float> mass;  ///< [n] or empty
+  double deviation;         ///< of the logits that the queries should give
+  Index dim() const { return k.cols(); }
+  Index rows() const { return k.rows(); }
+  double logit(Index lane, Index row) const {
+    const float *const of_lane = q.data() + lane * dim(), *const of_row = k.data() + row * dim();
+    const double sum = std::inner_product(of_lane, of_lane + dim(), of_row, 0., std::plus<>(), std::multiplies<double>());
+    return sum / std::sqrt(static_cast<double>(dim())) + (mass.empty() ? 0 : static_cast<double>(mass[std::size_t(row)]));
+  }
+  void size_queries(double factor) { q *= static_cast<float>(factor * deviation); }
+};
+struct Attack {
+  const char* name;
+  void (*make)(Broken&);
+};
+
+constexpr Attack attacks[] = {
+    {"random", [](Broken& b) { b.size_queries(3); }},
+    // The largest residuals that codes leave, along the query: light rows are heavier than their codes say, heavy rows lighter.
+    {"residuals along the query",
+     [](Broken& b) {
+       b.q = b.q.unaryExpr([](float x) { return x > 0 ? 1.f : -1.f; }).eval();
+       const Matrix<float> along = b.q;
+       b.size_queries(std::sqrt(3.));
+       b.k = b.k.unaryExpr([](float x) { return std::round(126 * x) / 128; }).eval();
+       for (Index i = 0; i < b.dim(); i += q8_block) b.k.col(i).setConstant(127.f / 128);  // a step is 1 / 128
+       for (Index r = 0; r < b.rows(); ++r) {
+         const float to = b.logit(0, r) < 1.5 * b.deviation ? .49f / 128 : -.49f / 128;
+         for (Index i = 0; i < b.dim(); ++i)
+           if (i % q8_block != 0) b.k(r, i) += to * along(0, i);
+       }
+     }},
+    // What a query's bytes lose, beside a large number that meets zeros: three rows of four lie along it, and their codes are exact.
+    {"queries that bytes lose",
+     [](Broken& b) {
+       const auto lost = [](Index i) { return i % 3 == 0 ? -.49f : .49f; };
+       for (Index l = 0; l < 2; ++l) {
+         for (Index i = 1; i < b.dim(); ++i) b.q(0, l * b.dim() + i) = std::round(3 * b.q(0, l * b.dim() + i)) + lost(i);
+         b.q(0, l * b.dim()) = 32767;
+       }
+       b.size_queries(.8);
+       b.k = b.k.unaryExpr([](float x) { return std::round(126 * x) / 128; }).eval();
+       b.k.col(0).setZero();
+       for (Index r = 0; r < b.rows(); ++r)
+         for (Index i = 1; r % 4 != 0 && i < b.dim(); ++i) b.k(r, i) = std::copysign(b.k(r, i), lost(i));
+       for (Index i = 1; i < b.dim(); i += q8_block) b.k.col(i).setConstant(127.f / 128);
+     }},
+    {"an outlier channel",
+     [](Broken& b) {
+       b.size_queries(3);
+       b.k.col(3) *= 200.f;
+       b.q(0, 3) = 0;
+     }},
+    {"huge keys",
+     [](Broken& b) {
+       b.size_queries(3e-4);
+       b.k *= 1e4f;
+     }},
+    {"tiny keys",
+     [](Broken& b) {
+       b.size_queries(3e6);
+       b.k *= 1e-6f;
+     }},
+    {"equal keys",
+     [](Broken& b) {
+       b.size_queries(3);
+       b.k = b.k.row(0).replicate(b.rows(), 1).eval();
+     }},
+    {"merged and massive rows",
+     [](Broken& b) {
+       b.size_queries(3);
+       for (Index r = 0; r < b.rows(); ++r) b.mass.push_back(r % 97 == 5 ? 10.f : std::log(1.f + static_cast<float>(r % 5)));
+     }},
+    {"one row that is not hidden",
+     [](Broken& b) {
+       b.size_queries(3);
+       b.mass.assign(std::size_t(b.rows()), -std::numeric_limits<float>::infinity());
+       b.mass[std::size_t(b.rows() / 2)] = 0;
+     }},
+};
+
+/// How far the codes of a row move its logits, over the margin that they are given: the larger of both queries.
+double of_margin(const Broken& b, const std::byte* codes, Index row) {
+  float decoded[64];
+  q8_decode(codes, b.dim(), decoded);
+  half margin;
+  std::memcpy(&margin, codes + q8_row_bytes(b.dim()), sizeof(half));
+  double largest = 0;
+  for (Index lane = 0; lane < 2; ++lane) {
+    const float *const of_lane = b.q.data() + lane * b.dim(), *const of_row = b.k.data() + row * b.dim();
+    double moved = 0, norm = 0;
+    for (Index i = 0, n = b.dim(); i < n; ++i) {
+      const double q = static_cast<double>(of_lane[i]);
+      moved += q * (static_cast<double>(of_row[i]) - static_cast<double>(decoded[i]));
+      norm += q * q;
+    }
+    if (moved != 0) largest = std::max(largest, std::abs(moved) / (std::sqrt(norm) * static_cast<double>(static_cast<float>(margin))));
+  }
+  return largest;
+}
+
+}  // namespace
+
+TEST_CASE("a million keys made to break bounds do not, nor do values made of what is not read", "[attend][scouts]") {
+  Index keys = 0, unread_rows = 0;
+  std::uint64_t seed = 0;
+  double closest = 0, most_of_margin = 0;  // to the bound
+  for (const Index dim : {16, 33, 64})
+    for (const double deviation : {1e-3, 2., 4., 1e3})
+      for (const double share : {.5, .1, .01}) {
+        const Matrix<float> numbers = pith_test::random_matrix<float>(3102, dim, ++seed);
+        for (const Attack& attack : attacks)
+          for (const Index n : {1, 70, 3100}) {
+            CAPTURE(dim, deviation, share, attack.name, n);
+            Broken b{numbers.topRows(n), Matrix<float>(1, 2 * dim), {}, deviation};
+            b.q << numbers.row(3100), numbers.row(3101);
+            attack.make(b);
+            Matrix<float> v = Matrix<float>::Ones(n, dim);
+            std::vector<KvRun<float>> runs{{b.k.data(), v.data(), n, dim}};
+            if (!b.mass.empty()) runs[0].log_mass = b.mass.data();
+            const Scouted<float> codes(runs, dim);
+            const KvView<float> view{{2, 1, dim}, Position(n), runs};
+            const Matrix<float> weights = attended(view, b.q, {}, share).weights[0];
+            for (Index r = 0; r < n; ++r)  // what is not read pulls the other way: the output is off by twice its weight
+              if (weights(0, r) == 0) v.row(r).setConstant(-1);
+            const auto some = attended(view, b.q, {}, share);
+            REQUIRE(same_bits(some.weights[0], weights));
+            double over = 0;
+            for (Index r = 0; r < n; ++r) over = std::max(over, of_margin(b, codes.codes[0].data() + r * scout_row_bytes(dim), r));
+            CHECK(over <= 1);
+            most_of_margin = std::max(most_of_margin, over);
+            for (Index lane = 0; lane < 2; ++lane) {
+              std::vector<double> w(static_cast<std::size_t>(n));
+              double top = -std::numeric_limits<double>::infinity(), size = 0;
+              for (Index r = 0; r < n; ++r) {
+                w[std::size_t(r)] = b.logit(lane, r);
+                top = std::max(top, w[std::size_t(r)]);
+                if (std::isfinite(w[std::size_t(r)])) size = std::max(size, std::abs(w[std::size_t(r)]));
+              }
+              double sum = 0, unread = 0, out = 0;
+              for (double& x : w) sum += x = std::exp(x - top);
+              for (Index r = 0; r < n; ++r) {
+                const double weight = w[std::size_t(r)] / sum;
+                out += weight * static_cast<double>(v(r, 0));
+                if (weights(lane, r) != 0) continue;
+                unread += weight;
+                ++unread_rows;
+              }
+              CHECK(unread <= share * (1 + 1e-4));
+              const double rounding = 1e-5 + 1e-6 * size;  // of logits in float
+              const double error = (some.out.row(0).segment(lane * dim, dim).cast<double>().array() - out).matrix().norm();
+              CHECK(error <= (2 * share + 4 * rounding) * std::sqrt(static_cast<double>(dim)));
+              if (rounding < .01 * share) closest = std::max(closest, error / (2 * share * std::sqrt(static_cast<double>(dim))));
+            }
+            keys += n;
+          }
+      }
+  CHECK(keys >= 1000000);
+  CHECK(unread_rows > keys / 2);
+  CHECK(closest > .8);
+  CHECK(most_of_margin > .95);
 }
 
 TEST_CASE("keys and values that scout codes exclude are not touched", "[attend][scouts]") {
