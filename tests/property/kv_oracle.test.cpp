@@ -24,8 +24,8 @@ using pith_test::Verb;
 
 namespace {
 
-enum class Storage { f32, bf16, f16, q8, q4 };
-constexpr const char* storage_names[] = {"float", "bfloat16", "half", "Q8", "Rotated<Q4>"};
+enum class Storage { f32, bf16, f16, q8, q4, q8_q4 };
+constexpr const char* storage_names[] = {"float", "bfloat16", "half", "Q8", "Rotated<Q4>", "Kv<Q8, Rotated<Q4>>"};
 
 std::uint64_t setting(const char* name, std::uint64_t otherwise) {
   const char* given = std::getenv(name);
@@ -101,6 +101,9 @@ std::string failure_of(const KvCase& c, Storage storage, std::span<const KvOpera
       case Storage::q4:
         pith_test::KvReplay<Rotated<Q4>>(c).run(program);
         break;
+      case Storage::q8_q4:
+        pith_test::KvReplay<Kv<Q8, Rotated<Q4>>>(c).run(program);
+        break;
     }
   } catch (const std::exception& error) {
     return error.what();
@@ -141,7 +144,7 @@ TEST_CASE("caches do what an oracle that keeps every row expects of random progr
                  .window = below(4) == 0 ? 1 + below(20) : 0,
                  .keep_masses = below(3) == 0};
     const bool turns_keys = c.policy.ends_with("-cache");  // which only what is not rounded survives
-    const Storage storage = turns_keys ? Storage::f32 : static_cast<Storage>(turn / policies.size() / 3 % 5);
+    const Storage storage = turns_keys ? Storage::f32 : static_cast<Storage>(turn / policies.size() / 3 % 6);
     std::vector<KvOperation> program = random_program(rng, length, pith_test::policy_of(c).facts(c.shape).observes);
     if (failure_of(c, storage, program).empty()) continue;
     program = pith_test::shrunk(program, [&](const auto& fewer) { return !failure_of(c, storage, fewer).empty(); });

@@ -152,18 +152,19 @@ class KvMerges {
     // Sums carry the rounding of their terms; then comes the one rounding of what is stored.
     const double eps = (8 + count + double(b_.dim())) * std::numeric_limits<float>::epsilon();
     const auto adopted = [&](const Numbers& old, const Numbers& added, const Numbers& sizes,
-                             const std::vector<float> SeenCache::Head::*what) {
+                             const std::vector<float> SeenCache::Head::*what, KvSetting::AsStored as_stored) {
       const Numbers expected = (mix.a * old + added) / mix.z, slack = eps / std::abs(mix.z) * (std::abs(mix.a) * old.cwiseAbs() + sizes);
       const Numbers seen = row_in(after_, what, h, row.position);
-      const double step = stored_step(expected.cast<float>());
+      const double step = stored_step(as_stored, expected.cast<float>());
       for (Index i = 0; i < b_.dim(); ++i)
         demand(std::abs(seen(0, i) - expected(0, i)) <= slack(0, i) + step, "evicted rows are merged into those nearest to them");
       return pith::Matrix<float>(seen.cast<float>());
     };
     KvBeliefs::Blend blend;
     const bool turned = b_.s_.merge.merges_keys();
-    blend.key = turned ? adopted(old_key, keys, key_sizes, &SeenCache::Head::keys) : pith::Matrix<float>(old_key.cast<float>());
-    blend.value = adopted(old_value, values, value_sizes, &SeenCache::Head::values);
+    blend.key = turned ? adopted(old_key, keys, key_sizes, &SeenCache::Head::keys, b_.s_.key_as_stored)
+                       : pith::Matrix<float>(old_key.cast<float>());
+    blend.value = adopted(old_value, values, value_sizes, &SeenCache::Head::values, b_.s_.value_as_stored);
     if (b_.angles()) {
       blend.plain = turned_back(blend.key, row.angle);
       row.slack = 2 * KvBeliefs::turn_error(row.angle);
@@ -173,8 +174,8 @@ class KvMerges {
   }
 
   /// How far the storage may move a number of such a row: twice what it does to this one, and of Q8, whose steps jump, twice its block's.
-  double stored_step(const pith::Matrix<float>& row) const {
-    const double moved = (b_.s_.as_stored(row.data(), row.cols()) - row).cwiseAbs().maxCoeff();
+  static double stored_step(KvSetting::AsStored as_stored, const pith::Matrix<float>& row) {
+    const double moved = (as_stored(row.data(), row.cols()) - row).cwiseAbs().maxCoeff();
     return moved == 0 ? 0 : 2 * moved + double(row.cwiseAbs().maxCoeff()) / 127;
   }
 

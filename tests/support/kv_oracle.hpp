@@ -56,8 +56,8 @@ class KvOracle : public KvBeliefs {
       Token& token = history_[static_cast<std::size_t>(p)];
       token = {how.kinds[static_cast<std::size_t>(t)], plain.row(t), {}, {}};
       for (Index h = 0; h < heads(); ++h) {
-        token.keys.push_back(s_.as_stored(&k.coeffRef(t, h * dim()), dim()));
-        token.values.push_back(s_.as_stored(&v.coeffRef(t, h * dim()), dim()));
+        token.keys.push_back(s_.key_as_stored(&k.coeffRef(t, h * dim()), dim()));
+        token.values.push_back(s_.value_as_stored(&v.coeffRef(t, h * dim()), dim()));
         const auto angle = static_cast<Position>(now_.angle + t);
         held(h).push_back({.position = p, .angle = angle, .slack = turn_error(angle)});
       }

@@ -93,7 +93,8 @@ template <class T> class KvReplay {
   explicit KvReplay(const KvCase& c)
       : rope_(c.rope),
         cache_(c.shape, policy_of(c), scouting(c.options), pith::make_merge<float>(c.merge)),
-        oracle_({c.policy, c.rows, c.shape, c.options, cache_.policy().facts(c.shape), cache_.capacity(), as_stored<T>, rope_.get(),
+        oracle_({c.policy, c.rows, c.shape, c.options, cache_.policy().facts(c.shape), cache_.capacity(),
+                 as_stored<typename pith::detail::KvParts<T>::Key>, as_stored<typename pith::detail::KvParts<T>::Value>, rope_.get(),
                  pith::make_merge<double>(c.merge)}),
         seen_(snapshot_of(cache_)) {}
 

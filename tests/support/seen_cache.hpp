@@ -51,15 +51,16 @@ struct SeenCache {
 
 /// What the oracle is told of a cache.
 struct KvSetting {
+  using AsStored = pith::Matrix<float> (*)(const float* row, pith::Index n);
   std::string policy;  ///< its name, for what only some promise
   pith::Index rows;    ///< the budget it was made with
   pith::AttentionShape shape;
   pith::KvCacheOptions options;
   pith::PolicyFacts facts;
-  pith::Index capacity;                                               ///< rows a head can hold at home
-  pith::Matrix<float> (*as_stored)(const float* row, pith::Index n);  ///< the one rounding
-  const pith::Rope<float>* rope;                                      ///< of policies at cache positions
-  pith::AnyMerge<double> merge;                                       ///< what becomes of evicted rows
+  pith::Index capacity;                     ///< rows a head can hold at home
+  AsStored key_as_stored, value_as_stored;  ///< the one rounding
+  const pith::Rope<float>* rope;            ///< of policies at cache positions
+  pith::AnyMerge<double> merge;             ///< what becomes of evicted rows
 };
 
 template <class Cache> SeenCache snapshot_of(const Cache& cache) {
