@@ -534,6 +534,22 @@ TEST_CASE("undone tokens leave no trace in what a cache with scout codes reads n
   CHECK(copy.view().runs[0].scouts != nullptr);
 }
 
+TEST_CASE("scout codes take a byte for a number, two for each 32 and two for the margin, and none where they are off", "[kv]") {
+  const Index rows = 1024, dim = GENERATE(32, 40, 64);
+  const auto bytes = [&](Index of_rows) { return static_cast<std::size_t>(2 * rows * (of_rows + 4 + 1)); };  // two heads; position, kind
+  const auto taken = [&]<class T>(T, KvCacheOptions options) {
+    options.max_tokens = rows;
+    return KvCache<T>({4, 2, dim}, {}, options).bytes();
+  };
+  const Index codes = dim + 2 * ((dim + 31) / 32) + 2;
+  for (const double share : {0., .01}) {
+    CHECK(taken(float{}, {.skip_below = share}) == bytes(2 * 4 * dim));
+    CHECK(taken(bfloat16{}, {.skip_below = share}) == bytes(2 * 2 * dim));
+    CHECK(taken(float{}, {.skip_below = share, .scout_keys = true}) == bytes(2 * 4 * dim + codes));
+    CHECK(taken(bfloat16{}, {.skip_below = share, .scout_keys = true}) == bytes(2 * 2 * dim + codes));
+  }
+}
+
 TEMPLATE_TEST_CASE("scout codes of keys that are codes themselves are refused", "[kv]", Q8, Rotated<Q4>, (Kv<Q8, Rotated<Q4>>), double) {
   CHECK_THROWS_WITH(KvCache<TestType>(small, {}, {.scout_keys = true}), contains("scout_keys"));
   CHECK_NOTHROW(KvCache<TestType>(small, {}, {.skip_below = .1}));
