@@ -1,6 +1,8 @@
 // A conversation leaves the process and goes on: saved and loaded under every policy, and refused wherever it does not belong.
 #include <cstdint>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <string>
@@ -69,6 +71,39 @@ TEMPLATE_TEST_CASE("under every policy a loaded session goes on as the saved one
     if (!saved.caches()[0].facts().traits.prompt_only)
       REQUIRE(same_bits(loaded.prefill(talk.all.subspan(57, 20)), saved.prefill(talk.all.subspan(57, 20))));
   }
+}
+
+TEST_CASE("scout codes are not saved: a loaded session makes them of its keys, or has none", "[io]") {
+  const Talk talk;
+  const SessionPath file, again;
+  const auto started = [&](bool scouts) {
+    const SessionOptions options{.max_prompt = 40, .max_tokens = 128, .skip_below = .2, .scout_keys = scouts};
+    return talk.decoder.start(HeavyHitter{.heavy = 20, .recent = 20}, options);
+  };
+  auto saved = started(true), loaded = started(true), without = started(false);
+  saved.prefill(talk.all.first(40));
+  for (std::size_t t = 40; t < 57; ++t) saved.decode(talk.tokens[t]);
+  save_session(saved, file.path);
+  for (auto* session : {&loaded, &without}) {
+    session->prefill(talk.all.subspan(50, 20));  // forgotten
+    load_session(*session, file.path);
+    REQUIRE(same_bits(session->logits(), saved.logits()));
+  }
+  const AttentionReads before = saved.reads(), of_loaded = loaded.reads();
+  for (std::size_t t = 57; t < 80; ++t) REQUIRE(same_bits(loaded.decode(talk.tokens[t]), saved.decode(talk.tokens[t])));
+  CHECK(saved.reads().needed - before.needed < saved.reads().rows - before.rows);
+  CHECK(loaded.reads().needed - of_loaded.needed == saved.reads().needed - before.needed);
+  CHECK(loaded.caches()[0].view().runs.back().scouts != nullptr);
+  CHECK(without.caches()[0].view().runs.back().scouts == nullptr);
+
+  load_session(without, file.path);
+  save_session(without, again.path);
+  const auto bytes = [](const std::filesystem::path& path) {
+    std::ifstream in(path, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(in), {});
+  };
+  CHECK(bytes(again.path) == bytes(file.path));
+  CHECK(saved.cache_bytes() > without.cache_bytes());
 }
 
 TEST_CASE("a session that an activated LoRA began in goes on from a file, and knows where it began", "[io]") {
