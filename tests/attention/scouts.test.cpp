@@ -499,6 +499,22 @@ TEST_CASE("over thousands of rows a lower share reads what a higher one reads, f
   CHECK(dense < 20);
 }
 
+TEST_CASE("keys without scout codes are read, beside others that have them", "[attend][scouts]") {
+  const AttentionShape shape{2, 1, 32};
+  AttentionRows<float> rows(shape, 9);
+  rows.add_run(50, {});
+  rows.add_run(300, in_order(300));
+  const Matrix<float> q = 4 * rows.queries(1);
+  const auto exact = rows.expected(q, 299);
+  const Scouted<float> codes(rows.runs(), 32);
+  rows.runs()[0].scouts = nullptr;
+  const auto some = attended(rows.view(300), q, {}, .02);
+  CHECK((some.out.cast<double>() - exact.out).norm() <= 2 * .02 * 2 * 12);
+  CHECK(some.reads.keys >= 50);
+  CHECK(some.reads.keys < 300);
+  CHECK(some.reads.values < some.reads.keys);
+}
+
 TEST_CASE("sinks' queries read their rows for any scout codes", "[attend][scouts]") {
   const AttentionShape shape{2, 2, 32};
   AttentionRows<float> rows(shape, 11);

@@ -122,6 +122,9 @@ TEST_CASE("a learned prefix without positions is seen by every query, and freeze
   layers[0].sizes = {3};
   layers[0].keys.assign(learned.data(), learned.data() + learned.size());
   layers[0].values = layers[0].keys;
+  layers[0].scouts = true;
+  CHECK_THROWS_WITH(KvPrefix(shape, 3, layers), contains("scouts of keys that are stored as codes or doubles"));
+  layers[0].scouts = false;
   KvCache<double> behind(shape, Dense{}, {.prefix = KvPrefix(shape, 3, layers)}), whole(shape, Dense{}, {.max_chunk = 3});
   whole.append(learned, learned);
   pith_test::KvStream<double> stream(shape, 2);
