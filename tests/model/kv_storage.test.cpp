@@ -70,7 +70,7 @@ TEST_CASE("codes of keys and values cost the shipped model little", "[model]") {
 
 TEST_CASE("of the shipped model's rows few need to be read", "[model]") {
   // The shares of two query heads together that were measured when this was designed, as values of Q8 rows and as scouted float keys.
-  const ProseText prose(4);
+  const ProseText prose(8);
   const auto needed = [&]<class T>(T, double share, bool scouts) {
     auto session = prose.decoder.start<T>(Dense{}, {.skip_below = share, .scout_keys = scouts});
     AttentionReads reads;
@@ -129,7 +129,7 @@ struct CountsRead {
 }  // namespace
 
 TEST_CASE("of the shipped model's keys a query head reads few more than it must", "[model]") {
-  const ProseText prose(4);
+  const ProseText prose(8);
   const auto run = [&](double skip_below) {
     CountsRead::Counts counts;
     auto session = prose.decoder.start(AnyPolicy<float>(CountsRead{&counts}), {.skip_below = skip_below, .scout_keys = true});
