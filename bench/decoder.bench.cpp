@@ -6,6 +6,8 @@
 // pp<n>     a prompt of n tokens; of_peak: share of the multiply-adds that the same threads can do, measured in between
 // tg@<n>    tokens decoded after n others. Their rows are put into the caches as random numbers, not computed: how many are attended,
 //           scored and evicted does not depend on them
+//           /skip:<n>: rows of n thousandths of a softmax may stay unread (/scouts: keys as well); needed: the share that could not, for
+//           all heads of a group together. Random keys are not a text's: --spread says how far logits spread
 // lora<r>   (-bf16: with A and B in bfloat16) the same as tg@0 with LoRA of rank r on every projection: over is what it adds to the time,
 // bytes to MB/token, both in percent.
 //           Its B is 0, which costs as much as any other: every logit has to be the plain model's, bit for bit
@@ -203,7 +205,8 @@ class Bench {
             const Case c{rows, policy, pool, error};
             for (const Index prompt : a_.prompts)
               if (prompt > 0) prefill<T>(c, prompt);
-            for (const Index context : policy.bounded() ? a_.bounded_contexts : a_.contexts) decode<T>(c, context);
+            for (const Index context : policy.bounded() ? a_.bounded_contexts : a_.contexts)
+              for (const Index skip : a_.skips) decode<T>(c, context, skip);
             for (const Index batch : a_.batches) decode_batch<T>(c, batch);
             for (const Index rank : a_.ranks)
               for (const std::string& factors : a_.factors) decode_adapted<T>(c, rank, factors);
@@ -316,14 +319,19 @@ class Bench {
     finish(std::move(row));
   }
 
-  template <KvStorage T> void decode(const Case& c, Index context) {
+  template <KvStorage T> void decode(const Case& c, Index context, Index skip) {
     const Index chunk = std::max<Index>(1, a_.tokens / 8), rounds = a_.tokens / chunk;
     const std::vector<Token> tokens = random_tokens(1 + rounds * chunk, decoder_->vocab_size());
     const Index coming = static_cast<Index>(tokens.size());
-    auto session = decoder_->start<T>(
-        policies_of(*decoder_, c.policy),
-        {.max_prompt = 1, .max_tokens = context + coming, .max_generated = coming, .max_draft = 0, .executor = c.executor});
-    begin_at(session, context);
+    const bool scouts = skip > 0 && a_.scouts && PlainStorage<T>;
+    auto session = decoder_->start<T>(policies_of(*decoder_, c.policy), {.max_prompt = 1,
+                                                                         .max_tokens = context + coming,
+                                                                         .max_generated = coming,
+                                                                         .max_draft = 0,
+                                                                         .skip_below = 1e-3 * static_cast<double>(skip),
+                                                                         .scout_keys = scouts,
+                                                                         .executor = c.executor});
+    begin_at(session, context, a_.spread);
     PeakMemory::begin();
     auto next = tokens.begin();
     session.decode(*next++);  // touches every buffer once
@@ -339,7 +347,8 @@ class Bench {
       reading.add(pace_.seconds(bytes.median(), c.executor));
     }
     const double seconds = times.median();
-    ReportRow row = row_of(c, "tg@" + std::to_string(context), seconds);
+    const std::string skipping = skip == 0 ? "" : "/skip:" + std::to_string(skip) + (scouts ? "/scouts" : "");
+    ReportRow row = row_of(c, "tg@" + std::to_string(context) + skipping, seconds);
     row.cells.insert(row.cells.end(), {{"tokens/s", Number{1 / seconds, 2}},
                                        {"ms/token", Number{seconds * 1e3, 2}},
                                        {"MB/token", Number{bytes.median() / mega, 1}},
@@ -347,6 +356,10 @@ class Bench {
                                        {"of_read", Number{reading.median() / seconds, 2}},
                                        {"cache_MB", Number{static_cast<double>(session.cache_bytes()) / mega, 1}},
                                        {"rel_err", Number{c.error, -1}}});
+    if (skip > 0) {
+      const AttentionReads reads = session.reads();
+      row.cells.push_back({"needed", Number{static_cast<double>(reads.needed) / static_cast<double>(reads.rows), 2}});
+    }
     finish(std::move(row));
   }
 
@@ -455,9 +468,9 @@ class Bench {
 
   DecoderArguments a_;
   Pace pace_;
-  Report report_{{"model",    "params",   "weights",   "rows",    "policy",    "threads", "test",   "tokens/s",
-                  "ms/token", "MB/token", "read_GB/s", "of_read", "times_one", "over",    "bytes",  "GFLOPS",
-                  "of_peak",  "cache_MB", "RSS_MB",    "seconds", "unchecked", "reading", "rel_err"}};
+  Report report_{{"model",    "params",   "weights",   "rows",    "policy",    "threads",   "test",    "tokens/s",
+                  "ms/token", "MB/token", "read_GB/s", "of_read", "times_one", "needed",    "over",    "bytes",
+                  "GFLOPS",   "of_peak",  "cache_MB",  "RSS_MB",  "seconds",   "unchecked", "reading", "rel_err"}};
   std::string weights_;
   std::optional<Decoder<float>> decoder_;
   std::ofstream out_;

@@ -37,8 +37,10 @@ struct DecoderArguments {
   pith::DecoderConfig config;
   std::vector<std::string> weights{"f32", "bf16"}, rows{"f32"}, factors{"f32"};
   std::vector<PolicyChoice> policies;
-  std::vector<pith::Index> contexts{0, 1024, 4096, 16384}, bounded_contexts{1024, 16384, 100000}, threads, ranks, batches, prompts{512};
-  pith::Index tokens = 32;
+  std::vector<pith::Index> contexts{0, 1024, 4096, 16384}, bounded_contexts{1024, 16384, 100000}, threads, ranks, batches, prompts{512},
+      skips{0};
+  pith::Index tokens = 32, spread = 1;
+  bool scouts = false;
   std::string format = "md";
   std::filesystem::path out, folder;
   bool own = false;  ///< `folder` holds the checkpoint to measure
@@ -58,6 +60,9 @@ constexpr std::string_view decoder_usage = R"(A whole decoder of any Llama shape
   --budget=ROWS           of policies that name none                                           [1024]
   --context=N,...         tokens before the measured ones, for dense                           [0,1024,4096,16384]
   --bounded-context=N,... the same for policies with a budget                                  [1024,16384,100000]
+  --skip=N,...            thousandths of a softmax whose rows decoding may leave unread; 0: it reads all [0]
+  --scouts=yes|no         then of keys as well, by 8-bit codes beside f32, bf16 and f16 rows   [no]
+  --spread=N              what the keys of such tokens are multiplied by: so much more logits spread [1]
   --threads=N,...                                                                              [1, and 2 where there are]
   --lora=RANK,...         decoding with LoRA on every projection, in turns with none           [not measured]
   --factors=f32,bf16      as LoRA keeps A and B                                                [f32]
@@ -82,9 +87,9 @@ class FlagValue {
     return text_;
   }
   pith::Index number(pith::Index least) const { return number(text_, least); }
-  std::vector<pith::Index> numbers(pith::Index least) const {
+  std::vector<pith::Index> numbers(pith::Index least, pith::Index most = most_number) const {
     std::vector<pith::Index> out;
-    for (const std::string& part : parts()) out.push_back(number(part, least));
+    for (const std::string& part : parts()) out.push_back(number(part, least, most));
     return out;
   }
   const std::string& one_of(const std::vector<std::string>& known) const {
@@ -108,8 +113,8 @@ class FlagValue {
   }
 
  private:
-  pith::Index number(const std::string& text, pith::Index least) const {
-    constexpr pith::Index most = std::numeric_limits<pith::Position>::max() / 2;
+  static constexpr pith::Index most_number = std::numeric_limits<pith::Position>::max() / 2;
+  pith::Index number(const std::string& text, pith::Index least, pith::Index most = most_number) const {
     pith::Index value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     if (error != std::errc{} || end != text.data() + text.size() || value < least || value > most)
@@ -192,6 +197,12 @@ inline DecoderArguments parse_decoder_arguments(int argc, char** argv, const std
       {"budget", [&](const FlagValue& v) { budget = v.number(1); }},
       {"context", [&](const FlagValue& v) { a.contexts = v.numbers(0); }},
       {"bounded-context", [&](const FlagValue& v) { a.bounded_contexts = v.numbers(0); }},
+      {"skip", [&](const FlagValue& v) { a.skips = v.numbers(0, 999); }},
+      {"scouts",
+       [&](const FlagValue& v) {
+         a.scouts = v.one_of({"yes", "no"}) == "yes";
+       }},
+      {"spread", [&](const FlagValue& v) { a.spread = v.number(1); }},
       {"threads", [&](const FlagValue& v) { a.threads = v.numbers(1); }},
       {"lora", [&](const FlagValue& v) { a.ranks = v.numbers(1); }},
       {"factors",
