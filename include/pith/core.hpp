@@ -1,7 +1,8 @@
 #pragma once
 
 // What every room uses: types, views, errors, memory and threads.
-// Not here: bulk.hpp, fingerprint.hpp, products.hpp, simd.hpp and widen.hpp, which serve headers of other rooms; their names are in pith::detail.
+// Not here: bulk.hpp, fingerprint.hpp, products.hpp, simd.hpp and widen.hpp, which serve headers of other rooms; what they declare is in
+// pith::detail.
 #include <pith/core/check.hpp>      // error types and shape checks
 #include <pith/core/executor.hpp>   // threads: Serial, ThreadPool
 #include <pith/core/random.hpp>     // random numbers, the same on every platform
