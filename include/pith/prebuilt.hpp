@@ -4,6 +4,7 @@
 #include <span>
 #include <string>
 
+#include <pith/io/detail/json_events.hpp>
 #include <pith/io/detail/prebuilt_for.hpp>
 #include <pith/io/load.hpp>
 #include <pith/pith.hpp>
@@ -23,12 +24,15 @@ namespace detail {
 [[gnu::used]] inline const char* const prebuilt_for_this = &PrebuiltForThis::the_same_instructions;
 }  // namespace detail
 
+extern template struct detail::DecoderModel<float>;
 extern template class Decoder<float>;
 extern template class Session<float, float>;
 extern template class KvCache<float>;
 extern template class VisionTower<float>;
 extern template std::span<const PolicyEntry<float>> policy_catalogue<float>();
 
+extern template void detail::read_events(detail::JsonBytes, detail::JsonBytes, detail::JsonBuilder&);
+extern template void detail::read_events(const char*, const char*, detail::HeaderReader&);
 extern template Checkpoint<float> load_checkpoint<float>(const std::filesystem::path&, const LoadOptions&);
 extern template Decoder<float> load_decoder<float>(const std::filesystem::path&, const LoadOptions&);
 extern template Vision<float> load_vision<float>(const std::filesystem::path&, const VisionLoadOptions&);
@@ -38,6 +42,7 @@ extern template KvPrefix load_prefix<float>(const std::filesystem::path&, const 
 extern template void save_session<float, float>(const Session<float>&, const std::filesystem::path&);
 extern template void load_session<float, float>(Session<float>&, const std::filesystem::path&);
 #if __has_include(<utf8proc.h>)
+extern template void detail::read_events(const char*, const char*, detail::TokenizerSax&);
 extern template Tokenizer load_tokenizer<>(const std::filesystem::path&);
 #endif
 

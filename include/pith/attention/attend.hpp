@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <memory>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -118,6 +119,70 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
   return most;
 }
 
+/// The observer of one attend(), whatever its type: called once for each tile, which costs nothing beside it.
+template <class S> class TileObserver {
+ public:
+  template <class Observer> explicit TileObserver(Observer& observer) {
+    if constexpr (!std::is_same_v<std::remove_const_t<Observer>, NoObserver>) {
+      observer_ = reinterpret_cast<void*>(const_cast<std::remove_const_t<Observer>*>(std::addressof(observer)));  // or a function
+      call_ = [](void* by, const AttentionTile<S>& tile) { (*reinterpret_cast<Observer*>(by))(tile); };
+    }
+  }
+  explicit operator bool() const { return call_ != nullptr; }
+  void operator()(const AttentionTile<S>& tile) const { call_(observer_, tile); }
+
+ private:
+  void* observer_ = nullptr;
+  void (*call_)(void*, const AttentionTile<S>&) = nullptr;
+};
+
+/// attend() under any observer. Not inline: a program that declares an instance extern leaves all of it to the source file that
+/// instantiates it.
+template <KvStorage T>
+void attend_observed(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& view, MatrixRef<arithmetic_t<T>> out, Workspace& ws,
+                     TileObserver<arithmetic_t<T>> observer, const AttendOptions<arithmetic_t<T>>& options) {
+  using S = arithmetic_t<T>;
+  const Index most = check_attend<T>(q, view, out, options);
+  const Index tokens = q.rows(), heads = view.shape.num_kv_heads, group = view.shape.group(), width = group * view.shape.head_dim;
+  if (tokens == 0) return;
+  const TileMemory<S> memory(view.shape, most, tokens);
+  const ExecutorRef executor = ws.executor();
+  const Index workers = executor.size();
+  const Workspace::Scope scope(ws);
+  S* const scratch = ws.take<S>(checked_product("attend", memory.size, (std::min)(workers, heads)));
+  const auto first = static_cast<Position>(options.first_query >= 0 ? Index(options.first_query) : Index(view.next) - tokens);
+  const std::size_t runs = view.runs.size() / static_cast<std::size_t>(heads);
+  const Index observed_from = options.observe_last < 0 ? 0 : (std::max)(Index(0), tokens - options.observe_last);
+
+  executor(workers, [&](Index worker) {
+    const Share own = share(heads, worker, workers);
+    for (Index h = own.begin; h < own.end; ++h) {
+      AttendTile<T> tile(memory, scratch + worker * memory.size, view.runs.subspan(static_cast<std::size_t>(h) * runs, runs), group,
+                         {options.window, options.gap}, {options.n, options.scale, options.softcap, options.skip_below});
+      for (Index t = 0; t < tokens; t += attention_tile) {
+        const Index count = (std::min)(attention_tile, tokens - t), column = h * width;
+        const S* const queries = q.data() + t * q.outerStride() + column;
+        const S* const sinks = options.q_sinks.size() == 0 ? nullptr : options.q_sinks.data() + t * options.q_sinks.outerStride() + column;
+        tile.load_queries(queries, q.outerStride(), sinks, options.q_sinks.outerStride(), count, static_cast<Position>(first + t),
+                          options.sight.empty() ? nullptr : options.sight.data() + t);
+        tile.run(h + 1 < own.end ? view.runs[static_cast<std::size_t>(h + 1) * runs].keys : nullptr);
+        if (options.reads != nullptr) options.reads->add(tile.reads());
+        if (observer) {
+          if (const Index skipped = (std::max)(Index(0), observed_from - t); skipped < count)
+            observer(AttentionTile<S>{.kv_head = h,
+                                      .weights = tile.weights(skipped),
+                                      .log_sum = tile.log_sums(skipped),
+                                      .queries = tile.shown_queries(queries, q.outerStride(), skipped),
+                                      .first_query_index = t + skipped,
+                                      .num_queries = count - skipped,
+                                      .first_query = static_cast<Position>(first + t + skipped)});
+        }
+        tile.store_output(out.data() + t * out.outerStride() + column, out.outerStride());
+      }
+    }
+  });
+}
+
 }  // namespace detail
 
 /// Attends each query to every cached row at or before its own position, or before the one that AttendOptions::sight gives it. A query
@@ -161,46 +226,7 @@ template <KvStorage T, class Observer = NoObserver>
 void attend(std::type_identity_t<ConstMatrixRef<arithmetic_t<T>>> q, const KvView<T>& view,
             std::type_identity_t<MatrixRef<arithmetic_t<T>>> out, Workspace& ws, Observer&& observer = {},
             const std::type_identity_t<AttendOptions<arithmetic_t<T>>>& options = {}) {
-  using S = arithmetic_t<T>;
-  const Index most = detail::check_attend<T>(q, view, out, options);
-  const Index tokens = q.rows(), heads = view.shape.num_kv_heads, group = view.shape.group(), width = group * view.shape.head_dim;
-  if (tokens == 0) return;
-  const detail::TileMemory<S> memory(view.shape, most, tokens);
-  const ExecutorRef executor = ws.executor();
-  const Index workers = executor.size();
-  const Workspace::Scope scope(ws);
-  S* const scratch = ws.take<S>(detail::checked_product("attend", memory.size, (std::min)(workers, heads)));
-  const auto first = static_cast<Position>(options.first_query >= 0 ? Index(options.first_query) : Index(view.next) - tokens);
-  const std::size_t runs = view.runs.size() / static_cast<std::size_t>(heads);
-  const Index observed_from = options.observe_last < 0 ? 0 : (std::max)(Index(0), tokens - options.observe_last);
-
-  executor(workers, [&](Index worker) {
-    const detail::Share share = detail::share(heads, worker, workers);
-    for (Index h = share.begin; h < share.end; ++h) {
-      detail::AttendTile<T> tile(memory, scratch + worker * memory.size, view.runs.subspan(static_cast<std::size_t>(h) * runs, runs), group,
-                                 {options.window, options.gap}, {options.n, options.scale, options.softcap, options.skip_below});
-      for (Index t = 0; t < tokens; t += detail::attention_tile) {
-        const Index count = (std::min)(detail::attention_tile, tokens - t), column = h * width;
-        const S* const queries = q.data() + t * q.outerStride() + column;
-        const S* const sinks = options.q_sinks.size() == 0 ? nullptr : options.q_sinks.data() + t * options.q_sinks.outerStride() + column;
-        tile.load_queries(queries, q.outerStride(), sinks, options.q_sinks.outerStride(), count, static_cast<Position>(first + t),
-                          options.sight.empty() ? nullptr : options.sight.data() + t);
-        tile.run(h + 1 < share.end ? view.runs[static_cast<std::size_t>(h + 1) * runs].keys : nullptr);
-        if (options.reads != nullptr) options.reads->add(tile.reads());
-        if constexpr (!std::is_same_v<std::remove_cvref_t<Observer>, NoObserver>) {
-          if (const Index skipped = (std::max)(Index(0), observed_from - t); skipped < count)
-            observer(AttentionTile<S>{.kv_head = h,
-                                      .weights = tile.weights(skipped),
-                                      .log_sum = tile.log_sums(skipped),
-                                      .queries = tile.shown_queries(queries, q.outerStride(), skipped),
-                                      .first_query_index = t + skipped,
-                                      .num_queries = count - skipped,
-                                      .first_query = static_cast<Position>(first + t + skipped)});
-        }
-        tile.store_output(out.data() + t * out.outerStride() + column, out.outerStride());
-      }
-    }
-  });
+  detail::attend_observed<T>(q, view, out, ws, detail::TileObserver<arithmetic_t<T>>(observer), options);
 }
 
 /// Workspace bytes for attend(). `rows`: rows of the largest head, prefix included, and 32 more where heads have three runs;

@@ -47,13 +47,12 @@ template <KvStorage Storage = float> class KvCache {
   ///
   /// Throws   ShapeError for an invalid shape or policy, CapacityError if that many rows cannot be held
   explicit KvCache(const AttentionShape& shape, AnyPolicy<Scalar> policy = {}, const KvCacheOptions& options = {},
-                   AnyMerge<Scalar> merge = {})
-      : policy_(std::move(policy)), merge_(std::move(merge)), state_({shape, options, policy_.facts(shape), merge_.facts()}) {}
+                   AnyMerge<Scalar> merge = {});
 
   /// Makes room for `tokens` more rows per head before the next evict(): in the cache's own memory, or by moving into the prompt buffer.
   ///
   /// Throws   CapacityError if neither has room, StateError inside a journal
-  void reserve(Index tokens, KvPromptBuffer<Storage>* prompt_buffer = nullptr) { state_.reserve(tokens, prompt_buffer); }
+  void reserve(Index tokens, KvPromptBuffer<Storage>* prompt_buffer = nullptr);
 
   /// Adds tokens: k and v [tokens, num_kv_heads*head_dim]; keys that need rotation are already rotated.
   ///
@@ -63,12 +62,7 @@ template <KvStorage Storage = float> class KvCache {
   ///
   /// Cost     one rounding and copy per number
   /// Throws   ShapeError, CapacityError when full or positions run out, StateError past what an open journal can take back
-  void append(ConstMatrixRef<Scalar> k, ConstMatrixRef<Scalar> v, const AppendOptions& options = {}) {
-    state_.append(k, v, options);
-    const Index tokens = k.rows();
-    for (Index h = 0; state_.rules.facts.admits && h < state_.heads(); ++h)
-      policy_.admit(detail::rows_of(state_, h, size(h) - tokens, true), state_.stats(h, size(h) - tokens, tokens));
-  }
+  void append(ConstMatrixRef<Scalar> k, ConstMatrixRef<Scalar> v, const AppendOptions& options = {});
 
   /// Shows the policy the attention weights of the newest queries; attend() does it through observer(). Threads may call it for different
   /// kv heads at once. Queries that the policy does not watch (watching(), PolicyTraits::watches) are checked like all others and then left
@@ -77,23 +71,7 @@ template <KvStorage Storage = float> class KvCache {
   /// Throws   ShapeError if the weights do not cover this head's rows, or log_sum, queries or positions do not belong to them; StateError
   ///          if the policy never asked, for more queries than tokens were appended since the last eviction, or out of order under a
   ///          policy that watches the last ones
-  void observe(const AttentionBlock<Scalar>& seen) {
-    const Index h = seen.kv_head;
-    state_.rules.check_head(h);
-    state_.rules.check_block(seen, size(h), state_.next, state_.unevicted,
-                             facts().traits.watches == all_queries ? state_.head(h).observed : 0);
-    if (!watching()) return;
-    const Index group = shape().group(), queries = seen.weights.rows() / group, watched = facts().traits.watches;
-    const Index first = state_.first_row(h, seen.first_query, queries);  // in rows: positions may have gaps
-    const Index skipped = watched == all_queries ? 0 : std::clamp(size(h) - watched - first, Index(0), queries);
-    if (skipped == queries) return;
-    const Index row = first + skipped;
-    const AttentionBlock<Scalar> block =
-        detail::last_queries(seen, (queries - skipped) * group, positions(h)[static_cast<std::size_t>(row)], row);
-    state_.check_order(h, row, queries - skipped);
-    policy_.observe(block, detail::rows_of(state_, h, 0, false), state_.stats(h, 0, size(h)), VectorRef<Scalar>(state_.memory.row(h)));
-    state_.note_observed(h, queries - skipped);
-  }
+  void observe(const AttentionBlock<Scalar>& seen);
 
   /// The observer to pass to attend(), so that this cache's policy sees the weights.
   auto observer() {
@@ -108,33 +86,14 @@ template <KvStorage Storage = float> class KvCache {
   /// Returns  rows dropped, over all heads
   /// Cost     by age: the rows that move; by score: one score and one comparison per row of a head over its budget, else nothing
   /// Throws   StateError if the policy was not shown all attention, CapacityError if it protects more rows than the cache holds
-  Index evict(Index coming = 0) {
-    const detail::CacheRules& rules = state_.rules;
-    rules.check_coming(coming, state_.journal.open());
-    if (state_.unevicted == 0 && (coming == 0 || rules.prompt_only())) return 0;
-    for (Index h = 0; h < state_.heads(); ++h) rules.check_observed(state_.head(h).observed, state_.unevicted, state_.last);
-    const Index retain = rules.retained(coming);
-    const bool may = rules.may_evict(state_.last);
-    const auto due = [&](Index h) { return may && rules.due(size(h), coming); };
-    detail::Selection<Storage> selection{policy_, state_};
-    bool together = false;
-    for (Index h = 0; rules.facts.combines && h < state_.heads(); ++h) together = together || due(h);
-    if (together) selection.score_together(retain);
-    Index dropped = 0;
-    for (Index h = 0; h < state_.heads(); ++h)
-      dropped += state_.plan_head(h, together || due(h) ? selection.count_victims(h, retain, together) : 0);
-    for (Index h = 0; h < state_.heads(); ++h) state_.close_head(h, selection.victims(h, state_.planned_evictions(h)), coming);
-    if (rules.merge.merges && dropped > 0) state_.merge(merge_);
-    state_.end_eviction(coming);
-    return dropped;
-  }
+  Index evict(Index coming = 0);
 
   /// Removes the tokens at first .. last - 1 from every head, without asking the policy; at cache positions the gap closes as well. No
   /// token becomes a sink in place of a removed one: newer tokens use its place in the budget and are evicted like others.
   ///
   /// Returns  rows dropped, over all heads
   /// Throws   StateError inside a journal, and for a window at cache positions, whose rows cannot move closer together
-  Index drop(Position first, Position last) { return state_.drop(first, last); }
+  Index drop(Position first, Position last);
 
   /// Whether reindex() must close the gaps after evict(): at cache positions, under a policy that does not evict by age.
   bool reindexes() const { return state_.rules.angles(); }
@@ -144,57 +103,40 @@ template <KvStorage Storage = float> class KvCache {
   /// Throws   UnsupportedError under dynamic rope, StateError if heads hold different numbers of rows or for a second rotation after one
   ///          append inside a journal
   void reindex(const Rope<Scalar>& rope) requires std::same_as<Storage, Scalar> {
-    if (reindexes()) state_.reindex(rope);
+    if constexpr (std::same_as<Storage, Scalar>)  // clang 14 compiles this for every class that is instantiated as a whole
+      if (reindexes()) state_.reindex(rope);
   }
 
   /// Starts (or restarts) the journal: crop() can then return to the state before any token appended since.
-  void checkpoint() { state_.checkpoint(); }
-  bool can_crop(Position p) const { return state_.can_crop(p); }
+  void checkpoint();
+  bool can_crop(Position p) const;
 
   /// Restores the exact state before the token at position p was appended, and ends the journal; crop(next_position()) accepts all tokens.
   ///
   /// Throws   StateError unless an append since the checkpoint began at p, or behind a gap that did; Dense needs no checkpoint
-  void crop(Position p) { state_.crop(p); }
+  void crop(Position p);
 
   /// Removes every token; allocated memory, policy and options stay.
-  void clear() { state_.clear(); }
+  void clear();
 
   /// An independent copy, journal included.
-  KvCache clone() const {
-    KvCache copy(shape(), policy_, state_.rules.options, merge_);
-    copy.state_.copy(state_);
-    return copy;
-  }
+  KvCache clone() const;
 
   /// Copies the whole state as plain numbers. clone() is faster; a snapshot can be saved to a file.
   ///
   /// Throws   StateError in the middle of a prompt in a prompt buffer, or inside a journal
-  KvSnapshot<Storage> snapshot() const {
-    if (state_.in_prompt_buffer()) state_.rules.raise_mid_prompt("snapshot()");
-    if (state_.journal.open()) raise<StateError>("pith::KvCache: snapshot() inside a journal: crop() to end it first");
-    return detail::Snapshots<Storage>(state_).take();
-  }
+  KvSnapshot<Storage> snapshot() const;
   /// The reason why restore() would refuse a snapshot (another layout, rows that no cache could hold); empty if it would not.
-  std::string problem(const KvSnapshot<Storage>& s) const { return detail::Snapshots<Storage>(state_).problem(s); }
+  std::string problem(const KvSnapshot<Storage>& s) const;
   /// Restores the state of a cache of the same layout.
   ///
   /// Throws   ShapeError with the problem; the cache is then unchanged
-  void restore(const KvSnapshot<Storage>& s) {
-    if (const std::string wrong = problem(s); !wrong.empty()) raise<ShapeError>("pith::KvCache: restore() of a snapshot " + wrong);
-    detail::Snapshots<Storage>::restore(state_, s);
-  }
+  void restore(const KvSnapshot<Storage>& s);
   /// Copies all rows into a prefix layer that other caches can start from.
   ///
   /// Throws   StateError in the middle of a prompt, for tokens that are nearer than in the text (cache positions), and behind a learned
   ///          prefix
-  KvPrefixLayer<Storage> freeze() const {
-    if (state_.in_prompt_buffer() || state_.unevicted > 0) state_.rules.raise_mid_prompt("freeze()");
-    if (gap() > 0 || query_position() != next_position())
-      raise<StateError>("pith::KvCache: freeze() needs RopePositions::text: a prefix cannot say that rows are nearer than in the text");
-    KvPrefixLayer<Storage> layer = detail::frozen(view());
-    layer.scouts = state_.rules.options.scout_keys;
-    return layer;
-  }
+  KvPrefixLayer<Storage> freeze() const;
 
   /// [size(kv_head), head_dim] in storage order, contiguous, not a copy; valid until the next verb.
   ///
@@ -289,3 +231,5 @@ template <KvStorage Storage = float> class KvCache {
 };
 
 }}  // namespace pith::v0
+
+#include <pith/kv/detail/cache_verbs.hpp>

@@ -47,22 +47,7 @@ class Session {
   /// Throws   ShapeError for invalid options or a wrong number of policies, UnsupportedError for cache positions under dynamic rope, and
   ///          for a policy that predicts scores where a layer caps them
   Session(std::shared_ptr<const detail::DecoderModel<S>> model, std::span<const AnyPolicy<S>> per_layer, const SessionOptions& options,
-          const AnyMerge<S>& merge = {})
-      : model_(std::move(model)),
-        max_prompt_((options.check(), options.max_prompt)),
-        max_chunk_(options.max_draft + 1),
-        adapter_(model_->target(), options.prefix, options.max_prompt) {
-    detail::SessionLayout<S, T> layout(*model_, per_layer, options, merge);
-    caches_ = std::move(layout.caches);
-    prompt_buffer_ = std::move(layout.prompt_buffer);
-    rows_ = layout.rows;
-    switch_ = detail::RopeSwitch(model_->switch_length, options.text_length, options.prefix.next_position(), layout.keeps_all);
-    const DecoderConfig& config = model_->config;
-    hidden_.resize((std::max)(max_prompt_, max_chunk_), config.hidden_size);
-    normed_.resize(max_chunk_, config.hidden_size);
-    logits_.resize(max_chunk_, config.vocab_size);
-    ws_ = detail::SessionWorkspace(detail::layer_workspace_bytes<S>(*model_, tile(), rows_, options.executor.size()), options.executor);
-  }
+          const AnyMerge<S>& merge = {});
 
   Session(Session&&) = default;
   Session& operator=(Session&&) = default;
@@ -72,10 +57,7 @@ class Session {
   /// Heap     all buffers of a session
   /// Throws   StateError after a call that could not be undone, and in the middle of one
   /// Law      both continue bit for bit alike, and neither changes the other
-  Session clone() const {
-    check_whole();
-    return Session(*this);
-  }
+  Session clone() const;
 
   /// Reads a prompt, or the next turn, in one pass: every token attends to all rows before it, then each layer evicts once.
   ///
@@ -139,10 +121,7 @@ class Session {
   /// Heap     a larger workspace, the first time that an adapter turns inputs or has other changes than low-rank terms
   /// Throws   ShapeError for an adapter of another decoder, StateError while rows of another adapter are cached: clear() first;
   ///          CapacityError if its soft prompt leaves no room in max_prompt
-  void use(const ModelAdapter<S>* adapter) {
-    ws_.make_room(adapter != nullptr ? adapter->more_workspace_bytes(tile(), ws_.workers()) : 0);
-    adapter_.use(adapter, next_position(), whole_);
-  }
+  void use(const ModelAdapter<S>* adapter);
   const ModelAdapter<S>* adapter() const { return adapter_.get(); }
   Position adapter_start() const { return adapter_.start(); }  ///< first row that an activated LoRA changes; -1: not invoked, or none
   Index vocab_size() const { return model_->config.vocab_size; }
@@ -159,47 +138,20 @@ class Session {
   const DecoderConfig& config() const { return model_->config; }
 
   /// Starts (or restarts) the journal of every layer: crop() can then return to before any token decoded after it.
-  void checkpoint() {
-    check_whole();
-    for (Cache& cache : caches_) cache.checkpoint();
-  }
+  void checkpoint();
   /// Restores exactly the state before the token at p and ends the journal; crop(next_position()) accepts every token since.
   ///
   /// Throws   StateError unless p was reached by decode() since the checkpoint; Dense needs no checkpoint
-  void crop(Position p) {
-    check_whole();
-    for (Cache& cache : caches_)
-      if (!cache.can_crop(p)) cache.crop(p);  // throws, and says why, before any layer changes
-    adapter_.check_crop(p);
-    adapter_.cut(p);
-    if (p != next_position()) newest_ = -1;
-    for (Cache& cache : caches_) cache.crop(p);
-    switch_.crop(p - caches_.front().first_position() - adapter_.prompt_rows(caches_.front().first_position()));
-  }
+  void crop(Position p);
   /// Removes the tokens at first .. last - 1 from every layer, a reasoning trace that later turns need not see: KvCache::drop().
   ///
   /// Returns  rows dropped, over all layers and heads
   /// Throws   ShapeError unless the positions ascend within the text, StateError where KvCache::drop() does; nothing has changed then
   Index drop(Position first, Position last);
   /// Drops the conversation; no memory is freed or allocated.
-  void clear() {
-    for (Cache& cache : caches_) cache.clear();
-    switch_.clear();
-    adapter_.begin(next_position());
-    newest_ = -1;
-    whole_ = true;
-  }
+  void clear();
   /// Evicts until every layer can take `coming` tokens within its budget: call it before a turn whose answer should see all of the turn.
-  Index make_room(Index coming) {
-    check_whole();
-    undo_.check_room(caches_, coming);
-    undo_.begin_room(caches_, coming);
-    Attempt attempt(*this);
-    Index dropped = 0;
-    for (std::size_t layer = 0; layer < caches_.size(); ++layer) dropped += pass(layer).evict(caches_[layer], coming);
-    newest_ = attempt.end();
-    return dropped;
-  }
+  Index make_room(Index coming);
 
   /// Copies all rows so far, as a prefix that any number of sessions can start with (SessionOptions::prefix).
   ///

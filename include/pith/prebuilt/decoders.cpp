@@ -10,6 +10,7 @@ const char PrebuiltFor<width, alignment, Many, Few, bf16>::the_same_instructions
 template struct PrebuiltFor<Simd<float>::width, EIGEN_MAX_ALIGN_BYTES, ManyLanes, FewLanes, has_bf16_pairs>;
 }  // namespace detail
 
+template struct detail::DecoderModel<float>;
 template class Decoder<float>;
 template class Session<float, float>;
 template class KvCache<float>;

@@ -15,6 +15,7 @@
 
 #include <pith/core/check.hpp>
 #include <pith/io/detail/file_bytes.hpp>
+#include <pith/io/detail/json_parser.hpp>
 #include <pith/io/detail/json_text.hpp>
 #include <pith/io/detail/json_value.hpp>
 #include <pith/io/detail/text.hpp>
@@ -161,7 +162,7 @@ inline JsonDocument parse_json(std::string_view json, std::string_view file, con
   JsonDocument document(extent.values, extent.text_bytes);
   std::string_view word;
   JsonBuilder builder(json, file, word, document);
-  nlohmann::json::sax_parse(JsonBytes(json, word), JsonBytes({}, word), &builder);
+  read_events(JsonBytes(json, word), JsonBytes({}, word), builder);
   if (!document.root().is_object()) raise<FormatError>("pith: ", in_quotes(file), ": expected a JSON object at the top");
   return document;
 }

@@ -19,6 +19,7 @@
 #include <pith/core/check.hpp>
 #include <pith/core/types.hpp>
 #include <pith/io/detail/header_limits.hpp>
+#include <pith/io/detail/json_parser.hpp>
 #include <pith/io/detail/json_text.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/io/dtype.hpp>
@@ -236,7 +237,7 @@ inline SafetensorsHeader read_header(std::span<const std::byte> bytes, std::stri
   header.tensors.reserve((std::min)(extent.objects, max_header_entries));
   header.data_begin = sizeof length + json.size();
   HeaderReader reader(file, header.data_begin, header);
-  nlohmann::json::sax_parse(json.begin(), json.end(), &reader);
+  read_events(json.data(), json.data() + json.size(), reader);
   check_layout(file, bytes.size() - header.data_begin, header);
   return header;
 }

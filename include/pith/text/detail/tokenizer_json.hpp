@@ -15,6 +15,7 @@
 
 #include <pith/core/check.hpp>
 #include <pith/io/detail/json.hpp>
+#include <pith/io/detail/json_parser.hpp>
 #include <pith/io/detail/text.hpp>
 #include <pith/text/detail/json_component.hpp>
 #include <pith/text/detail/tokenizer_parts.hpp>
@@ -222,7 +223,7 @@ inline void read_model(const Component& model, TokenizerSax& sax) {
 inline TokenizerParts read_tokenizer_json(std::string_view json, const std::string& file, std::vector<AddedToken> more = {}) {
   refuse_lfs_pointer(json, file);
   TokenizerSax sax(json, file);
-  nlohmann::json::sax_parse(json.begin(), json.end(), &sax);
+  read_events(json.data(), json.data() + json.size(), sax);
   const JsonDocument rest = parse_json(sax.rest, file);
   const auto component = [&](const char* key) -> std::optional<Component> {
     const Json* at = rest.root().find(key);
