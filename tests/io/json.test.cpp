@@ -197,7 +197,7 @@ TEST_CASE("A file over its limit is refused before it is read") {
   }
 }
 
-TEST_CASE("JSON of the largest size takes 64 MB besides its text, whatever it says") {
+TEST_CASE("JSON of the largest size takes 64 MB besides its text, whatever it says", "[.large]") {
   if (!pith_test::counting_available()) return;
   const JsonLimits index{.bytes = max_index_bytes};
   const std::size_t room = max_index_bytes - 64;
@@ -256,7 +256,7 @@ TEST_CASE("A parser that finds no memory says so, wherever it happens") {
     }
 }
 
-TEST_CASE("A header of a tensor file takes 64 MB besides its text, whatever it says") {
+TEST_CASE("A header of a tensor file takes 64 MB besides its text, whatever it says", "[.large]") {
   if (!pith_test::counting_available()) return;
   const auto file = [](const std::string& header) {
     std::vector<std::byte> bytes(8 + header.size());

@@ -107,7 +107,16 @@ TEST_CASE("writer: refusals leave it as it was", "[io]") {
   for (const char* good : {"é", "€", "𝄞", "\xed\x9f\xbf", "\xf4\x8f\xbf\xbf"}) CHECK_NOTHROW(writer.add(good, DType::f32, {1}, four));
 }
 
-TEST_CASE("writer: what no reader takes is refused, and an old file stays", "[io]") {
+TEST_CASE("writer: what no reader takes is refused", "[io]") {
+  const TempFolder folder;
+  SafetensorsWriter writer;
+  CHECK_THROWS_WITH(writer.add("b", DType::f32, {Index{1} << 58, 0}, {}), contains("impossible"));  // 2^63 bits before the 0
+  CHECK_NOTHROW(writer.add("b", DType::f32, {Index{1} << 56, 0}, {}));
+  writer.write(folder / "x.safetensors");
+  CHECK(Safetensors::map(folder / "x.safetensors").tensors().size() == 1);
+}
+
+TEST_CASE("writer: headers that are too long are refused, and an old file stays", "[io][.large]") {
   const TempFolder folder;
   const auto path = folder / "x.safetensors";
   const auto reads = [&](const SafetensorsWriter& writer) {
@@ -115,10 +124,6 @@ TEST_CASE("writer: what no reader takes is refused, and an old file stays", "[io
     return Safetensors::map(path);
   };
   SafetensorsWriter writer;
-  CHECK_THROWS_WITH(writer.add("b", DType::f32, {Index{1} << 58, 0}, {}), contains("impossible"));  // 2^63 bits before the 0
-  CHECK_NOTHROW(writer.add("b", DType::f32, {Index{1} << 56, 0}, {}));
-  CHECK(reads(writer).tensors().size() == 1);
-
   const std::string text((std::size_t{4} << 20) - 2, 'm');  // 4 MB between quotes; ten fit into 42 MB
   for (int i = 0; i < 10; ++i) writer.metadata("key " + std::to_string(i), text);
   CHECK_THROWS_WITH(writer.metadata("key 10", text), contains("metadata 'key 10' makes the header take more than 44040192 bytes"));
