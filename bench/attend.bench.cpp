@@ -264,6 +264,7 @@ const bool registered = [] {
   decode({32, 8, 64}, 256);
   decode({32, 8, 64}, 1024);
   decode({32, 8, 64}, 4096);
+  decode({9, 3, 64}, 4096);
   decode({32, 8, 128}, 4096);
   decode({32, 32, 128}, 1024);
   for (const Index rows : {4096, 16384, 65536})

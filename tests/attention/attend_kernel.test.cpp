@@ -52,29 +52,33 @@ TEMPLATE_TEST_CASE("kernels give the same bits for every group of queries, in pl
   CHECK(layout.padded() >= dim);
   CHECK(layout.padded() < dim + Simd<S>::width);
   const Matrix<T> rows = pith_test::random_matrix<T>(count, dim, 1);
-  const Matrix<S> queries = pith_test::random_matrix<S>(4, dim, 2), weights = pith_test::random_matrix<S>(4, count, 3);
-  Matrix<S> arranged(4, layout.padded()), staged = Matrix<S>::Constant(count, layout.padded(), S(9)), back(4, dim);
-  for (Index q = 0; q < 4; ++q) layout.arrange(queries.data() + q * dim, S(.5), arranged.data() + q * layout.padded());
+  const Matrix<S> queries = pith_test::random_matrix<S>(12, dim, 2), weights = pith_test::random_matrix<S>(12, count, 3);
+  Matrix<S> arranged(12, layout.padded()), staged = Matrix<S>::Constant(count, layout.padded(), S(9)), back(12, dim);
+  for (Index q = 0; q < 12; ++q) layout.arrange(queries.data() + q * dim, S(.5), arranged.data() + q * layout.padded());
   layout.stage(rows.data(), dim, count, staged.data());
 
   const Rows<S> copied{staged.data(), layout.padded(), count, nullptr};
   const Matrix<S> score = scores<4>(arranged, copied), sum = sums<4>(weights, copied, layout.padded());
   CHECK(near(score, .5 * times_transposed(queries, rows), pith_test::dot_bound<S>(queries, rows)));
-  for (Index q = 0; q < 4; ++q) layout.restore(sum.data() + q * layout.padded(), S(2), back.data() + q * dim);
+  for (Index q = 0; q < 12; ++q) layout.restore(sum.data() + q * layout.padded(), S(2), back.data() + q * dim);
   CHECK(near(back, 2 * times(weights, rows), 2 * pith_test::dot_bound<S>(weights, transposed(pith_test::widened<double>(rows)))));
 
   CHECK(near(scores<1>(arranged, copied), score, 0));
   CHECK(near(scores<2>(arranged, copied), score, 0));
+  CHECK(near(scores<3>(arranged, copied), score, 0));
   CHECK(near(sums<1>(weights, copied, layout.padded()), sum, 0));
   CHECK(near(sums<2>(weights, copied, layout.padded()), sum, 0));
+  CHECK(near(sums<3>(weights, copied, layout.padded()), sum, 0));
   if (!layout.whole) return;
   for (const T* ahead : {static_cast<const T*>(nullptr), rows.data()}) {
     const Rows<T> there{rows.data(), dim, count, ahead};
     CHECK(near(scores<1>(arranged, there), score, 0));
     CHECK(near(scores<2>(arranged, there), score, 0));
+    CHECK(near(scores<3>(arranged, there), score, 0));
     CHECK(near(scores<4>(arranged, there), score, 0));
     CHECK(near(sums<1>(weights, there, layout.padded()), sum, 0));
     CHECK(near(sums<2>(weights, there, layout.padded()), sum, 0));
+    CHECK(near(sums<3>(weights, there, layout.padded()), sum, 0));
     CHECK(near(sums<4>(weights, there, layout.padded()), sum, 0));
   }
 }
@@ -85,8 +89,8 @@ TEST_CASE("kernels give the same bits for 8-bit rows in registers and written ou
   const RowLayout<Q8> layout(dim);
   CHECK(layout.whole == (q8_in_registers && dim % q8_block == 0));
   const Index bytes = q8_row_bytes(dim), stride = bytes + 5;
-  const Matrix<float> numbers = pith_test::random_matrix<float>(count, dim, 1), queries = pith_test::random_matrix<float>(4, dim, 2);
-  const Matrix<float> weights = pith_test::random_matrix<float>(4, count, 3);
+  const Matrix<float> numbers = pith_test::random_matrix<float>(count, dim, 1), queries = pith_test::random_matrix<float>(12, dim, 2);
+  const Matrix<float> weights = pith_test::random_matrix<float>(12, count, 3);
   std::vector<Q8> rows(static_cast<std::size_t>(count * stride));
   Matrix<double> decoded(count, dim);
   for (Index r = 0; r < count; ++r) {
@@ -99,8 +103,8 @@ TEST_CASE("kernels give the same bits for 8-bit rows in registers and written ou
       decoded(r, i) = static_cast<double>(static_cast<float>(scale)) * static_cast<int>(static_cast<std::int8_t>(block[2 + i % 32]));
     }
   }
-  Matrix<float> arranged(4, layout.padded()), staged(count, layout.padded());
-  for (Index q = 0; q < 4; ++q) layout.arrange(queries.data() + q * dim, 1, arranged.data() + q * layout.padded());
+  Matrix<float> arranged(12, layout.padded()), staged(count, layout.padded());
+  for (Index q = 0; q < 12; ++q) layout.arrange(queries.data() + q * dim, 1, arranged.data() + q * layout.padded());
   layout.stage(rows.data(), stride, count, staged.data());
   CHECK(same_bits(Matrix<float>(staged.leftCols(dim)), Matrix<float>(decoded.cast<float>())));
   const Rows<float> copied{staged.data(), layout.padded(), count, nullptr};
@@ -111,9 +115,11 @@ TEST_CASE("kernels give the same bits for 8-bit rows in registers and written ou
     const Rows<Q8> there{rows.data(), stride, count, ahead};
     CHECK(same_bits(scores<1>(arranged, there), score));
     CHECK(same_bits(scores<2>(arranged, there), score));
+    CHECK(same_bits(scores<3>(arranged, there), score));
     CHECK(same_bits(scores<4>(arranged, there), score));
     CHECK(same_bits(sums<1>(weights, there, layout.padded()), sum));
     CHECK(same_bits(sums<2>(weights, there, layout.padded()), sum));
+    CHECK(same_bits(sums<3>(weights, there, layout.padded()), sum));
     CHECK(same_bits(sums<4>(weights, there, layout.padded()), sum));
   }
 }

@@ -200,8 +200,14 @@ TEST_CASE("kernels give the same bits for 4-bit rows in registers and written ou
   CHECK(same_bits(a, b));
   for (Index q = 0; q < 4; ++q) detail::ScoreKernel<Q4, 1>::run(arranged.row(q).data(), dim, there, b.row(q).data(), count);
   CHECK(same_bits(a, b));
+  b.topRows(3).setZero();
+  detail::ScoreKernel<Q4, 3>::run(arranged.data(), dim, there, b.data(), count);
+  CHECK(same_bits(a, b));
   detail::ValueKernel<float, 4>::run(weights.data(), count, copied, c.data(), dim);
   detail::ValueKernel<Q4, 4>::run(weights.data(), count, there, e.data(), dim);
+  CHECK(same_bits(c, e));
+  e.topRows(3).setZero();
+  detail::ValueKernel<Q4, 3>::run(weights.data(), count, there, e.data(), dim);
   CHECK(same_bits(c, e));
 }
 
@@ -209,11 +215,12 @@ TEMPLATE_TEST_CASE("attention over any storage is attention over what it decodes
                    Rotated<bfloat16>, (Kv<Q8, Rotated<Q4>>), (Kv<Rotated<Q4>, bfloat16>), (Kv<bfloat16, Q4>),
                    (Kv<double, Rotated<double>>)) {
   using S = arithmetic_t<TestType>;
-  const AttentionShape shape{4, 2, GENERATE(20, 64, 96)};
+  const auto [heads, kv_heads] = GENERATE(table<Index, Index>({{4, 2}, {3, 1}}));
+  const AttentionShape shape{heads, kv_heads, GENERATE(20, 64, 96)};
   const Index tokens = GENERATE(1, 3, 17);
   CAPTURE(shape.head_dim, tokens);
   const StoredRows<TestType> rows(shape, 90);
-  const Matrix<S> q = 3 * pith_test::random_matrix<S>(tokens, 4 * shape.head_dim, 5);
+  const Matrix<S> q = 3 * pith_test::random_matrix<S>(tokens, heads * shape.head_dim, 5);
   const Matrix<double> expected = rows.expected(q);
   const Matrix<S> out = rows.attended(q);
   CHECK((out.template cast<double>() - expected).cwiseAbs().maxCoeff() <= 1e-5);

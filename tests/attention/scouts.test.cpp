@@ -135,7 +135,8 @@ TEST_CASE("margins of scout codes cover every query", "[attend][scouts]") {
 }
 
 TEMPLATE_TEST_CASE("scouted attention is off by at most twice the share", "[attend][scouts]", float, bfloat16) {
-  const AttentionShape shape{4, 2, GENERATE(20, 32, 64)};
+  const AttentionShape shape =
+      GENERATE(AttentionShape{4, 2, 20}, AttentionShape{4, 2, 32}, AttentionShape{4, 2, 64}, AttentionShape{3, 1, 64});
   const Index tokens = GENERATE(1, 3);
   const double sharpness = GENERATE(1e-3, 1., 4., 1e3);
   CAPTURE(shape.head_dim, tokens, sharpness);
@@ -187,7 +188,7 @@ TEMPLATE_TEST_CASE("scouted attention is off by at most twice the share", "[atte
         CHECK(same_bits(attended(view, Matrix<float>(q.row(t)), one, share).out, Matrix<float>(some.out.row(t))));
       }
     }
-    if (sharpness == 4.) CHECK(needed < dense.reads.rows / 2);
+    if (sharpness == 4.) CHECK(needed < dense.reads.rows * shape.group() / (shape.group() + 2));  // the union of a group
   }
 }
 

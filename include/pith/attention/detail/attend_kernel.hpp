@@ -188,15 +188,16 @@ template <class T, int Q> struct ValueKernel {
   using V = Simd<S>;
   using Packet = typename V::Packet;
   static constexpr int step = RowLayout<T>::step;
-  static constexpr int strip = (std::max)(step, (V::registers == 32 ? 16 : 8) / Q);  ///< packets of a row whose sums fit in registers
+  /// Packets of a row whose sums fit in registers.
+  static constexpr int strip = (std::max)(step, (V::registers == 32 ? 16 : 8) / (Q == 3 ? 4 : Q));
 
   static void run(const S* weight, Index weight_stride, const Rows<T>& rows, S* sum, Index padded) {
     if constexpr (Q > 1 && PlainStorage<T>)
       if (padded > strip * V::width && std::size_t(rows.stride) * sizeof(T) > processor.long_row) {
-        using Half = ValueKernel<T, Q / 2>;  // reads whole rows
-        Half::run(weight, weight_stride, rows, sum, padded);
-        return Half::run(weight + Q / 2 * weight_stride, weight_stride, Rows<T>{rows.first, rows.stride, rows.count, nullptr},
-                         sum + Q / 2 * padded, padded);
+        constexpr int first = Q / 2;
+        ValueKernel<T, first>::run(weight, weight_stride, rows, sum, padded);  // reads whole rows
+        return ValueKernel<T, Q - first>::run(weight + first * weight_stride, weight_stride,
+                                              Rows<T>{rows.first, rows.stride, rows.count, nullptr}, sum + first * padded, padded);
       }
     run_strips<strip>(weight, weight_stride, rows, 0, sum, padded);
   }
@@ -265,10 +266,13 @@ template <class T, int Q> struct ValueKernel {
   }
 };
 
-/// Calls f(first, n) over `count` queries in groups of n = 4, 2 and 1 (a constant), the sizes that kernels are compiled for.
-template <class F> void for_query_groups(Index count, F&& f) {
+/// Calls f(first, n) over `count` queries in groups of n = 4, 2 and 1 (a constant), the sizes that kernels are compiled for; of three
+/// queries for rows of codes, which two and one would decode twice, where a processor has the registers.
+template <class T, class F> void for_query_groups(Index count, F&& f) {
   Index first = 0;
   for (; first + 4 <= count; first += 4) f(first, std::integral_constant<int, 4>());
+  if constexpr (!PlainStorage<T> && Simd<arithmetic_t<T>>::registers == 32)
+    if (first + 3 == count) return f(first, std::integral_constant<int, 3>());
   if (first + 2 <= count) {
     f(first, std::integral_constant<int, 2>());
     first += 2;

@@ -15,6 +15,7 @@ inline constexpr Index attention_block = 32;  ///< rows scored, weighed and summ
 ///
 /// Prefetches are spread evenly and in order of address, the fastest pattern for memory; few rows with many queries prefetch all at once.
 template <class T> struct Rows {
+  using Element = T;
   const T* first;
   Index stride, count;
   const T* ahead;
@@ -22,6 +23,7 @@ template <class T> struct Rows {
 
 /// Rows picked from a run by their numbers; while one is read, one further down the list is prefetched.
 template <class T> struct PickedRows {
+  using Element = T;
   const T* first;  ///< row 0
   Index stride, count;
   const std::uint32_t* which;  ///< [count and further]

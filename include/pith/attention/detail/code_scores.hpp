@@ -64,6 +64,7 @@ struct CodeScores {
     for (int j = 0; j < Q; ++j) std::memcpy(&step[j], reinterpret_cast<const std::byte*>(query + j * padded) + 2 * dim, sizeof(float));
     for (Index r = 0; r < count; r += together) {
       __m512 sum[16];
+      if constexpr (Q * together < 16) sum[15] = _mm512_setzero_ps();
 #pragma GCC unroll 16
       for (int i = 0; i < together; ++i) {
         const std::byte* at = rows + (std::min)(r + i, count - 1) * stride;

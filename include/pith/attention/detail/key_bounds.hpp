@@ -126,13 +126,13 @@ template <class T> class KeyBounds {
   void score_codes(const std::byte* rows, Index count, bool more, Index block, Index begin, Index end) {
     const Index dim = tile_.m_.head_dim, stride = scout_row_bytes(dim), padded = tile_.m_.padded;
     if (by_bytes_)
-      return for_query_groups(end - begin, [&](Index group, auto size) {
+      return for_query_groups<Q8>(end - begin, [&](Index group, auto size) {
         const Index lane = begin + group;
         CodeScores::run<size()>(query(lane), padded, dim, rows, stride, count, tile_.weight(lane, block), tile_.m_.row_stride);
       });
     const auto* const first = reinterpret_cast<const Q8*>(rows);
     tile_.with_rows(codes_, Rows<Q8>{first, stride, count, more ? first + attention_block * stride : nullptr}, end - begin, [&](auto all) {
-      for_query_groups(end - begin, [&](Index group, auto size) {
+      for_query_groups<typename decltype(all)::Element>(end - begin, [&](Index group, auto size) {
         const Index lane = begin + group;
         Tile::template kernel_of<ScoreKernel, size()>(all).run(query(lane), padded, all, tile_.weight(lane, block), tile_.m_.row_stride);
         all.ahead = nullptr;

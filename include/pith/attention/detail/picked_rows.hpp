@@ -91,7 +91,7 @@ template <class T> class RowPicks {
     for_chunks([&](const Chunk& chunk) {
       load(chunk);
       with_rows(tile_.values_, Tile::value_at(chunk.run, 0), Tile::value_stride(chunk.run), chunk, [&](const auto& rows) {
-        for_query_groups(tile_.lanes(), [&](Index lane, auto size) {
+        for_query_groups<typename std::remove_cvref_t<decltype(rows)>::Element>(tile_.lanes(), [&](Index lane, auto size) {
           Tile::template kernel_of<ValueKernel, size()>(rows).run(at(lane, chunk), stride, rows,
                                                                   tile_.at(tile_.m_.sums) + lane * tile_.m_.padded, tile_.m_.padded);
         });

@@ -42,7 +42,7 @@ template <class S> struct ColumnScores {
 
   /// score[q, r] for any number of queries and all rows of the block.
   static void score(const S* query, Index padded, Index queries, const S* columns, S* score, Index score_stride) {
-    for_query_groups(queries, [&](Index first, auto size) {
+    for_query_groups<S>(queries, [&](Index first, auto size) {
       run<size()>(query + first * padded, padded, columns, score + first * score_stride, score_stride);
     });
   }

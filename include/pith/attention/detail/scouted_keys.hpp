@@ -106,7 +106,7 @@ template <class T> class ScoutedKeys {
       if (KeyBounds<T>::scouted(chunk.run, Index(chunk.which[0]))) tile_.reads_.keys += chunk.count;
       const S* const queries = tile_.at(Index(chunk.which[0]) < chunk.run.sinks ? tile_.m_.sink_queries : tile_.m_.queries);
       picks.with_rows(tile_.keys_, Tile::key_at(chunk.run, 0), Tile::key_stride(chunk.run), chunk, [&](const auto& rows) {
-        for_query_groups(lanes, [&](Index lane, auto size) {
+        for_query_groups<typename std::remove_cvref_t<decltype(rows)>::Element>(lanes, [&](Index lane, auto size) {
           Tile::template kernel_of<ScoreKernel, size()>(rows).run(queries + lane * tile_.m_.padded, tile_.m_.padded, rows, scores(lane),
                                                                   attention_block);
         });

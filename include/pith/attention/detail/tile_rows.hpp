@@ -167,7 +167,7 @@ template <class T> struct TileRows {
           return ColumnScores<S>::score(queries + begin * m_.padded, m_.padded, end - begin, at(m_.columns), weight(begin, block),
                                         m_.row_stride);
         }
-      for_query_groups(end - begin, [&](Index group, auto size) {
+      for_query_groups<typename decltype(rows)::Element>(end - begin, [&](Index group, auto size) {
         const Index lane = begin + group;
         kernel_of<ScoreKernel, size()>(rows).run(queries + lane * m_.padded, m_.padded, rows, weight(lane, block) + first, m_.row_stride);
         rows.ahead = nullptr;
@@ -189,7 +189,7 @@ template <class T> struct TileRows {
     const Index next = row + attention_block + fetch_lead;
     const Value* const ahead = next < run.rows ? value_at(run, next) : reinterpret_cast<const Value*>(next_);
     with_rows(values_, {value_at(run, row), value_stride(run), count, ahead}, end - begin, [&](auto rows) {
-      for_query_groups(end - begin, [&](Index group, auto size) {
+      for_query_groups<typename decltype(rows)::Element>(end - begin, [&](Index group, auto size) {
         const Index lane = begin + group;
         kernel_of<ValueKernel, size()>(rows).run(weights_of(lane), weight_stride, rows, at(m_.sums) + lane * m_.padded, m_.padded);
         rows.ahead = nullptr;
