@@ -21,6 +21,7 @@
 namespace pith { inline namespace v0 {
 
 namespace detail {
+class TokenizerSax;
 [[gnu::used]] inline const char* const prebuilt_for_this = &PrebuiltForThis::the_same_instructions;
 }  // namespace detail
 
@@ -28,6 +29,9 @@ extern template struct detail::DecoderModel<float>;
 extern template class Decoder<float>;
 extern template class Session<float, float>;
 extern template class KvCache<float>;
+extern template class detail::AttendTile<float>;
+extern template void detail::attend_observed<float>(const ConstMatrixRef<float>&, const KvView<float>&, MatrixRef<float>, Workspace&,
+                                                    detail::TileObserver<float>, const AttendOptions<float>&);
 extern template class VisionTower<float>;
 extern template std::span<const PolicyEntry<float>> policy_catalogue<float>();
 

@@ -30,7 +30,7 @@ program() {  # name, budget in seconds, file
   printf '   %-36s %5s s (budget %s s), %s MB\n' "$1" "$seconds" "$2" "$memory"
 }
 with_prebuilt() {  # the program with pith/prebuilt.hpp in place of its headers
-  sed -e 's,<pith/io.hpp>,<pith/prebuilt.hpp>,' -e '/<pith\/pith.hpp>/d' -e '/<pith\/text.hpp>/d' "$1" >"$work/prebuilt.cpp"
+  sed -e '1i #include <pith/prebuilt.hpp>' -e '/<pith\/\(pith\|io\|text\|kv\|attention\/attend\).hpp>/d' "$1" >"$work/prebuilt.cpp"
   program '- with pith/prebuilt.hpp' "$2" "$work/prebuilt.cpp"
 }
 program "README.md's program" 8 "$work/readme.cpp"
@@ -39,6 +39,7 @@ program 'pith/prebuilt.cpp, once' 60 "$source/include/pith/prebuilt.cpp"
 program examples/your_own_policy.cpp 8 "$source/examples/your_own_policy.cpp"
 with_prebuilt "$source/examples/your_own_policy.cpp" 8
 program examples/your_own_loop.cpp 3 "$source/examples/your_own_loop.cpp"
+with_prebuilt "$source/examples/your_own_loop.cpp" 3
 
 median() {
   echo "#include <$1>" >"$work/header.cpp"

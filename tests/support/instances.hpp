@@ -30,7 +30,6 @@
   linkage template class KvCache<Q8>;                                                                                             \
   linkage template class KvCache<Rotated<Q4>>;                                                                                    \
   linkage template class KvCache<Kv<Q8, Rotated<Q4>>>;                                                                            \
-  PITH_TEST_ATTEND(linkage, float)                                                                                                \
   PITH_TEST_ATTEND(linkage, double)                                                                                               \
   PITH_TEST_ATTEND(linkage, bfloat16)                                                                                             \
   PITH_TEST_ATTEND(linkage, half)                                                                                                 \

@@ -14,6 +14,9 @@ template struct detail::DecoderModel<float>;
 template class Decoder<float>;
 template class Session<float, float>;
 template class KvCache<float>;
+template class detail::AttendTile<float>;
+template void detail::attend_observed<float>(const ConstMatrixRef<float>&, const KvView<float>&, MatrixRef<float>, Workspace&,
+                                             detail::TileObserver<float>, const AttendOptions<float>&);
 template class VisionTower<float>;
 template std::span<const PolicyEntry<float>> policy_catalogue<float>();
 

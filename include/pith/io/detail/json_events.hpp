@@ -6,7 +6,6 @@ namespace pith { inline namespace v0 { namespace detail {
 class JsonBytes;
 class JsonBuilder;
 class HeaderReader;
-class TokenizerSax;
 
 /// Parses a text and gives its parts to a receiver of nlohmann's events.
 template <class Bytes, class Receiver> void read_events(Bytes first, Bytes last, Receiver& receiver);
