@@ -21,22 +21,26 @@
 namespace pith { inline namespace v0 {
 
 namespace detail {
-class TokenizerSax;
 [[gnu::used]] inline const char* const prebuilt_for_this = &PrebuiltForThis::the_same_instructions;
+
+extern template struct DecoderModel<float>;
+extern template class AttendTile<float>;
+extern template void attend_observed<float>(const ConstMatrixRef<float>&, const KvView<float>&, MatrixRef<float>, Workspace&,
+                                            TileObserver<float>, const AttendOptions<float>&);
+extern template void read_events(JsonBytes, JsonBytes, JsonBuilder&);
+extern template void read_events(const char*, const char*, HeaderReader&);
+#if __has_include(<utf8proc.h>)
+class TokenizerSax;
+extern template void read_events(const char*, const char*, TokenizerSax&);
+#endif
 }  // namespace detail
 
-extern template struct detail::DecoderModel<float>;
 extern template class Decoder<float>;
 extern template class Session<float, float>;
 extern template class KvCache<float>;
-extern template class detail::AttendTile<float>;
-extern template void detail::attend_observed<float>(const ConstMatrixRef<float>&, const KvView<float>&, MatrixRef<float>, Workspace&,
-                                                    detail::TileObserver<float>, const AttendOptions<float>&);
 extern template class VisionTower<float>;
 extern template std::span<const PolicyEntry<float>> policy_catalogue<float>();
 
-extern template void detail::read_events(detail::JsonBytes, detail::JsonBytes, detail::JsonBuilder&);
-extern template void detail::read_events(const char*, const char*, detail::HeaderReader&);
 extern template Checkpoint<float> load_checkpoint<float>(const std::filesystem::path&, const LoadOptions&);
 extern template Decoder<float> load_decoder<float>(const std::filesystem::path&, const LoadOptions&);
 extern template Vision<float> load_vision<float>(const std::filesystem::path&, const VisionLoadOptions&);
@@ -46,7 +50,6 @@ extern template KvPrefix load_prefix<float>(const std::filesystem::path&, const 
 extern template void save_session<float, float>(const Session<float>&, const std::filesystem::path&);
 extern template void load_session<float, float>(Session<float>&, const std::filesystem::path&);
 #if __has_include(<utf8proc.h>)
-extern template void detail::read_events(const char*, const char*, detail::TokenizerSax&);
 extern template Tokenizer load_tokenizer<>(const std::filesystem::path&);
 #endif
 
