@@ -119,7 +119,7 @@ Index check_attend(const ConstMatrixRef<arithmetic_t<T>>& q, const KvView<T>& vi
   return most;
 }
 
-/// The observer of one attend(), whatever its type: called once for each tile, which costs nothing beside it.
+/// An observer of any type behind a pointer: attend() calls it once for each tile.
 template <class S> class TileObserver {
  public:
   template <class Observer> explicit TileObserver(Observer& observer) {

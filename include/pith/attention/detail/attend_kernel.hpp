@@ -188,7 +188,7 @@ template <class T, int Q> struct ValueKernel {
   using V = Simd<S>;
   using Packet = typename V::Packet;
   static constexpr int step = RowLayout<T>::step;
-  /// Packets of a row whose sums fit in registers.
+  /// Packets of a row whose sums fit in registers; for three queries as many as for four, which divide a head.
   static constexpr int strip = (std::max)(step, (V::registers == 32 ? 16 : 8) / (Q == 3 ? 4 : Q));
 
   static void run(const S* weight, Index weight_stride, const Rows<T>& rows, S* sum, Index padded) {
